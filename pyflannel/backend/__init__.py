@@ -1,0 +1,1 @@
+"""How packets reach other nodes."""

@@ -1,0 +1,117 @@
+"""The seam between the daemon and the ways of carrying packets between nodes.
+
+A *backend* publishes what peers need to reach this node and then attaches the node to the overlay;
+what comes back is a *network*: the object that the driver feeds with lease events and kernel
+notifications and tells to converge. Leases change one record at a time and the kernel changes behind
+our back, so a network keeps desired state (from leases and config) apart from actual state (read
+back) and applies the difference; calling `apply` again is always right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pyflannel.core.config import NetworkConfig
+from pyflannel.core.lease import Lease, LeaseAttrs, LeaseEvent
+from pyflannel.core.options import DaemonOptions
+from pyflannel.core.underlay import ExternalInterface
+from pyflannel.kernel.base import Netlink, Notification
+
+RESYNC_INTERVAL_S = 10.0
+"""Seconds between full comparisons even if nothing is known to be wrong (upstream's route checker)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendContext:
+    """All that a backend may lean on."""
+
+    config: NetworkConfig
+    options: DaemonOptions
+    underlay: ExternalInterface
+    netlink: Netlink
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Applied:
+    """What one pass of `Network.apply` did."""
+
+    changed: int = 0
+    """Objects set or deleted because leases or config changed."""
+    repaired: Mapping[str, int] = field(default_factory=dict)
+    """Objects put right because somebody else had changed the kernel, by kind: `route`,
+    `neighbour`, `fdb`, `address`, `link`, `mtu`, `mac`, `device`."""
+
+
+class Backend(Protocol):
+    """Carries overlay packets between nodes in one particular way.
+
+    Called in this order, once each; after a crash both run again and recognise their own work.
+    """
+
+    async def prepare(self, previous: LeaseAttrs | None) -> LeaseAttrs:
+        """Makes what must exist before the lease (the vxlan device, whose MAC the lease carries).
+
+        Args:
+            previous: what this node published before its restart, if the store still holds it.
+        """
+        ...
+
+    async def attach(self, lease: Lease) -> Network:
+        """Joins the overlay with this subnet: device addressed and up, own routes there."""
+        ...
+
+
+class Network(Protocol):
+    """An attached overlay. The driver owns it and never runs two methods at once."""
+
+    @property
+    def mtu(self) -> int:
+        """Bytes a container may send; the encapsulation overhead is already taken off."""
+        ...
+
+    def update(self, events: Sequence[LeaseEvent]) -> None:
+        """Takes lease events. Cheap: marks what is pending, never awaits."""
+        ...
+
+    def synced(self) -> None:
+        """The first full snapshot has been delivered: from now on leftovers may be swept."""
+        ...
+
+    def notice(self, notification: Notification) -> bool:
+        """Whether a kernel notification may concern us; if so the next `apply` reads back."""
+        ...
+
+    async def apply(self, *, full: bool) -> Applied:
+        """Makes the kernel (or data path) hold the desired state. Idempotent.
+
+        Args:
+            full: read the actual state back from the kernel even if nobody reported a change.
+
+        Raises:
+            ApplyError: naming each object that failed; all others were applied.
+        """
+        ...
+
+    async def rebase(self, underlay: ExternalInterface, lease: Lease | None = None) -> LeaseAttrs:
+        """Follows the machine: the external interface, its address, its MTU or our lease changed.
+
+        Device and peers are re-created or re-pointed by the next `apply`.
+
+        Returns:
+            The attributes that the lease must carry from now on.
+        """
+        ...
+
+    def own_attrs(self) -> LeaseAttrs:
+        """The attributes that the lease must carry now (a MAC changed behind our back counts)."""
+        ...
+
+    def status(self) -> Mapping[str, object]:
+        """For `status`: device, counters, offloads; plain JSON values."""
+        ...
+
+    async def detach(self) -> None:
+        """Orderly end: takes down what upstream takes down (udp: the device), leaves the rest."""
+        ...

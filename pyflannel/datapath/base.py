@@ -1,0 +1,159 @@
+"""The seam between the udp backend and whatever moves its packets.
+
+A data path carries IPv4 packets between a TUN device and a UDP socket: one packet is the whole
+payload of one datagram. Three implementations stand behind this protocol: `python` (the readable
+reference, always there), `native` (C threads) and `ebpf` (in the kernel). They share one contract
+suite: the same packets in, the same packets out, the same counters.
+
+Rules every one of them follows (upstream's behaviour unless marked *ours*):
+
+TUN → UDP, per packet
+  1. shorter than 20 bytes, version not 4, IHL or total length inconsistent → drop `tun_malformed`.
+  2. longer than `DatapathConfig.mtu` → cannot happen for packets the kernel routes into the TUN;
+     drop `tun_oversize`.
+  3. no peer for the destination → ICMP network unreachable into the TUN (`icmp_unreachable`), and
+     drop `tun_no_route`.
+  4. TTL ≤ 1 → ICMP time exceeded into the TUN (*ours*; upstream is silent), drop `tun_ttl`.
+  5. TTL − 1, checksum patched incrementally (RFC 1624, 0xFFFF normalised to 0), sent to the peer's
+     address and our own port. A send the socket refuses is a drop `tun_send_error`.
+     EMSGSIZE (path MTU smaller than ours) is answered with ICMP fragmentation needed (type 3 code
+     4, next-hop MTU = path MTU − 28) when the inner DF bit is set, and counted as
+     `tun_too_big`; without DF the packet is sent once with outer fragmentation allowed.
+UDP → TUN, per datagram
+  1. shorter than 20 bytes, version not 4, IHL < 5, total length ≠ datagram length → drop
+     `udp_malformed`; longer than `mtu` → drop `udp_oversize`.
+  2. *ours*, unless `accept_any`: the sender's address is not a known peer → drop
+     `udp_unknown_sender`; the inner source is not in that sender's subnet → drop
+     `udp_wrong_source`; the inner destination is not in the network → drop `udp_wrong_destination`.
+     (The UDP source *port* is not checked: a NAT or a sender that spreads its flows may change it.)
+  3. TTL ≤ 1 → ICMP time exceeded is sent back through the overlay as if the TUN's address had
+     forwarded it (*ours*), drop `udp_ttl`.
+  4. TTL − 1 and written to the TUN; a refused write is a drop `udp_write_error`.
+
+ICMP errors are made only for packets that are not ICMP errors themselves (upstream: not ICMP at
+all, which we keep for *network unreachable*; time exceeded is also made for ICMP echo, or
+traceroute -I and `ping -t` would be blind), are first fragments, come from a unicast source, and
+have a header shorter than 60 bytes. They quote the header and 8 bytes, have TTL 8, ID 0 and the
+TUN's own address as source (the device has `accept_local=1`, else the kernel drops them as
+martian). They are rate-limited: at most 1000 a second in bursts of 50; beyond that
+`icmp_suppressed` counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network
+from typing import Protocol
+
+from pyflannel.core.lpm import RouteTable
+
+COUNTERS: tuple[str, ...] = (
+    "tun_packets",
+    "tun_bytes",
+    "tun_malformed",
+    "tun_oversize",
+    "tun_no_route",
+    "tun_ttl",
+    "tun_too_big",
+    "tun_send_error",
+    "udp_packets",
+    "udp_bytes",
+    "udp_malformed",
+    "udp_oversize",
+    "udp_unknown_sender",
+    "udp_wrong_source",
+    "udp_wrong_destination",
+    "udp_ttl",
+    "udp_write_error",
+    "icmp_unreachable",
+    "icmp_time_exceeded",
+    "icmp_frag_needed",
+    "icmp_suppressed",
+)
+"""Every counter, in the order in which `status` shows them. `tun_packets`/`tun_bytes` count inner IP
+packets (segments, not super packets) handed to the socket, `udp_packets`/`udp_bytes` those handed to
+the TUN; every other one is a reason of drop or an ICMP made."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatapathConfig:
+    """What a data path is told once, before it starts."""
+
+    tun_fd: int
+    """Non-blocking descriptor of the TUN (IFF_NO_PI), or of a packet-preserving socket pair in a
+    test. The data path borrows it: it never closes it."""
+    udp_fd: int
+    """Non-blocking UDP/IPv4 socket, bound to the interface address. Borrowed as well."""
+    tun_name: str
+    """`flannel0`; for messages, and for data paths that attach to the device."""
+    tun_address: IPv4Address
+    """Source of the ICMP errors: the address on the TUN (the subnet's network address)."""
+    network: IPv4Network
+    """The overlay network; inner destinations must lie in it."""
+    mtu: int
+    """MTU of the TUN in bytes."""
+    port: int
+    """UDP port of all peers (our own)."""
+    underlay_name: str = ""
+    """External interface, for data paths that attach to it."""
+    underlay_address: IPv4Address = field(default=IPv4Address(0))
+    """Address the socket is bound to."""
+    accept_any: bool = False
+    """Upstream's behaviour: take every datagram, whoever sent it (`--udp-accept any`)."""
+    vnet_hdr: bool = False
+    """Whether the TUN was opened with IFF_VNET_HDR (10-byte virtio-net header before each packet)."""
+    pin_dir: str = ""
+    """Directory for state that must survive a restart (ebpf: below bpffs); empty = keep nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a data path found it can do on this machine; shown in `status`."""
+
+    name: str
+    """`python`, `native` or `ebpf`."""
+    wants_vnet_hdr: bool = False
+    """Whether the TUN should be opened with IFF_VNET_HDR for it."""
+    offloads: Mapping[str, str] = field(default_factory=dict)
+    """Each offload with `on`, `off (forced)`, `off (not supported: …)` or `withdrawn (EIO …)`."""
+
+
+class Datapath(Protocol):
+    """Moves packets. The udp backend owns it and calls it from the event loop's thread only.
+
+    Order: `start` once, `replace_table` any number of times before and after, `stop` once. After
+    `stop` returns, no thread or callback of it touches the descriptors again.
+    """
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What is in use right now; an offload may be withdrawn while running."""
+        ...
+
+    def start(self) -> None:
+        """Begins to move packets.
+
+        Raises:
+            DatapathError: if it cannot; nothing is left running then.
+        """
+        ...
+
+    def replace_table(self, table: RouteTable) -> None:
+        """Puts a whole new peer table in force, atomically; cheap enough for the event loop."""
+        ...
+
+    def counters(self) -> dict[str, int]:
+        """All of `COUNTERS`, since start."""
+        ...
+
+    def failure(self) -> str | None:
+        """Why it no longer moves packets (`EBADFD: flannel0 is gone`), or `None` while all is well.
+
+        The driver asks on every pass and then opens the device again and starts a new data path.
+        """
+        ...
+
+    def stop(self) -> None:
+        """Stops within 100 ms. May be called twice."""
+        ...

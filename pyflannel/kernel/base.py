@@ -1,0 +1,323 @@
+"""What the rest of pyflannel knows of the kernel's network tables: records, and one protocol.
+
+The records are values in the kernel's own terms (link, address, route, neighbour, FDB entry). The
+`Netlink` protocol reads them and makes them so; it never decides. Two implementations exist: the
+real one (`kernel/netlink.py`) and a fake (`testing/fakenetlink.py`) that one contract suite holds
+to the same behaviour.
+
+Conventions that every implementation keeps:
+
+* *Set is replace.* `Set(x)` makes the kernel hold exactly `x` under `x.key`, whatever stood there.
+* *Deleting what is not there succeeds.* `ESRCH`, `ENOENT`, `EADDRNOTAVAIL`, `ENODEV` on delete mean
+  "already so".
+* Batches go out in order, many messages a system call, and every single answer is checked.
+* Listings are complete or raise: an interrupted dump (`NLM_F_DUMP_INTR`) is repeated inside.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
+from typing import Protocol
+
+from pyflannel.core.errors import KernelError
+from pyflannel.core.ip import Family, IPAddress, IPNetwork
+
+RT_TABLE_MAIN = 254
+RTPROT_KERNEL = 2
+RTPROT_BOOT = 3
+RT_SCOPE_UNIVERSE = 0
+RT_SCOPE_LINK = 253
+RTN_UNICAST = 1
+RTN_BLACKHOLE = 6
+NUD_PERMANENT = 0x80
+"""Values of linux/rtnetlink.h and linux/neighbour.h."""
+
+IPInterface = IPv4Interface | IPv6Interface
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VxlanAttrs:
+    """The IFLA_VXLAN_* attributes that we set or compare."""
+
+    vni: int
+    link: int = 0
+    """ifindex of the underlay device (IFLA_VXLAN_LINK), 0 if none."""
+    local: IPAddress | None = None
+    """Tunnel source (IFLA_VXLAN_LOCAL or LOCAL6)."""
+    group: IPAddress | None = None
+    """Default remote or multicast group; we never set it, and one that is there is a difference."""
+    port: int = 0
+    """UDP destination port in host order; 0 = do not send, the kernel takes 8472."""
+    learning: bool = False
+    gbp: bool = False
+    l2miss: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IpipAttrs:
+    """The IFLA_IPTUN_* attributes that we set or compare."""
+
+    local: IPv4Address | None = None
+    remote: IPv4Address | None = None
+    link: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkSpec:
+    """A link to create."""
+
+    name: str
+    kind: str
+    """IFLA_INFO_KIND: `vxlan`, `ipip`, …"""
+    mtu: int | None = None
+    mac: str | None = None
+    """Lower-case `aa:bb:…`, or `None` to let the kernel choose."""
+    txqlen: int | None = None
+    vxlan: VxlanAttrs | None = None
+    ipip: IpipAttrs | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """A link as the kernel reports it."""
+
+    index: int
+    name: str
+    kind: str = ""
+    """IFLA_INFO_KIND, empty for physical devices and loopback."""
+    mtu: int = 0
+    mac: str = ""
+    """Lower-case `aa:bb:…`; empty for devices without a link-layer address (TUN, ipip)."""
+    up: bool = False
+    """IFF_UP: administratively up."""
+    running: bool = False
+    """IFF_RUNNING: operational (carrier)."""
+    loopback: bool = False
+    txqlen: int = 0
+    vxlan: VxlanAttrs | None = None
+    ipip: IpipAttrs | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """An address on a link."""
+
+    index: int
+    """ifindex of the link."""
+    interface: IPInterface
+    """Address with its prefix length (IFA_LOCAL, or IFA_ADDRESS for IPv6)."""
+    scope: int = RT_SCOPE_UNIVERSE
+    permanent: bool = True
+    """IFA_F_PERMANENT: configured by hand, not by DHCP or router advertisement."""
+    temporary: bool = False
+    """IFA_F_TEMPORARY: an IPv6 privacy address."""
+    deprecated: bool = False
+    """IFA_F_DEPRECATED: not to be used for new connections."""
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What the kernel tells two addresses apart by."""
+        return ("address", self.index, self.interface)
+
+    def __str__(self) -> str:
+        return f"address {self.interface} dev {self.index}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """A route of the main table."""
+
+    dst: IPNetwork
+    gateway: IPAddress | None = None
+    oif: int | None = None
+    """ifindex of the outgoing link; `None` = not said (on set), several next hops (on read)."""
+    onlink: bool = False
+    """RTNH_F_ONLINK: the gateway is taken to be on the link whatever the addresses say."""
+    scope: int = RT_SCOPE_UNIVERSE
+    """rtm_scope; meaningless in IPv6, where the kernel always reports universe."""
+    protocol: int = RTPROT_BOOT
+    """rtm_protocol; flannel's are `boot`, what plain `ip route add` uses."""
+    type: int = RTN_UNICAST
+    metric: int = 0
+    """RTA_PRIORITY; on IPv6 the kernel turns 0 into 1024, which implementations report as 0 again."""
+    src: IPAddress | None = None
+    """Preferred source address."""
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What the kernel tells two routes apart by (tos is always 0 with us)."""
+        return ("route", self.dst, self.metric)
+
+    def __str__(self) -> str:
+        kind = "blackhole " if self.type == RTN_BLACKHOLE else ""
+        text = f"route {kind}{self.dst}"
+        if self.gateway is not None:
+            text += f" via {self.gateway}"
+        if self.oif is not None:
+            text += f" dev {self.oif}"
+        return text + (" onlink" if self.onlink else "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Neighbour:
+    """An entry of the ARP or ND table: overlay IP → inner MAC."""
+
+    index: int
+    ip: IPAddress
+    mac: str
+    state: int = NUD_PERMANENT
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What the kernel tells two neighbours apart by."""
+        return ("neighbour", self.index, self.ip)
+
+    def __str__(self) -> str:
+        return f"neighbour {self.ip} lladdr {self.mac} dev {self.index}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FdbEntry:
+    """A forwarding-database entry of a vxlan device: inner MAC → underlay IP."""
+
+    index: int
+    mac: str
+    dst: IPAddress
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What the kernel tells two entries apart by; replacing a MAC's entry changes its `dst`."""
+        return ("fdb", self.index, self.mac)
+
+    def __str__(self) -> str:
+        return f"fdb {self.mac} dst {self.dst} dev {self.index}"
+
+
+KernelObject = Address | Route | Neighbour | FdbEntry
+
+
+@dataclass(frozen=True, slots=True)
+class Set:
+    """Make the kernel hold this object, replacing what stands under its key."""
+
+    object: KernelObject
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Remove exactly this object; if it is not there, all is well."""
+
+    object: KernelObject
+
+
+Operation = Set | Delete
+
+
+class Topic(enum.Enum):
+    """What a kernel notification is about."""
+
+    LINK = "link"
+    ADDRESS = "address"
+    ROUTE = "route"
+    NEIGHBOUR = "neighbour"
+    OVERFLOW = "overflow"
+    """The notification socket overflowed (ENOBUFS): anything may have happened, compare all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notification:
+    """Something changed in the kernel. Hints only: read back before acting."""
+
+    topic: Topic
+    index: int = 0
+    """ifindex it is about, 0 if unknown."""
+    name: str = ""
+    """Link name, for `Topic.LINK`."""
+    deleted: bool = False
+    family: Family | None = None
+    """Family of the address, route or neighbour; `None` for links and FDB entries."""
+    dst: IPNetwork | None = None
+    """Destination of the route, for `Topic.ROUTE`."""
+
+
+class Netlink(Protocol):
+    """Reads and writes one network namespace's tables.
+
+    Bound to the network namespace of the process. All methods may be called concurrently; each
+    raises `KernelError` (or its subclasses) and nothing else but `asyncio.CancelledError`.
+    """
+
+    async def links(self) -> list[Link]:
+        """All links, in order of their index."""
+        ...
+
+    async def link(self, name: str) -> Link | None:
+        """The link of this name, or `None`."""
+        ...
+
+    async def addresses(self, *, index: int | None = None) -> list[Address]:
+        """Addresses of both families, of one link or of all; in the kernel's order."""
+        ...
+
+    async def routes(self, family: Family, *, oif: int | None = None) -> list[Route]:
+        """Routes of the main table, of one outgoing link or of all."""
+        ...
+
+    async def neighbours(self, index: int, family: Family) -> list[Neighbour]:
+        """Neighbours of one link in any state (permanent and learned)."""
+        ...
+
+    async def fdb(self, index: int) -> list[FdbEntry]:
+        """FDB entries of one vxlan link which have a destination."""
+        ...
+
+    async def route_lookup(self, destination: IPAddress) -> Route | None:
+        """The route the kernel would take, as `ip route get` says; `None` if unreachable.
+
+        `oif`, `gateway` and `src` are filled in; `dst` is the looked-up address itself.
+        """
+        ...
+
+    async def create_link(self, spec: LinkSpec) -> Link:
+        """Creates a link, exclusively (`EEXIST` is a `KernelError`), and reads it back."""
+        ...
+
+    async def delete_link(self, index: int) -> None:
+        """Deletes a link; one that is not there is well deleted."""
+        ...
+
+    async def set_link(
+        self,
+        index: int,
+        *,
+        mtu: int | None = None,
+        mac: str | None = None,
+        up: bool | None = None,
+        txqlen: int | None = None,
+    ) -> None:
+        """Changes the given attributes and leaves the others."""
+        ...
+
+    async def apply(self, operations: Sequence[Operation]) -> dict[int, KernelError]:
+        """Carries the operations out in order; one that fails does not stop the rest.
+
+        Yields to the event loop between chunks.
+
+        Returns:
+            The failures by position in `operations`; empty when all went well.
+        """
+        ...
+
+    def notifications(self) -> AsyncIterator[Notification]:
+        """Kernel notifications of links, addresses, routes and neighbours (FDB included), for ever.
+
+        Subscribed when the first item is awaited at the latest. Closing the iterator unsubscribes.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Releases the sockets. May be called twice."""
+        ...

@@ -1,0 +1,165 @@
+"""Logs as events with fields, on top of the standard library.
+
+`log.info("lease acquired", subnet=…, expires=…)`: the phrase is fixed, the values are fields that
+are named alike everywhere. Three renderings: text for a terminal, `key=value` lines otherwise, JSON
+on request. Secrets never get here; should one slip into a field, `redact` hides it by its name.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from typing import Final, TextIO
+
+_FIELDS: Final = "pyflannel_fields"
+_SECRET: Final = ("password", "token", "psk", "secret", "private")
+
+
+class EventLogger:
+    """A logger whose records are an event and its fields."""
+
+    __slots__ = ("_logger",)
+
+    def __init__(self, name: str) -> None:
+        self._logger = logging.getLogger(name)
+
+    def debug(self, event: str, **fields: object) -> None:
+        """Each event, for those who look closely (`-v 1` and up)."""
+        self._log(logging.DEBUG, event, fields)
+
+    def info(self, event: str, **fields: object) -> None:
+        """What belongs in an incident's timeline."""
+        self._log(logging.INFO, event, fields)
+
+    def warning(self, event: str, **fields: object) -> None:
+        """We are coping."""
+        self._log(logging.WARNING, event, fields)
+
+    def error(self, event: str, **fields: object) -> None:
+        """Someone must act."""
+        self._log(logging.ERROR, event, fields)
+
+    def exception(self, event: str, **fields: object) -> None:
+        """A defect of ours, with its traceback."""
+        self._logger.log(logging.ERROR, event, extra={_FIELDS: fields}, exc_info=True)
+
+    def _log(self, level: int, event: str, fields: Mapping[str, object]) -> None:
+        if self._logger.isEnabledFor(level):
+            self._logger.log(level, event, extra={_FIELDS: fields})
+
+
+def get_logger(name: str) -> EventLogger:
+    """The event logger of a module: `log = get_logger(__name__)`."""
+    return EventLogger(name)
+
+
+def redact(name: str, value: object) -> object:
+    """The value, or `***` if the field's name says that it is a secret."""
+    if value and any(word in name.lower() for word in _SECRET):
+        return "***"
+    return value
+
+
+def _fields(record: logging.LogRecord) -> dict[str, object]:
+    fields: Mapping[str, object] = getattr(record, _FIELDS, {})
+    return {name: redact(name, value) for name, value in fields.items() if value is not None}
+
+
+def _quote(value: object) -> str:
+    text = value if isinstance(value, str) else str(value)
+    if text and not any(c in text for c in ' "=\n\t\\') and text.isprintable():
+        return text
+    return json.dumps(text, ensure_ascii=False)
+
+
+class TextFormatter(logging.Formatter):
+    """`23:59:01.123 INFO    lease acquired  subnet=10.5.1.0/24 …`, for people at a terminal."""
+
+    def __init__(self, *, color: bool) -> None:
+        super().__init__()
+        self._color = color
+
+    def format(self, record: logging.LogRecord) -> str:
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        tone = {"WARNING": "33", "ERROR": "31;1", "DEBUG": "2"}.get(record.levelname)
+        event = record.getMessage()
+        if self._color and tone:
+            event = f"\x1b[{tone}m{event}\x1b[0m"
+        fields = " ".join(f"{name}={_quote(value)}" for name, value in _fields(record).items())
+        text = f"{clock}.{int(record.msecs):03d} {record.levelname:<7} {event}"
+        if fields:
+            text += f"  {fields}"
+        return text + _traceback(self, record)
+
+
+class KeyValueFormatter(logging.Formatter):
+    """`time=… level=info event="lease acquired" subnet=…`, one line each, for journals and grep."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        parts = [
+            f"time={_timestamp(record)}",
+            f"level={record.levelname.lower()}",
+            f"event={_quote(record.getMessage())}",
+        ]
+        parts += [f"{name}={_quote(value)}" for name, value in _fields(record).items()]
+        trace = _traceback(self, record)
+        if trace:
+            parts.append(f"traceback={json.dumps(trace.strip())}")
+        return " ".join(parts)
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line; numbers and booleans stay what they are."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry: dict[str, object] = {
+            "time": _timestamp(record),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            "module": record.name.removeprefix("pyflannel."),
+        }
+        for name, value in _fields(record).items():
+            plain = isinstance(value, bool | int | float | str | list | dict)
+            entry[name] = value if plain else str(value)
+        trace = _traceback(self, record)
+        if trace:
+            entry["traceback"] = trace.strip()
+        return json.dumps(entry, ensure_ascii=False, default=str)
+
+
+def _timestamp(record: logging.LogRecord) -> str:
+    clock = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+    return f"{clock}.{int(record.msecs):03d}Z"
+
+
+def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    return "\n" + formatter.formatException(record.exc_info) if record.exc_info else ""
+
+
+def set_up(style: str, *, verbosity: int = 0, stream: TextIO | None = None) -> None:
+    """Sends our logs to `stream` (stderr).
+
+    Args:
+        style: `auto` (text on a terminal, key=value lines otherwise), `text` or `json`. On a stream
+            that is no terminal `text` gives the key=value lines as well.
+        verbosity: 0 = info and above; 1 and more = debug (upstream's `-v`).
+    """
+    out = stream if stream is not None else sys.stderr
+    terminal = out.isatty()
+    formatter: logging.Formatter
+    if style == "json":
+        formatter = JsonFormatter()
+    elif terminal:
+        formatter = TextFormatter(color=True)
+    else:
+        formatter = KeyValueFormatter()
+    handler = logging.StreamHandler(out)
+    handler.setFormatter(formatter)
+    root = logging.getLogger("pyflannel")
+    root.handlers[:] = [handler]
+    root.propagate = False
+    root.setLevel(logging.DEBUG if verbosity > 0 else logging.INFO)
+    logging.getLogger("asyncio").handlers[:] = [handler]

@@ -1,0 +1,1 @@
+"""Leases kept in etcd."""

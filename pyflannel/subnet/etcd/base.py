@@ -1,0 +1,151 @@
+"""The seam to etcd: the dozen requests that flannel needs, as values.
+
+`store.py` speaks to a real etcd (etcd3gw for single requests, aiohttp for the watch, both on the v3
+JSON gateway); `testing/fakestore.py` is a complete one in memory. One contract suite runs over both.
+Keys and values are bytes. Every method raises `StoreError` or one of its subclasses and nothing else
+but `asyncio.CancelledError`; every single request has a deadline, tries the endpoints in turn, and
+is not repeated by itself when it might have been carried out (a timed-out write): the caller reads
+before it writes again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyValue:
+    """One key."""
+
+    key: bytes
+    value: bytes
+    mod_revision: int
+    version: int = 1
+    lease: int = 0
+    """Id of the etcd lease, 0 if none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """Who answered, and at which revision."""
+
+    revision: int
+    cluster_id: int
+    member_id: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RangeResult:
+    """The keys below a prefix (or a single key) at `header.revision`, sorted by key."""
+
+    header: Header
+    kvs: Sequence[KeyValue]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseStatus:
+    """An etcd lease. `ttl` is -1 and `granted_ttl` 0 when it does not exist (any more)."""
+
+    id: int
+    ttl: int
+    granted_ttl: int = 0
+    keys: Sequence[bytes] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PutEvent:
+    """A key was written."""
+
+    kv: KeyValue
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteEvent:
+    """A key was deleted, or its lease expired."""
+
+    key: bytes
+    mod_revision: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchResponse:
+    """One answer of a watch: every event in it, in order; none for a mere progress notice."""
+
+    header: Header
+    events: Sequence[PutEvent | DeleteEvent]
+
+
+class Store(Protocol):
+    """One etcd cluster."""
+
+    async def get(self, key: bytes) -> RangeResult:
+        """One key; `kvs` is empty when it does not exist. Linearizable."""
+        ...
+
+    async def range_prefix(self, prefix: bytes) -> RangeResult:
+        """All keys that start with a prefix, at one revision. Linearizable."""
+        ...
+
+    async def put(
+        self, key: bytes, value: bytes, *, lease: int = 0, if_mod_revision: int | None = None
+    ) -> Header:
+        """Writes a key in one transaction.
+
+        Args:
+            lease: etcd lease to hang the key on, 0 for none.
+            if_mod_revision: write only if the key's mod_revision equals this; 0 means only if the
+                key does not exist. `None` writes unconditionally.
+
+        Raises:
+            StoreConflict: the condition did not hold; nothing was written.
+            StoreLeaseNotFound: the etcd lease is gone.
+        """
+        ...
+
+    async def delete(self, key: bytes, *, if_mod_revision: int | None = None) -> bool:
+        """Deletes a key; `False` if it was not there (or, with a condition, was not the same)."""
+        ...
+
+    async def grant(self, ttl: int) -> LeaseStatus:
+        """A new etcd lease of `ttl` seconds; the server may give more."""
+        ...
+
+    async def keepalive(self, lease: int) -> int:
+        """Renews an etcd lease to its granted TTL and returns that.
+
+        Raises:
+            StoreLeaseNotFound: it is gone.
+        """
+        ...
+
+    async def time_to_live(self, lease: int, *, keys: bool = False) -> LeaseStatus:
+        """Asks for an etcd lease; with `keys` also which keys hang on it."""
+        ...
+
+    async def revoke(self, lease: int) -> None:
+        """Ends an etcd lease and deletes the keys that hang on it; one that is gone is well ended."""
+        ...
+
+    def watch_prefix(self, prefix: bytes, start_revision: int) -> AsyncIterator[WatchResponse]:
+        """Events of all keys below a prefix from `start_revision` on, for as long as it holds.
+
+        The first response comes when the server has confirmed the watch (it may carry no events),
+        so that the caller can compare cluster and revision. The iterator never ends by itself; it
+        raises instead.
+
+        Raises:
+            StoreCompacted: `start_revision` is gone.
+            StoreUnavailable: the connection broke or was idle for too long (a frozen server).
+            StoreDenied: not allowed.
+        """
+        ...
+
+    def describe(self) -> str:
+        """Endpoints for a log line, without secrets: `http://192.0.2.1:2379, …`."""
+        ...
+
+    async def close(self) -> None:
+        """Releases connections and threads. May be called twice."""
+        ...

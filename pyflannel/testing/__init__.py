@@ -1,0 +1,1 @@
+"""Importable fakes for tests."""

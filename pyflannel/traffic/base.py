@@ -1,0 +1,48 @@
+"""The seam to the firewall: masquerade and forward rules, kept by one of two traffic managers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from pyflannel.core.rules import RuleSet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RulesApplied:
+    """What one pass did."""
+
+    changed: bool = False
+    """Whether anything was written."""
+    repaired: bool = False
+    """Whether what was written had been there before and was removed by somebody else."""
+
+
+class TrafficManager(Protocol):
+    """Keeps an abstract rule list in the kernel through iptables or nftables.
+
+    One task owns it; no two methods run at once.
+    """
+
+    async def ensure(self, rules: RuleSet, *, previous: RuleSet | None = None) -> RulesApplied:
+        """Makes the firewall hold exactly these rules, atomically per table; writes only on difference.
+
+        Args:
+            rules: what must be there; empty parts are removed.
+            previous: what an earlier run (of ours or upstream's) left, to be recycled first.
+
+        Raises:
+            FlannelError: naming the binary or rule that failed, and the way out.
+        """
+        ...
+
+    async def changed(self) -> bool:
+        """Waits until somebody else may have changed the rules; `False` if it cannot tell.
+
+        When it cannot tell, the caller calls `ensure` every resync period.
+        """
+        ...
+
+    async def remove(self) -> None:
+        """Removes every rule and chain of this manager, best-effort (for the manager not in use)."""
+        ...
