@@ -52,7 +52,7 @@ class EventLogger:
 
 
 def get_logger(name: str) -> EventLogger:
-    """The event logger of a module: `log = get_logger(__name__)`."""
+    """The event logger of a module; called once at its top with its `__name__`."""
     return EventLogger(name)
 
 
@@ -82,7 +82,7 @@ class TextFormatter(logging.Formatter):
         super().__init__()
         self._color = color
 
-    def format(self, record: logging.LogRecord) -> str:
+    def format(self, record: logging.LogRecord) -> str:  # noqa: D102 - as inherited
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         tone = {"WARNING": "33", "ERROR": "31;1", "DEBUG": "2"}.get(record.levelname)
         event = record.getMessage()
@@ -98,7 +98,7 @@ class TextFormatter(logging.Formatter):
 class KeyValueFormatter(logging.Formatter):
     """`time=… level=info event="lease acquired" subnet=…`, one line each, for journals and grep."""
 
-    def format(self, record: logging.LogRecord) -> str:
+    def format(self, record: logging.LogRecord) -> str:  # noqa: D102 - as inherited
         parts = [
             f"time={_timestamp(record)}",
             f"level={record.levelname.lower()}",
@@ -114,7 +114,7 @@ class KeyValueFormatter(logging.Formatter):
 class JsonFormatter(logging.Formatter):
     """One JSON object a line; numbers and booleans stay what they are."""
 
-    def format(self, record: logging.LogRecord) -> str:
+    def format(self, record: logging.LogRecord) -> str:  # noqa: D102 - as inherited
         entry: dict[str, object] = {
             "time": _timestamp(record),
             "level": record.levelname.lower(),

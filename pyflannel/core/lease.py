@@ -128,12 +128,20 @@ class LeaseTable:
         self._own: SubnetKey | None = None
         self._peers: dict[SubnetKey, Lease] = {}
         self.rejected: dict[SubnetKey, str] = {}
-        """Leases that are not peers, each with the reason; for the log and for `status`."""
+        """Leases that are not peers, each with the reason; for `status`."""
+        self._said: dict[SubnetKey, str] = {}
+        self._unsaid: dict[SubnetKey, str] = {}
 
     @property
     def peers(self) -> dict[SubnetKey, Lease]:
         """The known peers. The caller must not change it."""
         return self._peers
+
+    def new_rejections(self) -> list[tuple[SubnetKey, str]]:
+        """Rejections not returned before, for the log: one line for each, however often seen."""
+        self._said |= self._unsaid
+        fresh, self._unsaid = list(self._unsaid.items()), {}
+        return fresh
 
     def set_own(self, own: SubnetKey | None) -> list[LeaseEvent]:
         """Tells which lease is ours; it is never reported. If a peer was known there, it goes."""
@@ -183,6 +191,8 @@ class LeaseTable:
             return False
         reason = self._why_not(lease.key)
         if reason:
+            if self._said.get(lease.key) != reason:
+                self._unsaid[lease.key] = reason
             self.rejected[lease.key] = reason
             return False
         self.rejected.pop(lease.key, None)

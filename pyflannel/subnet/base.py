@@ -25,7 +25,7 @@ class SubnetManager(Protocol):
         ...
 
     async def previous_attrs(self) -> LeaseAttrs | None:
-        """The attributes this node published before (its VTEP MAC, say), if its lease still exists."""
+        """What this node published before (its VTEP MAC, say), if its lease still exists."""
         ...
 
     async def acquire_lease(self, attrs: LeaseAttrs) -> Lease:

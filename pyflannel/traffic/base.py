@@ -25,7 +25,7 @@ class TrafficManager(Protocol):
     """
 
     async def ensure(self, rules: RuleSet, *, previous: RuleSet | None = None) -> RulesApplied:
-        """Makes the firewall hold exactly these rules, atomically per table; writes only on difference.
+        """Makes the firewall hold exactly these rules; atomic per table, and only on difference.
 
         Args:
             rules: what must be there; empty parts are removed.
@@ -37,12 +37,17 @@ class TrafficManager(Protocol):
         ...
 
     async def changed(self) -> bool:
-        """Waits until somebody else may have changed the rules; `False` if it cannot tell.
+        """Waits until the rules should be looked at again.
 
-        When it cannot tell, the caller calls `ensure` every resync period.
+        Returns:
+            `True` if somebody changed them, `False` if it is just time.
         """
         ...
 
+    def close(self) -> None:
+        """Stops listening for changes; the rules stay."""
+        ...
+
     async def remove(self) -> None:
-        """Removes every rule and chain of this manager, best-effort (for the manager not in use)."""
+        """Removes all rules and chains of this manager, best-effort (for the one not in use)."""
         ...

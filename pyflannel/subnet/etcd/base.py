@@ -60,6 +60,11 @@ class PutEvent:
 
     kv: KeyValue
 
+    @property
+    def mod_revision(self) -> int:
+        """Store revision of the event."""
+        return self.kv.mod_revision
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeleteEvent:

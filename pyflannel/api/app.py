@@ -1,0 +1,135 @@
+"""HTTP: `/healthz` and `/readyz` for probes, `/status` for `pyflannel status`.
+
+The health server speaks as upstream's does, to the byte: any method, exact paths, plain text and no
+newline. It is only there with `--healthz-port`, and from before the network config is known. The
+status socket is a unix socket that only root (the daemon's user) may open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+from pathlib import Path
+
+from aiohttp import web
+
+from pyflannel.api.status import StatusBoard
+from pyflannel.core.errors import DeviceUnavailable
+from pyflannel.logs import get_logger
+
+log = get_logger(__name__)
+
+SHUTDOWN_S = 0.25
+"""A probe that hangs must not hold up SIGTERM; aiohttp waits up to twice this (measured)."""
+
+
+def _plain(text: str, status: int = 200) -> web.Response:
+    return web.Response(
+        body=text.encode(),
+        status=status,
+        headers={"Content-Type": "text/plain; charset=utf-8"},
+    )
+
+
+def health_app(board: StatusBoard) -> web.Application:
+    """`/healthz`, `/readyz`, and upstream's 404 for everything else."""
+
+    async def answer(request: web.Request) -> web.Response:
+        if request.path == "/healthz":
+            return _plain("flanneld is running")
+        if request.path == "/readyz":
+            if board.ready:
+                return _plain("flanneld is ready")
+            return _plain("flanneld is not ready yet", 503)
+        missing = _plain("404 page not found\n", 404)
+        missing.headers["X-Content-Type-Options"] = "nosniff"
+        return missing
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    return app
+
+
+def status_app(board: StatusBoard) -> web.Application:
+    """`GET /status`: the board as JSON."""
+
+    async def status(_: web.Request) -> web.Response:
+        return web.json_response(board.as_json())
+
+    app = web.Application()
+    app.router.add_get("/status", status)
+    return app
+
+
+async def serve_health(board: StatusBoard, host: str, port: int) -> web.AppRunner:
+    """Starts the health server.
+
+    Raises:
+        DeviceUnavailable: the port cannot be had.
+    """
+    runner = web.AppRunner(health_app(board), access_log=None, shutdown_timeout=SHUTDOWN_S)
+    await runner.setup()
+    site = web.TCPSite(runner, host, port)
+    try:
+        await site.start()
+    except OSError as error:
+        await runner.cleanup()
+        raise DeviceUnavailable(
+            "listen for health probes on",
+            f"{host}:{port}",
+            error.errno or 0,
+            "choose another --healthz-port, or end what listens there",
+        ) from error
+    log.info(f"Start healthz server on {host}:{port}", host=host, port=port)
+    return runner
+
+
+async def serve_status(board: StatusBoard, path: str) -> web.AppRunner:
+    """Starts the status socket, mode 0600. A stale socket of a dead daemon is replaced.
+
+    Raises:
+        DeviceUnavailable: it cannot be made, or a live daemon answers on it.
+    """
+    runner = web.AppRunner(status_app(board), access_log=None, shutdown_timeout=SHUTDOWN_S)
+    await runner.setup()
+    try:
+        socket_path = Path(path)
+        await _refuse_live_socket(path)
+        socket_path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            socket_path.unlink()
+        site = web.UnixSite(runner, path)
+        await site.start()
+        socket_path.chmod(0o600)
+    except OSError as error:
+        await runner.cleanup()
+        raise DeviceUnavailable("listen on status socket", path, error.errno or 0) from error
+    except DeviceUnavailable:
+        await runner.cleanup()
+        raise
+    return runner
+
+
+async def _refuse_live_socket(path: str) -> None:
+    try:
+        _, writer = await asyncio.wait_for(asyncio.open_unix_connection(path), 1.0)
+    except (OSError, TimeoutError):
+        return
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    raise DeviceUnavailable(
+        "listen on status socket",
+        path,
+        errno.EADDRINUSE,
+        "another pyflanneld answers there; give this one its own --status-socket",
+    )
+
+
+async def stop_serving(runner: web.AppRunner, path: str = "") -> None:
+    """Stops a server and removes its unix socket, if it has one."""
+    await runner.cleanup()
+    if path:
+        with contextlib.suppress(OSError):
+            Path(path).unlink()

@@ -1,0 +1,403 @@
+"""Backend `udp`: overlay packets inside UDP datagrams, nothing added.
+
+Theory of operation. The node's subnet gives the TUN device `flannel0` its address (the network
+address of the subnet, /32, so that no connected route comes with it), and one route sends the whole
+cluster network there. What the kernel routes into the device a *data path* wraps, as it is, into a
+datagram to the owner of the destination's subnet; what arrives on the UDP port it unwraps into the
+device. Peers are rows of the data path's table, not objects of the kernel.
+
+| object | one per | known as ours by | order |
+|---|---|---|---|
+| TUN `flannel0`, its address, MTU, state | node | we hold it open; it vanishes with us | 1 |
+| UDP socket on the interface address | node | – | 2 |
+| route to the cluster network | node | it leaves through the device | 3 |
+| row of the peer table | peer | – | any time |
+
+The engine keeps device, address and route; this module keeps descriptors, data path and table.
+When the device is deleted under us the engine misses it, opens it anew through us, and the data
+path is started again with the same table. The type in a peer's lease is not looked at: like
+upstream's, this backend sends to every lease, at its own port number.
+
+It never touches `ip_forward` or `rp_filter`. It sets `accept_local` on its own device, without which
+the kernel drops our ICMP errors as martians (upstream's never arrive, measured).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from typing import Final
+
+from pyflannel.backend.base import Applied, BackendContext, Network
+from pyflannel.backend.engine import Engine
+from pyflannel.backend.plan import Device, PeerObjects, Table, TableEntry, View
+from pyflannel.backend.registry import register
+from pyflannel.core.backendconfig import UdpConfig, decode_backend
+from pyflannel.core.errors import ConfigError, DatapathError, FlannelError
+from pyflannel.core.ip import Family, IPAddress, IPNetwork, SubnetKey
+from pyflannel.core.lease import Lease, LeaseAdded, LeaseAttrs, LeaseEvent
+from pyflannel.core.lpm import Peer, RouteTable
+from pyflannel.core.underlay import ExternalInterface
+from pyflannel.datapath import select
+from pyflannel.datapath.base import Datapath, DatapathConfig
+from pyflannel.kernel.base import Link, Notification, Route
+from pyflannel.kernel.sysctl import write_sysctl
+from pyflannel.kernel.tun import TunDevice, open_tun
+from pyflannel.kernel.udp import open_udp
+from pyflannel.logs import get_logger
+
+log = get_logger(__name__)
+
+DEVICE: Final = "flannel0"
+"""What upstream's template `flannel%d` gives on a node with one daemon."""
+OVERHEAD_BYTES: Final = 28
+"""Outer IPv4 header (20) and UDP header (8); the payload is the overlay packet itself."""
+MINIMUM_MTU: Final = 68
+"""RFC 791 §3.2: what every internet module must be able to forward."""
+
+
+def overlay_mtu(underlay_mtu: int) -> int:
+    """Bytes an overlay packet may have and still fit the underlay, once wrapped in UDP.
+
+    Args:
+        underlay_mtu: MTU of the external interface, in bytes.
+
+    Raises:
+        ConfigError: if too little is left.
+    """
+    left = underlay_mtu - OVERHEAD_BYTES
+    if left < MINIMUM_MTU:
+        raise ConfigError(
+            f"underlay MTU {underlay_mtu} leaves {left} bytes for the overlay, which is less than "
+            f"the {MINIMUM_MTU} of RFC 791; raise the MTU of the external interface"
+        )
+    return left
+
+
+@dataclass(frozen=True, slots=True)
+class UdpPlan:
+    """The kernel objects of this node; peers need none."""
+
+    underlay: str
+    network: IPv4Network
+    subnet: IPv4Network
+    device: Device
+
+    def devices(self, underlay: Link | None) -> Sequence[Device]:
+        """The TUN; it does not depend on the underlay."""
+        del underlay
+        return (self.device,)
+
+    def tables(self) -> Sequence[Table]:
+        """IPv4 routes."""
+        return (Table(Route, Family.V4),)
+
+    def node_objects(self, view: View) -> Sequence[TableEntry]:
+        """The one route of the overlay."""
+        link = view.links.get(DEVICE)
+        return () if link is None else (Route(dst=self.network, oif=link.index),)
+
+    def peer_objects(self, lease: Lease, view: View) -> PeerObjects:
+        """None: peers are rows of the data path's table."""
+        del lease, view
+        return PeerObjects()
+
+    def destinations(self, lease: Lease) -> Sequence[IPAddress]:
+        """None."""
+        del lease
+        return ()
+
+    def is_ours(self, thing: TableEntry, view: View, *, startup: bool) -> bool:
+        """Routes that leave through our device towards another cluster network (a former one)."""
+        del startup
+        link = view.links.get(DEVICE)
+        return (
+            isinstance(thing, Route)
+            and link is not None
+            and thing.oif == link.index
+            and thing.dst.version == 4
+        )
+
+    def concerns(self, dst: IPNetwork) -> bool:
+        """Whether a route is the overlay's."""
+        return dst == self.network
+
+
+@register("udp")
+class UdpBackend:
+    """See the module."""
+
+    def __init__(self, context: BackendContext) -> None:
+        config, problems = decode_backend("udp", context.config.backend)
+        errors = [str(p.message) for p in problems if p.severity == "error"]
+        if errors or not isinstance(config, UdpConfig):
+            raise ConfigError("; ".join(errors) or "udp backend config cannot be read")
+        if context.config.network is None or not context.config.enable_ipv4:
+            raise ConfigError("the udp backend carries IPv4 only: the config needs a Network")
+        overlay_mtu(context.underlay.mtu)
+        self._context = context
+        self._config = config
+
+    async def prepare(self, previous: LeaseAttrs | None) -> LeaseAttrs:
+        """The public IP is all that a udp peer needs."""
+        del previous
+        return _attrs(self._context.underlay)
+
+    async def attach(self, lease: Lease) -> Network:
+        """Opens device and socket, configures the device, starts the data path.
+
+        Raises:
+            FlannelError: naming what cannot be had.
+        """
+        network = UdpNetwork(self._context, self._config, lease)
+        try:
+            await network.open()
+        except BaseException:
+            await network.detach()
+            raise
+        return network
+
+
+class UdpNetwork:
+    """The attached node: descriptors, data path, peer table."""
+
+    def __init__(self, context: BackendContext, config: UdpConfig, lease: Lease) -> None:
+        self._context = context
+        self._port = config.port
+        self._underlay = context.underlay
+        self._lease = lease
+        self._peers: dict[SubnetKey, Peer] = {}
+        self._table = RouteTable()
+        self._table_changed = False
+        self._choice: select.Choice | None = None
+        self._failed: dict[str, str] = {}
+        self._tun: TunDevice | None = None
+        self._socket: socket.socket | None = None
+        self._datapath: Datapath | None = None
+        self._engine = Engine(context.netlink, self._plan())
+        self._starts = 0
+
+    @property
+    def mtu(self) -> int:
+        """Bytes a container may send."""
+        return overlay_mtu(self._underlay.mtu)
+
+    async def open(self) -> None:
+        """Everything a packet needs; called once, by `attach`.
+
+        Raises:
+            FlannelError: naming what cannot be had.
+        """
+        while not await self._bring_up():
+            pass
+        await self._engine.apply(full=True)
+
+    async def _bring_up(self) -> bool:
+        """One try with the best data path that has not failed yet; `False` to try the next."""
+        if self._tun is None:
+            await self._open_tun()
+            await self._engine.ensure_devices()
+        try:
+            self._ensure_datapath()
+        except DatapathError as error:
+            name = self._chosen_name()
+            if self._context.options.datapath != select.AUTO or name == "python":
+                raise
+            log.warning("data path cannot start, taking another", datapath=name, error=error)
+            self._failed[name] = str(error)
+            self._close_tun()
+            return False
+        return True
+
+    def update(self, events: Sequence[LeaseEvent]) -> None:
+        """Takes lease events into the peer table."""
+        for event in events:
+            lease = event.lease
+            if isinstance(event, LeaseAdded) and lease.key.v4 and lease.attrs.public_ip:
+                peer = Peer(lease.key.v4, lease.attrs.public_ip)
+                self._table_changed |= self._peers.get(lease.key) != peer
+                self._peers[lease.key] = peer
+            else:
+                self._table_changed |= self._peers.pop(lease.key, None) is not None
+
+    def synced(self) -> None:
+        """Leftovers of a former cluster network on our device may go now."""
+        self._engine.synced()
+
+    def notice(self, notification: Notification) -> bool:
+        """Whether the engine has something to look at."""
+        return self._engine.notice(notification)
+
+    async def apply(self, *, full: bool) -> Applied:
+        """Table, device, address, route, and a data path that runs.
+
+        Raises:
+            ApplyError: naming what failed.
+        """
+        changed = 0
+        if self._table_changed:
+            self._table_changed = False
+            self._table = RouteTable(self._peers.values())
+            if self._datapath is not None:
+                self._datapath.replace_table(self._table)
+            changed = 1
+        failure = self._datapath.failure() if self._datapath is not None else None
+        if failure is not None:
+            log.warning("data path stopped, starting it again", reason=failure)
+            self._stop_datapath()
+            self._close_tun()
+            full = True
+        applied = await self._engine.apply(full=full)
+        repaired = dict(applied.repaired)
+        if self._datapath is None:
+            while not await self._bring_up():
+                pass
+            repaired["datapath"] = 1
+        return Applied(changed=applied.changed + changed, repaired=repaired)
+
+    async def rebase(self, underlay: ExternalInterface, lease: Lease | None = None) -> LeaseAttrs:
+        """Another underlay or another subnet: socket, device and data path are made to fit."""
+        overlay_mtu(underlay.mtu)
+        same = underlay == self._underlay and lease in (None, self._lease)
+        self._underlay = underlay
+        if lease is not None:
+            self._lease = lease
+        if not same:
+            self._stop_datapath()
+            self._close_socket()
+            self._engine.follow(self._plan())
+        return _attrs(underlay)
+
+    def own_attrs(self) -> LeaseAttrs:
+        """Only the public IP."""
+        return _attrs(self._underlay)
+
+    def status(self) -> Mapping[str, object]:
+        """Device, data path with its offloads and counters, peers."""
+        path = self._datapath
+        return {
+            **self._engine.status(),
+            "backend": "udp",
+            "port": self._port,
+            "peers": len(self._table),
+            "mtu": self.mtu,
+            "datapath": {
+                "name": path.capabilities.name if path is not None else None,
+                "why": self._choice.reason if self._choice is not None else "",
+                "offloads": dict(path.capabilities.offloads) if path is not None else {},
+                "counters": path.counters() if path is not None else {},
+                "restarts": max(0, self._starts - 1),
+            },
+        }
+
+    async def detach(self) -> None:
+        """Stops the data path and lets the device go, as upstream; with it address and route."""
+        self._stop_datapath()
+        self._close_socket()
+        self._close_tun()
+
+    def _plan(self) -> UdpPlan:
+        network, subnet = self._context.config.network, self._lease.key.v4
+        if network is None or subnet is None:
+            raise ConfigError(f"lease {self._lease.key.describe()} has no IPv4 subnet for udp")
+        device = Device(
+            name=DEVICE,
+            open=self._reopen_tun,
+            mtu=overlay_mtu(self._underlay.mtu),
+            addresses=(IPv4Interface((subnet.network_address, 32)),),
+            networks=(network,),
+        )
+        return UdpPlan(self._underlay.name, network, subnet, device)
+
+    # Descriptors and data path
+
+    async def _reopen_tun(self) -> None:
+        """Called by the engine when the device is gone: the old descriptor is dead as well."""
+        self._stop_datapath()
+        self._close_tun()
+        await self._open_tun()
+
+    async def _open_tun(self) -> None:
+        choice = self._choose()
+        capabilities = choice.factory.capabilities
+        self._tun = open_tun(DEVICE, vnet_hdr=capabilities.wants_vnet_hdr)
+        if capabilities.outlives_daemon:
+            self._tun.set_persistent(True)
+        for name, value in (("accept_local", "1"),):
+            with contextlib.suppress(FlannelError):
+                write_sysctl(f"net/ipv4/conf/{DEVICE}/{name}", value)
+
+    def _choose(self) -> select.Choice:
+        choice = select.create(self._context.options.datapath, failed=self._failed)
+        if self._choice is None or choice.reason != self._choice.reason:
+            log.info(
+                "data path chosen", datapath=choice.factory.capabilities.name, why=choice.reason
+            )
+        self._choice = choice
+        return choice
+
+    def _chosen_name(self) -> str:
+        return self._choice.factory.capabilities.name if self._choice is not None else ""
+
+    def _ensure_datapath(self) -> None:
+        """Starts socket and data path if they are missing; the TUN is there."""
+        if self._datapath is not None:
+            return
+        assert self._choice is not None and self._tun is not None  # noqa: S101, PT018
+        if self._socket is None:
+            self._socket = open_udp(self._local(), self._port)
+        path = self._choice.factory(self._datapath_config(self._tun, self._socket))
+        path.replace_table(self._table)
+        try:
+            path.start()
+        except DatapathError:
+            path.stop()
+            raise
+        self._datapath = path
+        self._starts += 1
+
+    def _datapath_config(self, tun: TunDevice, sock: socket.socket) -> DatapathConfig:
+        plan = self._plan()
+        return DatapathConfig(
+            tun_fd=tun.fd,
+            udp_fd=sock.fileno(),
+            tun_name=DEVICE,
+            tun_address=plan.subnet.network_address,
+            network=plan.network,
+            mtu=self.mtu,
+            port=self._port,
+            underlay_name=self._underlay.name,
+            underlay_address=self._local(),
+            accept_any=self._context.options.udp_accept == "any",
+            vnet_hdr=tun.vnet_hdr,
+        )
+
+    def _local(self) -> IPv4Address:
+        if self._underlay.address is None:
+            raise ConfigError(f"interface {self._underlay.name} has no IPv4 address for udp")
+        return self._underlay.address
+
+    def _stop_datapath(self) -> None:
+        if self._datapath is not None:
+            self._datapath.stop()
+            self._datapath = None
+
+    def _close_socket(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _close_tun(self) -> None:
+        if self._tun is not None:
+            with contextlib.suppress(OSError):
+                os.close(self._tun.fd)
+            self._tun = None
+
+
+def _attrs(underlay: ExternalInterface) -> LeaseAttrs:
+    """Udp writes no type and no data, like upstream."""
+    return LeaseAttrs(public_ip=underlay.public_ip)

@@ -1,0 +1,302 @@
+"""`pyflannel lab`: a cluster in a box, from the command line.
+
+`demo` shows what flannel does; `up`, `exec`, `ping`, `bench` and `down` are for looking closer.
+Without root each of them moves into a user namespace first (`pyflannel.lab.rootless`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final, NoReturn
+
+from pyflannel.core.errors import EXIT_OK, FlannelError, UsageError
+from pyflannel.lab import bench, demo, rootless, topology
+from pyflannel.lab.errors import LabError, NoSuchLab
+from pyflannel.lab.nodes import Lab, describe
+from pyflannel.lab.processes import LAB_ID_VARIABLE
+from pyflannel.lab.state import StateDirectory
+from pyflannel.lab.topology import LabSpec, Underlay
+
+EXIT_UNANSWERED: Final = demo.EXIT_UNANSWERED
+EXIT_INTERRUPTED: Final = 130
+"""128 + SIGINT, as shells have it."""
+
+_MODULE: Final = "pyflannel.cli.lab"
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with our exception in the place of its exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{self.prog}: {message}")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one lab command and returns its exit code."""
+    try:
+        options = _parse(argv)
+        _gain_rights(options, argv)
+        for signum in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(signum, _interrupt)
+        return _COMMANDS[options.command](options)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except FlannelError as error:
+        for note in getattr(error, "__notes__", ()):
+            print(note, file=sys.stderr)
+        print(f"pyflannel lab: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _up(options: argparse.Namespace) -> int:
+    lab = Lab(spec_from_options(options))
+    lab.up()
+    if options.json:
+        print(json.dumps(describe(lab), indent=2))
+        return EXIT_OK
+    print(f"lab {lab.spec.name!r} is up; etcd: {lab.etcd.endpoint}, prefix {lab.spec.prefix}")
+    for node in lab.nodes:
+        subnet = node.subnet_env().get("FLANNEL_SUBNET", "no subnet")
+        pod = node.pod_address() or "none"
+        print(f"  {node.name:<8}{node.address:<14}{subnet:<20}pod {pod:<16}{node.directory}/log")
+    name = "" if lab.spec.name == "default" else f" --name {lab.spec.name}"
+    print(f"next: pyflannel lab ping{name}; pyflannel lab exec{name} 1 -- ip route")
+    return EXIT_OK
+
+
+def _down(options: argparse.Namespace) -> int:
+    try:
+        StateDirectory(options.name).load()
+    except NoSuchLab:
+        print(f"no lab named {options.name!r} is up")
+        return EXIT_OK
+    Lab(LabSpec(name=options.name)).down()
+    print(f"lab {options.name!r} is gone")
+    return EXIT_OK
+
+
+def _ping(options: argparse.Namespace) -> int:
+    lab = Lab.open(options.name)
+    matrix = lab.ping_all(count=options.count, deadline=options.deadline)
+    if options.json:
+        print(json.dumps(matrix.to_json(), indent=2))
+    else:
+        print("\n".join(matrix.table()))
+        for failure in matrix.failures():
+            print(f"{failure.source} to {failure.target} ({failure.address}): no answer")
+    return EXIT_OK if matrix.ok else EXIT_UNANSWERED
+
+
+def _exec(options: argparse.Namespace) -> int:
+    lab = Lab.open(options.name)
+    if options.node == "switch":
+        space = lab.switch
+    else:
+        node = lab.node(topology.node_number(options.node))
+        space = node.pod if options.pod or options.node.startswith("pod") else node.space
+    command = options.argv or [os.environ.get("SHELL", "/bin/sh")]
+    entry = space.enter(command, cwd=Path.cwd())
+    os.environ[LAB_ID_VARIABLE] = space.lab_id
+    try:
+        # In our place: terminal, signals and exit code are the command's own.
+        os.execvp(entry[0], entry)  # noqa: S606 - no shell is wanted
+    except FileNotFoundError as error:
+        raise LabError(f"{entry[0]} is missing (Debian: util-linux)") from error
+
+
+def _bench(options: argparse.Namespace) -> int:
+    lab = Lab.open(options.name)
+    source, target = lab.node(options.source), lab.node(options.target)
+    if source is target:
+        raise UsageError("--from and --to: expected two different nodes")
+    result = bench.run(source, target, seconds=options.seconds)
+    print(json.dumps(result.to_json(), indent=2) if options.json else "\n".join(result.lines()))
+    return EXIT_OK
+
+
+def _demo(options: argparse.Namespace) -> int:
+    return demo.run(nodes=options.nodes, datapath=options.datapath)
+
+
+_COMMANDS: Final = {
+    "demo": _demo,
+    "up": _up,
+    "ping": _ping,
+    "exec": _exec,
+    "bench": _bench,
+    "down": _down,
+}
+
+
+def spec_from_options(options: argparse.Namespace) -> LabSpec:
+    """The lab that the options of `up` ask for."""
+    return LabSpec(
+        name=options.name,
+        nodes=options.nodes,
+        backend=options.backend,
+        network=options.network,
+        config=_read(options.config) if options.config else None,
+        prefix=options.etcd_prefix,
+        node_commands=_node_commands(options.node_command, options.nodes),
+        datapath=options.datapath,
+        daemon_args=tuple(options.daemon_arg),
+        start_daemons=not options.no_daemons,
+        underlay=Underlay(options.underlay),
+        underlay_mtu=options.underlay_mtu,
+        tx_checksums=not options.tx_checksums_off,
+        etcd=options.etcd,
+    )
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of `pyflannel lab`."""
+    top = _Parser(
+        prog="pyflannel lab",
+        description="A flannel cluster in network namespaces of this machine.",
+        epilog="Nothing outside the namespaces is touched, and `down` leaves nothing behind.",
+        allow_abbrev=False,
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, summary: str, *, named: bool = True) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            allow_abbrev=False,
+        )
+        if named:
+            command.add_argument(
+                "--name", default="default", help="which lab (default: %(default)s)"
+            )
+        return command
+
+    show = add("demo", "show what flannel does, on three nodes, and clean up", named=False)
+    show.add_argument("--nodes", type=int, default=3, metavar="N", help="default: %(default)s")
+    show.add_argument("--datapath", default="", metavar="X", help="data path of the daemons")
+
+    _add_up_options(add("up", "make a lab and leave it running"))
+
+    ping = add("ping", "ping between all pairs of pods; ends 1 if a pair does not answer")
+    ping.add_argument("--json", action="store_true", help="print JSON")
+    ping.add_argument("--count", type=int, default=3, metavar="N", help="answers wanted per pair")
+    ping.add_argument("--deadline", type=float, default=5.0, metavar="S", help="seconds to try")
+
+    run = add("exec", "run a command on a node, in its pod, or on the switch")
+    run.add_argument("--pod", action="store_true", help="in the node's pod")
+    run.add_argument("node", metavar="NODE", help="1, node1, pod1 or switch")
+    run.add_argument(
+        "argv", nargs="*", metavar="-- CMD", help="the command and its arguments; a shell if none"
+    )
+
+    speed = add("bench", "measure throughput and latency between two pods of a lab")
+    speed.add_argument("--json", action="store_true", help="print JSON")
+    speed.add_argument("--from", dest="source", type=int, default=1, metavar="NODE")
+    speed.add_argument("--to", dest="target", type=int, default=2, metavar="NODE")
+    speed.add_argument(
+        "--seconds", type=float, default=2.0, metavar="S", help="of each of four measurements"
+    )
+
+    add("down", "take a lab away, also one that is only half made")
+    return top
+
+
+def _add_up_options(up: argparse.ArgumentParser) -> None:
+    up.add_argument("--nodes", type=int, default=3, metavar="N", help="default: %(default)s")
+    up.add_argument(
+        "--backend", default="udp", metavar="TYPE", help="udp, vxlan, host-gw, … (default: udp)"
+    )
+    up.add_argument("--network", default=topology.DEFAULT_NETWORK, metavar="CIDR")
+    up.add_argument("--config", metavar="FILE", help="the whole network config; - is stdin")
+    up.add_argument(
+        "--node-command",
+        action="append",
+        default=[],
+        metavar="K=CMD",
+        help="node K runs CMD (with upstream's -etcd-endpoints, -etcd-prefix, -subnet-file and "
+        "-iface appended) in the place of pyflanneld; may be given again",
+    )
+    up.add_argument("--datapath", default="", metavar="X", help="data path of the daemons")
+    up.add_argument(
+        "--daemon-arg",
+        action="append",
+        default=[],
+        metavar="ARG",
+        help="one more argument for each pyflanneld, as --daemon-arg=--ip-masq; may be given again",
+    )
+    up.add_argument("--no-daemons", action="store_true", help="stop when etcd has the config")
+    up.add_argument(
+        "--underlay",
+        choices=[mode.value for mode in Underlay],
+        default=Underlay.AS_IT_COMES.value,
+        help="segmentation offload of the underlay: all, none to send, none at all",
+    )
+    up.add_argument("--underlay-mtu", type=int, default=1500, metavar="BYTES")
+    up.add_argument(
+        "--tx-checksums-off",
+        action="store_true",
+        help="finish checksums before the underlay; for mixed kernel and user space data paths",
+    )
+    up.add_argument("--etcd", default="", metavar="PATH", help="the etcd server program")
+    up.add_argument("--etcd-prefix", default=topology.DEFAULT_PREFIX, metavar="PREFIX")
+    up.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    # What follows `--` is the command's own, whatever it looks like.
+    ours, theirs = list(argv), []
+    if "--" in ours:
+        cut = ours.index("--")
+        ours, theirs = ours[:cut], ours[cut + 1 :]
+    options = parser().parse_args(ours)
+    if theirs:
+        if options.command != "exec":
+            raise UsageError(f"pyflannel lab {options.command}: takes no command after --")
+        options.argv = [*options.argv, *theirs]
+    return options
+
+
+def _node_commands(given: Sequence[str], nodes: int) -> Mapping[int, str]:
+    commands: dict[int, str] = {}
+    for text in given:
+        match = re.fullmatch(r"([1-9][0-9]*)=(.*\S.*)", text, re.DOTALL)
+        if match is None:
+            raise UsageError(f"--node-command {text!r}: expected K=CMD, like 2=/usr/bin/flanneld")
+        if int(match[1]) > nodes:
+            raise UsageError(f"--node-command {text!r}: the lab has {nodes} nodes")
+        commands[int(match[1])] = match[2]
+    return commands
+
+
+def _read(path: str) -> str:
+    try:
+        return sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config {path}: {error}") from error
+
+
+def _gain_rights(options: argparse.Namespace, argv: Sequence[str]) -> None:
+    if rootless.has_rights() or rootless.is_inside():
+        return
+    if options.command in {"up", "demo"}:
+        rootless.enter_new(_MODULE, argv)
+    if options.command == "down":
+        return  # ending one's own processes needs no rights
+    holder = StateDirectory(options.name).load().processes.get("switch")
+    if holder is not None and holder.alive():
+        rootless.enter_of(holder, _MODULE, argv)
+
+
+def _interrupt(_signum: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

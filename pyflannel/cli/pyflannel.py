@@ -1,0 +1,93 @@
+"""`pyflannel`: the operator's tool. One module per subcommand, imported when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, NoReturn
+
+import pyflannel
+from pyflannel.core.errors import EXIT_DEFECT, EXIT_USAGE, FlannelError
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A subcommand: where it lives, and what `--help` says of it."""
+
+    module: str
+    summary: str
+
+
+COMMANDS: Final[dict[str, Command]] = {
+    "lab": Command("pyflannel.cli.lab", "a cluster in a box, made of network namespaces"),
+    "config": Command("pyflannel.cli.config", "the network config in etcd: set, get, check"),
+    "leases": Command("pyflannel.cli.leases", "who has which subnet"),
+    "status": Command("pyflannel.cli.status", "this node, as its daemon sees it"),
+    "cleanup": Command("pyflannel.cli.cleanup", "remove every trace of a stopped daemon"),
+    "mk-docker-opts": Command(
+        "pyflannel.cli.dockeropts", "docker's options from subnet.env (mk-docker-opts.sh)"
+    ),
+}
+
+
+def usage() -> str:
+    """What `pyflannel --help` prints."""
+    width = max(map(len, COMMANDS))
+    lines = ["Usage: pyflannel COMMAND [OPTION]...", "", "Commands:"]
+    lines += [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    lines += [
+        "",
+        "Every command has --help; those that print data have --json.",
+        "Exit codes: 0 done, 2 bad command line, 69 something needed cannot be had,",
+        "            77 not permitted, 78 bad configuration, 70 a defect of pyflannel.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Entry point; ends the process."""
+    sys.exit(run(list(sys.argv[1:] if argv is None else argv)))
+
+
+def run(argv: list[str]) -> int:
+    """Runs one command and returns its exit code."""
+    if not argv or argv[0] in {"-h", "--help", "-help", "help"}:
+        print(usage(), end="", file=sys.stdout if argv else sys.stderr)
+        return 0 if argv else EXIT_USAGE
+    if argv[0] in {"--version", "-version", "version"}:
+        print(f"pyflannel {pyflannel.__version__}")
+        return 0
+    name, rest = argv[0], argv[1:]
+    if name not in COMMANDS:
+        from pyflannel.core.suggest import did_you_mean
+
+        hint = did_you_mean(name, COMMANDS)
+        print(f"pyflannel: no command {name!r}{hint}; see pyflannel --help", file=sys.stderr)
+        return EXIT_USAGE
+    return guarded("pyflannel " + name, COMMANDS[name].module, rest)
+
+
+def guarded(program: str, module: str, argv: list[str]) -> int:
+    """Calls a command's `main` and turns what it raises into a last line and an exit code."""
+    try:
+        command: Callable[[list[str]], int] = importlib.import_module(module).main
+        return command(argv)
+    except FlannelError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 0
+    except Exception as error:  # noqa: BLE001 - the border of the process
+        import traceback
+
+        traceback.print_exc()
+        print(f"{program}: defect: {error!r}", file=sys.stderr)
+        return EXIT_DEFECT
+
+
+if __name__ == "__main__":
+    main()

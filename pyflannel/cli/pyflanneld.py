@@ -1,0 +1,63 @@
+"""`pyflanneld`: the daemon's command line.
+
+Parses first, before anything is imported that costs time, so that `--version` and a mistyped flag
+answer at once. Whatever ends the daemon is said in one last line on stderr, with the exit code that
+belongs to it; a traceback is a defect of ours.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import pyflannel
+from pyflannel.core.errors import EXIT_DEFECT, EXIT_OK, FlannelError
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Entry point; ends the process."""
+    code = run(sys.argv if argv is None else ["pyflanneld", *argv])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Threads of blocking libraries may still wait for an answer of etcd. Nothing is left that
+    # needs them, and the two seconds that SIGTERM may take are not theirs to spend.
+    os._exit(code)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Parses, runs, and returns the exit code."""
+    from pyflannel.core.options import ShowHelp, ShowVersion, parse_daemon
+
+    try:
+        parsed = parse_daemon(argv, os.environ)
+        if isinstance(parsed, ShowVersion):
+            print(f"pyflanneld {pyflannel.__version__}", file=sys.stderr)
+            return EXIT_OK
+        if isinstance(parsed, ShowHelp):
+            print(parsed.text, file=sys.stderr, end="")
+            return EXIT_OK
+        from pyflannel.daemon import run_daemon
+
+        return run_daemon(parsed.options, parsed.warnings)
+    except FlannelError as error:
+        return last_words(error)
+    except KeyboardInterrupt:
+        return EXIT_OK
+    except Exception as error:  # noqa: BLE001 - the border of the process
+        import traceback
+
+        traceback.print_exc()
+        print(f"pyflanneld: defect: {error!r}", file=sys.stderr)
+        return EXIT_DEFECT
+
+
+def last_words(error: FlannelError) -> int:
+    """Says why we end, as the last line on stderr, and returns the exit code."""
+    print(f"pyflanneld: {error}", file=sys.stderr)
+    return error.exit_code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,438 @@
+"""The composition root: builds everything, in upstream's order of start, and takes it down again.
+
+No policy of its own. The order, which operators and scripts rely on:
+
+1. options, the lock on `subnet.env`, the health server;
+2. the network config, waited for as long as it takes;
+3. the external interface;
+4. the backend: device, *lease*, addresses;
+5. traffic rules (they need the old `subnet.env`), then `subnet.env` and `docker_opts.env`;
+6. `READY=1`; then one task for each thing that goes on.
+
+What is not needed to be ready (aiohttp for the watch, the status socket) is imported after that, in
+a thread, so that packets flow meanwhile. A stop is honoured at every point of this.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pyflannel
+from pyflannel import logs
+from pyflannel.aio.clock import SystemClock
+from pyflannel.aio.tasks import forever
+from pyflannel.api.status import StatusBoard
+from pyflannel.backend import registry
+from pyflannel.backend.base import BackendContext, Network
+from pyflannel.backend.driver import Driver
+from pyflannel.core import rules, subnetenv
+from pyflannel.core.config import NetworkConfig, effective, parse_network_config
+from pyflannel.core.errors import FlannelError, StoreDenied, StoreError
+from pyflannel.core.ip import Family
+from pyflannel.core.lease import Lease, LeaseAttrs, LeaseTable, Snapshot
+from pyflannel.core.options import DaemonOptions
+from pyflannel.core.underlay import ExternalInterface
+from pyflannel.kernel.files import FileText, FileUnreadable, read_text_if_exists
+from pyflannel.kernel.lock import SingleInstance
+from pyflannel.kernel.lookup import find_interface
+from pyflannel.kernel.netlink import KernelNetlink
+from pyflannel.logs import get_logger
+from pyflannel.node import process
+from pyflannel.node.envfiles import EnvFiles
+from pyflannel.node.follow import UnderlayFollower
+from pyflannel.subnet.etcd.manager import EtcdSubnetManager, log_problems
+from pyflannel.subnet.etcd.store import EtcdStore
+from pyflannel.subnet.record import LeaseRecord
+from pyflannel.systemd import Notifier, watchdog_interval_s
+
+if TYPE_CHECKING:
+    from pyflannel.node.firewall import Firewall
+
+log = get_logger(__name__)
+
+BRIDGE_SYSCTL: Final = {
+    Family.V4: Path("/proc/sys/net/bridge/bridge-nf-call-iptables"),
+    Family.V6: Path("/proc/sys/net/bridge/bridge-nf-call-ip6tables"),
+}
+
+
+def run_daemon(options: DaemonOptions, warnings: Sequence[str]) -> int:
+    """Runs until asked to stop; returns the exit code.
+
+    Raises:
+        FlannelError: it could not start, or could not go on; carries its exit code.
+    """
+    logs.set_up(options.log_format, verbosity=options.v)
+    for warning in warnings:
+        log.warning(warning)
+    try:
+        return process.run(Daemon(options).run)
+    except BaseExceptionGroup as group:
+        raise _first_cause(group) from group
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+class Daemon:
+    """One node's agent. `run` is called once."""
+
+    def __init__(self, options: DaemonOptions) -> None:
+        self._options = options
+        self.board = StatusBoard()
+        self._notifier = Notifier.from_environment()
+        self._files = EnvFiles(self.board)
+        self._store: EtcdStore
+        self._manager: EtcdSubnetManager
+        self._config: NetworkConfig
+        self._netlink: KernelNetlink
+        self._underlay: ExternalInterface
+        self._network: Network
+        self._driver: Driver
+        self._table: LeaseTable
+        self._follower: UnderlayFollower
+        self._firewall: Firewall | None = None
+        self._unpublished = asyncio.Event()
+
+    async def run(self) -> None:
+        """Starts, serves, and when cancelled takes down what does not outlive the daemon."""
+        log.info(
+            "pyflanneld starts",
+            version=pyflannel.__version__,
+            pid=os.getpid(),
+            options=self._options.describe(),
+        )
+        async with contextlib.AsyncExitStack() as stack:
+            await self._start(stack)
+            self._notifier.ready()
+            self._phase(f"running with subnet {self._lease.key.describe()}")
+            log.info(
+                "flannel is ready" if self.board.ready else "running, but subnet.env is missing"
+            )
+            gc.collect()
+            gc.freeze()  # what was made so far stays; later collections need not look at it
+            await self._serve(stack)
+
+    @property
+    def _lease(self) -> Lease:
+        lease = self._manager.lease
+        assert lease is not None  # noqa: S101 - only used after acquire_lease
+        return lease
+
+    # Start
+
+    async def _start(self, stack: contextlib.AsyncExitStack) -> None:
+        options = self._options
+        stack.enter_context(SingleInstance(options.subnet_file))
+        if options.healthz_port > 0:
+            from pyflannel.api.app import serve_health
+
+            health = await serve_health(self.board, options.healthz_ip, options.healthz_port)
+            stack.push_async_callback(health.cleanup)
+        former = _former_files(options.subnet_file)
+        self._make_manager(former, stack)
+        self._config = await self._manager.network_config()
+        self.board.config = effective(self._config)
+        log.info(f"Found network config - Backend type: {self._config.backend_type}")
+        self._warn_about_bridges()
+        self._netlink = KernelNetlink()
+        stack.push_async_callback(self._netlink.close)
+        self._underlay = await self._select_underlay(say=True)
+        self._network = await self._attach()
+        stack.push_async_callback(self._network.detach)
+        self._follower = UnderlayFollower(
+            self._underlay, self._select_underlay, self._underlay_moved, self.board
+        )
+        self._driver = Driver(
+            self._network,
+            self._netlink,
+            attrs_changed=self._attrs_changed,
+            observe=self._follower.notice,
+        )
+        await self._start_firewall(former, stack)
+        self._write_files()
+
+    def _make_manager(self, former: subnetenv.SubnetEnv, stack: contextlib.AsyncExitStack) -> None:
+        options = self._options
+        self._store = EtcdStore(options.etcd)
+        stack.push_async_callback(self._store.close)
+        previous = former.previous_subnet
+        self._manager = EtcdSubnetManager(
+            self._store,
+            options.etcd.prefix,
+            clock=SystemClock(),
+            record=LeaseRecord(options.state_dir, options.etcd.prefix),
+            previous=previous,
+            renew_margin_s=options.subnet_lease_renew_margin * 60.0,
+            report=self._waiting,
+        )
+        log.info(
+            "Created subnet manager: Etcd Local Manager with Previous Subnet: "
+            f"{previous.describe() if previous is not None else 'None'}",
+            endpoints=self._store.describe(),
+            prefix=options.etcd.prefix,
+        )
+
+    async def _select_underlay(self, *, say: bool = False) -> ExternalInterface:
+        found = await find_interface(self._netlink, self._options, self._config.families)
+        chosen = found.interface
+        if say:
+            address = chosen.address if chosen.address is not None else chosen.address6
+            log.info(
+                f"Using interface with name {chosen.name} and address {address}",
+                choice=found.describe(),
+            )
+        self.board.underlay = {
+            "interface": chosen.name,
+            "index": chosen.index,
+            "mtu": chosen.mtu,
+            "address": _text(chosen.address),
+            "address6": _text(chosen.address6),
+            "public_ip": _text(chosen.public_ip),
+            "public_ipv6": _text(chosen.public_ipv6),
+        }
+        return chosen
+
+    async def _attach(self) -> Network:
+        config = self._config
+        context = BackendContext(
+            config=config, options=self._options, underlay=self._underlay, netlink=self._netlink
+        )
+        backend = registry.create(config.backend_type, context)
+        addresses = LeaseAttrs(
+            public_ip=self._underlay.public_ip, public_ipv6=self._underlay.public_ipv6
+        )
+        attrs = await backend.prepare(await self._former_attrs(addresses))
+        if config.enable_ipv4:
+            log.info(f"Picking subnet in range {config.subnet_min} ... {config.subnet_max}")
+        lease = await self._manager.acquire_lease(attrs)
+        self._table = LeaseTable(network=config.network, network6=config.ipv6_network)
+        self._table.set_own(lease.key)
+        self._show_lease()
+        return await backend.attach(lease)
+
+    async def _former_attrs(self, addresses: LeaseAttrs) -> LeaseAttrs | None:
+        """What we published before our restart; `None` if the store cannot tell just now."""
+        try:
+            return await self._manager.previous_attrs(addresses)
+        except StoreDenied:
+            raise
+        except StoreError as error:
+            log.warning("former lease not looked up", error=error)
+            return None
+
+    async def _start_firewall(
+        self, former: subnetenv.SubnetEnv, stack: contextlib.AsyncExitStack
+    ) -> None:
+        from pyflannel.node.firewall import Firewall
+        from pyflannel.traffic import select
+
+        manager, other = select.managers(self._config, self._options)
+        stack.callback(manager.close)
+        self._firewall = Firewall(manager, other, self._rules(), self.board)
+        self.board.sources["rules"] = self._firewall.status
+        await self._firewall.ensure(previous=select.former_rules(self._config, former))
+
+    def _rules(self) -> rules.RuleSet:
+        return rules.build(
+            self._config,
+            self._lease.key,
+            ip_masq=self._options.ip_masq,
+            forward=self._options.iptables_forward_rules,
+        )
+
+    def _write_files(self) -> None:
+        options, key = self._options, self._lease.key
+        mtu, ip_masq = self._network.mtu, options.ip_masq
+        self._files.set(
+            options.subnet_file,
+            subnetenv.render(self._config, key, mtu=mtu, ip_masq=ip_masq),
+            options.docker_opts_file,
+            subnetenv.render_docker_opts(self._config, key, mtu=mtu, ip_masq=ip_masq),
+        )
+
+    def _warn_about_bridges(self) -> None:
+        """Upstream refuses to start without br_netfilter; most set-ups never needed it."""
+        if self._config.enable_nftables:
+            return
+        for family in self._config.families:
+            if not BRIDGE_SYSCTL[family].exists():
+                log.warning(
+                    "br_netfilter is not loaded: rules do not see traffic between containers of "
+                    "one bridge",
+                    missing=BRIDGE_SYSCTL[family],
+                    remedy="modprobe br_netfilter, if such traffic must pass the firewall",
+                )
+
+    # Running
+
+    async def _serve(self, stack: contextlib.AsyncExitStack) -> None:
+        self.board.sources |= {"network": self._driver.status, "etcd": self._etcd_status}
+        log.info("Running backend.")
+        async with asyncio.TaskGroup() as group:
+            forever(group, "driver", self._driver.run())
+            forever(group, "leases", self._watch_leases())
+            forever(group, "own lease", self._keep_lease())
+            forever(group, "environment files", self._files.guard())
+            forever(group, "underlay", self._follower.run())
+            forever(group, "own attributes", self._republish())
+            if self._firewall is not None:
+                forever(group, "traffic rules", self._firewall.keep())
+            if self._options.ip_blackhole_route:
+                from pyflannel.node.blackhole import keep_blackhole
+
+                period = float(self._options.iptables_resync)
+                work = keep_blackhole(self._netlink, lambda: self._lease.key, period)
+                forever(group, "blackhole route", work)
+            if (interval := watchdog_interval_s()) is not None:
+                forever(group, "watchdog", self._feed_watchdog(interval))
+            forever(group, "network config", self._watch_config())
+            await self._serve_status(stack)
+
+    async def _watch_leases(self) -> None:
+        log.info("Watching for new subnet leases")
+        async for update in self._manager.watch_leases():
+            events = self._table.apply(update)
+            if events:
+                self._driver.submit(events)
+            if isinstance(update, Snapshot):
+                self._driver.synced()
+            for key, reason in self._table.new_rejections():
+                log.warning("lease is not followed", subnet=key.describe(), reason=reason)
+
+    async def _keep_lease(self) -> None:
+        async for lease in self._manager.keep_lease():
+            self._driver.submit(self._table.set_own(lease.key))
+            attrs = await self._driver.rebase(self._underlay, lease)
+            self._show_lease()
+            if self._firewall is not None:
+                await self._firewall.replace(self._rules())
+            self._write_files()
+            self._phase(f"running with subnet {lease.key.describe()}")
+            if attrs != lease.attrs:
+                await self._manager.update_attrs(attrs)
+
+    async def _underlay_moved(self, underlay: ExternalInterface) -> None:
+        if underlay.mtu != self._underlay.mtu:
+            log.warning(
+                "underlay MTU changed; the device follows, subnet.env and running containers keep "
+                "theirs until they are restarted",
+                mtu=underlay.mtu,
+                former=self._underlay.mtu,
+            )
+        self._underlay = underlay
+        attrs = await self._driver.rebase(underlay, None)
+        await self._manager.update_attrs(attrs)
+        self._show_lease()
+
+    async def _republish(self) -> None:
+        """Publishes what the backend wants in the lease when that changed by itself (a MAC)."""
+        while True:
+            await self._unpublished.wait()
+            self._unpublished.clear()
+            await self._manager.update_attrs(self._network.own_attrs())
+            self._show_lease()
+
+    def _attrs_changed(self, attrs: LeaseAttrs) -> None:
+        log.warning("own lease needs other attributes, publishing them", data=attrs.backend_data)
+        self._unpublished.set()
+
+    async def _watch_config(self) -> None:
+        key = f"{self._options.etcd.prefix}/config"
+        async for raw in self._manager.watch_config():
+            if raw is None:
+                log.error(
+                    "network config was deleted from etcd; going on with the old one", key=key
+                )
+                self.board.problem("network config", f"{key} was deleted")
+                continue
+            parsed = parse_network_config(raw)
+            if parsed.config is None:
+                log.error("network config in etcd is wrong now; going on with the old one", key=key)
+                log_problems(parsed.problems, key)
+                self.board.problem("network config", parsed.errors[0].message)
+            elif parsed.config != self._config:
+                log.warning("network config changed in etcd; it takes effect at a restart", key=key)
+                self.board.problem("network config", "changed; restart to use it")
+            else:
+                self.board.problem("network config", "")
+
+    async def _serve_status(self, stack: contextlib.AsyncExitStack) -> None:
+        path = self._options.status_socket
+        if not path:
+            return
+        app = await asyncio.to_thread(__import__, "pyflannel.api.app", fromlist=["app"])
+        try:
+            runner = await app.serve_status(self.board, path)
+        except FlannelError as error:
+            log.warning(f"no status socket: {error}")
+            self.board.problem("status socket", str(error))
+        else:
+            stack.push_async_callback(app.stop_serving, runner, path)
+
+    async def _feed_watchdog(self, interval_s: float) -> None:
+        """Tells systemd that the event loop turns."""
+        while True:
+            self._notifier.watchdog()
+            await asyncio.sleep(interval_s)
+
+    # Telling
+
+    def _waiting(self, what: str) -> None:
+        self.board.waiting_for = what
+        if what:
+            self._phase(what)
+        elif self.board.ready:
+            self._phase(f"running with subnet {self._lease.key.describe()}")
+
+    def _phase(self, text: str) -> None:
+        self.board.phase = text
+        self._notifier.status(text)
+
+    def _show_lease(self) -> None:
+        lease = self._lease
+        self.board.lease = {
+            "subnet": _text(lease.key.v4),
+            "ipv6_subnet": _text(lease.key.v6),
+            "public_ip": _text(lease.attrs.public_ip),
+            "public_ipv6": _text(lease.attrs.public_ipv6),
+            "backend": self._config.backend_type,
+            "expires": lease.expires,
+            "reservation": lease.is_reservation,
+        }
+
+    def _etcd_status(self) -> dict[str, object]:
+        feed = self._manager.feed
+        return {
+            "endpoints": self._store.describe(),
+            "connected": feed.connected,
+            "revision": feed.revision,
+            "snapshots": feed.snapshots,
+            "reconnects": feed.reconnects,
+            "peers": len(self._table.peers),
+            "rejected": {k.describe(): why for k, why in self._table.rejected.items()},
+        }
+
+
+def _former_files(path: str) -> subnetenv.SubnetEnv:
+    """What a former run left in `subnet.env`; whatever is wrong with it is said and passed over."""
+    content = read_text_if_exists(path)
+    if isinstance(content, FileUnreadable):
+        log.warning(f"former subnet file not usable, going on without: {content.reason}")
+    former = subnetenv.parse(content.text if isinstance(content, FileText) else "")
+    for reason in former.skipped:
+        log.warning("former subnet file", path=path, reason=reason)
+    return former
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)

@@ -1,0 +1,1 @@
+"""The chores of a running node, one task each; `daemon.py` composes them."""

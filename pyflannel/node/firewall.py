@@ -1,0 +1,81 @@
+"""Keeps the masquerade and forward rules of this node, through one of the two traffic managers.
+
+The rules are made before `subnet.env` is written, as upstream does, so that no container starts
+without them. Afterwards they are looked at again whenever the manager notices a change, or every
+`--iptables-resync` seconds where it cannot tell. Failing rules never stop the packets: they are
+reported, shown in `status`, and tried again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from pyflannel.api.status import StatusBoard
+from pyflannel.core.errors import FlannelError
+from pyflannel.core.rules import RuleSet
+from pyflannel.logs import get_logger
+from pyflannel.traffic.base import TrafficManager
+
+log = get_logger(__name__)
+
+RETRY_S: Final = 5.0
+"""After a failure, upstream's resync period."""
+
+
+class Firewall:
+    """One task's worth of rules."""
+
+    def __init__(
+        self, manager: TrafficManager, other: TrafficManager, rules: RuleSet, board: StatusBoard
+    ) -> None:
+        self._manager = manager
+        self._other = other
+        self._rules = rules
+        self._board = board
+        self._lock = asyncio.Lock()
+        self._failing = ""
+        self.repairs = 0
+        """How often rules were restored that somebody else had removed."""
+
+    def status(self) -> dict[str, object]:
+        """For `status`."""
+        return {"repairs": self.repairs, "failing": self._failing or None}
+
+    async def ensure(self, *, previous: RuleSet | None = None) -> bool:
+        """Makes the rules so; `False` after a failure, which has been reported."""
+        async with self._lock:
+            try:
+                applied = await self._manager.ensure(self._rules, previous=previous)
+            except FlannelError as error:
+                if self._failing != str(error):
+                    log.error(f"traffic rules not in place, retrying: {error}")
+                self._failing = str(error)
+                self._board.problem("traffic rules", self._failing)
+                return False
+        if self._failing:
+            log.info("traffic rules are in place again")
+            self._failing = ""
+            self._board.problem("traffic rules", "")
+        if applied.repaired:
+            self.repairs += 1
+            log.warning("traffic rules were removed by somebody else, restored them")
+        return True
+
+    async def replace(self, rules: RuleSet) -> None:
+        """Puts other rules in the place of the present ones (the subnet changed)."""
+        previous, self._rules = self._rules, rules
+        await self.ensure(previous=previous)
+
+    async def keep(self) -> None:
+        """Cleans up after the manager that is not in use, then watches ours. Runs for ever."""
+        try:
+            await self._other.remove()
+        except FlannelError as error:
+            log.debug("rules of the other traffic manager not removed", error=error)
+        while True:
+            if self._failing:
+                await asyncio.sleep(RETRY_S)
+            else:
+                await self._manager.changed()
+            await self.ensure()

@@ -1,0 +1,94 @@
+"""Follows the machine: the external interface may be replaced, change its address or its MTU.
+
+Kernel notifications about links, addresses and default routes lead, after a moment of quiet, to the
+same selection that was made at start. Another outcome is handed to the daemon; no outcome at all
+(the interface is gone for now) is reported and waited out, with everything left as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from pyflannel.api.status import StatusBoard
+from pyflannel.core.errors import FlannelError
+from pyflannel.core.underlay import ExternalInterface
+from pyflannel.kernel.base import Notification, Topic
+from pyflannel.logs import get_logger
+
+log = get_logger(__name__)
+
+SETTLE_S: Final = 0.1
+"""An interface that is replaced or renumbered makes a handful of notifications within milliseconds;
+acting after the last of them acts once. Peers are to be reached again within 2 s in all."""
+RECHECK_S: Final = 10.0
+"""Looked at again even without a notification, as everything else is."""
+
+
+class UnderlayFollower:
+    """Watches for a change of the selected underlay.
+
+    Args:
+        select: makes the selection afresh; raises `InterfaceError` if there is none now.
+        moved: told the new one; awaited, and never called twice at once.
+    """
+
+    def __init__(
+        self,
+        current: ExternalInterface,
+        select: Callable[[], Awaitable[ExternalInterface]],
+        moved: Callable[[ExternalInterface], Awaitable[None]],
+        board: StatusBoard,
+    ) -> None:
+        self._current = current
+        self._select = select
+        self._moved = moved
+        self._board = board
+        self._hint = asyncio.Event()
+
+    def notice(self, notification: Notification) -> None:
+        """Takes a kernel notification; cheap."""
+        if notification.topic in (Topic.LINK, Topic.ADDRESS, Topic.OVERFLOW) or (
+            notification.topic is Topic.ROUTE
+            and notification.dst is not None
+            and notification.dst.prefixlen == 0
+        ):
+            self._hint.set()
+
+    async def run(self) -> None:
+        """Runs for ever."""
+        while True:
+            try:
+                async with asyncio.timeout(RECHECK_S):
+                    await self._hint.wait()
+                await asyncio.sleep(SETTLE_S)
+            except TimeoutError:
+                pass
+            self._hint.clear()
+            await self.check()
+
+    async def check(self) -> None:
+        """Selects again and reports a difference."""
+        try:
+            selected = await self._select()
+        except FlannelError as error:
+            if "underlay" not in self._board.problems:
+                log.warning(f"external interface is not usable now, waiting for it: {error}")
+            self._board.problem("underlay", str(error))
+            return
+        if "underlay" in self._board.problems:
+            log.info("external interface is usable again", interface=selected.name)
+            self._board.problem("underlay", "")
+        if selected == self._current:
+            return
+        log.warning(
+            "external interface changed, following it",
+            interface=selected.name,
+            index=selected.index,
+            public_ip=selected.public_ip,
+            mtu=selected.mtu,
+            former=f"{self._current.name} {self._current.public_ip} mtu {self._current.mtu}",
+        )
+        await self._moved(selected)
+        self._current = selected

@@ -1,0 +1,77 @@
+"""The process around the daemon: event loop, signals, and the way out."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from pyflannel.core.errors import EXIT_OK
+from pyflannel.logs import get_logger
+from pyflannel.systemd import Notifier
+
+log = get_logger(__name__)
+
+STOP_DEADLINE_S: Final = 1.5
+"""For an orderly end after SIGTERM, of the two seconds that we promise."""
+STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """The loop of uvloop, or `None` for asyncio's own where uvloop is missing.
+
+    Not `uvloop.install()`, which changes the policy for everybody and breaks pyroute2 (measured).
+    """
+    try:
+        import uvloop
+    except ImportError:
+        log.info("uvloop is not installed, using asyncio's own event loop")
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+def run(work: Callable[[], Awaitable[None]]) -> int:
+    """Runs until the work ends or a stop is asked for; returns the exit code.
+
+    Raises:
+        BaseException: whatever the work raised of its own accord.
+    """
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        return runner.run(_until_stopped(work))
+
+
+async def _until_stopped(work: Callable[[], Awaitable[None]]) -> int:
+    """Turns SIGTERM and SIGINT into an orderly end.
+
+    The first signal cancels; after it the default action is back, so that a second one kills.
+    """
+    loop = asyncio.get_running_loop()
+    asked = asyncio.Event()
+
+    def stop(number: signal.Signals) -> None:
+        log.info("shutdownHandler sent cancel signal...", signal=number.name)
+        asked.set()
+        for each in STOP_SIGNALS:
+            loop.remove_signal_handler(each)
+
+    for number in STOP_SIGNALS:
+        loop.add_signal_handler(number, stop, number)
+    task = asyncio.ensure_future(work())
+    waiter = asyncio.create_task(asked.wait(), name="stop signal")
+    await asyncio.wait({task, waiter}, return_when=asyncio.FIRST_COMPLETED)
+    waiter.cancel()
+    if not asked.is_set():
+        task.result()
+        return EXIT_OK
+    Notifier.from_environment().stopping()
+    log.info("Waiting for all goroutines to exit")
+    task.cancel()
+    _, late = await asyncio.wait({task}, timeout=STOP_DEADLINE_S)
+    if late:
+        log.warning("orderly end took too long, ending anyway", deadline_s=STOP_DEADLINE_S)
+    elif not task.cancelled() and (error := task.exception()) is not None:
+        log.warning("while stopping", error=error)
+    log.info("Exiting cleanly...")
+    return EXIT_OK

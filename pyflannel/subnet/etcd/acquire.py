@@ -1,0 +1,237 @@
+"""Winning a lease in etcd: one attempt at a time, every write conditional on what was read.
+
+Upstream's order: the lease already held for our public IP, then the previous subnet, then a free
+one. A lost race is a `StoreConflict`, and the caller simply tries again.
+
+A lease found for our public IP may belong to a *second live node* with the same address. If neither
+the state directory nor `subnet.env` knows it as ours, its holder is asked: the key is written again
+with the very same content; a live pyflannel that owns it sees a write it did not make and answers
+with one of its own. An answer means that the address is in use; silence for `CHALLENGE_S` means
+that the holder is gone (or is upstream's daemon, which never answers, and is reused as upstream
+would).
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Final
+
+from pyflannel.aio.clock import Clock
+from pyflannel.core import allocation
+from pyflannel.core.config import NetworkConfig
+from pyflannel.core.errors import PublicIPInUse, StoreConflict, StoreError
+from pyflannel.core.ip import SubnetKey, format_network
+from pyflannel.core.lease import Lease, LeaseAttrs
+from pyflannel.logs import get_logger
+from pyflannel.subnet.etcd import codec
+from pyflannel.subnet.etcd.base import LeaseStatus, RangeResult, Store
+from pyflannel.subnet.etcd.feed import known_leases
+
+log = get_logger(__name__)
+
+LEASE_TTL_S: Final = 86400
+"""A day, as upstream grants."""
+CHALLENGE_S: Final = 1.0
+"""How long the holder of a lease with our public IP has to show that it is alive. It answers from
+its watch within milliseconds; a second covers a busy node, and is paid only when in doubt."""
+CHALLENGE_POLL_S: Final = 0.1
+
+
+class Acquisition:
+    """A lease being won. Call `attempt` until it gives one, then `close` in any case.
+
+    Args:
+        previous: the subnet that `subnet.env` or a lost lease names.
+        known_store_lease: id of the etcd lease that the state directory knows as ours, 0 if none.
+        listed: a listing of all leases made a moment ago, for the first attempt. That it may be
+            stale does no harm, since every write is conditional.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        prefix: str,
+        config: NetworkConfig,
+        clock: Clock,
+        rng: random.Random,
+        *,
+        previous: SubnetKey | None,
+        known_store_lease: int,
+        listed: RangeResult | None = None,
+    ) -> None:
+        self._store = store
+        self._prefix = prefix
+        self._config = config
+        self._clock = clock
+        self._random = rng
+        self._previous = previous
+        self._known_store_lease = known_store_lease
+        self._granted: LeaseStatus | None = None
+        self._fresh = listed
+        self.listed: RangeResult | None = None
+        """The listing that the last attempt decided on."""
+
+    async def attempt(self, attrs: LeaseAttrs) -> Lease:
+        """Reads all leases, decides, and writes once.
+
+        Raises:
+            StoreConflict: somebody else was faster; try again.
+            SubnetsExhausted: nothing is free.
+            PublicIPInUse: another live node holds a lease under our public IP.
+            StoreError: etcd failed; what was written is found by the next attempt.
+        """
+        listed, self._fresh = self._fresh, None
+        if listed is None:
+            listed = await self._store.range_prefix(codec.subnets_prefix(self._prefix))
+        self.listed = listed
+        leases = known_leases(self._prefix, listed.kvs)
+        plan = allocation.plan(
+            self._config, leases, attrs, previous=self._previous, rng=self._random
+        )
+        if plan.previous_refused:
+            log.warning(f"{plan.previous_refused}, ignoring it")
+        for stale in plan.incompatible:
+            await self._drop_incompatible(stale, attrs)
+        if plan.reuse is not None:
+            return await self._reuse(plan.reuse, attrs)
+        return await self._create(plan.key, attrs, is_previous=plan.is_previous)
+
+    async def close(self) -> None:
+        """Gives an etcd lease back that was granted and not used; failures are left to its TTL."""
+        if self._granted is not None:
+            granted, self._granted = self._granted, None
+            await discard_store_lease(self._store, granted.id)
+
+    async def _reuse(self, found: Lease, attrs: LeaseAttrs) -> Lease:
+        revision = await self._challenge(found, attrs)
+        mine = replace(found, attrs=attrs)
+        if found.is_reservation:
+            if found.attrs != attrs:
+                revision = await self._write(mine, if_revision=revision)
+            log.info(
+                f"Found lease ({describe(mine)}) for current IP ({attrs.public_ip}), reusing",
+                subnet=mine.key.describe(),
+                reservation=True,
+            )
+            return replace(mine, expires=None, revision=revision)
+        former = await self._store.time_to_live(found.store_lease, keys=True)
+        alone = list(former.keys) == [codec.lease_key(self._prefix, found.key)]
+        if former.ttl > 0 and former.granted_ttl == LEASE_TTL_S and alone:
+            ttl = await self._store.keepalive(found.store_lease)
+            if found.attrs != attrs:
+                revision = await self._write(mine, if_revision=revision)
+        else:
+            granted = await self._grant()
+            mine = replace(mine, store_lease=granted.id)
+            revision = await self._write(mine, if_revision=revision)
+            self._granted, ttl = None, granted.ttl
+            await discard_store_lease(self._store, found.store_lease)
+        log.info(
+            f"Found lease ({describe(mine)}) for current IP ({attrs.public_ip}), reusing",
+            subnet=mine.key.describe(),
+        )
+        return replace(mine, expires=self._clock.time() + ttl, revision=revision)
+
+    async def _create(self, key: SubnetKey, attrs: LeaseAttrs, *, is_previous: bool) -> Lease:
+        if is_previous:
+            log.info(
+                f"Found previously leased subnet ({key.describe()}), reusing",
+                subnet=key.describe(),
+            )
+        granted = await self._grant()
+        lease = Lease(
+            key=key,
+            attrs=attrs,
+            store_lease=granted.id,
+            expires=self._clock.time() + granted.ttl,
+        )
+        revision = await self._write(lease, if_revision=0)
+        self._granted = None
+        log.info(
+            f"Allocated lease ({describe(lease)}) to current node ({attrs.public_ip})",
+            subnet=key.describe(),
+        )
+        return replace(lease, revision=revision)
+
+    async def _write(self, lease: Lease, *, if_revision: int) -> int:
+        header = await self._store.put(
+            codec.lease_key(self._prefix, lease.key),
+            codec.encode_attrs(lease.attrs),
+            lease=lease.store_lease,
+            if_mod_revision=if_revision,
+        )
+        return header.revision
+
+    async def _grant(self) -> LeaseStatus:
+        """The etcd lease of this acquisition; one is enough for any number of lost races."""
+        if self._granted is None:
+            self._granted = await self._store.grant(LEASE_TTL_S)
+        return self._granted
+
+    async def _drop_incompatible(self, stale: Lease, attrs: LeaseAttrs) -> None:
+        revision = await self._challenge(stale, attrs)
+        log.warning(
+            f"Found lease ({describe(stale)}) for current IP ({stale.attrs.public_ip}) "
+            "but not compatible with current config, deleting",
+            subnet=stale.key.describe(),
+        )
+        key = codec.lease_key(self._prefix, stale.key)
+        if await self._store.delete(key, if_mod_revision=revision):
+            await discard_store_lease(self._store, stale.store_lease)
+
+    async def _challenge(self, found: Lease, attrs: LeaseAttrs) -> int:
+        """Makes sure that a lease under our public IP is not another live node's.
+
+        Returns:
+            The revision at which the key stands now.
+        """
+        ours = found.key == self._previous or (
+            found.store_lease != 0 and found.store_lease == self._known_store_lease
+        )
+        if ours:
+            return found.revision
+        key = codec.lease_key(self._prefix, found.key)
+        before = await self._store.get(key)
+        if not before.kvs or before.kvs[0].mod_revision != found.revision:
+            raise StoreConflict(f"{found.key.describe()} changed while it was looked at")
+        asked = await self._store.put(
+            key, before.kvs[0].value, lease=found.store_lease, if_mod_revision=found.revision
+        )
+        deadline = self._clock.monotonic() + CHALLENGE_S
+        while self._clock.monotonic() < deadline:
+            await self._clock.sleep(CHALLENGE_POLL_S)
+            now = await self._store.get(key)
+            if not now.kvs:
+                raise StoreConflict(f"{found.key.describe()} vanished while it was looked at")
+            if now.kvs[0].mod_revision != asked.revision:
+                address = attrs.public_ip or attrs.public_ipv6
+                raise PublicIPInUse(
+                    f"public IP {address} is in use by another live node, which holds "
+                    f"{found.key.describe()}; give this node an address of its own "
+                    "(--public-ip, --iface), or stop the other one"
+                )
+        return asked.revision
+
+
+def describe(lease: Lease) -> str:
+    """Upstream's words for a lease in its log: `ip: 10.5.1.0/24 ipv6: ::/0`."""
+    v4 = format_network(lease.key.v4) if lease.key.v4 is not None else "0.0.0.0/0"
+    v6 = format_network(lease.key.v6) if lease.key.v6 is not None else "::/0"
+    return f"ip: {v4} ipv6: {v6}"
+
+
+async def discard_store_lease(store: Store, store_lease: int) -> None:
+    """Ends an etcd lease if no key hangs on it any more; a failure is left to its TTL.
+
+    Asked first, because revoking deletes every key that hangs on it, and somebody may have put
+    several nodes' keys on one.
+    """
+    if store_lease == 0:
+        return
+    try:
+        status = await store.time_to_live(store_lease, keys=True)
+        if status.ttl > 0 and not status.keys:
+            await store.revoke(store_lease)
+    except StoreError as error:
+        log.debug("etcd lease not given back, it ends by itself", lease=store_lease, error=error)

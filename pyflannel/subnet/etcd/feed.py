@@ -1,0 +1,268 @@
+"""Everybody's leases, without gaps: a snapshot, then every event, then a snapshot after each gap.
+
+The cursor is ours. It advances past the last *event* that was delivered, never past a header's
+revision, because a server that is catching up sends several answers whose headers all carry its
+current revision. A watch that breaks goes on at the cursor; a compacted cursor leads to a new
+snapshot, which the receiver compares by value.
+
+A restored etcd is noticed by its cluster id, or by a revision smaller than one we have seen: a
+watch from a future revision would be accepted and stay silent for ever. Right after a restore the store
+may lack leases of nodes that are alive and about to write them again; tearing their routes down
+for that moment would turn a store's mishap into an outage. So leases that vanished in a restore stay for
+`RESTORE_GRACE_S`, and are then judged by a snapshot of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Final
+
+from pyflannel.aio.backoff import Backoff
+from pyflannel.aio.clock import Clock
+from pyflannel.core.errors import StoreCompacted, StoreError
+from pyflannel.core.ip import SubnetKey
+from pyflannel.core.lease import (
+    Changes,
+    Lease,
+    LeaseDeleted,
+    LeasePut,
+    LeaseUpdate,
+    Snapshot,
+)
+from pyflannel.logs import get_logger
+from pyflannel.subnet.etcd import codec
+from pyflannel.subnet.etcd.base import (
+    Header,
+    KeyValue,
+    PutEvent,
+    RangeResult,
+    Store,
+    WatchResponse,
+)
+
+log = get_logger(__name__)
+
+RESTORE_GRACE_S: Final = 30.0
+"""Long enough for every node to notice (idle time-out of a watch, about 10 s) and to write its lease
+again, short against the day that a lease of a dead node may linger anyway."""
+
+
+class LeaseFeed:
+    """Reads and watches all keys below `<prefix>/subnets/`; belongs to one task.
+
+    Args:
+        own: called for each sighting of a key below the prefix that `is_own` accepts, in order;
+            with `None` when it is gone. Called before the update is yielded.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        prefix: str,
+        clock: Clock,
+        *,
+        is_own: Callable[[bytes], bool],
+        own: Callable[[KeyValue | None], None],
+    ) -> None:
+        self._store = store
+        self._prefix = prefix
+        self._range = codec.subnets_prefix(prefix)
+        self._clock = clock
+        self._is_own = is_own
+        self._own = own
+        self._primed: RangeResult | None = None
+        self._cluster_id = 0
+        self._revision = 0
+        self._known: dict[SubnetKey, Lease] = {}
+        self._bad: dict[bytes, int] = {}
+        self._backoff = Backoff()
+        self._failing = ""
+        self.snapshots = 0
+        """Snapshots taken since start, for `status`."""
+        self.reconnects = 0
+        """Watches that broke since start, for `status`."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether the last request or watch went well."""
+        return not self._failing
+
+    @property
+    def revision(self) -> int:
+        """The newest store revision we know to be applied."""
+        return self._revision
+
+    def prime(self, listed: RangeResult) -> None:
+        """Makes the first snapshot out of a listing that was just read for another purpose.
+
+        It may be older than our own lease, so it is no sighting of that.
+        """
+        self._primed = listed
+
+    async def updates(self) -> AsyncIterator[LeaseUpdate]:
+        """Yields for ever: a `Snapshot` first, then `Changes`, and a `Snapshot` after each gap."""
+        cursor: int | None = None
+        grace_ends: float | None = None
+        while True:
+            try:
+                if cursor is None:
+                    snapshot, restored = await self._snapshot(keep_missing=grace_ends is not None)
+                    if restored and grace_ends is None:
+                        grace_ends = self._clock.monotonic() + RESTORE_GRACE_S
+                    cursor = snapshot.revision + 1
+                    yield snapshot
+                async for response in self._watch(cursor, grace_ends):
+                    if response is None:
+                        grace_ends = None
+                        cursor = None
+                        break
+                    if self._is_behind(response.header, cursor):
+                        cursor = None
+                        await self._clock.sleep(self._backoff.next())
+                        break
+                    self._recovered()
+                    if response.events:
+                        cursor = max(cursor, response.events[-1].mod_revision + 1)
+                        yield self._changes(response)
+            except StoreCompacted as error:
+                log.info("watch cursor was compacted, listing again", cursor=cursor, error=error)
+                cursor = None
+            except StoreError as error:
+                await self._failed(error)
+
+    async def _watch(
+        self, cursor: int, grace_ends: float | None
+    ) -> AsyncIterator[WatchResponse | None]:
+        """The watch's answers; `None` when the grace after a restore is over."""
+        stream = self._store.watch_prefix(self._range, cursor)
+        pending: asyncio.Task[WatchResponse] | None = None
+        try:
+            while True:
+                pending = asyncio.ensure_future(anext(stream))
+                while grace_ends is not None and not pending.done():
+                    left = grace_ends - self._clock.monotonic()
+                    if left <= 0:
+                        yield None
+                        return
+                    await asyncio.wait({pending}, timeout=left)
+                yield await pending
+        finally:
+            if pending is not None and not pending.done():
+                pending.cancel()
+                await asyncio.wait({pending})
+            close = getattr(stream, "aclose", None)
+            if close is not None:
+                await close()
+
+    async def _snapshot(self, *, keep_missing: bool) -> tuple[Snapshot, bool]:
+        result, self._primed = self._primed, None
+        primed = result is not None
+        if result is None:
+            result = await self._store.range_prefix(self._range)
+        restored = self._is_restored(result.header)
+        self._cluster_id = result.header.cluster_id
+        self._revision = result.header.revision
+        self._recovered()
+        self.snapshots += 1
+        found: dict[SubnetKey, Lease] = {}
+        own: KeyValue | None = None
+        for kv in result.kvs:
+            lease = self._decode(kv)
+            if self._is_own(kv.key):
+                own = kv
+            if lease is not None:
+                found[lease.key] = lease
+        if not primed:
+            self._own(own)
+        if restored or keep_missing:
+            missing = {key: lease for key, lease in self._known.items() if key not in found}
+            if missing:
+                log.warning(
+                    "etcd was restored and lacks leases; keeping them for a while",
+                    missing=len(missing),
+                    grace_s=RESTORE_GRACE_S,
+                )
+                found |= missing
+        self._known = found
+        return Snapshot(tuple(found.values()), result.header.revision), restored
+
+    def _changes(self, response: WatchResponse) -> Changes:
+        events: list[LeasePut | LeaseDeleted] = []
+        for event in response.events:
+            self._revision = max(self._revision, event.mod_revision)
+            if isinstance(event, PutEvent):
+                lease = self._decode(event.kv)
+                if self._is_own(event.kv.key):
+                    self._own(event.kv)
+                if lease is not None:
+                    self._known[lease.key] = lease
+                    events.append(LeasePut(lease))
+            else:
+                if self._is_own(event.key):
+                    self._own(None)
+                self._bad.pop(event.key, None)
+                key = codec.parse_key(self._prefix, event.key)
+                if key is not None:
+                    self._known.pop(key, None)
+                    events.append(LeaseDeleted(key))
+        return Changes(events, self._revision)
+
+    def _decode(self, kv: KeyValue) -> Lease | None:
+        """The lease, or `None` after one log line for each bad write of a key."""
+        lease = codec.decode_lease(self._prefix, kv)
+        if isinstance(lease, Lease):
+            self._bad.pop(kv.key, None)
+            return lease
+        if self._bad.get(kv.key) != kv.mod_revision:
+            self._bad[kv.key] = kv.mod_revision
+            log.warning(
+                "ignoring a key that is not a lease",
+                key=kv.key.decode(errors="backslashreplace"),
+                reason=lease.reason,
+            )
+        return None
+
+    def _is_behind(self, header: Header, cursor: int) -> bool:
+        """Whether a watch speaks for another cluster or an older state than the one we know.
+
+        A follower that lags for a moment looks the same, so this only leads to a new listing,
+        which is linearizable and decides.
+        """
+        return header.cluster_id != self._cluster_id or header.revision < cursor - 1
+
+    def _is_restored(self, header: Header) -> bool:
+        other = self._cluster_id not in (0, header.cluster_id)
+        older = header.revision < self._revision
+        if other or older:
+            log.warning(
+                "etcd was restored or replaced, listing all leases again",
+                cluster_id=f"{header.cluster_id:x}",
+                former_cluster_id=f"{self._cluster_id:x}",
+                revision=header.revision,
+                former_revision=self._revision,
+            )
+        return other or older
+
+    def _recovered(self) -> None:
+        self._backoff.reset()
+        if self._failing:
+            log.info("etcd answers again", endpoints=self._store.describe())
+            self._failing = ""
+
+    async def _failed(self, error: StoreError) -> None:
+        self.reconnects += 1
+        if not self._failing:
+            log.warning(
+                "lost the watch of the leases, retrying; traffic goes on",
+                endpoints=self._store.describe(),
+                error=error,
+            )
+        self._failing = str(error)
+        await self._clock.sleep(self._backoff.next())
+
+
+def known_leases(prefix: str, kvs: Sequence[KeyValue]) -> list[Lease]:
+    """The readable leases among keys that were listed, in key order."""
+    decoded = (codec.decode_lease(prefix, kv) for kv in kvs)
+    return [lease for lease in decoded if isinstance(lease, Lease)]

@@ -1,0 +1,335 @@
+"""The messages of etcd's v3 JSON gateway: requests built, answers read. Pure: no connection here.
+
+The gateway is a mechanical translation of gRPC to JSON over HTTP POST: bytes are base64, 64-bit
+integers are strings, and a field with its zero value is left out, so that a missing `succeeded`
+means false and a missing `revision` 0. Unary calls answer with one object; a watch answers with a
+line per message, `{"result": …}` or `{"error": …}`, for as long as the connection lasts.
+
+Whatever does not look like that raises `EndpointFailure`, never `KeyError`: between us and etcd may
+stand a proxy with a page of its own.
+
+Source: etcd `api/etcdserverpb/rpc.proto`, `api/mvccpb/kv.proto`; grpc-gateway v1
+`runtime/errors.go`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeAlias, cast
+
+from pyflannel.core.errors import StoreCompacted
+from pyflannel.subnet.etcd.base import (
+    DeleteEvent,
+    Header,
+    KeyValue,
+    LeaseStatus,
+    PutEvent,
+    RangeResult,
+    WatchResponse,
+)
+from pyflannel.subnet.etcd.failures import EndpointFailure, Refused, code_in, judge
+
+Message: TypeAlias = Mapping[str, object]
+"""A JSON object of the gateway."""
+
+RANGE: Final = "kv/range"
+PUT: Final = "kv/put"
+DELETE: Final = "kv/deleterange"
+TXN: Final = "kv/txn"
+GRANT: Final = "lease/grant"
+KEEPALIVE: Final = "lease/keepalive"
+REVOKE: Final = "kv/lease/revoke"
+TIME_TO_LIVE: Final = "kv/lease/timetolive"
+AUTHENTICATE: Final = "auth/authenticate"
+STATUS: Final = "maintenance/status"
+WATCH: Final = "watch"
+
+REQUIRE_LEADER: Final = {"Grpc-Metadata-hasleader": "true"}
+"""Header that has a member without a leader end its watches instead of leaving them silent. (The
+gateway passes `Grpc-Metadata-` headers on as gRPC metadata; `hasleader` is etcd's
+`MetadataRequireLeaderKey`.)"""
+
+MAX_LINE_BYTES: Final = 64 * 1024 * 1024
+"""Longest message of a watch that we hold in memory. etcd takes at most 128 operations of 1.5 MiB
+in one transaction by default; flannel's values have a few hundred bytes, so this is never met in
+earnest."""
+
+
+def prefix_end(prefix: bytes) -> bytes:
+    """The first key behind all that start with `prefix`; if none can be, a zero byte (no end)."""
+    end = prefix.rstrip(b"\xff")
+    return end[:-1] + bytes([end[-1] + 1]) if end else b"\0"
+
+
+def range_request(key: bytes, *, prefix: bool = False) -> Message:
+    """All keys below a prefix, or one key; linearizable, sorted by key (the store's own order)."""
+    if prefix:
+        # etcd refuses an empty key; the lowest one stands for it.
+        return {"key": _b64(key or b"\0"), "range_end": _b64(prefix_end(key))}
+    return {"key": _b64(key)}
+
+
+def put_request(key: bytes, value: bytes, lease: int) -> Message:
+    """Writes one key."""
+    return {"key": _b64(key), "value": _b64(value), "lease": str(lease)}
+
+
+def delete_request(key: bytes) -> Message:
+    """Deletes one key."""
+    return {"key": _b64(key)}
+
+
+def if_unchanged(key: bytes, mod_revision: int, then: str, request: Message) -> Message:
+    """A transaction: `request` if the key has that mod_revision (0: is missing), else a look.
+
+    Args:
+        then: the operation's name in a transaction: `request_put` or `request_delete_range`.
+    """
+    compare = {
+        "key": _b64(key),
+        "target": "MOD",
+        "result": "EQUAL",
+        "mod_revision": str(mod_revision),
+    }
+    return {
+        "compare": [compare],
+        "success": [{then: request}],
+        "failure": [{"request_range": range_request(key)}],
+    }
+
+
+def watch_request(prefix: bytes, start_revision: int) -> Message:
+    """Opens a watch on all keys below a prefix."""
+    below = range_request(prefix, prefix=True)
+    return {"create_request": {**below, "start_revision": str(start_revision)}}
+
+
+def parse_body(text: bytes | str) -> Message:
+    """A JSON object.
+
+    Raises:
+        EndpointFailure: it is none.
+    """
+    try:
+        message = json.loads(text)
+    except (ValueError, RecursionError):
+        raise EndpointFailure("it answers with something that is not JSON") from None
+    if not isinstance(message, dict):
+        raise EndpointFailure("it answers with JSON that is not etcd's")
+    return cast("Message", message)
+
+
+def parse_error(text: str) -> EndpointFailure | Refused | None:
+    """What an error body says, or `None` if it is not one of the gateway's.
+
+    Unary calls give `{"error": text, "code": n}`, streams `{"error": {"grpc_code": n, "message":
+    …}}`.
+    """
+    try:
+        body = parse_body(text)
+    except EndpointFailure:
+        return None
+    error = body.get("error")
+    if isinstance(error, dict):
+        code, message = error.get("grpc_code", error.get("code")), error.get("message")
+    else:
+        code, message = body.get("code"), body.get("message", error)
+    if not isinstance(code, int) or not isinstance(message, str):
+        return None
+    return judge(code, message)
+
+
+def parse_header(message: Message) -> Header:
+    """The `header` of an answer."""
+    header = _object(message, "header")
+    return Header(
+        revision=integer(header, "revision"),
+        cluster_id=integer(header, "cluster_id"),
+        member_id=integer(header, "member_id"),
+    )
+
+
+def parse_range(message: Message) -> RangeResult:
+    """The answer to a range."""
+    kvs = tuple(_key_value(kv) for kv in _objects(message, "kvs"))
+    return RangeResult(header=parse_header(message), kvs=kvs)
+
+
+@dataclass(frozen=True, slots=True)
+class TxnResult:
+    """What became of `if_unchanged`."""
+
+    header: Header
+    succeeded: bool
+    found: KeyValue | None
+    """The key as it is, if the condition failed and the key exists."""
+
+
+def parse_txn(message: Message) -> TxnResult:
+    """The answer to `if_unchanged`."""
+    won = message.get("succeeded") is True
+    found = None
+    if not won:
+        for response in _objects(message, "responses"):
+            for kv in _objects(_object(response, "response_range"), "kvs"):
+                found = _key_value(kv)
+    return TxnResult(parse_header(message), won, found)
+
+
+def parse_deleted(message: Message) -> int:
+    """How many keys were deleted."""
+    parse_header(message)
+    return integer(message, "deleted")
+
+
+def parse_grant(message: Message) -> int:
+    """The TTL that was granted."""
+    parse_header(message)
+    return integer(message, "TTL")
+
+
+def parse_lease(message: Message) -> LeaseStatus:
+    """The answer to a time-to-live request."""
+    keys = message.get("keys")
+    return LeaseStatus(
+        id=integer(message, "ID"),
+        ttl=integer(message, "TTL"),
+        granted_ttl=integer(message, "grantedTTL"),
+        keys=tuple(_bytes(key) for key in keys) if isinstance(keys, list) else (),
+    )
+
+
+def parse_keepalive(message: Message) -> int:
+    """The TTL after a renewal; 0 when the lease is gone."""
+    return integer(_object(message, "result"), "TTL")
+
+
+def parse_token(message: Message) -> str:
+    """The token of an authentication."""
+    token = message.get("token")
+    if not isinstance(token, str) or not token:
+        raise EndpointFailure("it answers an authentication without a token")
+    return token
+
+
+def integer(message: Message, name: str) -> int:
+    """A 64-bit integer, which JSON carries as a string; 0 if it is missing."""
+    value = message.get(name, 0)
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise EndpointFailure(f"it answers with {name!r} that is no integer")
+    try:
+        return int(value)
+    except ValueError:
+        raise EndpointFailure(f"it answers with {name!r} that is no integer") from None
+
+
+def parse_watch_line(line: bytes) -> WatchResponse:
+    """One message of a watch.
+
+    Raises:
+        StoreCompacted: the start revision is gone.
+        Refused: not allowed.
+        EndpointFailure: the server ended the watch, or this is not etcd.
+    """
+    message = parse_body(line)
+    if "result" not in message:
+        error = parse_error(line.decode(errors="replace"))
+        raise error or EndpointFailure("it answers a watch with something unknown")
+    result = _object(message, "result")
+    # A refused watch says `created` and `canceled` in one message: the bad news first.
+    if result.get("canceled") is True:
+        compact_revision = integer(result, "compact_revision")
+        if compact_revision:
+            raise StoreCompacted(
+                f"watch: revisions before {compact_revision} have been compacted", compact_revision
+            )
+        reason = result.get("cancel_reason")
+        text = reason if isinstance(reason, str) and reason else "it ended the watch"
+        code = code_in(text)
+        raise judge(code, text.partition(" desc = ")[2] or text)
+    events = tuple(_event(event) for event in _objects(result, "events"))
+    return WatchResponse(header=parse_header(result), events=events)
+
+
+class LineSplitter:
+    """Cuts a stream of chunks into lines, in time proportional to their length.
+
+    A watch's message may be larger than any reader's buffer (aiohttp's gives up at 512 KiB), and
+    comes in chunks that respect no boundary.
+    """
+
+    def __init__(self, limit: int = MAX_LINE_BYTES) -> None:
+        self._limit = limit
+        self._parts: list[bytes] = []
+        self._held = 0
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """The lines that are complete now, without line ends; empty ones are left out.
+
+        Raises:
+            EndpointFailure: a line is longer than the limit.
+        """
+        *complete, rest = chunk.split(b"\n")
+        lines: list[bytes] = []
+        for piece in complete:
+            self._hold(piece)
+            line = b"".join(self._parts)
+            if line.strip():
+                lines.append(line)
+            self._parts.clear()
+            self._held = 0
+        self._hold(rest)
+        return lines
+
+    def _hold(self, piece: bytes) -> None:
+        self._held += len(piece)
+        if self._held > self._limit:
+            raise EndpointFailure(f"it sends a message of more than {self._limit} bytes")
+        if piece:
+            self._parts.append(piece)
+
+
+def _key_value(message: Message) -> KeyValue:
+    return KeyValue(
+        key=_bytes(message.get("key", "")),
+        value=_bytes(message.get("value", "")),
+        mod_revision=integer(message, "mod_revision"),
+        version=integer(message, "version"),
+        lease=integer(message, "lease"),
+    )
+
+
+def _event(message: Message) -> PutEvent | DeleteEvent:
+    kv = _key_value(_object(message, "kv"))
+    if message.get("type") == "DELETE":
+        return DeleteEvent(key=kv.key, mod_revision=kv.mod_revision)
+    return PutEvent(kv=kv)
+
+
+def _object(message: Message, name: str) -> Message:
+    value = message.get(name)
+    if not isinstance(value, dict):
+        raise EndpointFailure(f"it answers without {name!r}, so it is not etcd")
+    return cast("Message", value)
+
+
+def _objects(message: Message, name: str) -> Sequence[Message]:
+    value = message.get(name, [])
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise EndpointFailure(f"it answers with {name!r} that is no list of objects")
+    return cast("Sequence[Message]", value)
+
+
+def _b64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def _bytes(text: object) -> bytes:
+    try:
+        return base64.b64decode(cast("str", text), validate=True)
+    except (binascii.Error, TypeError, ValueError):
+        raise EndpointFailure("it answers with bytes that are not base64") from None

@@ -1,0 +1,481 @@
+"""This node's lease in etcd, kept for ever; and the way to everybody else's.
+
+Keeping: the etcd lease is renewed in place (no second one, nothing to leak, no event at the peers).
+The key is seen through the same feed that brings the peers, and each sighting is judged by value
+(`core.ownership`). What is lost is taken back if it is free; a subnet that another node holds is
+never written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from typing import Final
+
+from pyflannel.aio.backoff import Backoff
+from pyflannel.aio.clock import Clock
+from pyflannel.core import allocation
+from pyflannel.core.config import NetworkConfig, Problem, parse_network_config
+from pyflannel.core.errors import (
+    LeaseError,
+    PublicIPInUse,
+    StoreConfigError,
+    StoreConflict,
+    StoreDenied,
+    StoreError,
+    StoreLeaseNotFound,
+    SubnetsExhausted,
+)
+from pyflannel.core.ip import SubnetKey
+from pyflannel.core.lease import Lease, LeaseAttrs, LeaseUpdate
+from pyflannel.core.ownership import Verdict, judge
+from pyflannel.core.renewal import Renewal
+from pyflannel.logs import get_logger
+from pyflannel.subnet.etcd import codec
+from pyflannel.subnet.etcd.acquire import Acquisition, discard_store_lease
+from pyflannel.subnet.etcd.base import (
+    DeleteEvent,
+    KeyValue,
+    PutEvent,
+    RangeResult,
+    Store,
+)
+from pyflannel.subnet.etcd.feed import LeaseFeed, known_leases
+from pyflannel.subnet.record import LeaseRecord
+
+log = get_logger(__name__)
+
+EXHAUSTED_RETRY_S: Final = 5.0
+"""Between two looks for a free subnet, or for a public IP that is no longer in use."""
+CONFIG_RETRY_S: Final = 1.0
+"""Between two looks for the network config (upstream's interval)."""
+ANSWER_INTERVAL_S: Final = 0.3
+"""Least time between two answers to a challenge, so that two owners can never echo for ever; well
+below the second that a challenger waits."""
+
+
+class EtcdSubnetManager:
+    """The `SubnetManager` over etcd.
+
+    Args:
+        previous: the subnet that `subnet.env` names.
+        renew_margin_s: renew this long before the lease would expire.
+        report: told in words what is being waited for, and `""` when it is over.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        prefix: str,
+        *,
+        clock: Clock,
+        record: LeaseRecord,
+        previous: SubnetKey | None = None,
+        renew_margin_s: float = 3600.0,
+        rng: random.Random | None = None,
+        report: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._store = store
+        self._prefix = prefix
+        self._clock = clock
+        self._record = record
+        self._previous = previous
+        self._margin_s = renew_margin_s
+        self._random = rng or random.Random()  # noqa: S311 - spreads choices, protects nothing
+        self._report = report
+        self._config: NetworkConfig | None = None
+        self._lease: Lease | None = None
+        self._renewal: Renewal | None = None
+        self._writing = asyncio.Lock()
+        self._listed: RangeResult | None = None
+        self._sighting: tuple[KeyValue | None] | None = None
+        self._sighted = asyncio.Event()
+        self._answered = float("-inf")
+        self.feed = LeaseFeed(store, prefix, clock, is_own=self._is_own_key, own=self._saw_own)
+
+    @property
+    def lease(self) -> Lease | None:
+        """The lease as we know it now."""
+        return self._lease
+
+    # The network config
+
+    async def network_config(self) -> NetworkConfig:
+        """As in `SubnetManager`.
+
+        Raises:
+            StoreDenied: etcd refuses us; waiting would not help.
+            StoreConfigError: the way to etcd is configured wrongly.
+        """
+        key = codec.config_key(self._prefix)
+        backoff = Backoff()
+        said = ""
+
+        def waiting(state: str) -> bool:
+            nonlocal said
+            changed, said = state != said, state
+            if changed:
+                self._report(state)
+            return changed
+
+        while True:
+            try:
+                found = await self._store.get(key)
+            except (StoreDenied, StoreConfigError):
+                raise
+            except StoreError as error:
+                if waiting(f"waiting for etcd at {self._store.describe()}"):
+                    log.warning(
+                        "Couldn't fetch network config: etcd does not answer, waiting",
+                        endpoints=self._store.describe(),
+                        key=key.decode(),
+                        error=error,
+                    )
+                await self._clock.sleep(backoff.next())
+                continue
+            backoff.reset()
+            if not found.kvs:
+                if waiting(f"waiting for the network config {key.decode()} in etcd"):
+                    log.warning(
+                        "Couldn't fetch network config: flannel config not found in etcd store. "
+                        "Did you create your config using etcdv3 API?",
+                        endpoints=self._store.describe(),
+                        prefix=self._prefix,
+                        key=key.decode(),
+                        remedy=f"pyflannel config set --etcd-prefix={self._prefix} FILE",
+                    )
+            else:
+                parsed = parse_network_config(found.kvs[0].value)
+                if parsed.config is not None:
+                    log_problems(parsed.problems, key.decode())
+                    self._report("")
+                    self._config = parsed.config
+                    return parsed.config
+                revision = found.kvs[0].mod_revision
+                if waiting(f"waiting for a valid network config in {key.decode()} (r{revision})"):
+                    log_problems(parsed.problems, key.decode())
+            await self._clock.sleep(CONFIG_RETRY_S)
+
+    async def watch_config(self) -> AsyncIterator[bytes | None]:
+        """The raw config whenever it is written or deleted (`None`), for ever."""
+        key = codec.config_key(self._prefix)
+        backoff = Backoff()
+        known: int | None = None
+        while True:
+            try:
+                found = await self._store.get(key)
+                revision = found.kvs[0].mod_revision if found.kvs else 0
+                if known not in (None, revision):
+                    yield found.kvs[0].value if found.kvs else None
+                known = revision
+                async for response in self._store.watch_prefix(key, found.header.revision + 1):
+                    backoff.reset()
+                    for event in response.events:
+                        if isinstance(event, PutEvent) and event.kv.key == key:
+                            known = event.mod_revision
+                            yield event.kv.value
+                        elif isinstance(event, DeleteEvent) and event.key == key:
+                            known = 0
+                            yield None
+            except StoreError as error:
+                log.debug("watch of the config broke", error=error)
+                await self._clock.sleep(max(backoff.next(), CONFIG_RETRY_S))
+
+    # Winning the lease
+
+    async def previous_attrs(self, attrs: LeaseAttrs) -> LeaseAttrs | None:
+        """What the store holds under our public IP: the attributes of our former run.
+
+        Args:
+            attrs: our addresses; the rest of it does not matter.
+        """
+        self._listed = listed = await self._store.range_prefix(codec.subnets_prefix(self._prefix))
+        own = allocation.find_own(known_leases(self._prefix, listed.kvs), attrs, self._settled())
+        return own.attrs if own is not None else None
+
+    async def acquire_lease(self, attrs: LeaseAttrs) -> Lease:
+        """As in `SubnetManager`.
+
+        Raises:
+            StoreDenied: etcd refuses us; waiting would not help.
+        """
+        async with self._writing:
+            return await self._acquire(attrs)
+
+    async def _acquire(self, attrs: LeaseAttrs) -> Lease:
+        remembered = self._record.load()
+        acquisition = Acquisition(
+            self._store,
+            self._prefix,
+            self._settled(),
+            self._clock,
+            self._random,
+            previous=self._previous,
+            known_store_lease=remembered.store_lease if remembered is not None else 0,
+            listed=self._listed,
+        )
+        self._listed = None
+        backoff = Backoff()
+        said = ""
+        try:
+            while True:
+                try:
+                    lease = await acquisition.attempt(attrs)
+                except StoreConflict as error:
+                    log.debug("lost a race for a subnet, trying again", error=error)
+                    wait = self._random.uniform(0, 0.05)
+                except StoreDenied:
+                    raise
+                except (SubnetsExhausted, PublicIPInUse) as error:
+                    if str(error) != said:
+                        log.error(f"no subnet lease yet, still trying: {error}")
+                    self._report(said := str(error))
+                    wait = EXHAUSTED_RETRY_S
+                except (StoreError, LeaseError) as error:
+                    state = f"waiting for etcd at {self._store.describe()} with the subnet lease"
+                    if state != said:
+                        log.warning(
+                            "etcd does not answer, waiting with the subnet lease",
+                            endpoints=self._store.describe(),
+                            error=error,
+                        )
+                    self._report(said := state)
+                    wait = backoff.next()
+                else:
+                    self._report("")
+                    self._adopt(lease)
+                    if acquisition.listed is not None:
+                        self.feed.prime(acquisition.listed)
+                    return lease
+                await self._clock.sleep(wait)
+        finally:
+            await acquisition.close()
+
+    # Keeping it
+
+    async def keep_lease(self) -> AsyncIterator[Lease]:
+        """Keeps the lease for ever; yields it whenever its subnet is another one than before.
+
+        Needs `watch_leases` to be consumed at the same time: that is where sightings come from.
+        """
+        while True:
+            assert self._lease is not None  # noqa: S101 - acquire_lease comes first
+            before = self._lease.key
+            if await self._next_sighting():
+                async with self._writing:
+                    await self._judge_sighting()
+            else:
+                async with self._writing:
+                    await self._renew()
+            if self._lease.key != before:
+                yield self._lease
+
+    async def update_attrs(self, attrs: LeaseAttrs) -> Lease:
+        """As in `SubnetManager`: retries until written, re-acquiring if the lease is lost."""
+        backoff = Backoff()
+        while True:
+            async with self._writing:
+                lease = self._held()
+                if attrs == lease.attrs:
+                    return lease
+                wanted = replace(lease, attrs=attrs)
+                try:
+                    return await self._publish(wanted)
+                except StoreConflict:
+                    await self._look_again()
+                except StoreLeaseNotFound:
+                    return await self._acquire(attrs)
+                except StoreError as error:
+                    log.warning("own lease not updated, retrying", error=error)
+            await self._clock.sleep(backoff.next())
+
+    def watch_leases(self) -> AsyncIterator[LeaseUpdate]:
+        """As in `SubnetManager`."""
+        return self.feed.updates()
+
+    def _held(self) -> Lease:
+        if self._lease is None:
+            raise LeaseError("no lease has been acquired yet")
+        return self._lease
+
+    def _settled(self) -> NetworkConfig:
+        if self._config is None:
+            raise LeaseError("the network config has not been read yet")
+        return self._config
+
+    def _is_own_key(self, key: bytes) -> bool:
+        lease = self._lease
+        return lease is not None and key == codec.lease_key(self._prefix, lease.key)
+
+    def _saw_own(self, kv: KeyValue | None) -> None:
+        self._sighting = (kv,)
+        self._sighted.set()
+
+    async def _next_sighting(self) -> bool:
+        """Waits for a sighting (`True`) or for the time to renew (`False`)."""
+        due = self._renewal.deadline if self._renewal is not None else None
+        if due is None:
+            await self._sighted.wait()
+            return True
+        try:
+            async with asyncio.timeout(max(0.0, due - self._clock.monotonic())):
+                await self._sighted.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _judge_sighting(self) -> None:
+        self._sighted.clear()
+        ours = self._held()
+        if self._sighting is None:
+            return
+        kv = self._sighting[0]
+        if kv is not None and kv.mod_revision <= ours.revision:
+            return
+        decoded = codec.decode_lease(self._prefix, kv) if kv is not None else None
+        seen = decoded if isinstance(decoded, Lease) else None
+        readable = kv is None or seen is not None
+        try:
+            await self._act_on(judge(ours, seen, readable=readable), ours, kv, seen)
+        except StoreConflict:
+            await self._look_again()
+        except StoreLeaseNotFound:
+            await self._lost("its etcd lease ended", ours)
+        except StoreDenied as error:
+            log.error("etcd refuses to let us keep our lease", error=error)
+        except StoreError as error:
+            log.warning("own lease not looked after, etcd does not answer", error=error)
+            await self._clock.sleep(CONFIG_RETRY_S)
+            self._sighted.set()
+
+    async def _act_on(
+        self, verdict: Verdict, ours: Lease, kv: KeyValue | None, seen: Lease | None
+    ) -> None:
+        subnet = ours.key.describe()
+        if verdict is Verdict.OURS:
+            return
+        if verdict is Verdict.GONE:
+            await self._lost("it was deleted or expired", ours)
+        elif verdict is Verdict.TAKEN and seen is not None:
+            holder = seen.attrs.public_ip or seen.attrs.public_ipv6
+            self._previous = None
+            await self._lost(f"another node took it over: public IP {holder}", ours)
+        elif verdict is Verdict.TOUCHED and kv is not None:
+            self._lease = replace(ours, revision=kv.mod_revision)
+            now = self._clock.monotonic()
+            if now - self._answered < ANSWER_INTERVAL_S:
+                return
+            self._answered = now
+            log.warning(
+                "somebody else wrote our lease as it was; another node may be using our public IP",
+                subnet=subnet,
+                public_ip=ours.attrs.public_ip,
+            )
+            await self._publish(self._lease)
+        elif verdict is Verdict.ALTERED and kv is not None:
+            log.warning("our lease was altered in etcd, writing it again", subnet=subnet)
+            now = self._clock.monotonic()
+            pause = self._answered + ANSWER_INTERVAL_S - now
+            if pause > 0:
+                await self._clock.sleep(pause)
+            self._answered = self._clock.monotonic()
+            await self._publish(replace(ours, revision=kv.mod_revision, store_lease=kv.lease))
+        elif seen is not None:
+            await self._adopt_move(verdict, ours, seen)
+
+    async def _adopt_move(self, verdict: Verdict, ours: Lease, seen: Lease) -> None:
+        if verdict is Verdict.RESERVED:
+            log.info("our lease became a reservation: no time limit", subnet=ours.key.describe())
+            self._adopt(replace(seen, expires=None))
+        else:
+            status = await self._store.time_to_live(seen.store_lease)
+            log.warning(
+                "our lease was written by another daemon with our public IP, keeping it",
+                subnet=ours.key.describe(),
+                public_ip=ours.attrs.public_ip,
+            )
+            self._adopt(replace(seen, expires=self._clock.time() + max(status.ttl, 0)))
+        await discard_store_lease(self._store, ours.store_lease)
+
+    async def _look_again(self) -> None:
+        """Reads our key afresh and has it judged, after a conflict."""
+        found = await self._store.get(codec.lease_key(self._prefix, self._held().key))
+        self._saw_own(found.kvs[0] if found.kvs else None)
+
+    async def _publish(self, lease: Lease) -> Lease:
+        """Writes our lease over exactly the revision it names."""
+        header = await self._store.put(
+            codec.lease_key(self._prefix, lease.key),
+            codec.encode_attrs(lease.attrs),
+            lease=lease.store_lease,
+            if_mod_revision=lease.revision,
+        )
+        self._lease = replace(lease, revision=header.revision)
+        self._record.save(self._lease)
+        return self._lease
+
+    async def _lost(self, why: str, ours: Lease) -> None:
+        log.error("subnet lease lost, getting it back", subnet=ours.key.describe(), reason=why)
+        self._report(f"lease {ours.key.describe()} lost: {why}")
+        if not why.startswith("another node"):
+            self._previous = ours.key
+        lease = await self._acquire(ours.attrs)
+        log.warning(
+            "subnet lease is back" if lease.key == ours.key else "subnet changed",
+            subnet=lease.key.describe(),
+            former=ours.key.describe(),
+        )
+
+    def _adopt(self, lease: Lease) -> None:
+        self._lease = lease
+        self._previous = lease.key
+        self._sighting = None
+        self._record.save(lease)
+        ttl = None if lease.expires is None else lease.expires - self._clock.time()
+        self._renewal = Renewal(ttl, self._margin_s, self._clock.monotonic())
+        if ttl is not None and self._renewal.deadline is not None:
+            wait = self._renewal.deadline - self._clock.monotonic()
+            log.info(f"Waiting for {wait:.0f}s to renew lease", subnet=lease.key.describe())
+
+    async def _renew(self) -> None:
+        lease = self._held()
+        renewal = self._renewal
+        if renewal is None:
+            return
+        try:
+            try:
+                ttl = await self._store.keepalive(lease.store_lease)
+            except StoreLeaseNotFound:
+                renewal.failed(self._clock.monotonic())
+                await self._look_again()
+                return
+        except StoreError as error:
+            renewal.failed(self._clock.monotonic())
+            log.warning(
+                "Error renewing lease, trying again",
+                subnet=lease.key.describe(),
+                reason=renewal.reason,
+                error=error,
+            )
+        else:
+            renewal.succeeded(self._clock.monotonic(), ttl)
+            self._lease = replace(lease, expires=self._clock.time() + ttl)
+            log.info(
+                f"Lease renewed, new expiration: {self._lease.expires:.0f}",
+                subnet=lease.key.describe(),
+                ttl_s=ttl,
+            )
+
+
+def log_problems(problems: tuple[Problem, ...], where: str) -> None:
+    """One log line for each problem of a config, errors as errors."""
+    for problem in problems:
+        write = log.error if problem.severity == "error" else log.warning
+        write(
+            f"network config: {problem.message}",
+            where=where,
+            key=problem.key,
+            remedy=problem.remedy or None,
+        )

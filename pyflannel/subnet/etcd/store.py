@@ -1,0 +1,424 @@
+"""The real etcd behind the `Store` protocol: which endpoint is asked, what is tried again.
+
+**Endpoints.** Requests go to the endpoint that answered last. If it gives no answer within its
+deadline (dead, frozen, without a quorum), the next one is asked, and remembered if it does better.
+`StoreUnavailable` is raised only when none answered, and then names each with its reason.
+
+**Writes.** One that got no answer may have been carried out, now or later. What can be repeated
+without harm is repeated at the next endpoint: a grant, because we choose the id of the etcd lease
+ourselves; a renewal; a revocation; and a write under a condition on the key's revision, which
+cannot succeed twice. If the condition then fails on a key that has the very value and lease we
+meant to write, it was our first attempt that wrote them. An unconditional write is never sent
+again: the key is read, and if it does not show our write yet, the caller is told that nobody knows.
+
+**Watches.** Opened at the same endpoints in the same order; a silent one is kept only as long as
+its endpoint answers a cheap question.
+
+**Cost.** Nothing is imported, resolved or connected before the first request, and aiohttp not
+before the first watch; both imports run in the store's own threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import random
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
+
+from pyflannel.aio.threads import ThreadPool
+from pyflannel.core.errors import (
+    StoreConflict,
+    StoreError,
+    StoreLeaseNotFound,
+    StoreUnavailable,
+)
+from pyflannel.core.options import EtcdOptions
+from pyflannel.logs import get_logger
+from pyflannel.subnet.etcd import gateway
+from pyflannel.subnet.etcd.auth import Tokens
+from pyflannel.subnet.etcd.base import Header, KeyValue, LeaseStatus, RangeResult, WatchResponse
+from pyflannel.subnet.etcd.endpoints import Endpoint, parse_endpoints, tls_context
+from pyflannel.subnet.etcd.failures import Code, EndpointFailure, Refused, unavailable
+
+if TYPE_CHECKING:
+    from pyflannel.subnet.etcd.transport import EndpointClient
+    from pyflannel.subnet.etcd.watch import Watch, WatchClient
+
+log = get_logger(__name__)
+
+T = TypeVar("T")
+
+THREADS: Final = 4
+"""Requests at a time. The daemon has two or three duties with etcd (lease, peers, probes); one more
+lets a duty go on while the others wait for a frozen endpoint."""
+ENDPOINT_S: Final = 3.0
+"""Deadline for one endpoint as a whole. The sockets have sharper ones (1.0 s to connect, 1.5 s to
+answer); this one is for a name lookup that hangs and for an answer that trickles."""
+OPEN_WATCH_S: Final = 2.0
+"""To connect and to be told that a watch exists."""
+IDLE_S: Final = 5.0
+"""Silence of a watch after which its endpoint is probed. A frozen server is so noticed within 6.5
+s; a probe costs 2 ms of CPU, 0.04 % of the time."""
+CLOSE_S: Final = 0.5
+"""How long `close` waits for threads whose requests it has just broken off."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer(Generic[T]):
+    """What one of the endpoints answered."""
+
+    value: T
+    unsure: bool
+    """An earlier attempt may have been carried out as well."""
+
+
+class _Unsure(StoreUnavailable):
+    """A write got no answer, and nobody knows whether it was carried out."""
+
+
+class EtcdStore:
+    """A `Store` on a real etcd; belongs to one event loop.
+
+    Args:
+        idle: seconds of silence after which a watch's endpoint is probed.
+
+    Raises:
+        StoreConfigError: an endpoint or a certificate is wrong. Nothing is connected yet.
+    """
+
+    def __init__(self, options: EtcdOptions, *, idle: float = IDLE_S) -> None:
+        self._endpoints = parse_endpoints(options.endpoints)
+        self._tls = tls_context(options, used=self._endpoints[0].scheme == "https")
+        self._idle = idle
+        self._threads = ThreadPool("etcd", THREADS)
+        self._tokens = Tokens(options.username, options.password, self._post)
+        self._preferred = 0
+        self._clients: dict[Endpoint, EndpointClient] = {}
+        self._clients_lock = threading.Lock()
+        self._watch_client: WatchClient | None = None
+        self._opening = asyncio.Lock()
+        self._closed = False
+
+    def describe(self) -> str:
+        """As in `Store`."""
+        return ", ".join(str(endpoint) for endpoint in self._endpoints)
+
+    async def get(self, key: bytes) -> RangeResult:
+        """As in `Store`."""
+        body = gateway.range_request(key)
+        return await self._read(f"read {_text(key)}", gateway.RANGE, body, gateway.parse_range)
+
+    async def range_prefix(self, prefix: bytes) -> RangeResult:
+        """As in `Store`."""
+        body = gateway.range_request(prefix, prefix=True)
+        return await self._read(f"list {_text(prefix)}", gateway.RANGE, body, gateway.parse_range)
+
+    async def put(
+        self, key: bytes, value: bytes, *, lease: int = 0, if_mod_revision: int | None = None
+    ) -> Header:
+        """As in `Store`."""
+        what = f"write {_text(key)}"
+        put = gateway.put_request(key, value, lease)
+        if if_mod_revision is None:
+            try:
+                parse = gateway.parse_header
+                return (await self._request(what, gateway.PUT, put, parse, repeat=False)).value
+            except _Unsure:
+                result = await self.get(key)
+                if result.kvs and _is(result.kvs[0], value, lease):
+                    return replace(result.header, revision=result.kvs[0].mod_revision)
+                raise
+        body = gateway.if_unchanged(key, if_mod_revision, "request_put", put)
+        answer = await self._request(what, gateway.TXN, body, gateway.parse_txn)
+        if answer.value.succeeded:
+            return answer.value.header
+        found = answer.value.found
+        if answer.unsure and found is not None and _is(found, value, lease):
+            return replace(answer.value.header, revision=found.mod_revision)
+        raise StoreConflict(
+            f"{what}: the key should be at revision {if_mod_revision}, "
+            f"but is at {found.mod_revision if found is not None else 0} (0: does not exist)"
+        )
+
+    async def delete(self, key: bytes, *, if_mod_revision: int | None = None) -> bool:
+        """As in `Store`."""
+        what = f"delete {_text(key)}"
+        delete = gateway.delete_request(key)
+        if if_mod_revision is None:
+            try:
+                parse = gateway.parse_deleted
+                answer = await self._request(what, gateway.DELETE, delete, parse, repeat=False)
+            except _Unsure:
+                if not (await self.get(key)).kvs:
+                    return True
+                raise
+            return answer.value > 0
+        if if_mod_revision == 0:
+            # "Delete it if it does not exist."
+            return False
+        body = gateway.if_unchanged(key, if_mod_revision, "request_delete_range", delete)
+        txn = await self._request(what, gateway.TXN, body, gateway.parse_txn)
+        return txn.value.succeeded or (txn.unsure and txn.value.found is None)
+
+    async def grant(self, ttl: int) -> LeaseStatus:
+        """As in `Store`."""
+        # Our own choice of id makes the request one that can be repeated: a second one is told that
+        # the lease already exists. 62 random bits do not meet another's by chance.
+        lease = _random.getrandbits(62) + 1
+        body = {"TTL": str(ttl), "ID": str(lease)}
+        parse = gateway.parse_grant
+        try:
+            answer = await self._request(f"grant a lease of {ttl} s", gateway.GRANT, body, parse)
+        except StoreError as error:
+            refused = error.__cause__
+            if (
+                isinstance(refused, Refused)
+                and refused.code == Code.FAILED_PRECONDITION
+                and refused.unsure
+            ):
+                return await self.time_to_live(lease)
+            raise
+        return LeaseStatus(id=lease, ttl=answer.value, granted_ttl=answer.value)
+
+    async def keepalive(self, lease: int) -> int:
+        """As in `Store`."""
+        what = f"renew lease {lease:x}"
+        body = {"ID": str(lease)}
+        ttl = await self._read(what, gateway.KEEPALIVE, body, gateway.parse_keepalive)
+        if ttl <= 0:
+            raise StoreLeaseNotFound(f"{what}: it does not exist any more")
+        return ttl
+
+    async def time_to_live(self, lease: int, *, keys: bool = False) -> LeaseStatus:
+        """As in `Store`."""
+        what = f"look at lease {lease:x}"
+        body = {"ID": str(lease), "keys": keys}
+        return await self._read(what, gateway.TIME_TO_LIVE, body, gateway.parse_lease)
+
+    async def revoke(self, lease: int) -> None:
+        """As in `Store`."""
+        body = {"ID": str(lease)}
+        with suppress(StoreLeaseNotFound):
+            await self._read(f"revoke lease {lease:x}", gateway.REVOKE, body, gateway.parse_header)
+
+    async def watch_prefix(
+        self, prefix: bytes, start_revision: int
+    ) -> AsyncIterator[WatchResponse]:
+        """As in `Store`."""
+        what = f"watch {_text(prefix)}"
+        endpoint, watch = await self._open_watch(what, prefix, start_revision)
+        try:
+            yield watch.first
+            while True:
+                response = await watch.receive(self._idle)
+                if response is not None:
+                    yield response
+                else:
+                    await self._probe(endpoint)
+        except EndpointFailure as failure:
+            self._avoid(endpoint)
+            raise unavailable(what, {str(endpoint): failure}) from failure
+        except Refused as refused:
+            raise refused.as_store_error(what, str(endpoint)) from refused
+        finally:
+            watch.close()
+
+    async def _open_watch(
+        self, what: str, prefix: bytes, start_revision: int
+    ) -> tuple[Endpoint, Watch]:
+        request = gateway.watch_request(prefix, start_revision)
+        client = await self._watches()
+
+        async def attempt(endpoint: Endpoint) -> tuple[Endpoint, Watch]:
+            async def send(token: str) -> Watch:
+                return await client.open(endpoint, request, token, OPEN_WATCH_S)
+
+            # etcd 3.5 calls a watch with an outdated token a lack of permission.
+            return endpoint, await self._authorized(endpoint, send, denial_is_doubtful=True)
+
+        return (await self._in_turn(what, attempt, repeat=True)).value
+
+    async def _watches(self) -> WatchClient:
+        async with self._opening:
+            if self._closed:
+                raise StoreUnavailable("the store is closed")
+            if self._watch_client is None:
+                module = await self._threads.run(
+                    lambda: importlib.import_module("pyflannel.subnet.etcd.watch")
+                )
+                self._watch_client = module.WatchClient(self._tls, self._threads)
+            return self._watch_client
+
+    async def _probe(self, endpoint: Endpoint) -> None:
+        """Returns if the endpoint is alive and has a leader.
+
+        Raises:
+            EndpointFailure: it has not.
+        """
+        try:
+            status = await self._post(endpoint, gateway.STATUS, {}, "")
+            if not gateway.integer(status, "leader"):
+                raise EndpointFailure("it has no leader")  # noqa: TRY301 - the same treatment
+        except EndpointFailure as failure:
+            text = f"silent for {self._idle:g} s, and a probe failed: {failure}"
+            raise EndpointFailure(text) from failure
+        except Refused:
+            # It answers, and that was the question.
+            log.debug("etcd refuses its status", endpoint=str(endpoint))
+
+    async def _read(
+        self,
+        what: str,
+        path: str,
+        body: gateway.Message,
+        parse: Callable[[gateway.Message], T],
+    ) -> T:
+        """The answer to a request that may be carried out twice without harm."""
+        return (await self._request(what, path, body, parse)).value
+
+    async def _request(
+        self,
+        what: str,
+        path: str,
+        body: gateway.Message,
+        parse: Callable[[gateway.Message], T],
+        *,
+        repeat: bool = True,
+    ) -> _Answer[T]:
+        async def attempt(endpoint: Endpoint) -> T:
+            async def send(token: str) -> gateway.Message:
+                return await self._post(endpoint, path, body, token)
+
+            return parse(await self._authorized(endpoint, send))
+
+        return await self._in_turn(what, attempt, repeat=repeat)
+
+    async def _in_turn(
+        self, what: str, attempt: Callable[[Endpoint], Awaitable[T]], *, repeat: bool
+    ) -> _Answer[T]:
+        """The first answer of an endpoint, starting with the one that answered last.
+
+        Args:
+            repeat: go on after an attempt that may have been carried out.
+        """
+        failures: dict[str, EndpointFailure] = {}
+        unsure = False
+        start = self._preferred
+        for endpoint in (*self._endpoints[start:], *self._endpoints[:start]):
+            # A connection from before a restart of the server breaks at its first use; the second
+            # attempt makes a new one.
+            for last in (False, True):
+                try:
+                    value = await attempt(endpoint)
+                except EndpointFailure as failure:
+                    failures[str(endpoint)] = failure
+                    unsure = unsure or failure.unsure
+                    if unsure and not repeat:
+                        raise _Unsure(
+                            f"{what}: {endpoint} gave no answer ({failure}); "
+                            "whether it was carried out is not known"
+                        ) from failure
+                    if last or not failure.dropped:
+                        break
+                except Refused as refused:
+                    self._prefer(endpoint, failures)
+                    refused.unsure = unsure
+                    raise refused.as_store_error(what, str(endpoint)) from refused
+                else:
+                    self._prefer(endpoint, failures)
+                    return _Answer(value, unsure)
+        raise unavailable(what, failures)
+
+    def _prefer(self, endpoint: Endpoint, failures: dict[str, EndpointFailure]) -> None:
+        index = self._endpoints.index(endpoint)
+        if index != self._preferred:
+            former = str(self._endpoints[self._preferred])
+            log.info(
+                "using another etcd endpoint",
+                endpoint=str(endpoint),
+                former=former,
+                reason=failures.get(former),
+            )
+            self._preferred = index
+
+    def _avoid(self, endpoint: Endpoint) -> None:
+        if self._endpoints[self._preferred] == endpoint:
+            self._preferred = (self._preferred + 1) % len(self._endpoints)
+
+    async def _authorized(
+        self,
+        endpoint: Endpoint,
+        send: Callable[[str], Awaitable[T]],
+        *,
+        denial_is_doubtful: bool = False,
+    ) -> T:
+        """What `send` gives with our token, or with a new one if that one is not good any more."""
+        token = await self._tokens.get(endpoint)
+        try:
+            return await send(token)
+        except EndpointFailure as failure:
+            if failure.silent:
+                self._tokens.distrust(token)
+            raise
+        except Refused as refused:
+            doubtful = denial_is_doubtful and refused.code == Code.PERMISSION_DENIED
+            if not self._tokens.configured or not (refused.wants_token or doubtful):
+                raise
+            self._tokens.distrust(token)
+        return await send(await self._tokens.get(endpoint))
+
+    async def _post(
+        self, endpoint: Endpoint, path: str, body: gateway.Message, token: str
+    ) -> gateway.Message:
+        if self._closed:
+            raise StoreUnavailable("the store is closed")
+        try:
+            async with asyncio.timeout(ENDPOINT_S):
+                return await self._threads.run(
+                    lambda: self._client(endpoint).post(path, body, token)
+                )
+        except TimeoutError as error:
+            raise EndpointFailure("no answer in time", unsure=True, silent=True) from error
+
+    def _client(self, endpoint: Endpoint) -> EndpointClient:
+        """The client of an endpoint; called in a thread, where its import blocks nobody."""
+        from pyflannel.subnet.etcd.transport import EndpointClient
+
+        with self._clients_lock:
+            if self._closed:
+                raise StoreUnavailable("the store is closed")
+            client = self._clients.get(endpoint)
+            if client is None:
+                client = EndpointClient(endpoint, self._tls, connections=THREADS)
+                self._clients[endpoint] = client
+            return client
+
+    async def close(self) -> None:
+        """As in `Store`."""
+        with self._clients_lock:
+            self._closed = True
+            clients = list(self._clients.values())
+        if self._watch_client is not None:
+            await self._watch_client.close()
+        for client in clients:
+            client.abort()
+        await self._threads.close(CLOSE_S)
+        for client in clients:
+            client.close()
+
+
+_random: Final = random.SystemRandom()
+
+
+def _is(kv: KeyValue, value: bytes, lease: int) -> bool:
+    """Whether a key is as we meant to write it."""
+    return kv.value == value and kv.lease == lease
+
+
+def _text(key: bytes) -> str:
+    """A key for a message."""
+    return key.decode(errors="backslashreplace")

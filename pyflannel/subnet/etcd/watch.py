@@ -1,0 +1,191 @@
+"""The watch, on aiohttp: one long POST whose answer never ends.
+
+etcd3gw has a watch, but it hangs without a word when the server dies, when history was compacted
+and when it is not allowed; so this one reads the gateway's stream itself. Chunks are taken raw and
+cut into lines by us, for a message may be larger than any line buffer.
+
+A connection that says nothing may be healthy, cut off, or lead to a frozen server. Three things
+tell them apart, cheaply enough for a daemon at rest: TCP keepalive by the kernel for a lost path,
+the caller's probe of the same endpoint after each `idle` seconds of silence for a frozen server,
+and etcd's own "require leader" for a member without a quorum.
+
+The module is imported late, in a thread: aiohttp takes 100 ms, half of it for loading the system's
+CA certificates.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import ssl
+from collections import deque
+from collections.abc import Mapping
+from typing import Final
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from pyflannel.aio.threads import ThreadPool
+from pyflannel.subnet.etcd import gateway
+from pyflannel.subnet.etcd.base import WatchResponse
+from pyflannel.subnet.etcd.endpoints import Endpoint
+from pyflannel.subnet.etcd.failures import EndpointFailure, explain, not_etcd
+
+CONNECT_S: Final = 1.0
+"""As for single requests."""
+
+_ERROR_BODY_BYTES: Final = 64 * 1024
+"""What we read of an answer that is not a watch."""
+
+_KEEPALIVE: Final = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 2),
+)
+"""A path that is gone (a firewall forgot the connection, say) is noticed after 10 + 2·5 s."""
+
+
+class WatchClient:
+    """Opens watches; holds what they share."""
+
+    def __init__(self, context: ssl.SSLContext | None, threads: ThreadPool) -> None:
+        connector = aiohttp.TCPConnector(
+            ssl=context if context is not None else True,
+            resolver=_Resolver(threads),
+            # Each watch has a connection to itself, for as long as it lasts.
+            force_close=True,
+        )
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+        )
+
+    async def open(
+        self, endpoint: Endpoint, request: gateway.Message, token: str, within: float
+    ) -> Watch:
+        """A watch that the server has confirmed.
+
+        Raises:
+            StoreCompacted: the start revision is gone.
+            Refused: not allowed.
+            EndpointFailure: no confirmation came `within` seconds.
+        """
+        try:
+            async with asyncio.timeout(within):
+                headers = {"Authorization": token} if token else {}
+                return await self._open(endpoint, request, {**headers, **gateway.REQUIRE_LEADER})
+        except TimeoutError as error:
+            raise EndpointFailure("no answer in time", silent=True) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise EndpointFailure(explain(error)) from error
+
+    async def _open(
+        self, endpoint: Endpoint, request: gateway.Message, headers: Mapping[str, str]
+    ) -> Watch:
+        response = await self._session.post(
+            f"{endpoint}/v3/{gateway.WATCH}",
+            data=json.dumps(request).encode(),
+            headers={"Content-Type": "application/json", **headers},
+        )
+        try:
+            if response.status != 200:
+                text = (await response.content.read(_ERROR_BODY_BYTES)).decode(errors="replace")
+                raise gateway.parse_error(text) or not_etcd(response.status, text)  # noqa: TRY301
+            _keep_alive(response)
+            watch = Watch(response)
+            await watch.confirm()
+        except BaseException:
+            response.close()
+            raise
+        return watch
+
+    async def close(self) -> None:
+        """Breaks all watches and closes their connections."""
+        await self._session.close()
+
+
+class Watch:
+    """One confirmed watch; belongs to one task."""
+
+    first: WatchResponse
+    """The confirmation: the server's header, and seldom events."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+        self._splitter = gateway.LineSplitter()
+        self._lines: deque[bytes] = deque()
+
+    async def confirm(self) -> None:
+        """Waits for `first`; called once."""
+        self.first = await self._next()
+
+    async def receive(self, idle: float) -> WatchResponse | None:
+        """The next answer, or `None` if there was none for `idle` seconds.
+
+        Raises:
+            StoreCompacted, Refused: the server ended the watch for that.
+            EndpointFailure: the connection or the server is gone.
+        """
+        if not self._lines:
+            try:
+                async with asyncio.timeout(idle):
+                    return await self._next()
+            except TimeoutError:
+                return None
+        return await self._next()
+
+    async def _next(self) -> WatchResponse:
+        while not self._lines:
+            try:
+                chunk = await self._response.content.readany()
+            except (aiohttp.ClientError, OSError) as error:
+                raise EndpointFailure(f"the watch broke: {explain(error)}") from error
+            if not chunk:
+                raise EndpointFailure("the server ended the watch")
+            self._lines.extend(self._splitter.feed(chunk))
+        return gateway.parse_watch_line(self._lines.popleft())
+
+    def close(self) -> None:
+        """Ends the watch by closing its connection. Twice is fine."""
+        self._response.close()
+
+
+def _keep_alive(response: aiohttp.ClientResponse) -> None:
+    transport = response.connection.transport if response.connection is not None else None
+    sock = transport.get_extra_info("socket") if transport is not None else None
+    if sock is not None:
+        for level, option, value in _KEEPALIVE:
+            sock.setsockopt(level, option, value)
+
+
+class _Resolver(AbstractResolver):
+    """Looks names up in our own threads: those of the loop are waited for at its end."""
+
+    def __init__(self, threads: ThreadPool) -> None:
+        self._threads = threads
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """All addresses of a host."""
+        found = await self._threads.run(
+            lambda: socket.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
+        )
+        return [
+            ResolveResult(
+                hostname=host,
+                host=str(address[0]),
+                port=port,
+                family=of,
+                proto=protocol,
+                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+            )
+            for of, _, protocol, _, address in found
+        ]
+
+    async def close(self) -> None:
+        """Nothing: the threads are the store's."""

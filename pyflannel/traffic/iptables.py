@@ -1,0 +1,245 @@
+"""The rules in iptables: upstream's chains, comments and order; each recognises the other's.
+
+Two chains of our own hold the rules, one jump each leads there:
+
+| table | chain | jump from | comment |
+|---|---|---|---|
+| nat | FLANNEL-POSTRTG | POSTROUTING | `flanneld masq` |
+| filter | FLANNEL-FWD | FORWARD | `flanneld forward` |
+
+The present state is read with `iptables-save` of the one table; if it differs, the chain is
+rewritten and a missing jump appended in one `iptables-restore --noflush`, which replaces a
+table's rules in one step. A jump that is there stays where it is: it is appended, never moved to the front, so rules
+that an operator placed before it keep winning.
+
+Between two looks nothing is spawned. With the nft flavour of iptables the kernel announces changes
+(`traffic.monitor`); with the legacy one the size of the table is asked for through getsockopt(2);
+a full look is taken once a minute in any case.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+from typing import Final
+
+from pyflannel.core.errors import CommandError, FlannelError
+from pyflannel.core.ip import Family
+from pyflannel.core.rules import Action, Rule, RuleSet
+from pyflannel.kernel import process
+from pyflannel.logs import get_logger
+from pyflannel.traffic.base import RulesApplied
+from pyflannel.traffic.monitor import ChangeMonitor
+
+log = get_logger(__name__)
+
+DEADLINE_S: Final = 10.0
+"""For one iptables command; with --wait it may stand behind another holder of the xtables lock."""
+BINARY: Final = {Family.V4: "iptables", Family.V6: "ip6tables"}
+FULLY_RANDOM_SINCE: Final = (1, 6, 2)
+WAIT_SINCE: Final = (1, 4, 20)
+RESTORE_WAIT_SINCE: Final = (1, 6, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """One chain of ours, with the built-in chain that leads to it."""
+
+    table: str
+    name: str
+    parent: str
+    comment: str
+
+    @property
+    def jump(self) -> str:
+        """The rule in the parent chain, as `iptables-save` prints it."""
+        return f'-A {self.parent} -m comment --comment "{self.comment}" -j {self.name}'
+
+
+MASQUERADE: Final = Chain("nat", "FLANNEL-POSTRTG", "POSTROUTING", "flanneld masq")
+FORWARD: Final = Chain("filter", "FLANNEL-FWD", "FORWARD", "flanneld forward")
+
+
+@dataclass(frozen=True, slots=True)
+class Flavour:
+    """What the installed iptables can do."""
+
+    version: tuple[int, int, int]
+    nft: bool
+
+    @property
+    def fully_random(self) -> bool:
+        """Whether MASQUERADE knows --random-fully."""
+        return self.version >= FULLY_RANDOM_SINCE
+
+    @property
+    def restore_wait(self) -> tuple[str, ...]:
+        """The option with which `iptables-restore` waits for the lock."""
+        return ("--wait",) if self.version >= RESTORE_WAIT_SINCE else ()
+
+
+def parse_version(text: str) -> Flavour:
+    """Reads `iptables v1.8.9 (nf_tables)`; an unreadable answer counts as a very old one."""
+    match = re.search(r"v(\d+)\.(\d+)\.(\d+)", text)
+    version = (int(match[1]), int(match[2]), int(match[3])) if match else (0, 0, 0)
+    return Flavour(version, "nf_tables" in text)
+
+
+def render(rule: Rule, chain: Chain, *, fully_random: bool) -> str:
+    """One rule as `iptables-save` prints it, which `iptables-restore` reads."""
+    parts = [f"-A {chain.name}"]
+    if rule.source is not None:
+        parts.append(f"{'! ' if rule.source_is_not else ''}-s {rule.source}")
+    if rule.destination is not None:
+        parts.append(f"{'! ' if rule.destination_is_not else ''}-d {rule.destination}")
+    if rule.mark is not None:
+        parts.append(f"-m mark --mark {rule.mark:#x}/{rule.mark:#x}")
+    parts.append(f'-m comment --comment "{chain.comment}"')
+    parts.append(f"-j {rule.action.value}")
+    if rule.action is Action.MASQUERADE and fully_random:
+        parts.append("--random-fully")
+    return " ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Present:
+    """What a table holds of ours."""
+
+    exists: bool
+    """Whether the chain is there."""
+    rules: tuple[tuple[str, ...], ...]
+    """The chain's rules, as words."""
+    jumps: tuple[str, ...]
+    """Every jump to the chain, as printed."""
+
+
+def read_table(saved: str, chain: Chain) -> Present:
+    """Picks out of `iptables-save` what concerns one chain of ours."""
+    exists, rules, jumps = False, [], []
+    target = f"-j {chain.name}"
+    for line in saved.splitlines():
+        if line.startswith(f":{chain.name} "):
+            exists = True
+        elif line.startswith(f"-A {chain.name} "):
+            rules.append(tuple(shlex.split(line)))
+        elif line.startswith("-A ") and (line.endswith(target) or f"{target} " in line):
+            jumps.append(line)
+    return Present(exists, tuple(rules), tuple(jumps))
+
+
+def difference(chain: Chain, wanted: tuple[str, ...], present: Present) -> str:
+    """What `iptables-restore --noflush` must be fed, empty if all is as wanted.
+
+    No rules wanted means that chain and jump go.
+    """
+    lines: list[str] = []
+    if wanted:
+        same = present.rules == tuple(tuple(shlex.split(line)) for line in wanted)
+        ours = [line for line in present.jumps if line.startswith(f"-A {chain.parent} ")]
+        if present.exists and same and len(ours) == 1:
+            return ""
+        lines.append(f":{chain.name} - [0:0]")
+        lines += wanted
+        lines += [f"-D {line.removeprefix('-A ')}" for line in ours[1:]]
+        if not ours:
+            lines.append(chain.jump)
+    else:
+        if not present.exists and not present.jumps:
+            return ""
+        lines += [f"-D {line.removeprefix('-A ')}" for line in present.jumps]
+        if present.exists:
+            lines += [f"-F {chain.name}", f"-X {chain.name}"]
+    return "\n".join([f"*{chain.table}", *lines, "COMMIT", ""])
+
+
+class IptablesManager:
+    """The `TrafficManager` over the iptables commands.
+
+    Args:
+        fully_random: `False` with `--ip-masq-fully-random-disable`.
+        resync_s: `--iptables-resync`.
+    """
+
+    def __init__(self, *, fully_random: bool = True, resync_s: float = 5.0) -> None:
+        self._want_fully_random = fully_random
+        self._flavours: dict[Family, Flavour] = {}
+        self._applied: set[tuple[Family, Chain]] = set()
+        self._monitor = ChangeMonitor(resync_s, tables=("nat", "filter"))
+
+    async def ensure(self, rules: RuleSet, *, previous: RuleSet | None = None) -> RulesApplied:
+        """As in `TrafficManager`.
+
+        `previous` needs no work of its own here: a chain is always rewritten as a whole.
+        """
+        del previous
+        changed = repaired = False
+        for family in Family:
+            part = rules.of(family)
+            for chain, wanted in ((MASQUERADE, part.masquerade), (FORWARD, part.forward)):
+                if not wanted and (family, chain) not in self._applied:
+                    continue
+                if await self._ensure_chain(family, chain, wanted):
+                    changed = True
+                    repaired = repaired or (bool(wanted) and (family, chain) in self._applied)
+                if wanted:
+                    self._applied.add((family, chain))
+                else:
+                    self._applied.discard((family, chain))
+        self._monitor.arm(
+            legacy=tuple(
+                (family, chain.table)
+                for family, chain in sorted(self._applied, key=str)
+                if not self._flavours[family].nft
+            )
+        )
+        return RulesApplied(changed=changed, repaired=repaired)
+
+    async def changed(self) -> bool:
+        """As in `TrafficManager`."""
+        return await self._monitor.wait()
+
+    def close(self) -> None:
+        """As in `TrafficManager`."""
+        self._monitor.close()
+
+    async def remove(self) -> None:
+        """As in `TrafficManager`; a missing binary means that there is nothing of ours."""
+        for family in Family:
+            try:
+                flavour = await self._flavour(family)
+            except CommandError:
+                continue
+            if not flavour.nft:
+                continue  # listing a legacy table would create it
+            for chain in (MASQUERADE, FORWARD):
+                try:
+                    await self._ensure_chain(family, chain, ())
+                except FlannelError as error:
+                    log.debug("chain not removed", chain=chain.name, family=family, error=error)
+
+    async def _ensure_chain(self, family: Family, chain: Chain, wanted: tuple[Rule, ...]) -> bool:
+        flavour = await self._flavour(family)
+        fully_random = self._want_fully_random and flavour.fully_random
+        lines = tuple(render(rule, chain, fully_random=fully_random) for rule in wanted)
+        saved = await self._command(f"{BINARY[family]}-save", "-t", chain.table)
+        payload = difference(chain, lines, read_table(saved, chain))
+        if not payload:
+            return False
+        await self._command(
+            f"{BINARY[family]}-restore", "--noflush", *flavour.restore_wait, stdin=payload
+        )
+        return True
+
+    async def _flavour(self, family: Family) -> Flavour:
+        if family not in self._flavours:
+            answer = await self._command(BINARY[family], "--version")
+            self._flavours[family] = parse_version(answer)
+        return self._flavours[family]
+
+    async def _command(self, *argv: str, stdin: str = "") -> str:
+        done = await process.run(argv, stdin=stdin.encode(), timeout_s=DEADLINE_S)
+        if done.returncode != 0:
+            answer = done.stderr.decode(errors="replace").strip() or f"exit code {done.returncode}"
+            raise CommandError(f"{' '.join(argv)}: {answer}")
+        return done.stdout.decode(errors="replace")

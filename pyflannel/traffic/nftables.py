@@ -1,0 +1,299 @@
+"""The rules in nf_tables: upstream's two tables and chains, filled in one transaction.
+
+```
+table ip flannel-ipv4 {
+  chain postrtg { type nat hook postrouting priority srcnat; policy accept; … }
+  chain forward { type filter hook forward priority filter; policy accept; … }
+}
+table ip6 flannel-ipv6 { … }
+```
+
+The rules are `core.rules`, the same that iptables gets, so both managers do the same to a packet
+(upstream's list for nftables differs, and its last rule is never reached). The forward chain never
+has a drop policy: it shares the hook with everybody else's.
+
+libnftables is called in this process, through ctypes, with JSON in and out (libnftables-json(5)):
+a look at the tables then costs a millisecond instead of a child process. Where the library is
+missing the `nft` command does the same.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from typing import Any, Final
+
+from pyflannel.core.errors import CommandError, FlannelError
+from pyflannel.core.ip import Family, IPNetwork
+from pyflannel.core.rules import Action, Rule, RuleSet
+from pyflannel.kernel import process
+from pyflannel.logs import get_logger
+from pyflannel.traffic.base import RulesApplied
+from pyflannel.traffic.monitor import ChangeMonitor
+
+log = get_logger(__name__)
+
+Json = dict[str, Any]
+LIBRARY: Final = "libnftables.so.1"
+NFT_CTX_DEFAULT: Final = 0
+NFT_CTX_OUTPUT_JSON: Final = 1 << 4
+"""nftables/libnftables.h; makes the output JSON (the input is recognised by itself)."""
+DEADLINE_S: Final = 10.0
+NFT_FAMILY: Final = {Family.V4: "ip", Family.V6: "ip6"}
+TABLE: Final = {Family.V4: "flannel-ipv4", Family.V6: "flannel-ipv6"}
+POSTROUTING: Final = "postrtg"
+FORWARD: Final = "forward"
+COMMENT: Final = {
+    POSTROUTING: "chain to manage traffic masquerading by flannel",
+    FORWARD: "chain to accept flannel traffic",
+}
+
+
+def expressions(rule: Rule, family: Family, *, fully_random: bool) -> list[Json]:
+    """One rule in the form in which `nft -j list` shows it."""
+    parts: list[Json] = []
+    if rule.mark is not None:
+        masked = {"&": [{"meta": {"key": "mark"}}, rule.mark]}
+        parts.append({"match": {"op": "==", "left": masked, "right": rule.mark}})
+    for field, network, is_not in (
+        ("saddr", rule.source, rule.source_is_not),
+        ("daddr", rule.destination, rule.destination_is_not),
+    ):
+        if network is not None:
+            parts.append(_address_match(family, field, network, is_not=is_not))
+    if rule.action is Action.MASQUERADE and fully_random:
+        parts.append({"masquerade": {"flags": "fully-random"}})
+    else:
+        parts.append({rule.action.value.lower(): None})
+    return parts
+
+
+def _address_match(family: Family, field: str, network: IPNetwork, *, is_not: bool) -> Json:
+    address = str(network.network_address)
+    right: object = {"prefix": {"addr": address, "len": network.prefixlen}}
+    if network.prefixlen == family.bits:
+        right = address
+    return {
+        "match": {
+            "op": "!=" if is_not else "==",
+            "left": {"payload": {"protocol": NFT_FAMILY[family], "field": field}},
+            "right": right,
+        }
+    }
+
+
+def wanted_chains(rules: RuleSet, family: Family, *, fully_random: bool) -> dict[str, list[Any]]:
+    """Chain name → its rules as expressions; a part without rules has no chain."""
+    part = rules.of(family)
+    chains = {POSTROUTING: part.masquerade, FORWARD: part.forward}
+    return {
+        name: [expressions(rule, family, fully_random=fully_random) for rule in chain]
+        for name, chain in chains.items()
+        if chain
+    }
+
+
+def render(rule: Rule, family: Family, *, fully_random: bool) -> str:
+    """One rule in nft's language."""
+    parts = []
+    if rule.mark is not None:
+        parts.append(f"meta mark & {rule.mark:#x} == {rule.mark:#x}")
+    for field, network, is_not in (
+        ("saddr", rule.source, rule.source_is_not),
+        ("daddr", rule.destination, rule.destination_is_not),
+    ):
+        if network is not None:
+            parts.append(f"{NFT_FAMILY[family]} {field} {'!= ' if is_not else ''}{network}")
+    parts.append(rule.action.value.lower())
+    if rule.action is Action.MASQUERADE and fully_random:
+        parts.append("fully-random")
+    return " ".join(parts)
+
+
+def transaction(rules: RuleSet, family: Family, *, fully_random: bool) -> str:
+    """What makes the table hold exactly these rules, whatever it held before, in one step.
+
+    In nft's language and not in JSON, which has no comments on tables and chains before nft 1.1.
+    """
+    table = f"{NFT_FAMILY[family]} {TABLE[family]}"
+    part = rules.of(family)
+    lines = [f"add table {table}", f"delete table {table}"]
+    bases = {
+        POSTROUTING: (part.masquerade, "nat hook postrouting priority srcnat"),
+        FORWARD: (part.forward, "filter hook forward priority filter"),
+    }
+    if any(chain for chain, _ in bases.values()):
+        lines += [f"table {table} {{", f'  comment "rules for {TABLE[family]}"']
+        for name, (chain, base) in bases.items():
+            if chain:
+                lines += [f"  chain {name} {{", f'    comment "{COMMENT[name]}"']
+                lines.append(f"    type {base}; policy accept;")
+                lines += [f"    {render(r, family, fully_random=fully_random)}" for r in chain]
+                lines.append("  }")
+        lines.append("}")
+    return "\n".join([*lines, ""])
+
+
+def read_table(listing: Json) -> dict[str, list[Any]] | None:
+    """The chains in `list table`, comparable with `wanted_chains`; `None` if a base is wrong."""
+    chains: dict[str, list[Any]] = {}
+    for item in listing.get("nftables", ()):
+        if "chain" in item:
+            chain = item["chain"]
+            nat = chain.get("name") == POSTROUTING
+            base = (chain.get("type"), chain.get("hook"), chain.get("policy"))
+            if base != ("nat" if nat else "filter", "postrouting" if nat else "forward", "accept"):
+                return None
+            chains[chain["name"]] = []
+        elif "rule" in item:
+            chains.setdefault(item["rule"]["chain"], []).append(item["rule"]["expr"])
+    return chains
+
+
+class Nft:
+    """Runs nft commands given as JSON, in this process if libnftables is there."""
+
+    def __init__(self) -> None:
+        self._lib: ctypes.CDLL | None = None
+        try:
+            lib = ctypes.CDLL(LIBRARY)
+        except OSError:
+            return
+        lib.nft_ctx_new.restype = ctypes.c_void_p
+        lib.nft_ctx_new.argtypes = [ctypes.c_uint32]
+        for name in ("nft_ctx_free", "nft_ctx_buffer_output", "nft_ctx_buffer_error"):
+            getattr(lib, name).argtypes = [ctypes.c_void_p]
+        for name in ("nft_ctx_get_output_buffer", "nft_ctx_get_error_buffer"):
+            getattr(lib, name).argtypes = [ctypes.c_void_p]
+            getattr(lib, name).restype = ctypes.c_char_p
+        lib.nft_ctx_output_set_flags.argtypes = [ctypes.c_void_p, ctypes.c_uint]
+        lib.nft_ctx_set_dry_run.argtypes = [ctypes.c_void_p, ctypes.c_bool]
+        lib.nft_run_cmd_from_buffer.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+        self._lib = lib
+
+    async def ask(self, command: Json) -> Json:
+        """Runs one listing command given as JSON and returns its answer."""
+        return await self.run(json.dumps({"nftables": [command]}))
+
+    async def run(self, text: str, *, check_only: bool = False) -> Json:
+        """Runs commands as one transaction and returns the JSON output, `{}` if there is none.
+
+        Raises:
+            CommandError: nft's own words.
+        """
+        code, out, err = (
+            self._run_in_process(self._lib, text, check_only=check_only)
+            if self._lib is not None
+            else await self._run_child(text, check_only=check_only)
+        )
+        if code != 0:
+            raise CommandError(f"nft: {err.strip() or f'exit code {code}'}")
+        result: Json = json.loads(out) if out.strip() else {}
+        return result
+
+    def _run_in_process(
+        self, lib: ctypes.CDLL, text: str, *, check_only: bool
+    ) -> tuple[int, str, str]:
+        context = lib.nft_ctx_new(NFT_CTX_DEFAULT)
+        try:
+            lib.nft_ctx_output_set_flags(context, NFT_CTX_OUTPUT_JSON)
+            lib.nft_ctx_buffer_output(context)
+            lib.nft_ctx_buffer_error(context)
+            lib.nft_ctx_set_dry_run(context, check_only)
+            code = lib.nft_run_cmd_from_buffer(context, text.encode())
+            out = lib.nft_ctx_get_output_buffer(context) or b""
+            err = lib.nft_ctx_get_error_buffer(context) or b""
+            return code, out.decode(errors="replace"), err.decode(errors="replace")
+        finally:
+            lib.nft_ctx_free(context)
+
+    async def _run_child(self, text: str, *, check_only: bool) -> tuple[int, str, str]:
+        argv = ["nft", "-j", *(["--check"] if check_only else []), "-f", "-"]
+        done = await process.run(argv, stdin=text.encode(), timeout_s=DEADLINE_S)
+        return done.returncode, done.stdout.decode(), done.stderr.decode(errors="replace")
+
+
+class NftablesManager:
+    """The `TrafficManager` over nf_tables.
+
+    Args:
+        fully_random: `False` with `--ip-masq-fully-random-disable`.
+        resync_s: `--iptables-resync`.
+    """
+
+    def __init__(
+        self, *, fully_random: bool = True, resync_s: float = 5.0, nft: Nft | None = None
+    ) -> None:
+        self._nft = nft or Nft()
+        self._want_fully_random = fully_random
+        self._fully_random: bool | None = None
+        self._applied: set[Family] = set()
+        self._monitor = ChangeMonitor(resync_s, tables=tuple(TABLE.values()))
+
+    async def ensure(self, rules: RuleSet, *, previous: RuleSet | None = None) -> RulesApplied:
+        """As in `TrafficManager`; `previous` needs no work, a table is rewritten as a whole."""
+        del previous
+        changed = repaired = False
+        masquerades = any(part.masquerade for part in rules.families)
+        fully_random = masquerades and await self._knows_fully_random()
+        for family in Family:
+            wanted = wanted_chains(rules, family, fully_random=fully_random)
+            if await self._present(family) == wanted:
+                self._note(family, wanted)
+                continue
+            await self._nft.run(transaction(rules, family, fully_random=fully_random))
+            changed = True
+            repaired = repaired or family in self._applied
+            self._note(family, wanted)
+        self._monitor.arm()
+        return RulesApplied(changed=changed, repaired=repaired)
+
+    async def changed(self) -> bool:
+        """As in `TrafficManager`."""
+        return await self._monitor.wait()
+
+    def close(self) -> None:
+        """As in `TrafficManager`."""
+        self._monitor.close()
+
+    async def remove(self) -> None:
+        """As in `TrafficManager`."""
+        for family in Family:
+            try:
+                if await self._present(family) != {}:
+                    await self._nft.run(transaction(RuleSet(), family, fully_random=False))
+            except FlannelError as error:
+                log.debug("table not removed", table=TABLE[family], error=error)
+
+    def _note(self, family: Family, wanted: dict[str, list[Any]]) -> None:
+        if wanted:
+            self._applied.add(family)
+        else:
+            self._applied.discard(family)
+
+    async def _present(self, family: Family) -> dict[str, list[Any]] | None:
+        """The chains of our table; `{}` if there is no table."""
+        tables = await self._nft.ask({"list": {"tables": {"family": NFT_FAMILY[family]}}})
+        names = {item["table"]["name"] for item in tables.get("nftables", ()) if "table" in item}
+        if TABLE[family] not in names:
+            return {}
+        which = {"family": NFT_FAMILY[family], "name": TABLE[family]}
+        return read_table(await self._nft.ask({"list": {"table": which}})) or None
+
+    async def _knows_fully_random(self) -> bool:
+        """Whether kernel and nft take `fully-random`, by a dry run in a table of its own."""
+        if not self._want_fully_random:
+            return False
+        if self._fully_random is None:
+            probe = (
+                "table ip flannel-probe { chain probe {\n"
+                "type nat hook postrouting priority srcnat; policy accept;\n"
+                "masquerade fully-random\n} }\n"
+            )
+            try:
+                await self._nft.run(probe, check_only=True)
+            except CommandError:
+                self._fully_random = False
+            else:
+                self._fully_random = True
+        return self._fully_random
