@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import os
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ from pyflannel.backend.base import BackendContext, Network
 from pyflannel.backend.driver import Driver
 from pyflannel.core import rules, subnetenv
 from pyflannel.core.config import NetworkConfig, effective, parse_network_config
-from pyflannel.core.errors import FlannelError, StoreDenied, StoreError
+from pyflannel.core.errors import FlannelError, KernelError, StoreDenied, StoreError
 from pyflannel.core.ip import Family
 from pyflannel.core.lease import Lease, LeaseAttrs, LeaseTable, Snapshot
 from pyflannel.core.options import DaemonOptions
@@ -132,7 +133,7 @@ class Daemon:
 
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
         options = self._options
-        stack.enter_context(SingleInstance(options.subnet_file))
+        _take_lock(SingleInstance(options.subnet_file), stack)
         if options.healthz_port > 0:
             from pyflannel.api.app import serve_health
 
@@ -421,6 +422,24 @@ class Daemon:
             "peers": len(self._table.peers),
             "rejected": {k.describe(): why for k, why in self._table.rejected.items()},
         }
+
+
+def _take_lock(lock: SingleInstance, stack: contextlib.AsyncExitStack) -> None:
+    """Makes sure that we are the only daemon that writes this `subnet.env`.
+
+    A directory that cannot be written is no reason to stop: packets can flow all the same.
+
+    Raises:
+        DeviceUnavailable: another daemon has it.
+    """
+    try:
+        lock.acquire()
+    except KernelError as error:
+        if error.errno == errno.EWOULDBLOCK:
+            raise
+        log.warning(f"cannot tell whether another daemon runs here: {error}")
+    else:
+        stack.callback(lock.release)
 
 
 def _former_files(path: str) -> subnetenv.SubnetEnv:

@@ -18,14 +18,12 @@ When the device is deleted under us the engine misses it, opens it anew through 
 path is started again with the same table. The type in a peer's lease is not looked at: like
 upstream's, this backend sends to every lease, at its own port number.
 
-It never touches `ip_forward` or `rp_filter`. It sets `accept_local` on its own device, without which
-the kernel drops our ICMP errors as martians (upstream's never arrive, measured).
+It never touches `ip_forward` or `rp_filter`. It sets `accept_local` on its own device, without
+which the kernel drops our ICMP errors as martians (upstream's never arrive, measured).
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +35,7 @@ from pyflannel.backend.engine import Engine
 from pyflannel.backend.plan import Device, PeerObjects, Table, TableEntry, View
 from pyflannel.backend.registry import register
 from pyflannel.core.backendconfig import UdpConfig, decode_backend
-from pyflannel.core.errors import ConfigError, DatapathError, FlannelError
+from pyflannel.core.errors import ConfigError, DatapathError
 from pyflannel.core.ip import Family, IPAddress, IPNetwork, SubnetKey
 from pyflannel.core.lease import Lease, LeaseAdded, LeaseAttrs, LeaseEvent
 from pyflannel.core.lpm import Peer, RouteTable
@@ -45,9 +43,9 @@ from pyflannel.core.underlay import ExternalInterface
 from pyflannel.datapath import select
 from pyflannel.datapath.base import Datapath, DatapathConfig
 from pyflannel.kernel.base import Link, Notification, Route
-from pyflannel.kernel.sysctl import write_sysctl
+from pyflannel.kernel.sysctl import try_write_sysctl
 from pyflannel.kernel.tun import TunDevice, open_tun
-from pyflannel.kernel.udp import open_udp
+from pyflannel.kernel.udp import IP_PMTUDISC_DO, open_udp
 from pyflannel.logs import get_logger
 
 log = get_logger(__name__)
@@ -327,9 +325,7 @@ class UdpNetwork:
         self._tun = open_tun(DEVICE, vnet_hdr=capabilities.wants_vnet_hdr)
         if capabilities.outlives_daemon:
             self._tun.set_persistent(True)
-        for name, value in (("accept_local", "1"),):
-            with contextlib.suppress(FlannelError):
-                write_sysctl(f"net/ipv4/conf/{DEVICE}/{name}", value)
+        try_write_sysctl(f"net/ipv4/conf/{DEVICE}/accept_local", "1")
 
     def _choose(self) -> select.Choice:
         choice = select.create(self._context.options.datapath, failed=self._failed)
@@ -349,7 +345,7 @@ class UdpNetwork:
             return
         assert self._choice is not None and self._tun is not None  # noqa: S101, PT018
         if self._socket is None:
-            self._socket = open_udp(self._local(), self._port)
+            self._socket = open_udp(self._local(), self._port, mtu_discover=IP_PMTUDISC_DO)
         path = self._choice.factory(self._datapath_config(self._tun, self._socket))
         path.replace_table(self._table)
         try:
@@ -393,8 +389,7 @@ class UdpNetwork:
 
     def _close_tun(self) -> None:
         if self._tun is not None:
-            with contextlib.suppress(OSError):
-                os.close(self._tun.fd)
+            self._tun.close()
             self._tun = None
 
 

@@ -18,8 +18,8 @@ from typing import Final, NoReturn
 
 from pyflannel.core.errors import EXIT_OK, FlannelError, UsageError
 from pyflannel.lab import bench, demo, rootless, topology
+from pyflannel.lab.cluster import Lab, describe
 from pyflannel.lab.errors import LabError, NoSuchLab
-from pyflannel.lab.nodes import Lab, describe
 from pyflannel.lab.processes import LAB_ID_VARIABLE
 from pyflannel.lab.state import StateDirectory
 from pyflannel.lab.topology import LabSpec, Underlay
@@ -58,6 +58,7 @@ def main(argv: Sequence[str]) -> int:
 def _up(options: argparse.Namespace) -> int:
     lab = Lab(spec_from_options(options))
     lab.up()
+    lab.leave_running()
     if options.json:
         print(json.dumps(describe(lab), indent=2))
         return EXIT_OK

@@ -63,8 +63,9 @@ def run(argv: list[str]) -> int:
     if name not in COMMANDS:
         from pyflannel.core.suggest import did_you_mean
 
-        hint = did_you_mean(name, COMMANDS)
-        print(f"pyflannel: no command {name!r}{hint}; see pyflannel --help", file=sys.stderr)
+        near = did_you_mean(name, COMMANDS)
+        hint = f", did you mean {near}?" if near else ""
+        print(f"pyflannel: no command {name!r}{hint} See pyflannel --help", file=sys.stderr)
         return EXIT_USAGE
     return guarded("pyflannel " + name, COMMANDS[name].module, rest)
 

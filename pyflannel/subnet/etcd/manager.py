@@ -422,6 +422,8 @@ class EtcdSubnetManager:
         if not why.startswith("another node"):
             self._previous = ours.key
         lease = await self._acquire(ours.attrs)
+        if lease.store_lease != ours.store_lease:
+            await discard_store_lease(self._store, ours.store_lease)
         log.warning(
             "subnet lease is back" if lease.key == ours.key else "subnet changed",
             subnet=lease.key.describe(),
@@ -437,7 +439,9 @@ class EtcdSubnetManager:
         self._renewal = Renewal(ttl, self._margin_s, self._clock.monotonic())
         if ttl is not None and self._renewal.deadline is not None:
             wait = self._renewal.deadline - self._clock.monotonic()
-            log.info(f"Waiting for {wait:.0f}s to renew lease", subnet=lease.key.describe())
+            log.info(
+                f"Waiting for {_go_duration(wait)} to renew lease", subnet=lease.key.describe()
+            )
 
     async def _renew(self) -> None:
         lease = self._held()
@@ -467,6 +471,15 @@ class EtcdSubnetManager:
                 subnet=lease.key.describe(),
                 ttl_s=ttl,
             )
+
+
+def _go_duration(seconds: float) -> str:
+    """`22h59m58s`, as Go prints it: people grep for it."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes}m{rest}s"
+    return f"{minutes}m{rest}s" if minutes else f"{rest}s"
 
 
 def log_problems(problems: tuple[Problem, ...], where: str) -> None:

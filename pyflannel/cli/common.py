@@ -1,0 +1,76 @@
+"""What several commands share: etcd flags in Go's syntax, argparse for the rest, one event loop."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NoReturn, TypeVar
+
+from pyflannel.core.errors import UsageError
+from pyflannel.core.options import ETCD_FLAGS, EtcdOptions, parse_etcd_flags
+from pyflannel.subnet.etcd.base import Store
+
+T = TypeVar("T")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse without abbreviations, whose errors are our `UsageError`."""
+
+    def __init__(self, prog: str, description: str, *, etcd: bool = False) -> None:
+        epilog = _etcd_help() if etcd else None
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=epilog,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse."""
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def _etcd_help() -> str:
+    lines = ["etcd options, as pyflanneld's (or FLANNELD_ETCD_… variables):"]
+    lines += [f"  --{flag.name:<16} {flag.help}" for flag in ETCD_FLAGS]
+    return "\n".join(lines)
+
+
+def split_etcd(argv: Sequence[str]) -> tuple[EtcdOptions, list[str]]:
+    """Takes the etcd flags off a command line; warnings go to stderr.
+
+    Raises:
+        UsageError: an etcd flag is wrong.
+    """
+    found = parse_etcd_flags(argv, os.environ)
+    for warning in found.warnings:
+        print(f"pyflannel: {warning}", file=sys.stderr)
+    return found.options, list(found.rest)
+
+
+def with_store(options: EtcdOptions, work: Callable[[Store], Awaitable[T]]) -> T:
+    """Runs one piece of work with a store that is closed afterwards."""
+    from pyflannel.subnet.etcd.store import EtcdStore
+
+    async def go() -> T:
+        store = EtcdStore(options)
+        try:
+            return await work(store)
+        finally:
+            await store.close()
+
+    return asyncio.run(go())
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as their widest cell, two blanks apart, no trailing blanks."""
+    widths = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (headers, *rows)
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,98 @@
+"""`pyflannel config set|get|check`: the network config, checked before anybody depends on it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pyflannel.cli.common import Parser, split_etcd, with_store
+from pyflannel.core.config import Parsed, effective, parse_network_config
+from pyflannel.core.errors import EXIT_CONFIG, EXIT_OK, ConfigError, UsageError
+from pyflannel.subnet.etcd import codec
+
+DESCRIPTION = """The network config, the JSON under <etcd-prefix>/config.
+
+  set FILE    check FILE ('-' is standard input) and write it to etcd
+  get         print what etcd holds
+  check FILE  say what is wrong with FILE; needs no etcd
+
+Exit code 78 if the config has an error; nothing is written then."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns the exit code."""
+    options, rest = split_etcd(argv)
+    parser = Parser("pyflannel config", DESCRIPTION, etcd=True)
+    parser.add_argument("action", choices=("set", "get", "check"))
+    parser.add_argument("file", nargs="?", metavar="FILE")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--force", action="store_true", help="set: write it although it has errors")
+    given = parser.parse_args(rest)
+    if given.action == "get":
+        if given.file is not None:
+            raise UsageError("config get takes no FILE")
+        found = with_store(options, lambda store: store.get(codec.config_key(options.prefix)))
+        if not found.kvs:
+            where = codec.config_key(options.prefix).decode()
+            raise ConfigError(f"no network config under {where}; write one with config set")
+        return _show(found.kvs[0].value, as_json=given.json)
+    if given.file is None:
+        raise UsageError(f"config {given.action} needs a FILE ('-' is standard input)")
+    raw = _read(given.file)
+    if given.action == "check":
+        return _check(raw, as_json=given.json)
+    parsed = parse_network_config(raw)
+    _print_problems(parsed)
+    if parsed.config is None and not given.force:
+        print("pyflannel config: nothing was written", file=sys.stderr)
+        return EXIT_CONFIG
+    key = codec.config_key(options.prefix)
+    with_store(options, lambda store: store.put(key, raw))
+    print(f"written to {key.decode()}")
+    return EXIT_OK
+
+
+def _read(name: str) -> bytes:
+    if name == "-":
+        return sys.stdin.buffer.read()
+    try:
+        return Path(name).read_bytes()
+    except OSError as error:
+        raise UsageError(f"read {name}: {error.strerror}") from error
+
+
+def _show(raw: bytes, *, as_json: bool) -> int:
+    if as_json:
+        return _check(raw, as_json=True)
+    sys.stdout.write(raw.decode(errors="replace").rstrip("\n") + "\n")
+    return EXIT_OK
+
+
+def _check(raw: bytes, *, as_json: bool) -> int:
+    parsed = parse_network_config(raw)
+    if as_json:
+        report = {
+            "config": effective(parsed.config) if parsed.config is not None else None,
+            "problems": [
+                {
+                    "severity": str(problem.severity),
+                    "key": problem.key,
+                    "message": problem.message,
+                    "remedy": problem.remedy,
+                }
+                for problem in parsed.problems
+            ],
+        }
+        print(json.dumps(report, indent=2))
+    else:
+        _print_problems(parsed)
+        if parsed.config is not None:
+            print(json.dumps(effective(parsed.config), indent=2))
+    return EXIT_OK if parsed.config is not None else EXIT_CONFIG
+
+
+def _print_problems(parsed: Parsed) -> None:
+    for problem in parsed.problems:
+        print(f"{problem.severity}: {problem}", file=sys.stderr)
