@@ -2,9 +2,9 @@
 
 A *backend* publishes what peers need to reach this node and then attaches the node to the overlay;
 what comes back is a *network*: the object that the driver feeds with lease events and kernel
-notifications and tells to converge. Leases change one record at a time and the kernel changes behind
-our back, so a network keeps desired state (from leases and config) apart from actual state (read
-back) and applies the difference; calling `apply` again is always right.
+notifications and tells to converge. Leases change one record at a time and the kernel changes
+behind our back, so a network keeps desired state (from leases and config) apart from actual state
+(read back) and applies the difference; calling `apply` again is always right.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from pyflannel.core.config import NetworkConfig
+from pyflannel.core.errors import ApplyError, FlannelError
 from pyflannel.core.lease import Lease, LeaseAttrs, LeaseEvent
 from pyflannel.core.options import DaemonOptions
 from pyflannel.core.underlay import ExternalInterface
 from pyflannel.kernel.base import Netlink, Notification
 
 RESYNC_INTERVAL_S = 10.0
-"""Seconds between full comparisons even if nothing is known to be wrong (upstream's route checker)."""
+"""Seconds between full comparisons even if nothing is known to be wrong; upstream's route checker
+has the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +46,19 @@ class Applied:
     `neighbour`, `fdb`, `address`, `link`, `mtu`, `mac`, `device`."""
 
 
+class PartlyApplied(ApplyError):
+    """Some objects failed, the others were applied.
+
+    Args:
+        failures: what failed, by peer, object or device.
+        applied: what the same pass did all the same.
+    """
+
+    def __init__(self, failures: Mapping[str, FlannelError], applied: Applied) -> None:
+        super().__init__(failures)
+        self.applied = applied
+
+
 class Backend(Protocol):
     """Carries overlay packets between nodes in one particular way.
 
@@ -64,7 +79,11 @@ class Backend(Protocol):
 
 
 class Network(Protocol):
-    """An attached overlay. The driver owns it and never runs two methods at once."""
+    """An attached overlay. The driver owns it and never runs two methods at once.
+
+    One exception: `notice` may be called while `apply` or `rebase` is under way; what it marks then
+    counts for the next pass.
+    """
 
     @property
     def mtu(self) -> int:
@@ -90,7 +109,9 @@ class Network(Protocol):
             full: read the actual state back from the kernel even if nobody reported a change.
 
         Raises:
-            ApplyError: naming each object that failed; all others were applied.
+            ApplyError: naming each object that failed; all others were applied (`PartlyApplied`
+                says which).
+            FlannelError: if nothing could be decided, for instance because nothing could be read.
         """
         ...
 

@@ -20,7 +20,6 @@ from pyflannel.core.errors import EXIT_OK, FlannelError, UsageError
 from pyflannel.lab import bench, demo, rootless, topology
 from pyflannel.lab.cluster import Lab, describe
 from pyflannel.lab.errors import LabError, NoSuchLab
-from pyflannel.lab.processes import LAB_ID_VARIABLE
 from pyflannel.lab.state import StateDirectory
 from pyflannel.lab.topology import LabSpec, Underlay
 
@@ -104,10 +103,9 @@ def _exec(options: argparse.Namespace) -> int:
         space = node.pod if options.pod or options.node.startswith("pod") else node.space
     command = options.argv or [os.environ.get("SHELL", "/bin/sh")]
     entry = space.enter(command, cwd=Path.cwd())
-    os.environ[LAB_ID_VARIABLE] = space.lab_id
     try:
         # In our place: terminal, signals and exit code are the command's own.
-        os.execvp(entry[0], entry)  # noqa: S606 - no shell is wanted
+        os.execvpe(entry[0], entry, space.environment())  # noqa: S606 - no shell is wanted
     except FileNotFoundError as error:
         raise LabError(f"{entry[0]} is missing (Debian: util-linux)") from error
 

@@ -1,32 +1,112 @@
-"""The network config: the JSON an operator puts into etcd, parsed once, validated, derived values in."""
+"""The network config: the JSON an operator puts into etcd, parsed once, with derived values.
+
+Three layers, in upstream's order, so that our first error is the one upstream would stop at:
+
+1. JSON and the types of the values (`gojson`, `fields`): Go's rules, keys in any case.
+2. Validation and derived values, one code path for both families. The texts of upstream's errors
+   stand inside ours, for those who grep for them.
+3. The backend: its type and its own settings (`backendconfig`).
+
+All problems are collected, not only the first. What upstream refuses, now or when it later tries to
+use the value, is an error; what it ignores in silence is a warning. A config without errors comes
+back as a `NetworkConfig` in which nothing is left to defaults, `effective` prints that one, and
+parsing what `effective` printed gives the same config again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from typing import Final
 
-from pyflannel.core.ip import Family, IPNetwork
+from pyflannel.core.backendconfig import (
+    IPV4_ONLY,
+    KEYS,
+    VXLAN_OVERHEAD,
+    BackendConfig,
+    VxlanConfig,
+    decode_backend,
+    encode_backend,
+    unknown_type,
+)
+from pyflannel.core.errors import ConfigError
+from pyflannel.core.fields import (
+    Mismatch,
+    ObjectReader,
+    Problem,
+    Severity,
+    boolean,
+    show,
+    string,
+    unsigned,
+)
+from pyflannel.core.gojson import JsonError, JsonObject, JsonValue, fold, loads_go
+from pyflannel.core.ip import (
+    Family,
+    IPNetwork,
+    parse_ipv4,
+    parse_ipv4_network,
+    parse_ipv6,
+    parse_ipv6_network,
+    spell_ip,
+)
+from pyflannel.core.suggest import did_you_mean
+
+__all__ = [
+    "NetworkConfig",
+    "Parsed",
+    "Problem",
+    "Severity",
+    "effective",
+    "load_network_config",
+    "parse_network_config",
+    "subnet_count",
+]
+
+UNSET_V4: Final = IPv4Address(0)
+"""Upstream's "not given" for `SubnetMin` and `SubnetMax`, also when written as `0.0.0.0`."""
+UNSET_V6: Final = IPv6Address(0)
+
+DEFAULT_BACKEND: Final = "udp"
+"""What upstream's code takes when `Backend` is absent; its documentation says vxlan."""
+
+VXLAN_DEVICES: Final = {Family.V4: "flannel", Family.V6: "flannel-v6"}
+"""What the names of the vxlan devices start with; a dot and the VNI follow."""
+MAX_DEVICE_NAME: Final = 15
+"""`IFNAMSIZ` (16) without the closing zero byte."""
+MIN_IPV6_MTU: Final = 1280
+"""RFC 8200 §5; the kernel keeps IPv6 off links with less."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkConfig:
-    """A valid network config with every default filled in."""
+    """A valid network config with every default filled in.
+
+    The values of a family that is not enabled are the defaults below, whatever the text says.
+    """
 
     network: IPv4Network | None = None
+    """Cluster prefix, host bits masked off."""
     subnet_len: int = 0
-    subnet_min: IPv4Address = IPv4Address(0)
-    subnet_max: IPv4Address = IPv4Address(0)
+    """Prefix length of a node's subnet."""
+    subnet_min: IPv4Address = UNSET_V4
+    """First subnet that may be leased, by its address."""
+    subnet_max: IPv4Address = UNSET_V4
+    """Last subnet that may be leased; below `subnet_min` if the operator said so: then none may."""
     ipv6_network: IPv6Network | None = None
     ipv6_subnet_len: int = 0
-    ipv6_subnet_min: IPv6Address = IPv6Address(0)
-    ipv6_subnet_max: IPv6Address = IPv6Address(0)
+    ipv6_subnet_min: IPv6Address = UNSET_V6
+    ipv6_subnet_max: IPv6Address = UNSET_V6
     enable_ipv4: bool = True
     enable_ipv6: bool = False
     enable_nftables: bool = False
-    backend_type: str = "udp"
+    """Traffic rules through nftables instead of iptables."""
+    backend_type: str = DEFAULT_BACKEND
+    """Canonical, lower case."""
     backend: Mapping[str, object] = field(default_factory=dict)
-    """The whole `Backend` object as decoded JSON; each backend reads its own keys from it."""
+    """The `Backend` object as decoded JSON: `Type` and the type's own keys in upstream's spelling,
+    defaults filled in. `backendconfig.load_backend` gives it as a typed value."""
 
     @property
     def families(self) -> tuple[Family, ...]:
@@ -40,3 +120,535 @@ class NetworkConfig:
     def network_of(self, family: Family) -> IPNetwork | None:
         """The cluster network of one family."""
         return self.network if family is Family.V4 else self.ipv6_network
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """What became of a text: a config unless there is an error, and all problems found."""
+
+    config: NetworkConfig | None
+    problems: tuple[Problem, ...]
+
+    @property
+    def errors(self) -> tuple[Problem, ...]:
+        """The problems because of which there is no config."""
+        return tuple(p for p in self.problems if p.severity is Severity.ERROR)
+
+    @property
+    def warnings(self) -> tuple[Problem, ...]:
+        """The problems that upstream does not mention."""
+        return tuple(p for p in self.problems if p.severity is Severity.WARNING)
+
+
+def parse_network_config(text: bytes | str, *, validate: bool = True) -> Parsed:
+    """Reads a network config and says everything that is wrong with it. Never raises.
+
+    Args:
+        text: the value of `<prefix>/config`, or the content of a file.
+        validate: whether to check the values against each other and fill in the derived ones, as
+            upstream does for a config from etcd. (A config from Kubernetes is only decoded.)
+    """
+    try:
+        value = loads_go(text)
+    except JsonError as error:
+        where = f"line {error.line}, column {error.column}"
+        return _refuse(f"the config is not JSON: {error.problem} ({where})", error.hint)
+    if value is None:
+        value = JsonObject("{}", [])  # Go decodes `null` into anything, leaving the defaults.
+    if not isinstance(value, JsonObject):
+        wanted = f'write {{"Network": "{_V4.example}"}}'
+        return _refuse(f"the config is {show(value)}, expected a JSON object", wanted)
+    return _Parser(value, validate=validate).run()
+
+
+def load_network_config(text: bytes | str) -> NetworkConfig:
+    """The config in `text`, for those who have no use for warnings.
+
+    Raises:
+        ConfigError: naming every error in it.
+    """
+    parsed = parse_network_config(text)
+    if parsed.config is None:
+        raise ConfigError("the network config is wrong: " + "; ".join(map(str, parsed.errors)))
+    return parsed.config
+
+
+def effective(config: NetworkConfig) -> dict[str, object]:
+    """The config under upstream's key names with nothing left to defaults; plain JSON values.
+
+    Keys of a family that is not enabled are left out.
+    """
+    values: dict[str, object] = {
+        "EnableIPv4": config.enable_ipv4,
+        "EnableIPv6": config.enable_ipv6,
+        "EnableNFTables": config.enable_nftables,
+    }
+    if config.enable_ipv4 and config.network is not None:
+        values |= {
+            "Network": _spell_network(config.network),
+            "SubnetLen": config.subnet_len,
+            "SubnetMin": spell_ip(config.subnet_min),
+            "SubnetMax": spell_ip(config.subnet_max),
+        }
+    if config.enable_ipv6 and config.ipv6_network is not None:
+        values |= {
+            "IPv6Network": _spell_network(config.ipv6_network),
+            "IPv6SubnetLen": config.ipv6_subnet_len,
+            "IPv6SubnetMin": spell_ip(config.ipv6_subnet_min),
+            "IPv6SubnetMax": spell_ip(config.ipv6_subnet_max),
+        }
+    values["Backend"] = dict(config.backend)
+    return values
+
+
+def subnet_count(config: NetworkConfig, family: Family = Family.V4) -> int:
+    """How many subnets may be leased between the family's Min and Max, both included."""
+    if config.network_of(family) is None:
+        return 0
+    if family is Family.V4:
+        low, high, length = int(config.subnet_min), int(config.subnet_max), config.subnet_len
+    else:
+        low, high = int(config.ipv6_subnet_min), int(config.ipv6_subnet_max)
+        length = config.ipv6_subnet_len
+    return max(0, ((high - low) >> (family.bits - length)) + 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rules:
+    """What differs between the families in reading and validating."""
+
+    family: Family
+    prefix: str
+    """What the family's keys start with."""
+    longest: int
+    """Longest SubnetLen: below it no address is left for a container."""
+    derive_from: int
+    """Longest network prefix for which a SubnetLen can be derived."""
+    usual_up_to: int
+    """Longest network prefix for which SubnetLen defaults to `usual`; beyond, to prefix + 2."""
+    usual: int
+    example: str
+
+    def key(self, name: str) -> str:
+        """The key of this family, such as `IPv6SubnetMin`."""
+        return self.prefix + name
+
+
+_V4: Final = _Rules(
+    family=Family.V4,
+    prefix="",
+    longest=30,
+    derive_from=28,
+    usual_up_to=22,
+    usual=24,
+    example="10.244.0.0/16",
+)
+_V6: Final = _Rules(
+    family=Family.V6,
+    prefix="IPv6",
+    longest=126,
+    derive_from=124,
+    usual_up_to=62,
+    usual=64,
+    example="fd00:10:244::/48",
+)
+
+_NETWORKS: Final[Mapping[Family, Callable[[str], IPNetwork]]] = {
+    Family.V4: parse_ipv4_network,
+    Family.V6: parse_ipv6_network,
+}
+_ADDRESSES: Final[Mapping[Family, Callable[[str], IPv4Address | IPv6Address]]] = {
+    Family.V4: parse_ipv4,
+    Family.V6: parse_ipv6,
+}
+
+_TOP_KEYS: Final = (
+    "Network",
+    "SubnetLen",
+    "SubnetMin",
+    "SubnetMax",
+    "IPv6Network",
+    "IPv6SubnetLen",
+    "IPv6SubnetMin",
+    "IPv6SubnetMax",
+    "EnableIPv4",
+    "EnableIPv6",
+    "EnableNFTables",
+    "Backend",
+)
+
+
+@dataclass(slots=True)
+class _Pool:
+    """One family's part of the config on its way to being valid; numbers instead of addresses."""
+
+    network: IPNetwork | None
+    length: int
+    low: int
+    high: int
+
+
+class _Parser:
+    """One run over one object."""
+
+    def __init__(self, members: JsonObject, *, validate: bool) -> None:
+        self._reader = ObjectReader(members)
+        self._members = members
+        self._validate = validate
+        self._problems: list[Problem] = []
+        self._guesses: dict[str, str] = {}
+        """Unknown keys by the known key that was probably meant."""
+
+    def run(self) -> Parsed:
+        read = self._reader.read
+        pools = {rules.family: self._read_pool(rules) for rules in (_V4, _V6)}
+        enabled = {
+            Family.V4: read("EnableIPv4", boolean, default=True),
+            Family.V6: read("EnableIPv6", boolean, default=False),
+        }
+        nftables = read("EnableNFTables", boolean, default=False)
+        backend_type, members = self._read_backend()
+        self._note_unknown()
+        self._problems += self._reader.problems()
+
+        if self._validate:
+            for rules in (_V4, _V6):
+                if enabled[rules.family]:
+                    self._check_pool(rules, pools[rules.family])
+                else:
+                    self._note_unused(rules, pools[rules.family])
+        if not any(enabled.values()):
+            self._error(
+                "EnableIPv4",
+                "EnableIPv4 and EnableIPv6 are both false: none defined stack",
+                "set one of them to true",
+            )
+        backend = self._check_backend(backend_type, members, enabled)
+
+        problems = tuple(self._problems)
+        if any(problem.severity is Severity.ERROR for problem in problems):
+            return Parsed(None, problems)
+        v4, v6 = (
+            pools[f] if enabled[f] or not self._validate else _Pool(None, 0, 0, 0)
+            for f in (Family.V4, Family.V6)
+        )
+        config = NetworkConfig(
+            network=v4.network if isinstance(v4.network, IPv4Network) else None,
+            subnet_len=v4.length,
+            subnet_min=IPv4Address(v4.low),
+            subnet_max=IPv4Address(v4.high),
+            ipv6_network=v6.network if isinstance(v6.network, IPv6Network) else None,
+            ipv6_subnet_len=v6.length,
+            ipv6_subnet_min=IPv6Address(v6.low),
+            ipv6_subnet_max=IPv6Address(v6.high),
+            enable_ipv4=enabled[Family.V4],
+            enable_ipv6=enabled[Family.V6],
+            enable_nftables=nftables,
+            backend_type=backend_type.lower(),
+            backend=backend,
+        )
+        return Parsed(config, problems)
+
+    def _read_pool(self, rules: _Rules) -> _Pool:
+        """The family's four keys as they stand there, 0 for what is missing."""
+        read = self._reader.read
+        address = _address_decoder(rules)
+        # Go decodes the IPv6 bounds through pointers, so that `null` means "not given" for them;
+        # the IPv4 ones and the networks are values with a parser of their own, which refuses it.
+        bounds_may_be_null = rules.family is Family.V6
+        network_key = rules.key("Network")
+        network = read(network_key, _network_decoder(rules), None, nullable=False)
+        length = read(rules.key("SubnetLen"), unsigned, 0)
+        low, high = (
+            read(rules.key(name), address, None, nullable=bounds_may_be_null)
+            for name in ("SubnetMin", "SubnetMax")
+        )
+        return _Pool(network, length, int(low or 0), int(high or 0))
+
+    def _read_backend(self) -> tuple[str, Mapping[str, object]]:
+        """The canonical type and the members of `Backend`."""
+        key = "Backend"
+        members = self._reader.read(key, _object, None, nullable=False)
+        if members is None:
+            return DEFAULT_BACKEND, {}
+        inner = ObjectReader(members, path="Backend.")
+        name = inner.read("Type", string, "")  # `null` is the empty string to Go
+        self._problems += (p for p in inner.problems() if p.severity is Severity.ERROR)
+        if inner.failed:
+            self._reader.failed.add(key)
+        return name, members
+
+    def _note_unknown(self) -> None:
+        """Warns about every unknown key, with what was probably meant."""
+        inside = {fold(name): name for keys in KEYS.values() for name in keys} | {"type": "Type"}
+        missing = [key for key in _TOP_KEYS if key not in self._reader.given]
+        for key in self._reader.unknown():
+            message = f"unknown key {show(key)} is ignored"
+            # A key that is not there yet is meant more likely than one that is.
+            guess = did_you_mean(key, missing) or did_you_mean(key, _TOP_KEYS)
+            if fold(key) == "backendtype":
+                remedy = 'the type stands inside Backend: "Backend": {"Type": "vxlan"}'
+            elif fold(key) in inside:
+                name = inside[fold(key)]
+                remedy = f'{name} stands inside Backend: "Backend": {{"{name}": …}}'
+            elif guess is not None:
+                self._guesses.setdefault(guess, key)
+                remedy = f"did you mean {guess}?"
+            else:
+                remedy = f"known keys: {', '.join(_TOP_KEYS)}"
+            self._reader.warn_unknown(key, message, remedy)
+
+    def _note_unused(self, rules: _Rules, pool: _Pool) -> None:
+        """Warns about a network whose family is off: the commonest way to get no IPv6."""
+        switch = f"Enable{rules.family}"
+        if pool.network is not None:
+            key = rules.key("Network")
+            why = "is false" if switch in self._reader.given else "is not given, which means false"
+            self._warn(key, f"{key} is ignored: {switch} {why}", f'add "{switch}": true')
+
+    def _check_pool(self, rules: _Rules, pool: _Pool) -> None:
+        """Validates one family and fills in what was not given, in upstream's order."""
+        if rules.key("Network") in self._reader.failed:
+            return
+        if pool.network is None or int(pool.network.network_address) == pool.network.prefixlen == 0:
+            self._refuse_missing_network(rules, pool)
+            return
+        self._note_host_bits(rules, pool.network)
+        before = len(self._problems)
+        self._check_length(rules, pool, pool.network)
+        length_is_good = len(self._problems) == before
+        self._check_bounds(rules, pool, pool.network, length_is_good=length_is_good)
+
+    def _refuse_missing_network(self, rules: _Rules, pool: _Pool) -> None:
+        key = rules.key("Network")
+        state = "is missing"
+        remedy = f'add "{key}": "{rules.example}"'
+        slip = self._guesses.get(key)
+        if pool.network is not None:
+            state = f"is {pool.network}"
+        elif slip is not None:
+            state = f"is missing (there is an unknown key {show(slip)})"
+            remedy = f"did you mean {key} by {show(slip)}?"
+        wanted = f"please define a correct {key} parameter in the flannel config"
+        self._error(key, f"{key} {state}: {wanted}", remedy)
+
+    def _note_host_bits(self, rules: _Rules, network: IPNetwork) -> None:
+        key = rules.key("Network")
+        text = self._reader.given.get(key)
+        if isinstance(text, str):
+            address = _ADDRESSES[rules.family](text.partition("/")[0])
+            if address != network.network_address:
+                masked = _spell_network(network)
+                self._warn(key, f"{key} {text} has host bits, taken as {masked}", f"write {masked}")
+
+    def _check_length(self, rules: _Rules, pool: _Pool, network: IPNetwork) -> None:
+        key = rules.key("SubnetLen")
+        if key in self._reader.failed:
+            # Already reported; whatever is derived now serves the remaining checks only.
+            pool.length = 0
+        shortest = network.prefixlen + 2
+        place = f"{rules.key('Network')} is {_spell_network(network)}"
+        fitting = f"a length between {shortest} and {rules.longest} fits {_spell_network(network)}"
+        if pool.length == 0:
+            if network.prefixlen > rules.derive_from:
+                kind = rules.key("Network") if rules.prefix else "network"
+                self._error(
+                    rules.key("Network"),
+                    f"{place}: {kind} is too small. Minimum useful network prefix is "
+                    f"/{rules.derive_from}",
+                    "use a larger network",
+                )
+            usual = network.prefixlen <= rules.usual_up_to
+            pool.length = rules.usual if usual else min(shortest, rules.longest)
+        elif pool.length > rules.longest:
+            self._error(
+                key,
+                f"{key} is {pool.length}: SubnetLen must be less than /{rules.longest + 1}",
+                fitting if shortest <= rules.longest else "use a larger network",
+            )
+        elif pool.length < shortest:
+            self._error(
+                key,
+                f"{key} is {pool.length} and {place}: network must be able to accommodate at "
+                "least four subnets",
+                fitting if shortest <= rules.longest else "use a larger network",
+            )
+
+    def _check_bounds(
+        self, rules: _Rules, pool: _Pool, network: IPNetwork, *, length_is_good: bool
+    ) -> None:
+        size = 1 << (rules.family.bits - pool.length)
+        first, last = int(network.network_address), int(network.broadcast_address)
+        bounds = (("SubnetMin", pool.low), ("SubnetMax", pool.high))
+        given = [(rules.key(name), value) for name, value in bounds if value]
+        # Upstream leaves out the first subnet: its address is the network's own.
+        pool.low = pool.low or first + size
+        pool.high = pool.high or last + 1 - size
+        before = len(self._problems)
+        for key, value in given:
+            if not first <= value <= last:
+                outer = rules.key("Network")
+                shown = f"{_show_ip(rules, value)}, {outer} is {_spell_network(network)}"
+                self._error(
+                    key,
+                    f"{key} is not in the range of the {outer}: {shown}",
+                    "leave it out to use the whole network",
+                )
+        if not length_is_good:
+            return
+        for key, value in given:
+            if first <= value <= last and value % size:
+                self._error(
+                    key,
+                    f"{key} is not on a SubnetLen boundary: {_show_ip(rules, value)}",
+                    f"write {_show_ip(rules, value - value % size)}, the start of its "
+                    f"/{pool.length}",
+                )
+        if pool.low > pool.high and len(self._problems) == before:
+            low, high = rules.key("SubnetMin"), rules.key("SubnetMax")
+            self._warn(
+                low,
+                f"{low} {_show_ip(rules, pool.low)} is above {high} {_show_ip(rules, pool.high)}: "
+                "no subnet can be leased, every node will be told out of subnets",
+                "swap them",
+            )
+
+    def _check_backend(
+        self, name: str, members: Mapping[str, object], enabled: Mapping[Family, bool]
+    ) -> Mapping[str, object]:
+        """Checks type and settings; returns the object with all defaults, empty after an error."""
+        if "Backend" in self._reader.failed:
+            return {}
+        if "Backend" not in self._reader.given:
+            slip = self._guesses.get("Backend")
+            self._warn(
+                "Backend",
+                "Backend is missing, which means udp (flannel's documentation says vxlan, its code "
+                "takes udp)",
+                f"did you mean Backend by {show(slip)}?"
+                if slip is not None
+                else 'write "Backend": {"Type": "udp"}, or the type you want',
+            )
+        canonical = name.lower()
+        if canonical not in KEYS:
+            self._problems.append(unknown_type(name))
+            return {}
+        config, problems = decode_backend(canonical, members)
+        self._problems += problems
+        if config is None:
+            return {}
+        self._check_families(canonical, config, enabled)
+        return encode_backend(canonical, config)
+
+    def _check_families(
+        self, backend_type: str, config: BackendConfig, enabled: Mapping[Family, bool]
+    ) -> None:
+        """What a backend can only be told together with the families it is to carry."""
+        if backend_type in IPV4_ONLY and enabled[Family.V6]:
+            message = f"backend {backend_type} carries IPv4 only"
+            if enabled[Family.V4]:
+                remedy = "vxlan and host-gw carry both; or leave EnableIPv6 out"
+                self._warn("EnableIPv6", f"{message}: pods get IPv6 subnets but no way out", remedy)
+            else:
+                remedy = "use vxlan or host-gw, or enable IPv4"
+                self._error("Backend.Type", f"{message}, and IPv4 is not enabled", remedy)
+        if not isinstance(config, VxlanConfig):
+            return
+        for family, name in VXLAN_DEVICES.items():
+            device = f"{name}.{config.vni}"
+            if enabled[family] and len(device) > MAX_DEVICE_NAME:
+                largest = 10 ** (MAX_DEVICE_NAME - len(name) - 1) - 1
+                self._error(
+                    "Backend.VNI",
+                    f"VNI is {config.vni}, expected at most {largest}: the device {device} would "
+                    f"have a name of more than {MAX_DEVICE_NAME} characters",
+                    "1 is flannel's own",
+                )
+        least = MIN_IPV6_MTU + VXLAN_OVERHEAD
+        if enabled[Family.V6] and 0 < config.mtu < least:
+            self._error(
+                "Backend.MTU",
+                f"MTU is {config.mtu}, expected at least {least} for IPv6 (RFC 8200 §5)",
+                "leave it out to follow the interface",
+            )
+
+    def _error(self, key: str, message: str, remedy: str) -> None:
+        self._problems.append(Problem(Severity.ERROR, key, message, remedy))
+
+    def _warn(self, key: str, message: str, remedy: str) -> None:
+        self._problems.append(Problem(Severity.WARNING, key, message, remedy))
+
+
+def _refuse(message: str, remedy: str) -> Parsed:
+    return Parsed(None, (Problem(Severity.ERROR, "", message, remedy),))
+
+
+def _object(value: JsonValue) -> JsonObject:
+    if value is None:
+        return JsonObject("{}", [])
+    if isinstance(value, JsonObject):
+        return value
+    remedy = f'write {{"Type": {show(value)}}}' if isinstance(value, str) else ""
+    raise Mismatch("an object", remedy)
+
+
+def _address_decoder(rules: _Rules) -> Callable[[JsonValue], IPv4Address | IPv6Address]:
+    parse = _ADDRESSES[rules.family]
+    expected = f"an {rules.family} address like {rules.example.partition('/')[0]}"
+
+    def decode(value: JsonValue) -> IPv4Address | IPv6Address:
+        if not isinstance(value, str):
+            raise Mismatch(expected)
+        try:
+            return parse(value)
+        except ValueError:
+            pass
+        host, slash, _ = value.partition("/")
+        raise Mismatch(expected, f"write {host}, without a length" if slash else "")
+
+    return decode
+
+
+def _network_decoder(rules: _Rules) -> Callable[[JsonValue], IPNetwork]:
+    parse = _NETWORKS[rules.family]
+    expected = f"an {rules.family} network like {rules.example}"
+
+    def decode(value: JsonValue) -> IPNetwork:
+        if not isinstance(value, str):
+            raise Mismatch(expected)
+        try:
+            return parse(value)
+        except ValueError:
+            raise Mismatch(expected, _network_remedy(rules, value)) from None
+
+    return decode
+
+
+def _network_remedy(rules: _Rules, text: str) -> str:
+    """What to write instead of a network that is wrong in a way we know."""
+    address, slash, _ = text.strip().partition("/")
+    if not slash:
+        return "the prefix length is missing"
+    try:
+        # `ipaddress` is laxer than Go: it takes netmasks.
+        network = ip_network(text.strip(), strict=False)
+    except ValueError:
+        parts = address.split(".")
+        if rules.family is Family.V4 and all(part.isdecimal() for part in parts):
+            if len(parts) < 4:
+                return "all four numbers of the address are needed"
+            if any(len(part) > 1 and part.startswith("0") for part in parts):
+                return "write the numbers without leading zeros"
+        return ""
+    if network.version != rules.family.value:
+        other = _V6 if rules.family is Family.V4 else _V4
+        return f"an {other.family} network belongs into {other.key('Network')}"
+    return f"write {_spell_network(network)}"
+
+
+def _spell_network(network: IPNetwork) -> str:
+    return f"{spell_ip(network.network_address)}/{network.prefixlen}"
+
+
+def _show_ip(rules: _Rules, value: int) -> str:
+    return spell_ip(IPv4Address(value) if rules.family is Family.V4 else IPv6Address(value))

@@ -18,7 +18,9 @@ IPNetwork = IPv4Network | IPv6Network
 
 UNSPECIFIED_V4: Final = IPv4Address(0)
 EMPTY_V4: Final = IPv4Network("0.0.0.0/0")
-"""What upstream writes where an IPv4 part is missing: `0.0.0.0-0` in a key, `0.0.0.0/0` in a log."""
+"""What upstream writes where an IPv4 part is missing: `0.0.0.0-0` in a key."""
+EMPTY_V6: Final = IPv6Network("::/0")
+"""The same for IPv6."""
 
 
 class Family(enum.Enum):
@@ -104,7 +106,8 @@ def parse_ip(text: str) -> IPAddress:
 
 def _split_cidr(text: str, bits: int) -> tuple[str, int]:
     address, slash, length = text.partition("/")
-    if not slash or not re.fullmatch(r"0|[1-9]\d{0,2}", length, re.ASCII) or int(length) > bits:
+    # Go reads the length as a plain decimal number: leading zeros do not matter here.
+    if not slash or not re.fullmatch(r"0*\d{1,3}", length, re.ASCII) or int(length) > bits:
         raise ValueError(f"{text!r} is not an address with a prefix length (A.B.C.D/N)")
     return address, int(length)
 
@@ -132,13 +135,28 @@ def parse_ipv6_network(text: str) -> IPv6Network:
 
 
 def format_ip(address: IPAddress) -> str:
-    """Prints an address as Go's `net.IP.String()` does.
+    """Prints an address as upstream does, which is Go's `net.IP.String()` and a slip of its own.
 
-    Lower case, the longest run of two or more zero groups compressed, IPv4-mapped as dotted quad.
-    (`ipaddress` agrees but for the mapped ones, which newer Pythons print as `::ffff:1.2.3.4`.)
+    Lower case, the longest run of two or more zero groups compressed (the first one on a tie).
+    IPv4-mapped addresses print as a dotted quad. So do, in upstream, all addresses below 2^32 whose
+    top byte of these 32 bits is not zero: `::1.2.3.4` is `1.2.3.4`, yet `::1` is `::1`.
+    """
+    if isinstance(address, IPv6Address):
+        number = int(address)
+        if address.ipv4_mapped is not None or 1 << 24 <= number < 1 << 32:
+            return str(IPv4Address(number & 0xFFFFFFFF))
+    return str(address)
+
+
+def spell_ip(address: IPAddress) -> str:
+    """An address in a spelling that reads back as the same address of the same family.
+
+    As `format_ip`, but an IPv6 address never becomes a dotted quad. (Newer Pythons print the
+    IPv4-mapped ones half and half, for which the pattern of a subnet key has no room.)
     """
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
+        low = int(address) & 0xFFFFFFFF
+        return f"::ffff:{low >> 16:x}:{low & 0xFFFF:x}"
     return str(address)
 
 
@@ -147,11 +165,12 @@ def format_network(network: IPNetwork) -> str:
     return f"{format_ip(network.network_address)}/{network.prefixlen}"
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class SubnetKey:
     """Which subnet(s) a lease is about: the part of an etcd key behind `subnets/`.
 
-    At least one of the two is set. `order` is there so that listings are stable.
+    At least one of the two is set. Keys have an order, so that listings are stable: by IPv4 subnet,
+    those without one first; then by IPv6 subnet in the same way.
     """
 
     v4: IPv4Network | None
@@ -160,12 +179,25 @@ class SubnetKey:
     """The IPv6 subnet of a dual-stack or IPv6-only lease."""
 
     def __str__(self) -> str:
-        """The spelling inside an etcd key: `10.5.34.0-24` or `10.5.34.0-24&fd00:5:34::-64`."""
+        """The spelling inside an etcd key: `10.5.34.0-24` or `10.5.34.0-24&fd00:5:34::-64`.
+
+        Always one that can be read back, unlike upstream's for subnets in `::/96`.
+        """
         v4 = self.v4 or EMPTY_V4
         text = f"{v4.network_address}-{v4.prefixlen}"
         if self.v6 is not None:
-            text += f"&{format_ip(self.v6.network_address)}-{self.v6.prefixlen}"
+            text += f"&{spell_ip(self.v6.network_address)}-{self.v6.prefixlen}"
         return text
+
+    def __lt__(self, other: SubnetKey) -> bool:
+        return self._order() < other._order()
+
+    def _order(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        v4, v6 = (
+            (int(net.network_address), net.prefixlen) if net is not None else (-1, -1)
+            for net in (self.v4, self.v6)
+        )
+        return v4, v6
 
     def subnet(self, family: Family) -> IPNetwork | None:
         """The subnet of one family, or `None`."""
@@ -177,7 +209,7 @@ class SubnetKey:
 
 
 _KEY: Final = re.compile(
-    r"(\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3})-(\d{1,3})(?:&([a-f0-9:.]+)-(\d{1,3}))?", re.ASCII
+    r"(\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3})-(\d{1,3})(?:&([a-f0-9:]+)-(\d{1,3}))?", re.ASCII
 )
 
 
@@ -198,6 +230,6 @@ def parse_subnet_key(text: str) -> SubnetKey | None:
     except ValueError:
         return None
     empty = v4 == EMPTY_V4
-    if empty and v6 is None:
+    if empty and (v6 is None or v6 == EMPTY_V6):
         return None
     return SubnetKey(None if empty else v4, v6)

@@ -1,8 +1,31 @@
-"""The daemon's options: flags in Go's syntax and `FLANNELD_*` variables, as one frozen value."""
+"""The daemon's options: flags in Go's syntax and `FLANNELD_*` variables, as one frozen value.
+
+`FLAGS` is the one list of flags: parsing, usage text, man pages and shell completion all come from
+it. `parse_daemon` goes the way upstream goes (command line, then `-version`, then environment, then
+checks), and differs where upstream is silent: a flag whose feature we do not have ends us with a
+reason, a word that is not looked at and a variable that is not used are warnings.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
+
+from pyflannel.core import goflag
+from pyflannel.core.errors import ConfigError
+from pyflannel.core.goflag import Flag, Flags, Kind, Mode
+from pyflannel.core.ip import parse_ipv4, parse_ipv6
+
+MIN_RENEW_MARGIN: Final = 1
+MAX_RENEW_MARGIN: Final = 1439
+"""Minutes; a lease lasts 24 hours, so 1440 would mean to renew without pause."""
+MAX_PORT: Final = 0xFFFF
+
+_KUBE: Final = "taking subnets from Kubernetes"
+_USER_INFO: Final = re.compile(r"//[^/@,]*@")
+"""User and password inside a URL."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -10,6 +33,7 @@ class EtcdOptions:
     """How to reach etcd; shared by every command that talks to it."""
 
     endpoints: tuple[str, ...] = ("http://127.0.0.1:4001", "http://127.0.0.1:2379")
+    """As given, split at commas and not trimmed; empty if the text was empty."""
     prefix: str = "/coreos.com/network"
     keyfile: str = ""
     certfile: str = ""
@@ -28,20 +52,532 @@ class DaemonOptions:
     iface_can_reach: str = ""
     subnet_file: str = "/run/flannel/subnet.env"
     public_ip: str = ""
+    """An IPv4 address or empty."""
     public_ipv6: str = ""
+    """An IPv6 address or empty."""
     subnet_lease_renew_margin: int = 60
+    """Minutes, 1 to 1439."""
     ip_masq: bool = False
     ip_masq_fully_random_disable: bool = False
     kube_subnet_mgr: bool = False
     healthz_ip: str = "0.0.0.0"  # noqa: S104 - upstream's default
     healthz_port: int = 0
+    """0 for no health server."""
     iptables_resync: int = 5
+    """Seconds, at least 1."""
     iptables_forward_rules: bool = True
     ip_blackhole_route: bool = False
     v: int = 0
     datapath: str = "auto"
     udp_accept: str = "peers"
     docker_opts_file: str = "/run/docker_opts.env"
+    """Empty for none."""
     status_socket: str = "/run/flannel/pyflannel.sock"
     state_dir: str = "/var/lib/pyflannel"
     log_format: str = "auto"
+
+    def describe(self) -> str:
+        """All options in one line for the log, `name=value …`, secrets as `***`."""
+        values = _values_of(self)
+        values["etcd-endpoints"] = _USER_INFO.sub("//***@", ",".join(self.etcd.endpoints))
+        return " ".join(
+            f"{flag.name}={goflag.show(flag, values[flag.name])}"
+            for flag in FLAGS
+            if flag.name in values
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunDaemon:
+    """The command line asks for a daemon."""
+
+    options: DaemonOptions
+    warnings: tuple[str, ...] = ()
+    """What the operator should know although we go on: ignored words and variables."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShowVersion:
+    """The command line asks for the version, on stderr."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShowHelp:
+    """The command line asks for the usage text, on stderr."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EtcdCommand:
+    """The etcd part of another command's line."""
+
+    options: EtcdOptions
+    rest: tuple[str, ...]
+    """All words that are no etcd flags, in order, for the command's own parser."""
+    warnings: tuple[str, ...] = ()
+
+
+_DEFAULTS: Final = DaemonOptions()
+
+ETCD_FLAGS: Final = (
+    Flag(
+        name="etcd-endpoints",
+        kind=Kind.STRING,
+        default=",".join(EtcdOptions().endpoints),
+        help="comma-separated list of etcd endpoints",
+        mode=Mode.ETCD,
+    ),
+    Flag(
+        name="etcd-prefix",
+        kind=Kind.STRING,
+        default=EtcdOptions().prefix,
+        help="what the keys of flannel start with in etcd",
+        mode=Mode.ETCD,
+    ),
+    Flag(
+        name="etcd-keyfile",
+        kind=Kind.STRING,
+        default="",
+        help="PEM file with the key of the client certificate for etcd",
+        mode=Mode.ETCD,
+    ),
+    Flag(
+        name="etcd-certfile",
+        kind=Kind.STRING,
+        default="",
+        help="PEM file with the client certificate for etcd",
+        mode=Mode.ETCD,
+    ),
+    Flag(
+        name="etcd-cafile",
+        kind=Kind.STRING,
+        default="",
+        help="PEM file with the authorities that may have signed etcd's certificate",
+        mode=Mode.ETCD,
+    ),
+    Flag(
+        name="etcd-username",
+        kind=Kind.STRING,
+        default="",
+        help="user to log in to etcd",
+        mode=Mode.ETCD,
+    ),
+    Flag(
+        name="etcd-password",
+        kind=Kind.STRING,
+        default="",
+        help="password of the etcd user; better given as FLANNELD_ETCD_PASSWORD, "
+        "for a command line can be read by everybody on the machine",
+        mode=Mode.ETCD,
+        secret=True,
+    ),
+)
+"""The flags that every command understands that talks to etcd."""
+
+FLAGS: Final = (
+    *ETCD_FLAGS,
+    Flag(
+        name="iface",
+        kind=Kind.LIST,
+        default=(),
+        help="interface (name or IP address) that carries the traffic between nodes; "
+        "may be given several times, the first that fits is taken",
+    ),
+    Flag(
+        name="iface-regex",
+        kind=Kind.LIST,
+        default=(),
+        help="regular expression for the address or else the name of that interface; "
+        "may be given several times, asked after all -iface",
+    ),
+    Flag(
+        name="iface-can-reach",
+        kind=Kind.STRING,
+        default="",
+        help="take the interface that the kernel would use to reach this IP address; "
+        "asked after all -iface and -iface-regex",
+    ),
+    Flag(
+        name="subnet-file",
+        kind=Kind.STRING,
+        default=_DEFAULTS.subnet_file,
+        help="file to which subnet, MTU and so on are written as environment variables",
+    ),
+    Flag(
+        name="public-ip",
+        kind=Kind.STRING,
+        default="",
+        help="IPv4 address under which other nodes reach this one; "
+        "without -iface it also selects the interface",
+    ),
+    Flag(
+        name="public-ipv6",
+        kind=Kind.STRING,
+        default="",
+        help="IPv6 address under which other nodes reach this one",
+    ),
+    Flag(
+        name="subnet-lease-renew-margin",
+        kind=Kind.INT,
+        default=_DEFAULTS.subnet_lease_renew_margin,
+        help="how long before its end the lease is renewed, in minutes, "
+        f"{MIN_RENEW_MARGIN} to {MAX_RENEW_MARGIN}",
+        mode=Mode.ETCD,
+    ),
+    Flag(
+        name="ip-masq",
+        kind=Kind.BOOL,
+        default=False,
+        help="masquerade what leaves the overlay",
+    ),
+    Flag(
+        name="ip-masq-fully-random-disable",
+        kind=Kind.BOOL,
+        default=False,
+        help="masquerade without fully random ports",
+    ),
+    Flag(
+        name="kube-subnet-mgr",
+        kind=Kind.BOOL,
+        default=False,
+        help="take subnets from the Kubernetes API instead of etcd",
+        mode=Mode.KUBE,
+        unavailable=_KUBE,
+    ),
+    Flag(
+        name="kube-api-url",
+        kind=Kind.STRING,
+        default="",
+        help="URL of the Kubernetes API server",
+        mode=Mode.KUBE,
+        unavailable=_KUBE,
+    ),
+    Flag(
+        name="kube-annotation-prefix",
+        kind=Kind.STRING,
+        default="flannel.alpha.coreos.com",
+        help="prefix of the annotations on Kubernetes nodes",
+        mode=Mode.KUBE,
+        unavailable=_KUBE,
+    ),
+    Flag(
+        name="kubeconfig-file",
+        kind=Kind.STRING,
+        default="",
+        help="how to reach the Kubernetes API server",
+        mode=Mode.KUBE,
+        unavailable=_KUBE,
+    ),
+    Flag(
+        name="version",
+        kind=Kind.BOOL,
+        default=False,
+        help="print the version and exit",
+        mode=Mode.NONE,
+        env=False,
+    ),
+    Flag(
+        name="healthz-ip",
+        kind=Kind.STRING,
+        default=_DEFAULTS.healthz_ip,
+        help="address on which the health server listens",
+    ),
+    Flag(
+        name="healthz-port",
+        kind=Kind.INT,
+        default=_DEFAULTS.healthz_port,
+        help="port of the health server, 0 for none",
+    ),
+    Flag(
+        name="iptables-resync",
+        kind=Kind.INT,
+        default=_DEFAULTS.iptables_resync,
+        help="seconds between two looks at the traffic rules and the blackhole route, at least 1",
+    ),
+    Flag(
+        name="iptables-forward-rules",
+        kind=Kind.BOOL,
+        default=_DEFAULTS.iptables_forward_rules,
+        help="accept the network's traffic in the FORWARD chain",
+    ),
+    Flag(
+        name="ip-blackhole-route",
+        kind=Kind.BOOL,
+        default=False,
+        help="keep a blackhole route for this node's subnet",
+    ),
+    Flag(
+        name="net-config-path",
+        kind=Kind.STRING,
+        default="/etc/kube-flannel/net-conf.json",
+        help="network config file, for Kubernetes",
+        mode=Mode.KUBE,
+        unavailable=f"{_KUBE} (the network config comes from etcd)",
+    ),
+    Flag(
+        name="set-node-network-unavailable",
+        kind=Kind.BOOL,
+        default=True,
+        help="clear the NetworkUnavailable condition of the Kubernetes node when ready",
+        mode=Mode.KUBE,
+        unavailable=_KUBE,
+    ),
+    Flag(
+        name="v",
+        kind=Kind.LEVEL,
+        default=0,
+        help="log level: 0 for what belongs in a timeline, 1 and more for each event",
+    ),
+    Flag(
+        name="vmodule",
+        kind=Kind.STRING,
+        default="",
+        help="accepted and without effect: log levels per source file of flanneld",
+        mode=Mode.NONE,
+    ),
+    Flag(
+        name="log_backtrace_at",
+        kind=Kind.STRING,
+        default="",
+        help="accepted and without effect: a stack trace at a source line of flanneld",
+        mode=Mode.NONE,
+    ),
+    Flag(
+        name="datapath",
+        kind=Kind.STRING,
+        default=_DEFAULTS.datapath,
+        help="what carries the packets of backend udp",
+        since="pyflannel",
+        choices=("auto", "python", "native", "ebpf"),
+    ),
+    Flag(
+        name="udp-accept",
+        kind=Kind.STRING,
+        default=_DEFAULTS.udp_accept,
+        help="whose datagrams backend udp accepts: those of known peers, or anybody's",
+        since="pyflannel",
+        choices=("peers", "any"),
+    ),
+    Flag(
+        name="docker-opts-file",
+        kind=Kind.STRING,
+        default=_DEFAULTS.docker_opts_file,
+        help="file to which docker's options are written, empty for none",
+        since="pyflannel",
+    ),
+    Flag(
+        name="status-socket",
+        kind=Kind.STRING,
+        default=_DEFAULTS.status_socket,
+        help="unix socket on which `pyflannel status` asks",
+        since="pyflannel",
+    ),
+    Flag(
+        name="state-dir",
+        kind=Kind.STRING,
+        default=_DEFAULTS.state_dir,
+        help="directory for what must outlive a reboot",
+        since="pyflannel",
+    ),
+    Flag(
+        name="log-format",
+        kind=Kind.STRING,
+        default=_DEFAULTS.log_format,
+        help="how the log looks; auto is text on a terminal and key=value lines elsewhere",
+        since="pyflannel",
+        choices=("auto", "text", "json"),
+    ),
+)
+"""Every flag of `pyflanneld`, upstream's first."""
+
+REMOVED: Final[Mapping[str, str]] = {
+    **dict.fromkeys(
+        ("logtostderr", "alsologtostderr", "stderrthreshold", "log_dir"),
+        "flannel dropped it after v0.7.1; remove it, the log goes to stderr",
+    ),
+    **dict.fromkeys(
+        ("listen", "remote", "remote-keyfile", "remote-certfile", "remote-cafile"),
+        "flannel dropped its client-server mode in v0.8.0; point -etcd-endpoints at etcd",
+    ),
+    **dict.fromkeys(
+        ("networks", "watch-networks", "subnet-dir"),
+        "flannel dropped several networks per daemon in v0.8.0; "
+        "run one daemon each, with its own -etcd-prefix and -subnet-file",
+    ),
+    "use-multi-cluster-cidr": "flannel dropped it in v0.23.0",
+}
+"""Flags of older flannels that are still found in unit files, and what became of them."""
+
+
+def parse_daemon(argv: Sequence[str], env: Mapping[str, str]) -> RunDaemon | ShowVersion | ShowHelp:
+    """What `pyflanneld` was asked to do.
+
+    Args:
+        argv: the command line, the program's name first.
+        env: the environment.
+
+    Raises:
+        UsageError: the command line cannot be parsed.
+        ConfigError: it can, but a value is out of range, or a feature is asked for that we do not
+            have; names every such flag.
+    """
+    flags = goflag.parse(FLAGS, argv[1:], removed=REMOVED)
+    if flags.help:
+        return ShowHelp(usage(argv[0]))
+    if flags.switch("version"):
+        return ShowVersion()
+    warnings = _note_rest(flags.rest)
+    flags = goflag.with_environment(FLAGS, flags, env)
+    warnings += [*flags.warnings, *goflag.unknown_variables(FLAGS, env)]
+    errors = [*_check_features(flags), *_check_values(flags)]
+    if errors:
+        raise ConfigError("; ".join(errors))
+    warnings += [
+        f"-{name} has no effect here: it is about source files of flanneld"
+        for name in ("vmodule", "log_backtrace_at")
+        if flags.text(name)
+    ]
+    if flags.number("healthz-port") < 0:
+        warnings.append(f"-healthz-port {flags.number('healthz-port')} means no health server")
+    return RunDaemon(options=_daemon_options(flags), warnings=tuple(warnings))
+
+
+def parse_etcd_flags(args: Sequence[str], env: Mapping[str, str]) -> EtcdCommand:
+    """The etcd flags of any command, wherever they stand on its line, and `FLANNELD_ETCD_*`.
+
+    Args:
+        args: the command line without the program's name.
+        env: the environment.
+
+    Raises:
+        UsageError: an etcd flag lacks its value.
+    """
+    flags = goflag.with_environment(ETCD_FLAGS, goflag.extract(ETCD_FLAGS, args), env)
+    return EtcdCommand(options=_etcd_options(flags), rest=flags.rest, warnings=flags.warnings)
+
+
+def usage(program: str) -> str:
+    """The daemon's usage text: flags, environment, exit codes."""
+    return (
+        goflag.usage(program, FLAGS)
+        + "\nEvery flag but -version can be given as an environment variable, FLANNELD_ and the\n"
+        "flag's name in capitals with _ for -, such as FLANNELD_ETCD_ENDPOINTS. The command line\n"
+        "wins; an empty variable counts as unset.\n"
+        "\nExit codes: 0 asked to stop, 2 bad command line, 69 a needed service or device cannot\n"
+        "be had, 70 a defect of pyflannel, 77 not permitted, 78 bad configuration.\n"
+    )
+
+
+def _note_rest(rest: Sequence[str]) -> list[str]:
+    """A warning about the words behind the end of the flags, which upstream ignores in silence."""
+    if not rest:
+        return []
+    words = " ".join(map(goflag.quote, goflag.mask(FLAGS, rest)))
+    hint = ""
+    if rest[0].lower() in ("true", "false"):
+        hint = f'; a boolean flag takes its value behind "=": -flag={rest[0].lower()}'
+    elif any(word.startswith("-") for word in rest):
+        hint = "; flags end at the first word without a dash"
+    return [f"ignored on the command line: {words}{hint}"]
+
+
+def _check_features(flags: Flags) -> list[str]:
+    """An error for each flag that asks for something we do not have."""
+    errors = []
+    for flag in FLAGS:
+        if not flag.unavailable or flag.name not in flags.given:
+            continue
+        value = flags.values[flag.name]
+        if value == "" or (flag.name == "kube-subnet-mgr" and not value):
+            continue  # asks for nothing
+        shown = f"-{flag.name}={goflag.show(flag, value)}"
+        errors.append(
+            f"{shown}: not available in pyflannel: {flag.unavailable}; remove the flag or "
+            f"{flag.variable()}"
+        )
+    return errors
+
+
+def _check_values(flags: Flags) -> list[str]:
+    """An error for each value that could be parsed but makes no sense."""
+    errors = []
+    margin = flags.number("subnet-lease-renew-margin")
+    if not MIN_RENEW_MARGIN <= margin <= MAX_RENEW_MARGIN:
+        errors.append(
+            f"-subnet-lease-renew-margin is {margin}, expected minutes between "
+            f"{MIN_RENEW_MARGIN} and {MAX_RENEW_MARGIN}"
+        )
+    resync = flags.number("iptables-resync")
+    if resync <= 0:
+        errors.append(f"-iptables-resync is {resync}, expected seconds, at least 1")
+    port = flags.number("healthz-port")
+    if port > MAX_PORT:
+        errors.append(f"-healthz-port is {port}, expected a port up to {MAX_PORT}, or 0 for none")
+    for name, parse in (("public-ip", parse_ipv4), ("public-ipv6", parse_ipv6)):
+        text = flags.text(name)
+        try:
+            if text:
+                parse(text)
+        except ValueError as error:
+            errors.append(f"-{name}: {error}")
+    errors += [
+        f"-{name} is empty, expected a path"
+        for name in ("subnet-file", "status-socket", "state-dir")
+        if not flags.text(name)
+    ]
+    return errors
+
+
+def _daemon_options(flags: Flags) -> DaemonOptions:
+    return DaemonOptions(
+        etcd=_etcd_options(flags),
+        iface=flags.words("iface"),
+        iface_regex=flags.words("iface-regex"),
+        iface_can_reach=flags.text("iface-can-reach"),
+        subnet_file=flags.text("subnet-file"),
+        public_ip=flags.text("public-ip"),
+        public_ipv6=flags.text("public-ipv6"),
+        subnet_lease_renew_margin=flags.number("subnet-lease-renew-margin"),
+        ip_masq=flags.switch("ip-masq"),
+        ip_masq_fully_random_disable=flags.switch("ip-masq-fully-random-disable"),
+        kube_subnet_mgr=flags.switch("kube-subnet-mgr"),
+        healthz_ip=flags.text("healthz-ip"),
+        healthz_port=max(0, flags.number("healthz-port")),
+        iptables_resync=flags.number("iptables-resync"),
+        iptables_forward_rules=flags.switch("iptables-forward-rules"),
+        ip_blackhole_route=flags.switch("ip-blackhole-route"),
+        v=flags.number("v"),
+        datapath=flags.text("datapath"),
+        udp_accept=flags.text("udp-accept"),
+        docker_opts_file=flags.text("docker-opts-file"),
+        status_socket=flags.text("status-socket"),
+        state_dir=flags.text("state-dir"),
+        log_format=flags.text("log-format"),
+    )
+
+
+def _etcd_options(flags: Flags) -> EtcdOptions:
+    endpoints = flags.text("etcd-endpoints")
+    return EtcdOptions(
+        endpoints=tuple(endpoints.split(",")) if endpoints else (),
+        prefix=flags.text("etcd-prefix"),
+        keyfile=flags.text("etcd-keyfile"),
+        certfile=flags.text("etcd-certfile"),
+        cafile=flags.text("etcd-cafile"),
+        username=flags.text("etcd-username"),
+        password=flags.text("etcd-password"),
+    )
+
+
+def _values_of(options: DaemonOptions) -> dict[str, goflag.Value]:
+    """The options by the names of their flags."""
+    values: dict[str, goflag.Value] = {}
+    for flag in FLAGS:
+        field = flag.name.replace("-", "_")
+        if flag in ETCD_FLAGS:
+            value = getattr(options.etcd, field.removeprefix("etcd_"))
+            values[flag.name] = ",".join(value) if flag.name == "etcd-endpoints" else value
+        elif field in DaemonOptions.__dataclass_fields__:
+            values[flag.name] = getattr(options, field)
+    return values

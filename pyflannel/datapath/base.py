@@ -20,23 +20,26 @@ TUN → UDP, per packet
      4, next-hop MTU = path MTU − 28) when the inner DF bit is set, and counted as
      `tun_too_big`; without DF the packet is sent once with outer fragmentation allowed.
 UDP → TUN, per datagram
-  1. shorter than 20 bytes, version not 4, IHL < 5, total length ≠ datagram length → drop
-     `udp_malformed`; longer than `mtu` → drop `udp_oversize`.
+  1. shorter than 20 bytes, version not 4, IHL < 5 or past the end, total length ≠ datagram length →
+     drop `udp_malformed`; longer than `mtu` → drop `udp_oversize`.
   2. *ours*, unless `accept_any`: the sender's address is not a known peer → drop
-     `udp_unknown_sender`; the inner source is not in that sender's subnet → drop
+     `udp_unknown_sender`; the inner source is not in that sender's subnet (the peer that owns the
+     inner source by longest prefix has another address, or there is none) → drop
      `udp_wrong_source`; the inner destination is not in the network → drop `udp_wrong_destination`.
      (The UDP source *port* is not checked: a NAT or a sender that spreads its flows may change it.)
   3. TTL ≤ 1 → ICMP time exceeded is sent back through the overlay as if the TUN's address had
-     forwarded it (*ours*), drop `udp_ttl`.
+     forwarded it (*ours*): in a datagram to the peer that owns the inner source, with its TTL of 8
+     untouched; nothing is sent if no peer owns it (`accept_any`). Drop `udp_ttl`.
   4. TTL − 1 and written to the TUN; a refused write is a drop `udp_write_error`.
 
 ICMP errors are made only for packets that are not ICMP errors themselves (upstream: not ICMP at
 all, which we keep for *network unreachable*; time exceeded is also made for ICMP echo, or
-traceroute -I and `ping -t` would be blind), are first fragments, come from a unicast source, and
-have a header shorter than 60 bytes. They quote the header and 8 bytes, have TTL 8, ID 0 and the
-TUN's own address as source (the device has `accept_local=1`, else the kernel drops them as
-martian). They are rate-limited: at most 1000 a second in bursts of 50; beyond that
-`icmp_suppressed` counts.
+traceroute -I and `ping -t` would be blind), are first fragments, come from a unicast source and go
+to a unicast destination (RFC 1122 §3.2.2: source not 0/8 or 127/8, neither 224/4 or above), and
+have a header shorter than 60 bytes. They quote the header and 8 bytes (less if there is less), have
+TTL 8, ID 0 and the TUN's own address as source (the device has `accept_local=1`, else the kernel
+drops them as martian). They are rate-limited, all kinds together: at most 1000 a second in bursts
+of 50; beyond that `icmp_suppressed` counts (only where an ICMP error would have been made).
 """
 
 from __future__ import annotations
@@ -71,9 +74,11 @@ COUNTERS: tuple[str, ...] = (
     "icmp_frag_needed",
     "icmp_suppressed",
 )
-"""Every counter, in the order in which `status` shows them. `tun_packets`/`tun_bytes` count inner IP
-packets (segments, not super packets) handed to the socket, `udp_packets`/`udp_bytes` those handed to
-the TUN; every other one is a reason of drop or an ICMP made."""
+"""Every counter, in the order in which `status` shows them. `tun_packets`/`tun_bytes` count inner
+IP packets (segments, not super packets) handed to the socket, `udp_packets`/`udp_bytes` those
+handed to the TUN; every other one is a reason of drop or an ICMP made. So each packet is counted in
+exactly one of the `tun_…` (`udp_…`) counters besides `…_bytes`. ICMP errors of our own count only
+as `icmp_…`, when made; if the descriptor then refuses one, that is a `…_error` as well."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +89,8 @@ class DatapathConfig:
     """Non-blocking descriptor of the TUN (IFF_NO_PI), or of a packet-preserving socket pair in a
     test. The data path borrows it: it never closes it."""
     udp_fd: int
-    """Non-blocking UDP/IPv4 socket, bound to the interface address. Borrowed as well."""
+    """Non-blocking UDP/IPv4 socket, bound to the interface address. Borrowed as well. With
+    IP_MTU_DISCOVER = IP_PMTUDISC_DO, else the kernel fragments where we promise EMSGSIZE's answer."""
     tun_name: str
     """`flannel0`; for messages, and for data paths that attach to the device."""
     tun_address: IPv4Address
@@ -102,7 +108,7 @@ class DatapathConfig:
     accept_any: bool = False
     """Upstream's behaviour: take every datagram, whoever sent it (`--udp-accept any`)."""
     vnet_hdr: bool = False
-    """Whether the TUN was opened with IFF_VNET_HDR (10-byte virtio-net header before each packet)."""
+    """Whether the TUN was opened with IFF_VNET_HDR: 10 bytes of virtio-net header per packet."""
     pin_dir: str = ""
     """Directory for state that must survive a restart (ebpf: below bpffs); empty = keep nothing."""
 
@@ -115,6 +121,9 @@ class Capabilities:
     """`python`, `native` or `ebpf`."""
     wants_vnet_hdr: bool = False
     """Whether the TUN should be opened with IFF_VNET_HDR for it."""
+    outlives_daemon: bool = False
+    """Whether it can go on forwarding without the process (ebpf), so that the TUN is made
+    persistent and left behind, and a restart drops no packet."""
     offloads: Mapping[str, str] = field(default_factory=dict)
     """Each offload with `on`, `off (forced)`, `off (not supported: …)` or `withdrawn (EIO …)`."""
 

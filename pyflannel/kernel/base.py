@@ -8,8 +8,12 @@ to the same behaviour.
 Conventions that every implementation keeps:
 
 * *Set is replace.* `Set(x)` makes the kernel hold exactly `x` under `x.key`, whatever stood there.
-* *Deleting what is not there succeeds.* `ESRCH`, `ENOENT`, `EADDRNOTAVAIL`, `ENODEV` on delete mean
-  "already so".
+* *Delete is exact.* A route is deleted if type, gateway and link agree as well (no link said beside
+  a gateway: any link), an FDB entry if its destination does. A neighbour or an address is what its
+  key says, so that is all which counts.
+* *Deleting what is not there succeeds.* `ESRCH`, `ENOENT`, `EADDRNOTAVAIL`, `ENODEV`, `ENXIO` on
+  delete mean "already so".
+* *Listing a link that is not there gives nothing*, like listing one without entries.
 * Batches go out in order, many messages a system call, and every single answer is checked.
 * Listings are complete or raise: an interrupted dump (`NLM_F_DUMP_INTR`) is repeated inside.
 """
@@ -32,6 +36,7 @@ RT_SCOPE_UNIVERSE = 0
 RT_SCOPE_LINK = 253
 RTN_UNICAST = 1
 RTN_BLACKHOLE = 6
+NUD_NOARP = 0x40
 NUD_PERMANENT = 0x80
 """Values of linux/rtnetlink.h and linux/neighbour.h."""
 
@@ -103,13 +108,18 @@ class Link:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Address:
-    """An address on a link."""
+    """An address on a link.
+
+    Those that are set are permanent and usable at once (IPv6: without duplicate address detection);
+    `permanent`, `temporary` and `deprecated` are for reading.
+    """
 
     index: int
     """ifindex of the link."""
     interface: IPInterface
     """Address with its prefix length (IFA_LOCAL, or IFA_ADDRESS for IPv6)."""
     scope: int = RT_SCOPE_UNIVERSE
+    """ifa_scope; in IPv6 the kernel derives it from the address, whatever is set."""
     permanent: bool = True
     """IFA_F_PERMANENT: configured by hand, not by DHCP or router advertisement."""
     temporary: bool = False
@@ -128,7 +138,7 @@ class Address:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """A route of the main table."""
+    """A route of the main table, for all types of service."""
 
     dst: IPNetwork
     gateway: IPAddress | None = None
@@ -142,13 +152,13 @@ class Route:
     """rtm_protocol; flannel's are `boot`, what plain `ip route add` uses."""
     type: int = RTN_UNICAST
     metric: int = 0
-    """RTA_PRIORITY; on IPv6 the kernel turns 0 into 1024, which implementations report as 0 again."""
+    """RTA_PRIORITY; IPv6 turns 0 into 1024, which implementations report as 0 again."""
     src: IPAddress | None = None
     """Preferred source address."""
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What the kernel tells two routes apart by (tos is always 0 with us)."""
+        """What the kernel tells two routes apart by (those with a tos are not listed)."""
         return ("route", self.dst, self.metric)
 
     def __str__(self) -> str:
@@ -168,6 +178,7 @@ class Neighbour:
     index: int
     ip: IPAddress
     mac: str
+    """Lower-case `aa:bb:…`; empty on read while it is not known."""
     state: int = NUD_PERMANENT
 
     @property
@@ -181,10 +192,15 @@ class Neighbour:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FdbEntry:
-    """A forwarding-database entry of a vxlan device: inner MAC → underlay IP."""
+    """A forwarding-database entry of a vxlan device: inner MAC → underlay IP.
+
+    The MAC is a unicast one: group addresses have lists of destinations, and the kernel refuses to
+    replace those (`EOPNOTSUPP`).
+    """
 
     index: int
     mac: str
+    """Lower-case `aa:bb:…`."""
     dst: IPAddress
 
     @property
@@ -243,11 +259,24 @@ class Notification:
     """Destination of the route, for `Topic.ROUTE`."""
 
 
+class Notifications(Protocol):
+    """An asynchronous iterator for one consumer; ends when it, or its `Netlink`, is closed."""
+
+    def __aiter__(self) -> AsyncIterator[Notification]: ...
+
+    async def __anext__(self) -> Notification: ...
+
+    async def aclose(self) -> None:
+        """Unsubscribes. May be called twice, and while an item is awaited."""
+        ...
+
+
 class Netlink(Protocol):
     """Reads and writes one network namespace's tables.
 
-    Bound to the network namespace of the process. All methods may be called concurrently; each
-    raises `KernelError` (or its subclasses) and nothing else but `asyncio.CancelledError`.
+    Bound to the network namespace of the process, and to one event loop. All methods may be called
+    concurrently; each raises `KernelError` (or its subclasses) and nothing else but
+    `asyncio.CancelledError`.
     """
 
     async def links(self) -> list[Link]:
@@ -271,7 +300,7 @@ class Netlink(Protocol):
         ...
 
     async def fdb(self, index: int) -> list[FdbEntry]:
-        """FDB entries of one vxlan link which have a destination."""
+        """FDB entries of one vxlan link which have a destination and stay; learned ones age."""
         ...
 
     async def route_lookup(self, destination: IPAddress) -> Route | None:
@@ -311,10 +340,12 @@ class Netlink(Protocol):
         """
         ...
 
-    def notifications(self) -> AsyncIterator[Notification]:
+    def notifications(self) -> Notifications:
         """Kernel notifications of links, addresses, routes and neighbours (FDB included), for ever.
 
-        Subscribed when the first item is awaited at the latest. Closing the iterator unsubscribes.
+        Subscribed when this returns, own changes included. Left out is what happens all the time:
+        cached routes, other tables, and the states that a neighbour goes through which is not
+        permanent, but for its end.
         """
         ...
 

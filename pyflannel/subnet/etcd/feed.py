@@ -6,10 +6,10 @@ current revision. A watch that breaks goes on at the cursor; a compacted cursor 
 snapshot, which the receiver compares by value.
 
 A restored etcd is noticed by its cluster id, or by a revision smaller than one we have seen: a
-watch from a future revision would be accepted and stay silent for ever. Right after a restore the store
-may lack leases of nodes that are alive and about to write them again; tearing their routes down
-for that moment would turn a store's mishap into an outage. So leases that vanished in a restore stay for
-`RESTORE_GRACE_S`, and are then judged by a snapshot of their own.
+watch from a future revision would be accepted and stay silent for ever. Right after a restore the
+store may lack leases of nodes that are alive and about to write them again; tearing their routes
+down for that moment would turn a store's mishap into an outage. So leases that vanished in a
+restore stay for `RESTORE_GRACE_S`, and are then judged by a snapshot of their own.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ from pyflannel.subnet.etcd.base import (
 log = get_logger(__name__)
 
 RESTORE_GRACE_S: Final = 30.0
-"""Long enough for every node to notice (idle time-out of a watch, about 10 s) and to write its lease
-again, short against the day that a lease of a dead node may linger anyway."""
+"""Long enough for every node to notice (idle time-out of a watch, about 10 s) and to write its
+lease again, short against the day that a lease of a dead node may linger anyway."""
 
 
 class LeaseFeed:
@@ -140,12 +140,9 @@ class LeaseFeed:
         try:
             while True:
                 pending = asyncio.ensure_future(anext(stream))
-                while grace_ends is not None and not pending.done():
-                    left = grace_ends - self._clock.monotonic()
-                    if left <= 0:
-                        yield None
-                        return
-                    await asyncio.wait({pending}, timeout=left)
+                if grace_ends is not None and not await self._in_time(pending, grace_ends):
+                    yield None
+                    return
                 yield await pending
         finally:
             if pending is not None and not pending.done():
@@ -154,6 +151,15 @@ class LeaseFeed:
             close = getattr(stream, "aclose", None)
             if close is not None:
                 await close()
+
+    async def _in_time(self, pending: asyncio.Future[WatchResponse], deadline: float) -> bool:
+        """Whether an answer comes before the deadline."""
+        left = asyncio.ensure_future(self._clock.sleep(deadline - self._clock.monotonic()))
+        try:
+            await asyncio.wait({pending, left}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            left.cancel()
+        return pending.done()
 
     async def _snapshot(self, *, keep_missing: bool) -> tuple[Snapshot, bool]:
         result, self._primed = self._primed, None

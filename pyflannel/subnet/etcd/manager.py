@@ -315,16 +315,17 @@ class EtcdSubnetManager:
 
     async def _next_sighting(self) -> bool:
         """Waits for a sighting (`True`) or for the time to renew (`False`)."""
+        waits = {asyncio.ensure_future(self._sighted.wait())}
         due = self._renewal.deadline if self._renewal is not None else None
-        if due is None:
-            await self._sighted.wait()
-            return True
+        if due is not None:
+            left = max(0.0, due - self._clock.monotonic())
+            waits.add(asyncio.ensure_future(self._clock.sleep(left)))
         try:
-            async with asyncio.timeout(max(0.0, due - self._clock.monotonic())):
-                await self._sighted.wait()
-        except TimeoutError:
-            return False
-        return True
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        return self._sighted.is_set()
 
     async def _judge_sighting(self) -> None:
         self._sighted.clear()

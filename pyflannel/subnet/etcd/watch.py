@@ -19,6 +19,7 @@ import asyncio
 import json
 import socket
 import ssl
+import weakref
 from collections import deque
 from collections.abc import Mapping
 from typing import Final
@@ -63,6 +64,7 @@ class WatchClient:
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
         )
+        self._open_watches: weakref.WeakSet[Watch] = weakref.WeakSet()
 
     async def open(
         self, endpoint: Endpoint, request: gateway.Message, token: str, within: float
@@ -97,6 +99,7 @@ class WatchClient:
                 raise gateway.parse_error(text) or not_etcd(response.status, text)  # noqa: TRY301
             _keep_alive(response)
             watch = Watch(response)
+            self._open_watches.add(watch)
             await watch.confirm()
         except BaseException:
             response.close()
@@ -105,6 +108,8 @@ class WatchClient:
 
     async def close(self) -> None:
         """Breaks all watches and closes their connections."""
+        for watch in list(self._open_watches):
+            watch.abort("the store is closed")
         await self._session.close()
 
 
@@ -148,6 +153,11 @@ class Watch:
                 raise EndpointFailure("the server ended the watch")
             self._lines.extend(self._splitter.feed(chunk))
         return gateway.parse_watch_line(self._lines.popleft())
+
+    def abort(self, reason: str) -> None:
+        """Has whoever waits in `receive` fail at once; closing the connection does not wake them."""
+        self._response.content.set_exception(EndpointFailure(reason))
+        self.close()
 
     def close(self) -> None:
         """Ends the watch by closing its connection. Twice is fine."""

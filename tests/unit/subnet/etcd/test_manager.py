@@ -1,0 +1,577 @@
+"""This node's lease over a fake etcd: won in upstream's order, kept, lost, and won again."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+
+from pyflannel.core.errors import StoreDenied, StoreUnavailable
+from pyflannel.core.ip import SubnetKey
+from pyflannel.core.lease import Lease, LeaseAttrs, LeaseUpdate, Snapshot
+from pyflannel.subnet.etcd import codec
+from pyflannel.subnet.etcd.manager import EtcdSubnetManager
+from pyflannel.subnet.record import LeaseRecord
+from pyflannel.testing.fakeclock import FakeClock, settle
+from pyflannel.testing.fakestore import FakeEtcd, FakeStore
+
+PREFIX = "/coreos.com/network"
+CONFIG = (
+    b'{"Network":"10.0.0.0/16","SubnetLen":24,"SubnetMin":"10.0.1.0","SubnetMax":"10.0.3.0",'
+    b'"Backend":{"Type":"udp"}}'
+)
+OUR_ADDRESS = IPv4Address("192.0.2.1")
+ATTRS = LeaseAttrs(public_ip=OUR_ADDRESS)
+DAY = 86400
+
+
+def subnet_key(third: int) -> SubnetKey:
+    return SubnetKey(IPv4Network(f"10.0.{third}.0/24"))
+
+
+def key(third: int) -> bytes:
+    return codec.lease_key(PREFIX, subnet_key(third))
+
+
+def value(address: str) -> bytes:
+    return codec.encode_attrs(LeaseAttrs(public_ip=IPv4Address(address)))
+
+
+class Node:
+    """A manager with everything around it, and what it has said."""
+
+    def __init__(self, etcd: FakeEtcd, state: str, previous: SubnetKey | None = None) -> None:
+        self.etcd = etcd
+        self.store = FakeStore(etcd)
+        self.reports: list[str] = []
+        self.updates: list[LeaseUpdate] = []
+        self.moves: list[Lease] = []
+        self.tasks: list[asyncio.Task[None]] = []
+        self.manager = EtcdSubnetManager(
+            self.store,
+            PREFIX,
+            clock=etcd.clock,
+            record=LeaseRecord(state, PREFIX),
+            previous=previous,
+            rng=random.Random(1),
+            report=self.reports.append,
+        )
+
+    async def acquire(self, attrs: LeaseAttrs = ATTRS) -> Lease:
+        await self.manager.network_config()
+        return await self.manager.acquire_lease(attrs)
+
+    async def start(self, attrs: LeaseAttrs = ATTRS) -> Lease:
+        lease = await self.acquire(attrs)
+
+        async def watch() -> None:
+            async for update in self.manager.watch_leases():
+                self.updates.append(update)
+
+        async def keep() -> None:
+            async for moved in self.manager.keep_lease():
+                self.moves.append(moved)
+
+        self.tasks = [asyncio.create_task(watch()), asyncio.create_task(keep())]
+        await settle()
+        return lease
+
+    @property
+    def lease(self) -> Lease:
+        assert self.manager.lease is not None
+        return self.manager.lease
+
+    async def stop(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await self.store.close()
+
+
+@pytest.fixture
+def play(tmp_path):
+    """Runs a scenario with an etcd that holds the config; every node it makes is stopped."""
+
+    def run(scenario: Callable[..., Awaitable[None]]) -> None:
+        async def go() -> None:
+            etcd = FakeEtcd(FakeClock())
+            etcd.put(codec.config_key(PREFIX), CONFIG)
+            nodes: list[Node] = []
+
+            def make(state: str = "a", previous: SubnetKey | None = None) -> Node:
+                nodes.append(Node(etcd, str(tmp_path / state), previous))
+                return nodes[-1]
+
+            try:
+                await scenario(etcd, make)
+            finally:
+                for node in nodes:
+                    await node.stop()
+
+        asyncio.run(go())
+
+    return run
+
+
+class TestConfig:
+    def test_it_waits_for_etcd_and_for_the_key_and_says_which(self, play):
+        """Nothing but an answer ends the wait; each state is reported once, by name."""
+
+        async def scenario(etcd, make):
+            etcd.delete(codec.config_key(PREFIX))
+            node = make()
+            node.store.down()
+            waiting = asyncio.create_task(node.manager.network_config())
+            await etcd.clock.advance(300)
+            node.store.up()
+            await etcd.clock.advance(300)
+            assert not waiting.done()
+            etcd.put(codec.config_key(PREFIX), CONFIG)
+            await etcd.clock.advance(2)
+            assert (await waiting).network == IPv4Network("10.0.0.0/16")
+            assert len(node.reports) == 3
+            assert "waiting for etcd" in node.reports[0]
+            assert f"{PREFIX}/config" in node.reports[1]
+            assert node.reports[2] == ""
+
+        play(scenario)
+
+    def test_a_bad_config_is_waited_out(self, play):
+        """Like upstream's, a wrong config does not end the daemon."""
+
+        async def scenario(etcd, make):
+            etcd.put(codec.config_key(PREFIX), b'{"Netwrok":"10.0.0.0/16"}')
+            node = make()
+            waiting = asyncio.create_task(node.manager.network_config())
+            await etcd.clock.advance(10)
+            assert not waiting.done()
+            etcd.put(codec.config_key(PREFIX), CONFIG)
+            await etcd.clock.advance(2)
+            assert waiting.done()
+
+        play(scenario)
+
+    def test_being_refused_ends_the_wait(self, play):
+        """A wrong password does not get right by waiting."""
+
+        async def scenario(etcd, make):
+            node = make()
+            node.store.fail_next("get", StoreDenied("wrong password"))
+            with pytest.raises(StoreDenied):
+                await node.manager.network_config()
+
+        play(scenario)
+
+    def test_a_change_of_the_config_is_told(self, play):
+        """Writes and the deletion of the key are yielded, other keys are not."""
+
+        async def scenario(etcd, make):
+            node = make()
+            seen: list[bytes | None] = []
+
+            async def watch() -> None:
+                async for raw in node.manager.watch_config():
+                    seen.append(raw)
+
+            task = asyncio.create_task(watch())
+            await settle()
+            etcd.put(codec.config_key(PREFIX) + b"-old", b"x")
+            etcd.put(codec.config_key(PREFIX), b"garbage")
+            etcd.delete(codec.config_key(PREFIX))
+            await settle()
+            assert seen == [b"garbage", None]
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+        play(scenario)
+
+
+class TestWinning:
+    def test_a_free_subnet_is_created_with_a_lease_of_a_day(self, play):
+        """Upstream's bytes, upstream's TTL, one etcd lease."""
+
+        async def scenario(etcd, make):
+            lease = await make().acquire()
+            (kv,) = etcd.below(codec.subnets_prefix(PREFIX))
+            assert kv.value == b'{"PublicIP":"192.0.2.1","PublicIPv6":null}'
+            assert kv.key == codec.lease_key(PREFIX, lease.key)
+            assert [status.granted_ttl for status in etcd.leases.values()] == [DAY]
+            assert lease.expires == etcd.clock.time() + DAY
+
+        play(scenario)
+
+    def test_the_lease_held_for_our_public_ip_comes_first(self, play):
+        """Even if `subnet.env` names another subnet that is free."""
+
+        async def scenario(etcd, make):
+            etcd.put(key(2), value("192.0.2.1"), lease=etcd.grant(DAY))
+            node = make(previous=subnet_key(3))
+            acquiring = asyncio.create_task(node.acquire())
+            await etcd.clock.advance(2)
+            assert (await acquiring).key == subnet_key(2)
+
+        play(scenario)
+
+    def test_the_previous_subnet_is_taken_if_it_is_free(self, play):
+        async def scenario(etcd, make):
+            assert (await make(previous=subnet_key(3)).acquire()).key == subnet_key(3)
+
+        play(scenario)
+
+    def test_a_previous_subnet_of_somebody_else_is_left_to_him(self, play):
+        async def scenario(etcd, make):
+            etcd.put(key(3), value("192.0.2.9"), lease=etcd.grant(DAY))
+            lease = await make(previous=subnet_key(3)).acquire()
+            assert lease.key != subnet_key(3)
+            assert etcd.get(key(3)).value == value("192.0.2.9")
+
+        play(scenario)
+
+    def test_a_lost_race_is_run_again(self, play):
+        """The faster one keeps its subnet; no etcd lease is wasted on the way."""
+
+        async def scenario(etcd, make):
+            node = make(previous=subnet_key(3))
+            etcd_lease = etcd.grant(DAY)
+            node.store.before_next(
+                "put", lambda: etcd.put(key(3), value("192.0.2.9"), lease=etcd_lease)
+            )
+            acquiring = asyncio.create_task(node.acquire())
+            await etcd.clock.advance(1)
+            lease = await acquiring
+            assert lease.key in {subnet_key(1), subnet_key(2)}
+            assert etcd.get(key(3)).value == value("192.0.2.9")
+            assert len(etcd.leases) == 2
+
+        play(scenario)
+
+    def test_out_of_subnets_is_told_with_numbers_and_tried_again(self, play):
+        """The fourth node of three is told how many are taken, and gets the first that is freed."""
+
+        async def scenario(etcd, make):
+            for third in (1, 2, 3):
+                etcd.put(key(third), value(f"192.0.2.{100 + third}"), lease=etcd.grant(DAY))
+            node = make()
+            acquiring = asyncio.create_task(node.acquire())
+            await etcd.clock.advance(60)
+            assert not acquiring.done()
+            assert "out of subnets: 3 of 3" in node.reports[-1]
+            etcd.delete(key(2))
+            await etcd.clock.advance(10)
+            assert (await acquiring).key == subnet_key(2)
+            assert node.reports[-1] == ""
+
+        play(scenario)
+
+    def test_an_incompatible_lease_of_ours_is_deleted(self, play):
+        """Outside SubnetMin..SubnetMax: the key goes, its etcd lease as well."""
+
+        async def scenario(etcd, make):
+            stale = etcd.grant(DAY)
+            etcd.put(key(9), value("192.0.2.1"), lease=stale)
+            acquiring = asyncio.create_task(make().acquire())
+            await etcd.clock.advance(2)
+            assert (await acquiring).key != subnet_key(9)
+            assert etcd.get(key(9)) is None
+            assert stale not in etcd.leases
+
+        play(scenario)
+
+    def test_a_reservation_stays_one(self, play):
+        """A key without a time limit is used as it is: no lease is put on it, ever."""
+
+        async def scenario(etcd, make):
+            etcd.put(key(2), value("192.0.2.1"))
+            node = make()
+            starting = asyncio.create_task(node.start())
+            await etcd.clock.advance(2)
+            lease = await starting
+            assert lease.is_reservation
+            assert lease.expires is None
+            await etcd.clock.advance(3 * DAY)
+            assert etcd.get(key(2)).lease == 0
+            assert etcd.leases == {}
+
+        play(scenario)
+
+    def test_an_outage_in_the_middle_is_waited_out(self, play):
+        """The answer to the write is lost: what was written is found, not written twice."""
+
+        async def scenario(etcd, make):
+            node = make()
+            await node.manager.network_config()
+            node.store.fail_next("put", StoreUnavailable("timed out"), carried_out=True)
+            acquiring = asyncio.create_task(node.manager.acquire_lease(ATTRS))
+            await etcd.clock.advance(20)
+            assert acquiring.done()
+            assert len(etcd.below(codec.subnets_prefix(PREFIX))) == 1
+
+        play(scenario)
+
+
+class TestRestart:
+    def test_the_etcd_lease_of_the_former_run_is_used_again(self, play):
+        """Same subnet, same etcd lease with a full day again, no write that peers would see."""
+
+        async def scenario(etcd, make):
+            first = await make().acquire()
+            await etcd.clock.advance(3600)
+            before = etcd.revision
+            second = await make().acquire()
+            assert second.key == first.key
+            assert second.store_lease == first.store_lease
+            assert etcd.revision == before
+            (status,) = etcd.leases.values()
+            assert status.ttl >= DAY - 1
+
+        play(scenario)
+
+    def test_ten_restarts_leave_one_etcd_lease(self, play):
+        async def scenario(etcd, make):
+            for _ in range(10):
+                await make().acquire()
+            assert len(etcd.leases) == 1
+
+        play(scenario)
+
+    def test_changed_attributes_are_published_under_the_same_subnet(self, play):
+        async def scenario(etcd, make):
+            first = await make().acquire()
+            attrs = LeaseAttrs(public_ip=OUR_ADDRESS, backend_type="host-gw")
+            second = await make().acquire(attrs)
+            assert second.key == first.key
+            assert etcd.get(codec.lease_key(PREFIX, first.key)).value == codec.encode_attrs(attrs)
+            assert len(etcd.leases) == 1
+
+        play(scenario)
+
+    def test_a_lease_that_shares_its_etcd_lease_gets_one_of_its_own(self, play):
+        """Revoking the shared one would delete the others' keys."""
+
+        async def scenario(etcd, make):
+            shared = etcd.grant(DAY)
+            etcd.put_all({key(1): value("192.0.2.1"), key(2): value("192.0.2.2")}, lease=shared)
+            lease = await make(previous=subnet_key(1)).acquire()
+            assert lease.store_lease != shared
+            assert etcd.get(key(2)).lease == shared
+
+        play(scenario)
+
+
+class TestTwoNodesWithOneAddress:
+    def test_the_second_is_told_and_the_first_keeps_its_lease(self, play):
+        async def scenario(etcd, make):
+            first, second = make("a"), make("b")
+            lease = await first.start()
+            acquiring = asyncio.create_task(second.acquire())
+            await etcd.clock.advance(30)
+            assert not acquiring.done()
+            assert "public IP 192.0.2.1 is in use by another live node" in second.reports[-1]
+            assert first.lease.key == lease.key
+            assert first.moves == []
+            acquiring.cancel()
+            await asyncio.gather(acquiring, return_exceptions=True)
+
+        play(scenario)
+
+    def test_the_second_takes_over_when_the_first_is_gone(self, play):
+        """A node that was set up anew, with its old address, gets its old subnet."""
+
+        async def scenario(etcd, make):
+            first, second = make("a"), make("b")
+            lease = await first.start()
+            acquiring = asyncio.create_task(second.acquire())
+            await etcd.clock.advance(10)
+            await first.stop()
+            await etcd.clock.advance(10)
+            assert (await acquiring).key == lease.key
+
+        play(scenario)
+
+    def test_two_owners_do_not_echo_for_ever(self, play):
+        """Should two daemons hold one lease all the same, they do not answer each other's answers
+        without end."""
+
+        async def scenario(etcd, make):
+            nodes = [make("a"), make("a")]
+            for node in nodes:
+                await node.start()
+            kv = etcd.get(codec.lease_key(PREFIX, nodes[0].lease.key))
+            before = etcd.revision
+            etcd.put(kv.key, kv.value, lease=kv.lease)
+            await etcd.clock.advance(60)
+            assert etcd.revision - before < 10
+
+        play(scenario)
+
+
+class TestKeeping:
+    def test_it_is_renewed_an_hour_before_the_end(self, play):
+        """In place: no new etcd lease, no write that peers would see."""
+
+        async def scenario(etcd, make):
+            node = make()
+            await node.start()
+            before = etcd.revision
+            await etcd.clock.advance(23 * 3600 - 5)
+            assert next(iter(etcd.leases.values())).ttl == pytest.approx(3605, abs=2)
+            await etcd.clock.advance(10)
+            assert next(iter(etcd.leases.values())).ttl == pytest.approx(DAY, abs=10)
+            await etcd.clock.advance(10 * DAY)
+            assert etcd.revision == before
+            assert len(etcd.leases) == 1
+
+        play(scenario)
+
+    def test_a_renewal_that_fails_is_tried_until_it_goes_well(self, play):
+        async def scenario(etcd, make):
+            node = make()
+            lease = await node.start()
+            await etcd.clock.advance(23 * 3600 - 5)
+            node.store.down()
+            await etcd.clock.advance(1800)
+            node.store.up()
+            await etcd.clock.advance(120)
+            assert next(iter(etcd.leases.values())).ttl > DAY - 130
+            assert node.lease.key == lease.key
+
+        play(scenario)
+
+    def test_a_deleted_lease_is_taken_back_with_the_same_subnet(self, play):
+        async def scenario(etcd, make):
+            node = make()
+            lease = await node.start()
+            etcd.delete(codec.lease_key(PREFIX, lease.key))
+            await etcd.clock.advance(1)
+            assert node.lease.key == lease.key
+            assert etcd.get(codec.lease_key(PREFIX, lease.key)) is not None
+            assert node.moves == []
+            assert len(etcd.leases) == 1
+
+        play(scenario)
+
+    def test_a_subnet_that_another_node_took_is_never_written(self, play):
+        """We move to another one, and say so."""
+
+        async def scenario(etcd, make):
+            node = make()
+            lease = await node.start()
+            etcd.put(codec.lease_key(PREFIX, lease.key), value("192.0.2.99"))
+            await etcd.clock.advance(5)
+            taken = etcd.get(codec.lease_key(PREFIX, lease.key))
+            assert taken.value == value("192.0.2.99")
+            assert [moved.key for moved in node.moves] == [node.lease.key]
+            assert node.lease.key != lease.key
+            assert len(etcd.leases) == 1
+
+        play(scenario)
+
+    def test_a_lease_that_expired_during_an_outage_comes_back(self, play):
+        async def scenario(etcd, make):
+            node = make()
+            lease = await node.start()
+            node.store.down()
+            await etcd.clock.advance(2 * DAY)
+            assert etcd.get(codec.lease_key(PREFIX, lease.key)) is None
+            node.store.up()
+            await etcd.clock.advance(60)
+            assert node.lease.key == lease.key
+            assert etcd.get(codec.lease_key(PREFIX, lease.key)) is not None
+
+        play(scenario)
+
+    def test_a_damaged_value_is_written_again(self, play):
+        async def scenario(etcd, make):
+            node = make()
+            lease = await node.start()
+            kv = etcd.get(codec.lease_key(PREFIX, lease.key))
+            etcd.put(kv.key, b"garbage", lease=kv.lease)
+            await etcd.clock.advance(5)
+            assert etcd.get(kv.key).value == value("192.0.2.1")
+
+        play(scenario)
+
+    def test_a_lease_made_a_reservation_is_renewed_no_more(self, play):
+        async def scenario(etcd, make):
+            node = make()
+            lease = await node.start()
+            etcd.put(codec.lease_key(PREFIX, lease.key), value("192.0.2.1"))
+            await etcd.clock.advance(5 * DAY)
+            assert node.lease.is_reservation
+            assert etcd.get(codec.lease_key(PREFIX, lease.key)).lease == 0
+            assert etcd.leases == {}
+
+        play(scenario)
+
+    def test_upstreams_daemon_rewriting_our_lease_is_followed(self, play):
+        """It grants a new etcd lease at each start; ours must not be the one we renew then."""
+
+        async def scenario(etcd, make):
+            node = make()
+            lease = await node.start()
+            theirs = etcd.grant(DAY)
+            etcd.put(codec.lease_key(PREFIX, lease.key), value("192.0.2.1"), lease=theirs)
+            await etcd.clock.advance(23 * 3600 + 10)
+            assert list(etcd.leases) == [theirs]
+            assert etcd.leases[theirs].ttl > DAY - 100
+
+        play(scenario)
+
+    def test_new_attributes_are_published_in_place(self, play):
+        async def scenario(etcd, make):
+            node = make()
+            lease = await node.start()
+            attrs = LeaseAttrs(public_ip=IPv4Address("192.0.2.77"))
+            await node.manager.update_attrs(attrs)
+            await settle()
+            kv = etcd.get(codec.lease_key(PREFIX, lease.key))
+            assert kv.value == value("192.0.2.77")
+            assert kv.lease == lease.store_lease
+            assert node.moves == []
+
+        play(scenario)
+
+    def test_the_record_lets_the_next_run_know_its_own_lease(self, play):
+        """Without being asked for a sign of life, which would cost a second."""
+
+        async def scenario(etcd, make):
+            await make("a").start()
+            again = make("a")
+            await again.acquire()
+            assert etcd.clock.monotonic() == 0
+
+        play(scenario)
+
+
+class TestRestoredEtcd:
+    def test_an_empty_etcd_gets_our_lease_again_with_the_same_subnet(self, play):
+        async def scenario(etcd, make):
+            etcd.put(key(1), value("192.0.2.50"), lease=etcd.grant(DAY))
+            node = make(previous=subnet_key(2))
+            lease = await node.start()
+            etcd.replace()
+            await etcd.clock.advance(20)
+            assert etcd.get(codec.lease_key(PREFIX, lease.key)) is not None
+            assert node.lease.key == lease.key
+
+        play(scenario)
+
+    def test_peers_stay_for_a_while_and_go_if_they_do_not_come_back(self, play):
+        """A store's mishap is not the peers' death; a peer that stays away is gone in the end."""
+
+        async def scenario(etcd, make):
+            etcd.put(key(1), value("192.0.2.50"), lease=etcd.grant(DAY))
+            node = make(previous=subnet_key(2))
+            await node.start()
+            etcd.replace()
+            await etcd.clock.advance(15)
+            snapshots = [u for u in node.updates if isinstance(u, Snapshot)]
+            assert subnet_key(1) in {lease.key for lease in snapshots[-1].leases}
+            await etcd.clock.advance(60)
+            snapshots = [u for u in node.updates if isinstance(u, Snapshot)]
+            assert subnet_key(1) not in {lease.key for lease in snapshots[-1].leases}
+
+        play(scenario)
