@@ -54,6 +54,8 @@ DEVICE: Final = "flannel0"
 """What upstream's template `flannel%d` gives on a node with one daemon."""
 OVERHEAD_BYTES: Final = 28
 """Outer IPv4 header (20) and UDP header (8); the payload is the overlay packet itself."""
+BPFFS: Final = "/sys/fs/bpf"
+"""Where systemd mounts the BPF file system."""
 MINIMUM_MTU: Final = 68
 """RFC 791 §3.2: what every internet module must be able to forward."""
 
@@ -171,6 +173,7 @@ class UdpNetwork:
         self._peers: dict[SubnetKey, Peer] = {}
         self._table = RouteTable()
         self._table_changed = False
+        self._synced = False
         self._choice: select.Choice | None = None
         self._failed: dict[str, str] = {}
         self._tun: TunDevice | None = None
@@ -223,8 +226,10 @@ class UdpNetwork:
                 self._table_changed |= self._peers.pop(lease.key, None) is not None
 
     def synced(self) -> None:
-        """Leftovers of a former cluster network on our device may go now."""
+        """Leftovers may go now: routes on our device, and peers that a data path has kept."""
         self._engine.synced()
+        self._synced = True
+        self._table_changed = True
 
     def notice(self, notification: Notification) -> bool:
         """Whether the engine has something to look at."""
@@ -323,8 +328,7 @@ class UdpNetwork:
         choice = self._choose()
         capabilities = choice.factory.capabilities
         self._tun = open_tun(DEVICE, vnet_hdr=capabilities.wants_vnet_hdr)
-        if capabilities.outlives_daemon:
-            self._tun.set_persistent(True)
+        self._tun.set_persistent(capabilities.outlives_daemon)
         try_write_sysctl(f"net/ipv4/conf/{DEVICE}/accept_local", "1")
 
     def _choose(self) -> select.Choice:
@@ -347,9 +351,10 @@ class UdpNetwork:
         if self._socket is None:
             self._socket = open_udp(self._local(), self._port, mtu_discover=IP_PMTUDISC_DO)
         path = self._choice.factory(self._datapath_config(self._tun, self._socket))
-        path.replace_table(self._table)
         try:
             path.start()
+            if self._synced:
+                path.replace_table(self._table)
         except DatapathError:
             path.stop()
             raise
@@ -368,6 +373,7 @@ class UdpNetwork:
             port=self._port,
             underlay_name=self._underlay.name,
             underlay_address=self._local(),
+            pin_dir=BPFFS,
             accept_any=self._context.options.udp_accept == "any",
             vnet_hdr=tun.vnet_hdr,
         )

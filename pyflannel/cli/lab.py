@@ -84,7 +84,7 @@ def _down(options: argparse.Namespace) -> int:
 
 def _ping(options: argparse.Namespace) -> int:
     lab = Lab.open(options.name)
-    matrix = lab.ping_all(count=options.count, deadline=options.deadline)
+    matrix = lab.ping_all(count=options.count, deadline=options.deadline, version=options.version)
     if options.json:
         print(json.dumps(matrix.to_json(), indent=2))
     else:
@@ -187,6 +187,10 @@ def parser() -> argparse.ArgumentParser:
     ping.add_argument("--json", action="store_true", help="print JSON")
     ping.add_argument("--count", type=int, default=3, metavar="N", help="answers wanted per pair")
     ping.add_argument("--deadline", type=float, default=5.0, metavar="S", help="seconds to try")
+
+    ping.add_argument(
+        "-6", dest="version", action="store_const", const=6, default=4, help="over IPv6"
+    )
 
     run = add("exec", "run a command on a node, in its pod, or on the switch")
     run.add_argument("--pod", action="store_true", help="in the node's pod")

@@ -477,7 +477,7 @@ class _Parser:
     def _check_bounds(
         self, rules: _Rules, pool: _Pool, network: IPNetwork, *, length_is_good: bool
     ) -> None:
-        size = 1 << (rules.family.bits - pool.length)
+        size = 1 << max(0, rules.family.bits - pool.length)  # a longer one has been reported
         first, last = int(network.network_address), int(network.broadcast_address)
         bounds = (("SubnetMin", pool.low), ("SubnetMax", pool.high))
         given = [(rules.key(name), value) for name, value in bounds if value]

@@ -90,7 +90,7 @@ class DatapathConfig:
     test. The data path borrows it: it never closes it."""
     udp_fd: int
     """Non-blocking UDP/IPv4 socket, bound to the interface address. Borrowed as well. With
-    IP_MTU_DISCOVER = IP_PMTUDISC_DO, else the kernel fragments where we promise EMSGSIZE's answer."""
+    IP_MTU_DISCOVER = IP_PMTUDISC_DO, or the kernel fragments instead of answering EMSGSIZE."""
     tun_name: str
     """`flannel0`; for messages, and for data paths that attach to the device."""
     tun_address: IPv4Address

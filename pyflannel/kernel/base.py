@@ -8,9 +8,11 @@ to the same behaviour.
 Conventions that every implementation keeps:
 
 * *Set is replace.* `Set(x)` makes the kernel hold exactly `x` under `x.key`, whatever stood there.
+  If it is refused, what stood there may be gone.
 * *Delete is exact.* A route is deleted if type, gateway and link agree as well (no link said beside
   a gateway: any link), an FDB entry if its destination does. A neighbour or an address is what its
-  key says, so that is all which counts.
+  key says, so that is all which counts. (The one case in which Linux can delete a route only by
+  deleting a foreign one first, which stands before it under its key, is refused with `ENOTUNIQ`.)
 * *Deleting what is not there succeeds.* `ESRCH`, `ENOENT`, `EADDRNOTAVAIL`, `ENODEV`, `ENXIO` on
   delete mean "already so".
 * *Listing a link that is not there gives nothing*, like listing one without entries.
@@ -296,7 +298,7 @@ class Netlink(Protocol):
         ...
 
     async def neighbours(self, index: int, family: Family) -> list[Neighbour]:
-        """Neighbours of one link in any state (permanent and learned)."""
+        """Neighbours of one link, permanent and learned, but for the kernel's own (`noarp`)."""
         ...
 
     async def fdb(self, index: int) -> list[FdbEntry]:

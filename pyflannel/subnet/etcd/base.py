@@ -10,7 +10,7 @@ before it writes again.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -133,12 +133,14 @@ class Store(Protocol):
         """Ends an etcd lease and deletes the keys that hang on it; one that is gone is well ended."""
         ...
 
-    def watch_prefix(self, prefix: bytes, start_revision: int) -> AsyncIterator[WatchResponse]:
+    def watch_prefix(
+        self, prefix: bytes, start_revision: int
+    ) -> AsyncGenerator[WatchResponse, None]:
         """Events of all keys below a prefix from `start_revision` on, for as long as it holds.
 
         The first response comes when the server has confirmed the watch (it may carry no events),
-        so that the caller can compare cluster and revision. The iterator never ends by itself; it
-        raises instead.
+        so that the caller can compare cluster and revision. The generator never ends by itself; it
+        raises instead. Whoever leaves it early closes it (`contextlib.aclosing`).
 
         Raises:
             StoreCompacted: `start_revision` is gone.

@@ -170,12 +170,21 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         work += list(item.args)
 
 
-def explain(error: BaseException) -> str:
-    """The cause of a failed connection or request in a few words, with a hint if one is known."""
+def explain(error: BaseException, *, tls: bool | None) -> str:
+    """The cause of a failed connection or request in a few words, with a hint if one is known.
+
+    Args:
+        tls: whether we spoke TLS, for the hint when a server just hangs up; `None` if the connection
+            had worked before, so that no hint is wanted.
+    """
     found = list(causes(error))
-    for cause in found:
-        if isinstance(cause, ssl.SSLError):
-            return _explain_tls(cause)
+    if any(_hung_up(cause) for cause in found):
+        return f"it closed the connection{_HANG_UP_HINTS[tls]}"
+    tls_errors = [cause for cause in found if isinstance(cause, ssl.SSLError)]
+    if tls_errors:
+        # aiohttp's own exceptions are of these types as well, but carry none of their attributes.
+        informed = (cause for cause in tls_errors if tls_reason(cause))
+        return _explain_tls(next(informed, tls_errors[-1]))
     for cause in found:
         if isinstance(cause, socket.gaierror):
             return f"cannot resolve the host name ({cause.strerror})"
@@ -185,12 +194,38 @@ def explain(error: BaseException) -> str:
             return f"{os.strerror(cause.errno).lower()} ({name})"
     if any(isinstance(cause, TimeoutError) for cause in found):
         return "no answer in time"
-    # Plain HTTP against a TLS port may also end in a reply that starts with a TLS alert record.
-    texts = [str(cause) for cause in found]
-    if any("\\x15\\x03" in text or "\x15\x03" in text for text in texts):
-        return "it expects TLS; write https:// for this endpoint"
     innermost = found[-1]
     return str(innermost) or type(innermost).__name__
+
+
+_HANG_UP_HINTS: Final = {
+    None: "",
+    False: "; if it always does, it may expect TLS: write https://",
+    True: (
+        "; if it always does, it may speak plain HTTP (write http://) or want a client "
+        "certificate (--etcd-certfile, --etcd-keyfile)"
+    ),
+}
+"""By whether we spoke TLS. etcd hangs up without a word on plain HTTP at its TLS port, on TLS at its
+plain port, and sometimes on a client without the certificate that it wants."""
+
+
+def _hung_up(error: BaseException) -> bool:
+    # `ServerDisconnectedError` is aiohttp's; by name, so that aiohttp need not be imported here.
+    return (
+        isinstance(error, ConnectionResetError | BrokenPipeError)
+        or isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError)
+        or type(error).__name__ == "ServerDisconnectedError"
+    )
+
+
+def tls_reason(error: BaseException) -> str:
+    """OpenSSL's name for what went wrong (`TLSV1_ALERT_UNKNOWN_CA`), empty if it is not from there.
+
+    A subclass may lack the attribute, and exceptions of other libraries use the name for others.
+    """
+    reason = getattr(error, "reason", None) if isinstance(error, ssl.SSLError) else None
+    return reason if isinstance(reason, str) else ""
 
 
 _CERTIFICATE_HINTS: Final = {
@@ -209,11 +244,15 @@ def _explain_tls(error: ssl.SSLError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         hint = _CERTIFICATE_HINTS.get(error.verify_code)
         return f"TLS: {hint}" if hint else f"TLS: {error.verify_message}"
-    reason = error.reason or ""
+    reason = tls_reason(error)
     if reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
         return "it does not speak TLS; write http:// for this endpoint"
     if "CERTIFICATE_REQUIRED" in reason or "HANDSHAKE_FAILURE" in reason:
-        return "TLS: the server wants a client certificate (--etcd-certfile, --etcd-keyfile)"
+        return "TLS: it wants a client certificate (--etcd-certfile, --etcd-keyfile)"
     if "BAD_CERTIFICATE" in reason or "UNKNOWN_CA" in reason:
-        return "TLS: the server does not accept our client certificate"
+        # Go says "bad certificate" when there is none, too.
+        return (
+            "TLS: it wants a client certificate, and does not accept ours if there is one "
+            "(--etcd-certfile, --etcd-keyfile)"
+        )
     return f"TLS: {reason.replace('_', ' ').lower() or error}"

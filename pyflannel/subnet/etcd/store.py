@@ -24,7 +24,7 @@ import asyncio
 import importlib
 import random
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
@@ -207,7 +207,7 @@ class EtcdStore:
 
     async def watch_prefix(
         self, prefix: bytes, start_revision: int
-    ) -> AsyncIterator[WatchResponse]:
+    ) -> AsyncGenerator[WatchResponse, None]:
         """As in `Store`."""
         what = f"watch {_text(prefix)}"
         endpoint, watch = await self._open_watch(what, prefix, start_revision)

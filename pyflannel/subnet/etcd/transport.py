@@ -28,7 +28,7 @@ from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from pyflannel.subnet.etcd.endpoints import Endpoint
-from pyflannel.subnet.etcd.failures import EndpointFailure, causes, explain, not_etcd
+from pyflannel.subnet.etcd.failures import EndpointFailure, causes, explain, not_etcd, tls_reason
 from pyflannel.subnet.etcd.gateway import Message, parse_error
 
 CONNECT_S: Final = 1.0
@@ -37,14 +37,6 @@ which is when another endpoint is the better bet."""
 ANSWER_S: Final = 1.5
 """A healthy cluster commits within 0.1 s, and elects a new leader within 1.0 to 2.0 s; with 1.5 s
 the worst write through the death of a leader was measured at 1.6 to 1.8 s."""
-
-_NOT_SENT: Final = (
-    requests.ConnectTimeout,
-    urllib3.exceptions.NewConnectionError,
-    urllib3.exceptions.ConnectTimeoutError,
-    urllib3.exceptions.LocationValueError,
-)
-"""Causes that rule out that etcd has seen the request, as does any error of TLS."""
 
 _SILENT: Final = (TimeoutError, requests.Timeout, urllib3.exceptions.TimeoutError)
 
@@ -85,6 +77,7 @@ class EndpointClient:
             EndpointFailure: anything else.
         """
         headers = {"Authorization": token} if token else None
+        self._connections.nothing_sent()
         try:
             answer = self._client.post(self._client.get_url(path), json=body, headers=headers)
         except (
@@ -95,10 +88,28 @@ class EndpointClient:
             OSError,
             ValueError,
         ) as error:
-            raise _translate(error) from error
+            raise self._translate(error) from error
         if not isinstance(answer, dict):
             raise EndpointFailure("it answers with JSON that is not etcd's")
         return cast("Message", answer)
+
+    def _translate(self, error: Exception) -> Exception:
+        if isinstance(error, Etcd3Exception) and error.detail_text is not None and error.args:
+            # An HTTP status other than 200: the text is the body, the argument the status' name.
+            return parse_error(error.detail_text) or not_etcd(_status(error), error.detail_text)
+        found = list(causes(error))
+        if any(isinstance(cause, requests.exceptions.JSONDecodeError) for cause in found):
+            return not_etcd(http.HTTPStatus.OK, "")
+        silent = any(isinstance(cause, _SILENT) for cause in found)
+        # With TLS 1.3 a client learns only after its request that its certificate is not accepted.
+        alert = any("ALERT" in tls_reason(cause) for cause in found)
+        unsure = self._connections.something_sent and not alert
+        return EndpointFailure(
+            explain(error, tls=self.endpoint.scheme == "https"),
+            unsure=unsure,
+            dropped=unsure and not silent,
+            silent=silent,
+        )
 
     def abort(self) -> None:
         """Breaks off every request that is under way; they fail at once in their threads."""
@@ -109,20 +120,6 @@ class EndpointClient:
         self._session.close()
 
 
-def _translate(error: Exception) -> Exception:
-    if isinstance(error, Etcd3Exception) and error.detail_text is not None and error.args:
-        # An HTTP status other than 200: the text is the body, the argument the status' name.
-        return parse_error(error.detail_text) or not_etcd(_status(error), error.detail_text)
-    found = list(causes(error))
-    if any(isinstance(cause, requests.exceptions.JSONDecodeError) for cause in found):
-        return not_etcd(http.HTTPStatus.OK, "")
-    silent = any(isinstance(cause, _SILENT) for cause in found)
-    not_sent = any(isinstance(cause, (*_NOT_SENT, ssl.SSLError)) for cause in found)
-    return EndpointFailure(
-        explain(error), unsure=not not_sent, dropped=not silent and not not_sent, silent=silent
-    )
-
-
 def _status(error: Etcd3Exception) -> int:
     """The HTTP status of an answer, of which etcd3gw keeps only the reason phrase."""
     phrase = str(error.args[0])
@@ -130,9 +127,14 @@ def _status(error: Etcd3Exception) -> int:
 
 
 class _Connections:
-    """The connections that are open, so that they can be broken off from another thread."""
+    """The book of connections: which are open, and whether a thread's request got onto one.
+
+    The first is for breaking them off from another thread. The second is the line between a write
+    that surely did not happen and one that may have; exceptions do not draw it.
+    """
 
     def __init__(self) -> None:
+        self._thread = threading.local()
         self._lock = threading.Lock()
         self._open: set[HTTPConnection] = set()
         self._closed = False
@@ -147,6 +149,19 @@ class _Connections:
     def remove(self, connection: HTTPConnection) -> None:
         with self._lock:
             self._open.discard(connection)
+
+    def nothing_sent(self) -> None:
+        """A request of this thread begins."""
+        self._thread.sent = False
+
+    def sent(self) -> None:
+        """The first byte of it is about to go out."""
+        self._thread.sent = True
+
+    @property
+    def something_sent(self) -> bool:
+        """Whether it got that far."""
+        return bool(self._thread.sent)
 
     def shut_down(self) -> None:
         with self._lock:
@@ -194,6 +209,12 @@ def _pool_classes(connections: _Connections) -> dict[str, type[HTTPConnectionPoo
             super().connect()
             connections.add(self)
 
+        def send(self, data: Any) -> None:  # noqa: ANN401 - inherited
+            if self.sock is None:
+                self.connect()
+            connections.sent()
+            super().send(data)
+
         def close(self) -> None:
             connections.remove(self)
             super().close()
@@ -202,6 +223,12 @@ def _pool_classes(connections: _Connections) -> dict[str, type[HTTPConnectionPoo
         def connect(self) -> None:
             super().connect()
             connections.add(self)
+
+        def send(self, data: Any) -> None:  # noqa: ANN401 - inherited
+            if self.sock is None:
+                self.connect()
+            connections.sent()
+            super().send(data)
 
         def close(self) -> None:
             connections.remove(self)

@@ -83,7 +83,7 @@ class WatchClient:
         except TimeoutError as error:
             raise EndpointFailure("no answer in time", silent=True) from error
         except (aiohttp.ClientError, OSError) as error:
-            raise EndpointFailure(explain(error)) from error
+            raise EndpointFailure(explain(error, tls=endpoint.scheme == "https")) from error
 
     async def _open(
         self, endpoint: Endpoint, request: gateway.Message, headers: Mapping[str, str]
@@ -148,14 +148,14 @@ class Watch:
             try:
                 chunk = await self._response.content.readany()
             except (aiohttp.ClientError, OSError) as error:
-                raise EndpointFailure(f"the watch broke: {explain(error)}") from error
+                raise EndpointFailure(f"the watch broke: {explain(error, tls=None)}") from error
             if not chunk:
                 raise EndpointFailure("the server ended the watch")
             self._lines.extend(self._splitter.feed(chunk))
         return gateway.parse_watch_line(self._lines.popleft())
 
     def abort(self, reason: str) -> None:
-        """Has whoever waits in `receive` fail at once; closing the connection does not wake them."""
+        """Has whoever waits in `receive` fail at once; a mere `close` does not wake them."""
         self._response.content.set_exception(EndpointFailure(reason))
         self.close()
 

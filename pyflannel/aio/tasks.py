@@ -1,0 +1,98 @@
+"""Tasks with a name, a guard and a deadline.
+
+An `asyncio.TaskGroup` already sees to it that no task outlives its owner and that one failure stops
+the others. What it does not see is a loop that was meant to run for ever and came to its end: the
+group just goes on with one duty less. `forever` makes that a defect. `deadline` turns a time-out
+into one of our errors that says what was waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from pyflannel.core.errors import FlannelError
+
+T = TypeVar("T")
+
+
+class TaskEnded(FlannelError):
+    """A task that should run for ever returned: a defect of ours, never the operator's fault."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"task {name!r} returned, but it should run for ever")
+
+
+class DeadlineExceeded(FlannelError):
+    """Something did not end in time."""
+
+    def __init__(self, what: str, seconds: float) -> None:
+        self.what = what
+        self.seconds = seconds
+        super().__init__(f"{what} did not end within {seconds:g} s")
+
+
+def start(group: asyncio.TaskGroup, name: str, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """Starts a task that may end. An exception of it carries the task's name as a note."""
+    return group.create_task(_named(name, work), name=name)
+
+
+def forever(
+    group: asyncio.TaskGroup, name: str, work: Coroutine[Any, Any, object]
+) -> asyncio.Task[None]:
+    """Starts a task that must not end but by cancellation; if it returns, the group fails.
+
+    Raises (inside the group):
+        TaskEnded: it returned.
+    """
+    return group.create_task(_forever(name, work), name=name)
+
+
+async def _named(name: str, work: Awaitable[T]) -> T:
+    try:
+        return await work
+    except Exception as error:
+        error.add_note(f"in task {name!r}")
+        raise
+
+
+async def _forever(name: str, work: Awaitable[object]) -> None:
+    await _named(name, work)
+    raise TaskEnded(name)
+
+
+@asynccontextmanager
+async def deadline(seconds: float, what: str) -> AsyncIterator[None]:
+    """Gives the body that many seconds.
+
+    A `TimeoutError` of the body itself passes through unchanged, as does a cancellation from
+    outside.
+
+    Raises:
+        DeadlineExceeded: they were not enough; `what` is its subject ("reading the config").
+    """
+    limit = asyncio.timeout(seconds)
+    try:
+        async with limit:
+            yield
+    except TimeoutError:
+        if limit.expired():
+            raise DeadlineExceeded(what, seconds) from None
+        raise
+
+
+async def finish(task: asyncio.Task[Any], *, within: float) -> bool:
+    """Cancels a task and waits for its end; `False` if it is still running after `within` seconds.
+
+    Its result or exception is taken, so nothing is reported later about an exception nobody read.
+    """
+    task.cancel()
+    done, _ = await asyncio.wait({task}, timeout=within)
+    if not done:
+        return False
+    if not task.cancelled():
+        task.exception()
+    return True

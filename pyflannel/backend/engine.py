@@ -1,0 +1,545 @@
+"""The reconciling engine: makes the kernel hold what a backend wants, whatever happened to it.
+
+The problem. A node's overlay consists of a device or two, and per peer of one to three objects in
+the kernel (neighbour, FDB entry, route). Everybody with root can change them, and much of the
+kernel does: a device that goes down, loses its only address or changes its MAC takes routes and
+permanent neighbours along without telling which; an underlay interface that is replaced takes the
+vxlan device with it. A daemon that only reacts to lease events never notices.
+
+The objects. A backend says *what*, as values and pure functions, in a `Plan` (`plan.py`). The
+engine knows *how*:
+
+1. Devices (`devices.py`): looked up by name; missing → created, unusable → created anew, attributes
+   and addresses corrected one by one.
+2. Tables (`tables.py`): read back when they may have changed, each into a `DeltaMap` of desired and
+   actual.
+3. Paths, for plans that ask for them (direct routing): route look-ups of the peers' underlay
+   addresses, repeated when routes that are not ours changed.
+4. The difference, in one batch: wrong duplicates away; sets, dependencies first (neighbour, FDB
+   entry, route); deletes in the reverse order.
+
+One changed lease costs the objects of that lease, whatever the number of peers. Reading back is
+done for what a notification pointed at, and for everything on `full`; a notification of our own
+write is recognised (`echoes.py`) and costs nothing.
+
+What the engine never does: delete anything it cannot recognise as its own; sweep leftovers before
+`synced`; let one failing peer hold up another. Every failure is named in `PartlyApplied`, stays
+pending, and is tried again on the next `full` pass or after the next relevant notification.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from pyflannel.backend.base import Applied, PartlyApplied
+from pyflannel.backend.devices import DeviceKeeper, SysctlWriter
+from pyflannel.backend.echoes import Echoes
+from pyflannel.backend.plan import Device, Plan, Table, TableEntry, View
+from pyflannel.backend.routes import explain
+from pyflannel.backend.tables import KIND, RANK, Key, Owner, TableId, TableState, table_id
+from pyflannel.core.errors import FlannelError, KernelError
+from pyflannel.core.ip import Family, IPAddress, SubnetKey
+from pyflannel.core.lease import Lease, LeaseAdded, LeaseEvent
+from pyflannel.kernel.base import (
+    Delete,
+    FdbEntry,
+    Link,
+    Neighbour,
+    Netlink,
+    Notification,
+    Operation,
+    Route,
+    Set,
+    Topic,
+)
+from pyflannel.kernel.sysctl import try_write_sysctl
+from pyflannel.logs import get_logger
+
+log = get_logger(__name__)
+
+YIELD_EVERY: Final = 500
+"""Peers computed before other tasks get a turn: about 5 ms of work."""
+
+
+@dataclass(slots=True)
+class _Dirty:
+    """What the next pass must read back."""
+
+    links: bool = False
+    kinds: set[type[TableEntry]] = field(default_factory=set)
+
+    @classmethod
+    def all(cls) -> _Dirty:
+        return cls(links=True, kinds={Route, Neighbour, FdbEntry})
+
+    def add(self, other: _Dirty) -> None:
+        self.links |= other.links
+        self.kinds |= other.kinds
+
+    def __bool__(self) -> bool:
+        return self.links or bool(self.kinds)
+
+
+@dataclass(slots=True)
+class _Pass:
+    """What one pass has done so far."""
+
+    changed: int = 0
+    repaired: Counter[str] = field(default_factory=Counter)
+    failures: dict[str, FlannelError] = field(default_factory=dict)
+    unread: bool = False
+    """Whether a table could not be listed."""
+
+    def count(self, kind: str, *, repair: bool) -> None:
+        if repair:
+            self.repaired[kind] += 1
+        else:
+            self.changed += 1
+
+
+class Engine:
+    """Keeps the kernel as a plan says.
+
+    Owned by one task. `notice` may be called while another method is under way, nothing else may.
+
+    Args:
+        netlink: the kernel.
+        plan: what to keep; `follow` replaces it.
+        write_sysctl: how a sysctl is written; by default the file under /proc/sys.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        netlink: Netlink,
+        plan: Plan,
+        *,
+        write_sysctl: SysctlWriter = try_write_sysctl,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._netlink = netlink
+        self._plan = plan
+        self._keeper = DeviceKeeper(netlink, write_sysctl)
+        self._echoes = Echoes(clock)
+        self._paths: dict[IPAddress, Route | None] = {}
+        self._view = View(paths=self._paths)
+        self._specs: dict[str, Device] = {}
+        self._tables: dict[TableId, TableState] = {}
+        self._foreign: dict[Family, list[TableEntry]] = {}
+        self._peers: dict[SubnetKey, Lease] = {}
+        self._objects: dict[Owner, tuple[TableEntry, ...]] = {}
+        self._pending: dict[Owner, None] = {}
+        self._problems: dict[SubnetKey, str] = {}
+        self._contested: set[Key] = set()
+        self._link_failures: dict[str, FlannelError] = {}
+        self._dirty = _Dirty.all()
+        self._replanned = True
+        self._synced = False
+        self._swept = False
+
+    @property
+    def plan(self) -> Plan:
+        """The plan in force."""
+        return self._plan
+
+    @property
+    def links(self) -> Mapping[str, Link]:
+        """The plan's devices as last seen, by name."""
+        return self._view.links
+
+    @property
+    def underlay(self) -> Link | None:
+        """The external interface as last seen."""
+        return self._view.underlay
+
+    @property
+    def peers(self) -> Mapping[SubnetKey, Lease]:
+        """The peers known, those with problems included."""
+        return self._peers
+
+    def follow(self, plan: Plan) -> None:
+        """Puts another plan in force; the next pass makes the kernel follow."""
+        self._plan = plan
+        self._replanned = True
+        self._dirty = _Dirty.all()
+
+    def update(self, events: Iterable[LeaseEvent]) -> None:
+        """Takes lease events; the next pass computes the objects of these leases only."""
+        for event in events:
+            key = event.lease.key
+            if isinstance(event, LeaseAdded):
+                self._peers[key] = event.lease
+            else:
+                self._peers.pop(key, None)
+                for address in self._plan.destinations(event.lease):
+                    self._paths.pop(address, None)
+            self._pending[key] = None
+
+    def synced(self) -> None:
+        """From now on what is ours and nobody wants is deleted."""
+        self._synced = True
+        self._dirty = _Dirty.all()
+
+    def notice(self, notification: Notification) -> bool:
+        """Whether a notification may concern the plan; what it points at is read back next time."""
+        if notification.topic is Topic.OVERFLOW:
+            self._echoes.clear()
+        dirty = self._pointed_at(notification)
+        if dirty is None or self._echoes.swallow(notification):
+            return False
+        self._dirty.add(dirty)
+        return True
+
+    def _pointed_at(self, notification: Notification) -> _Dirty | None:
+        indexes = {0, *(link.index for link in self._view.links.values())}
+        match notification.topic:
+            case Topic.OVERFLOW:
+                return _Dirty.all()
+            case Topic.NEIGHBOUR:
+                if notification.index not in indexes:
+                    return None
+                return _Dirty(kinds={FdbEntry if notification.family is None else Neighbour})
+            case Topic.ROUTE:
+                ours = notification.dst is None or self._plan.concerns(notification.dst)
+                # A route of somebody else may be the way to a peer, or to one that failed so far.
+                failing = any(table.held for table in self._tables.values())
+                return _Dirty(kinds={Route}) if ours or self._paths or failing else None
+            case Topic.LINK | Topic.ADDRESS:
+                if self._view.underlay is not None:
+                    indexes.add(self._view.underlay.index)
+                named = notification.name in {self._plan.underlay, *self._specs}
+                unknown = notification.index == 0 and not notification.name
+                known = notification.index in indexes and notification.index != 0
+                return _Dirty.all() if named or known or unknown else None
+
+    async def ensure_devices(self) -> Applied:
+        """Makes the plan's devices right, and nothing else. For what must exist before a lease.
+
+        Raises:
+            FlannelError: the first failure, if a device cannot be had or made right.
+        """
+        done = _Pass()
+        await self._ensure_links(done)
+        for error in self._link_failures.values():
+            raise error
+        return Applied(changed=done.changed, repaired=dict(done.repaired))
+
+    async def apply(self, *, full: bool) -> Applied:
+        """One pass; see the module's description.
+
+        Raises:
+            PartlyApplied: naming each peer, object or device that failed.
+            KernelError: the kernel did not even answer; nothing was decided.
+        """
+        work, self._dirty = self._dirty, _Dirty()
+        if full:
+            work = _Dirty.all()
+        done = _Pass()
+        try:
+            await self._converge(work, done)
+        except BaseException:
+            self._dirty = _Dirty.all()
+            raise
+        applied = Applied(changed=done.changed, repaired=dict(done.repaired))
+        if done.failures:
+            raise PartlyApplied(done.failures, applied)
+        return applied
+
+    async def _converge(self, work: _Dirty, done: _Pass) -> None:
+        if work.links and await self._ensure_links(done):
+            # A device that was corrected has lost who knows what.
+            work = _Dirty.all()
+        done.failures.update(self._link_failures)
+        await self._plan_peers(done)
+        if await self._read_tables(work, done) and await self._look_up_again(done):
+            await self._plan_peers(done)
+        if work:
+            for table in self._tables.values():
+                table.held.clear()
+        await self._write(done)
+
+    # The three steps follow in this order: devices, desired state, actual state; then the writing.
+
+    async def _ensure_links(self, done: _Pass) -> bool:
+        """Looks after every device; returns whether anything was written or replaced."""
+        underlay = await self._netlink.link(self._plan.underlay)
+        failures: dict[str, FlannelError] = {}
+        if underlay is None:
+            failures[self._plan.underlay] = KernelError(
+                "external interface", self._plan.underlay, errno.ENODEV, "waiting for it"
+            )
+        links: dict[str, Link] = {}
+        specs: dict[str, Device] = {}
+        written = False
+        for device in self._plan.devices(underlay):
+            specs[device.name] = device
+            try:
+                kept = await self._keeper.keep(device)
+            except FlannelError as error:
+                failures[device.name] = error
+                continue
+            failures.update(kept.failures)
+            links[device.name] = kept.link
+            written |= bool(kept.done)
+            # What differs because the plan is new was not broken by anybody.
+            repair = self._specs.get(device.name) == device
+            for kind in kept.done:
+                done.count(kind, repair=repair)
+        before, self._view = self._view, View(underlay=underlay, links=links, paths=self._paths)
+        self._specs = specs
+        self._link_failures = failures
+        if not self._replanned and _indexes(before) == _indexes(self._view):
+            return written
+        self._replanned = False
+        self._rebuild_tables()
+        self._pending = dict.fromkeys([None, *self._objects, *self._peers, *self._pending])
+        return True
+
+    def _rebuild_tables(self) -> None:
+        """Tables of the devices there are now; what is known of lost devices is forgotten."""
+        known, self._tables = self._tables, {}
+        for table in self._plan.tables():
+            where = self._id_of(table)
+            if where is not None:
+                state = self._tables[where] = known.get(where) or TableState()
+                # What counts as ours may have become something else.
+                state.forget_listing()
+
+    def _id_of(self, table: Table) -> TableId | None:
+        version = table.family.value if table.family is not None else 0
+        if table.kind is Route:
+            return ("route", version, 0)
+        link = self._view.links.get(table.device)
+        return None if link is None else (KIND[table.kind], version, link.index)
+
+    async def _plan_peers(self, done: _Pass) -> None:
+        """Computes the objects of what is pending, and puts in who wants them."""
+        pending, self._pending = self._pending, {}
+        try:
+            for count, owner in enumerate(list(pending)):
+                if count % YIELD_EVERY == YIELD_EVERY - 1:
+                    await asyncio.sleep(0)
+                lease = self._peers.get(owner) if owner is not None else None
+                if lease is not None and not await self._look_up(lease, done):
+                    self._pending[owner] = None
+                self._claim(owner, self._objects_of(owner, lease))
+                del pending[owner]
+        finally:
+            # Cancelled or failed on the way: the rest is still to be done.
+            self._pending = {**pending, **self._pending}
+
+    def _objects_of(self, owner: Owner, lease: Lease | None) -> tuple[TableEntry, ...]:
+        if owner is None:
+            return tuple(self._plan.node_objects(self._view))
+        if lease is None:
+            self._problems.pop(owner, None)
+            return ()
+        peer = self._plan.peer_objects(lease, self._view)
+        if peer.problem and peer.problem != self._problems.get(owner):
+            log.warning("peer ignored", peer=owner.describe(), reason=peer.problem)
+            self._problems[owner] = peer.problem
+        elif not peer.problem:
+            self._problems.pop(owner, None)
+        return peer.objects
+
+    def _claim(self, owner: Owner, things: tuple[TableEntry, ...]) -> None:
+        before = self._objects.pop(owner, ())
+        if things:
+            self._objects[owner] = things
+        keys = {thing.key for thing in things}
+        for thing in before:
+            table = self._tables.get(table_id(thing))
+            if table is not None and thing.key not in keys:
+                table.unwant(owner, thing.key)
+        for thing in things:
+            table = self._tables[table_id(thing)]
+            holder = table.owners.get(thing.key, owner)
+            if holder != owner and thing.key not in self._contested:
+                self._contested.add(thing.key)
+                log.warning(
+                    "two peers claim the same entry, the later one gets it",
+                    entry=str(thing),
+                    peer=_describe(owner),
+                    other=_describe(holder),
+                )
+            table.want(owner, thing)
+
+    async def _look_up(self, lease: Lease, done: _Pass) -> bool:
+        """Asks for the paths to a peer that are not known yet; `False` if one got no answer."""
+        answered = True
+        for address in self._plan.destinations(lease):
+            if address not in self._paths:
+                try:
+                    self._paths[address] = await self._netlink.route_lookup(address)
+                except KernelError as error:
+                    done.failures[f"path to {address}"] = error
+                    answered = False
+        return answered
+
+    async def _look_up_again(self, done: _Pass) -> bool:
+        """Repeats all look-ups; returns whether a peer is reached another way than before."""
+        before = dict(self._paths)
+        # Emptied, not replaced: the view that plans look at shares it.
+        self._paths.clear()
+        for owner, lease in self._peers.items():
+            await self._look_up(lease, done)
+            for address in self._plan.destinations(lease):
+                if _way(before.get(address)) != _way(self._paths.get(address)):
+                    self._pending[owner] = None
+        return bool(self._pending)
+
+    async def _read_tables(self, work: _Dirty, done: _Pass) -> bool:
+        """Reads what may have changed; returns whether routes that are not ours did."""
+        startup = not self._swept
+        rerouted = False
+
+        def is_ours(thing: TableEntry) -> bool:
+            return self._plan.is_ours(thing, self._view, startup=startup)
+
+        for table in self._plan.tables():
+            where = self._id_of(table)
+            if where is None or where not in self._tables:
+                continue
+            state = self._tables[where]
+            if table.kind not in work.kinds and state.listing is not None:
+                continue
+            try:
+                listing = await self._list(table, where)
+            except KernelError as error:
+                done.failures[f"list of {where[0]}s"] = error
+                done.unread = True
+                self._dirty.kinds.add(table.kind)
+                continue
+            rerouted |= self._foreign_changed(table, listing)
+            state.take(listing, is_ours)
+        return rerouted
+
+    async def _list(self, table: Table, where: TableId) -> list[TableEntry]:
+        if table.family is None:
+            return list(await self._netlink.fdb(where[2]))
+        if table.kind is Neighbour:
+            return list(await self._netlink.neighbours(where[2], table.family))
+        # All of the main table, not only what leaves through our device: a route that somebody put
+        # in the place of ours leaves elsewhere.
+        return list(await self._netlink.routes(table.family))
+
+    def _foreign_changed(self, table: Table, listing: Sequence[TableEntry]) -> bool:
+        """Whether the way to a peer may be another than when we looked it up.
+
+        A look-up per peer is dear, and a listing is at hand: as long as the routes of others are
+        what they were, so are the answers (but for policy rules, which we do not follow).
+        """
+        if not self._paths or table.family is None or table.kind is not Route:
+            return False
+        foreign = [r for r in listing if isinstance(r, Route) and not self._plan.concerns(r.dst)]
+        before = self._foreign.get(table.family)
+        self._foreign[table.family] = list(foreign)
+        return before is not None and before != foreign
+
+    async def _write(self, done: _Pass) -> None:
+        operations: list[Operation] = []
+        origin: list[tuple[TableState, Key | None]] = []
+
+        def add(operation: Operation, table: TableState, key: Key | None) -> None:
+            operations.append(operation)
+            origin.append((table, key))
+
+        ranked = [
+            table for _, table in sorted(self._tables.items(), key=lambda item: RANK[item[0][0]])
+        ]
+        for table in ranked:
+            # First of all: while a wrong entry stands beside it, the kernel takes "replace" for
+            # "there already" (FDB) or refuses it (IPv4 route).
+            for thing, wanted in table.surplus:
+                if wanted or self._synced:
+                    add(Delete(thing), table, None)
+            table.surplus = []
+        for table in ranked:
+            for key, thing in table.delta.sets():
+                if key not in table.held:
+                    add(Set(thing), table, key)
+        for table in reversed(ranked) if self._synced else ():
+            for key, thing in table.delta.deletes():
+                if key not in table.held:
+                    add(Delete(thing), table, key)
+        if operations:
+            self._echoes.expect(operations)
+            failures = await self._netlink.apply(operations)
+            self._account(operations, origin, failures, done)
+        for table in ranked:
+            for key, error in table.held.items():
+                done.failures.setdefault(self._name(table, key), error)
+        self._swept = self._swept or (self._synced and not done.unread)
+
+    def _account(
+        self,
+        operations: Sequence[Operation],
+        origin: Sequence[tuple[TableState, Key | None]],
+        failures: Mapping[int, KernelError],
+        done: _Pass,
+    ) -> None:
+        # The first sweep removes what an earlier run left behind: nobody broke anything.
+        sweeping = self._synced and not self._swept
+        for position, (operation, (table, key)) in enumerate(zip(operations, origin, strict=True)):
+            table.forget_listing()
+            kind = KIND[type(operation.object)]
+            error = failures.get(position)
+            if key is None:
+                if error is None:
+                    done.count(kind, repair=not sweeping)
+                else:
+                    # Found again, and tried again, when the table is next read.
+                    done.failures[str(operation.object)] = error
+            elif error is None:
+                done.count(kind, repair=key in table.drifted and not sweeping)
+                table.drifted.discard(key)
+                table.delta.applied(key)
+            else:
+                table.held[key] = explain(error, operation.object)
+
+    def _name(self, table: TableState, key: Key) -> str:
+        """What a failed object is called in reports: its peer, or else itself."""
+        owner = table.owners.get(key)
+        if owner is not None:
+            return f"peer {owner.describe()}"
+        return str(table.delta.desired.get(key) or table.delta.actual.get(key))
+
+    def status(self) -> dict[str, object]:
+        """Devices, counts of objects, what is ignored and what fails; plain JSON values."""
+        objects: Counter[str] = Counter()
+        failing = {name: str(error) for name, error in self._link_failures.items()}
+        for (kind, _, _), table in self._tables.items():
+            objects[kind] += len(table.delta.desired)
+            for key, error in table.held.items():
+                failing.setdefault(self._name(table, key), str(error))
+        return {
+            "underlay": self._plan.underlay,
+            "devices": {
+                link.name: {"index": link.index, "mac": link.mac, "mtu": link.mtu, "up": link.up}
+                for link in self._view.links.values()
+            },
+            "peers": len(self._peers),
+            "objects": dict(objects),
+            "ignored": {key.describe(): text for key, text in self._problems.items()},
+            "failing": failing,
+        }
+
+
+def _indexes(view: View) -> tuple[object, ...]:
+    """What the objects of all peers depend on."""
+    underlay = view.underlay.index if view.underlay is not None else 0
+    return (underlay, sorted((name, link.index) for name, link in view.links.items()))
+
+
+def _way(path: Route | None) -> tuple[object, ...] | None:
+    return None if path is None else (path.oif, path.gateway)
+
+
+def _describe(owner: Owner) -> str:
+    return "this node" if owner is None else owner.describe()

@@ -1,0 +1,100 @@
+"""`KernelNetwork`: the `Network` of every backend whose packets the kernel carries alone.
+
+All that differs between those backends is in their plan; the rest is the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol, Self
+
+from pyflannel.backend.base import Applied
+from pyflannel.backend.engine import Engine
+from pyflannel.backend.plan import Plan
+from pyflannel.core.errors import LeaseError
+from pyflannel.core.ip import Family
+from pyflannel.core.lease import Lease, LeaseAttrs, LeaseEvent
+from pyflannel.core.underlay import ExternalInterface
+from pyflannel.kernel.base import Link, Notification
+
+
+class OverlayPlan(Plan, Protocol):
+    """A plan that also knows what its node publishes."""
+
+    @property
+    def mtu(self) -> int:
+        """Bytes a container may send."""
+        ...
+
+    def attrs(self, links: Mapping[str, Link]) -> LeaseAttrs:
+        """What the lease must carry while the devices are as given."""
+        ...
+
+    def rebased(self, external: ExternalInterface, lease: Lease | None) -> Self:
+        """The plan for another external interface and, if given, another lease.
+
+        Raises:
+            FlannelError: this backend cannot work with them.
+        """
+        ...
+
+
+class KernelNetwork:
+    """A network kept by an engine; see `Network` for the contract."""
+
+    def __init__(self, backend_type: str, engine: Engine, plan: OverlayPlan) -> None:
+        self._backend_type = backend_type
+        self._engine = engine
+        self._plan = plan
+
+    @property
+    def mtu(self) -> int:
+        """As in `Network`."""
+        return self._plan.mtu
+
+    def update(self, events: Sequence[LeaseEvent]) -> None:
+        """As in `Network`."""
+        self._engine.update(events)
+
+    def synced(self) -> None:
+        """As in `Network`."""
+        self._engine.synced()
+
+    def notice(self, notification: Notification) -> bool:
+        """As in `Network`."""
+        return self._engine.notice(notification)
+
+    async def apply(self, *, full: bool) -> Applied:
+        """As in `Network`."""
+        return await self._engine.apply(full=full)
+
+    async def rebase(self, underlay: ExternalInterface, lease: Lease | None = None) -> LeaseAttrs:
+        """As in `Network`."""
+        self._plan = self._plan.rebased(underlay, lease)
+        self._engine.follow(self._plan)
+        return self.own_attrs()
+
+    def own_attrs(self) -> LeaseAttrs:
+        """As in `Network`."""
+        return self._plan.attrs(self._engine.links)
+
+    def status(self) -> Mapping[str, object]:
+        """As in `Network`."""
+        return {"backend": self._backend_type, "mtu": self.mtu, **self._engine.status()}
+
+    async def detach(self) -> None:
+        """Leaves device and routes, so that packets flow while the daemon is restarted."""
+
+
+def require_families(lease: Lease, families: Sequence[Family]) -> None:
+    """Checks that a lease has a subnet of every enabled family.
+
+    Raises:
+        LeaseError: it lacks one.
+    """
+    for family in families:
+        if lease.subnet(family) is None:
+            raise LeaseError(
+                f"the lease {lease.key.describe()} has no {family} subnet, which the network "
+                "config enables; delete its key and start again"
+            )

@@ -1,0 +1,134 @@
+"""Routes to peers, and how to tell ours from others': pure, shared by host-gw, ipip and vxlan.
+
+flannel marks its routes with nothing: protocol `boot`, main table, no metric, what a plain
+`ip route add` makes. (A mark of our own would be simple, and an upstream node that takes over, or
+one that we take over from, would see foreign routes.) On a device that is ours everything is ours.
+On the external interface it takes all of this to be called *stray*, which means left over from an
+earlier run and to be deleted:
+
+* unicast, protocol `boot`, no metric, no source address, a single next hop with a gateway, through
+  the external interface, on-link or not exactly as the backend would write it;
+* a destination that is a subnet as flannel leases them (length SubnetLen, between SubnetMin and
+  SubnetMax), not our own, and without a lease.
+
+An operator's own static route that fulfils all of this claims an address range that flannel may
+lease to a node at any time; other static routes into the network are left alone, whatever they are.
+And strays are looked for once, after a start: a route that appears later was put there by somebody
+who is at work right now.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from pyflannel.backend.plan import TableEntry
+from pyflannel.core.config import NetworkConfig
+from pyflannel.core.errors import KernelError
+from pyflannel.core.ip import Family, IPAddress, IPNetwork, SubnetKey, family_of
+from pyflannel.core.lease import Lease
+from pyflannel.kernel.base import (
+    RT_SCOPE_UNIVERSE,
+    RTN_UNICAST,
+    RTPROT_BOOT,
+    RTPROT_KERNEL,
+    Link,
+    Route,
+)
+
+
+def peer_route(subnet: IPNetwork, gateway: IPAddress, oif: int, *, onlink: bool = False) -> Route:
+    """The route to a peer's subnet, as upstream writes it."""
+    return Route(dst=subnet, gateway=gateway, oif=oif, onlink=onlink)
+
+
+def type_problem(lease: Lease, backend_type: str) -> str:
+    """Why a peer cannot be reached by this backend, if it published another type; else empty."""
+    theirs = lease.attrs.backend_type
+    if theirs == backend_type:
+        return ""
+    return f"its backend type is {theirs or 'not given'}, this node's is {backend_type}"
+
+
+def public_address(lease: Lease, family: Family) -> IPAddress | None:
+    """The underlay address of a peer; `None` also for `0.0.0.0`, which upstream writes for none."""
+    address = lease.attrs.underlay(family)
+    return None if address is None or address.is_unspecified else address
+
+
+def inside(dst: IPNetwork, config: NetworkConfig, own: SubnetKey | None) -> bool:
+    """Whether a destination is (part of) other nodes' subnets: in the network, not in our own.
+
+    Routes inside our own subnet belong to the containers of this node.
+    """
+    family = family_of(dst)
+    network = config.network_of(family)
+    if network is None or not _contains(network, dst):
+        return False
+    subnet = own.subnet(family) if own is not None else None
+    return subnet is None or not _contains(subnet, dst)
+
+
+def is_device_route(
+    route: Route, config: NetworkConfig, own: SubnetKey | None, device: Link | None
+) -> bool:
+    """Whether a route leaves through our own device and is not one that the kernel made itself."""
+    return (
+        device is not None
+        and route.oif == device.index
+        and route.protocol != RTPROT_KERNEL
+        and inside(route.dst, config, own)
+    )
+
+
+def is_stray(
+    route: Route,
+    config: NetworkConfig,
+    own: SubnetKey | None,
+    underlay: Link | None,
+    *,
+    onlink: bool = False,
+) -> bool:
+    """Whether a route on the external interface was left by an earlier run; see above."""
+    if underlay is None or route.oif != underlay.index or not inside(route.dst, config, own):
+        return False
+    start = route.dst.network_address
+    low: IPAddress
+    high: IPAddress
+    if route.dst.version == 4:
+        length, low, high = config.subnet_len, config.subnet_min, config.subnet_max
+    else:
+        length, low, high = config.ipv6_subnet_len, config.ipv6_subnet_min, config.ipv6_subnet_max
+    return (
+        route.type == RTN_UNICAST
+        and route.protocol == RTPROT_BOOT
+        and route.scope == RT_SCOPE_UNIVERSE
+        and route.metric == 0
+        and route.src is None
+        and route.gateway is not None
+        and route.onlink == onlink
+        and route.dst.prefixlen == length
+        and int(low) <= int(start) <= int(high)
+    )
+
+
+def direct_link(path: Route | None) -> int | None:
+    """The link that an underlay address is on; `None` if it is behind a gateway, or our own."""
+    if path is None or path.gateway is not None or path.type != RTN_UNICAST:
+        return None
+    return path.oif
+
+
+def explain(error: KernelError, thing: TableEntry) -> KernelError:
+    """The error with the likely cause, where the kernel's own words do not give it."""
+    off_link = error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH)
+    if not off_link or not isinstance(thing, Route) or thing.gateway is None or thing.onlink:
+        return error
+    hint = f"{thing.gateway} is not on a directly connected network, so it cannot be a next hop"
+    return KernelError(error.operation, error.subject, error.errno, hint)
+
+
+def _contains(outer: IPNetwork, inner: IPNetwork) -> bool:
+    """`inner.subnet_of(outer)` for networks of one family, without its type gymnastics."""
+    return outer.prefixlen <= inner.prefixlen and int(inner.network_address) & int(
+        outer.netmask
+    ) == int(outer.network_address)

@@ -1,0 +1,143 @@
+"""The state of one kernel table, as the engine keeps it: who wants what, and what is there.
+
+Between the peers and the kernel stands the *key*: the kernel holds one object under it, but two
+peers may want different ones (two cloned machines with one VTEP MAC; a subnet that moves from one
+lease to another). So a key has an owner, and rivals that wait. And the kernel sometimes holds two
+objects under what we take for one key (`ip route append`, `bridge fdb append`): the wrong ones are
+*surplus*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from pyflannel.backend.plan import TableEntry
+from pyflannel.core.delta import DeltaMap
+from pyflannel.core.errors import KernelError
+from pyflannel.core.ip import SubnetKey
+from pyflannel.kernel.base import FdbEntry, KernelObject, Neighbour, Route
+
+Key = tuple[object, ...]
+"""`KernelObject.key`."""
+Owner = SubnetKey | None
+"""The peer an object belongs to, or `None` for the node."""
+TableId = tuple[str, int, int]
+"""Kind, IP version (0 for the FDB), ifindex (0 for routes)."""
+
+KIND: Final[Mapping[type[KernelObject], str]] = {
+    Neighbour: "neighbour",
+    FdbEntry: "fdb",
+    Route: "route",
+}
+"""In the order of dependence: a route is of use when its neighbour and FDB entry are there."""
+RANK: Final = {kind: rank for rank, kind in enumerate(KIND.values())}
+
+
+def table_id(thing: TableEntry) -> TableId:
+    """The table an object lies in."""
+    match thing:
+        case Route():
+            return ("route", thing.dst.version, 0)
+        case Neighbour():
+            return ("neighbour", thing.ip.version, thing.index)
+        case FdbEntry():
+            return ("fdb", 0, thing.index)
+
+
+class TableState:
+    """One table: the difference, who wants what, and what the last listing said."""
+
+    __slots__ = ("delta", "drifted", "held", "listing", "owners", "rivals", "surplus")
+
+    def __init__(self) -> None:
+        self.delta: DeltaMap[Key, TableEntry] = DeltaMap()
+        self.owners: dict[Key, Owner] = {}
+        self.rivals: dict[Key, dict[Owner, TableEntry]] = {}
+        """Owners that want something else under the same key and have to wait."""
+        self.drifted: set[Key] = set()
+        """Pending because somebody else changed the kernel."""
+        self.held: dict[Key, KernelError] = {}
+        """Failed; not tried again until there is a reason to."""
+        self.surplus: list[tuple[TableEntry, bool]] = []
+        """Second and further objects under one key; `True` if the key is one we want."""
+        self.listing: list[TableEntry] | None = None
+        """The last listing while neither side changed since, else empty; `None` before the first
+        one."""
+
+    def want(self, owner: Owner, thing: TableEntry) -> None:
+        """Puts a claim in; whoever held the key before waits until it is free again."""
+        key = thing.key
+        holder = self.owners.get(key, owner)
+        if holder != owner:
+            self.rivals.setdefault(key, {})[holder] = self.delta.desired[key]
+        self._give_up(owner, key)
+        self.owners[key] = owner
+        if self.delta.desired.get(key) != thing:
+            self.delta.want(key, thing)
+            self._touched(key)
+
+    def unwant(self, owner: Owner, key: Key) -> None:
+        """Takes a claim back; the last of those who waited gets the key."""
+        self._give_up(owner, key)
+        if key not in self.owners or self.owners[key] != owner:
+            return
+        if key in self.rivals:
+            heir, thing = next(reversed(self.rivals[key].items()))
+            self._give_up(heir, key)
+            self.owners[key] = heir
+            self.delta.want(key, thing)
+        else:
+            del self.owners[key]
+            self.delta.unwant(key)
+        self._touched(key)
+
+    def _give_up(self, owner: Owner, key: Key) -> None:
+        waiting = self.rivals.get(key)
+        if waiting is not None:
+            waiting.pop(owner, None)
+            if not waiting:
+                del self.rivals[key]
+
+    def _touched(self, key: Key) -> None:
+        self.drifted.discard(key)
+        self.held.pop(key, None)
+        self.forget_listing()
+
+    def forget_listing(self) -> None:
+        """The next listing must be looked at even if it is like the last one."""
+        if self.listing is not None:
+            self.listing = []
+
+    def take(self, listing: list[TableEntry], is_ours: Callable[[TableEntry], bool]) -> None:
+        """Takes a complete listing of the table.
+
+        One that equals the last is done with at once; this is what a table costs at rest.
+        """
+        if listing and listing == self.listing:
+            return
+        desired, known = self.delta.desired, self.delta.actual
+        actual: dict[Key, TableEntry] = {}
+        self.surplus = []
+        for thing in listing:
+            key = thing.key
+            wanted = desired.get(key)
+            # What we put there and no longer want stays ours, unless it was replaced.
+            if wanted is None and known.get(key) != thing and not is_ours(thing):
+                continue
+            if key not in actual:
+                actual[key] = thing
+            elif wanted == thing:
+                self.surplus.append((actual[key], True))
+                actual[key] = thing
+            else:
+                self.surplus.append((thing, wanted is not None))
+        drifted = self.delta.replace_actual(actual)
+        if self.listing is not None:
+            self.drifted.update(drifted)
+        # Kept with our own objects in the place of equal ones: it costs a list and no more.
+        kept = self.delta.actual
+        self.listing = [
+            mine if (mine := kept.get(thing.key)) is not None and mine == thing else thing
+            for thing in listing
+        ]

@@ -1,0 +1,535 @@
+"""vxlan: Ethernet frames in UDP, carried by the kernel's own VXLAN device.
+
+The device of this node is a *VTEP*: a MAC address and, by convention, the first address of our
+subnet. A packet to a peer's container is routed via the peer's VTEP address, whose neighbour entry
+gives the peer's VTEP MAC, whose FDB entry gives the peer's underlay address. Nothing is learned or
+asked for on the wire: the lease of each peer carries its VTEP MAC.
+
+| object, on `flannel.<VNI>` (IPv6: `flannel-v6.<VNI>`) | per | recognised by | set |
+|---|---|---|---|
+| device, with the attributes of `VxlanAttrs` | node | its name | 1 |
+| address `<own subnet address>/32` | node | being on it, inside the network | 2 |
+| neighbour `<peer subnet address>` → VTEP MAC, permanent | peer | its device | 3 |
+| FDB entry VTEP MAC → public IP, permanent | peer | its device | 4 |
+| route `<peer subnet> via <peer subnet address> onlink` | peer | its device | 5 |
+| with DirectRouting, on the same link: only `<subnet> via <public IP>` | peer | `is_stray` | 3 |
+
+The VTEP MAC is in our lease, and all peers program it, so it should not change without need. It is
+taken from, in this order: the device that is there, the state file (only if the public address is
+the one it was written with, so that a cloned disk does not give two nodes one MAC), what we
+published before, chance. A MAC that is changed behind our back is put back; if the kernel does not
+allow that, the new one is published.
+
+An existing device that differs in what cannot be changed is created anew, with the same MAC;
+MTU, MAC, queue length, address and state are corrected in place. Everything stays when the daemon
+ends, so that packets flow during a restart.
+
+Source: upstream `pkg/backend/vxlan/`; RFC 7348; Linux `drivers/net/vxlan/vxlan_core.c`.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_interface
+from pathlib import Path
+from typing import Final
+
+from pyflannel.backend import routes
+from pyflannel.backend.base import BackendContext
+from pyflannel.backend.devices import SysctlWriter
+from pyflannel.backend.engine import Engine
+from pyflannel.backend.network import KernelNetwork, require_families
+from pyflannel.backend.plan import Device, PeerObjects, Table, TableEntry, View
+from pyflannel.backend.registry import register
+from pyflannel.core.backendconfig import VxlanConfig, load_backend
+from pyflannel.core.config import NetworkConfig
+from pyflannel.core.errors import ConfigError, FlannelError, KernelError
+from pyflannel.core.gojson import JsonError, JsonObject, loads_go
+from pyflannel.core.ip import Family, IPAddress, IPNetwork, SubnetKey
+from pyflannel.core.lease import Lease, LeaseAttrs
+from pyflannel.core.underlay import ExternalInterface
+from pyflannel.kernel.base import (
+    NUD_PERMANENT,
+    FdbEntry,
+    Link,
+    LinkSpec,
+    Neighbour,
+    Netlink,
+    Route,
+    VxlanAttrs,
+)
+from pyflannel.kernel.files import write_atomically
+from pyflannel.kernel.sysctl import try_write_sysctl
+from pyflannel.logs import get_logger
+
+log = get_logger(__name__)
+
+BACKEND_TYPE: Final = "vxlan"
+KERNEL_PORT: Final = 8472
+"""What the kernel takes when no port is given (its module parameter `udp_port`)."""
+OVERHEAD: Final = {Family.V4: 50, Family.V6: 70}
+"""Outer IP (20 or 40) + UDP (8) + VXLAN (8) + inner Ethernet (14). Upstream takes 50 for both; with
+an IPv6 underlay its full-size packets do not fit, and the kernel refuses such an MTU."""
+MIN_MTU: Final = {Family.V4: 68, Family.V6: 1280}
+"""RFC 791 §3.2, RFC 8200 §5."""
+MAC_FILE: Final = "vtep-mac.json"
+
+
+# What the lease carries.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VxlanData:
+    """`BackendData` of a vxlan lease."""
+
+    mac: str
+    """VTEP MAC, lower case with colons."""
+    vni: int | None = None
+    """Missing in the leases of old peers; not compared with ours, as upstream does not."""
+
+
+def encode_data(data: VxlanData) -> str:
+    """The JSON text, byte for byte as upstream writes it."""
+    return f'{{"VNI":{data.vni or 0},"VtepMAC":"{data.mac}"}}'
+
+
+def decode_data(text: str | None) -> VxlanData:
+    """Reads `BackendData` of a peer, with Go's leniency about the keys' case.
+
+    Raises:
+        ValueError: a sentence about what is wrong.
+    """
+    if not text:
+        raise ValueError("it publishes no VTEP MAC")
+    try:
+        value = loads_go(text)
+    except JsonError as error:
+        raise ValueError(f"its backend data is not JSON: {error}") from None
+    if not isinstance(value, JsonObject):
+        raise ValueError(f"its backend data is not an object: {text[:80]}")  # noqa: TRY004
+    mac, vni = value.find("VtepMAC"), value.find("VNI")
+    if not isinstance(mac, str):
+        raise ValueError(f"its backend data has no VtepMAC: {text[:80]}")  # noqa: TRY004
+    return VxlanData(mac=parse_mac(mac), vni=vni if isinstance(vni, int) else None)
+
+
+_MAC: Final = re.compile(r"[0-9a-f]{2}([:-])[0-9a-f]{2}(?:\1[0-9a-f]{2}){4}", re.ASCII)
+_CISCO_MAC: Final = re.compile(r"[0-9a-f]{4}\.[0-9a-f]{4}\.[0-9a-f]{4}", re.ASCII)
+
+
+def parse_mac(text: str) -> str:
+    """A unicast Ethernet address in the spelling we use; reads those that Go's `ParseMAC` does.
+
+    Raises:
+        ValueError: it is none, or a multicast address, or zero.
+    """
+    lower = text.lower()
+    if not _MAC.fullmatch(lower) and not _CISCO_MAC.fullmatch(lower):
+        raise ValueError(f"its VTEP MAC {text!r} is not an Ethernet address")
+    raw = bytes.fromhex(re.sub(r"[:.-]", "", lower))
+    if raw[0] & 1 or not any(raw):
+        raise ValueError(f"its VTEP MAC {text!r} is not a unicast address")
+    return raw.hex(":")
+
+
+def random_mac(rng: random.Random) -> str:
+    """A locally administered unicast address (second-lowest bit of the first byte set, lowest not).
+
+    Chosen before the device exists, so that udev's MAC policy takes it for the operator's wish and
+    leaves it alone.
+    """
+    raw = bytearray(rng.randbytes(6))
+    raw[0] = raw[0] & 0xFE | 0x02
+    return raw.hex(":")
+
+
+# What must be in the kernel, as pure functions.
+
+
+def device_name(family: Family, vni: int) -> str:
+    """`flannel.1`, for IPv6 `flannel-v6.1`."""
+    return f"flannel.{vni}" if family is Family.V4 else f"flannel-v6.{vni}"
+
+
+def vxlan_difference(link: Link, wanted: VxlanAttrs) -> str:
+    """What makes an existing device unusable, empty if it can be kept.
+
+    More than upstream compares: a device that learns although it should not, or listens on another
+    port although the config names none, is not the one we were asked for.
+    """
+    there = link.vxlan
+    if link.kind != "vxlan" or there is None:
+        return f"kind {link.kind or 'unknown'} instead of vxlan"
+    pairs: tuple[tuple[str, object, object], ...] = (
+        ("VNI", there.vni, wanted.vni),
+        ("underlying link", there.link, wanted.link),
+        ("source address", there.local, wanted.local),
+        ("group", there.group, wanted.group),
+        ("port", there.port or KERNEL_PORT, wanted.port or KERNEL_PORT),
+        ("learning", there.learning, wanted.learning),
+        ("GBP", there.gbp, wanted.gbp),
+        ("L2 miss", there.l2miss, wanted.l2miss),
+    )
+    return ", ".join(f"{what} {is_} instead of {be}" for what, is_, be in pairs if is_ != be)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VxlanPlan:
+    """Desired state of vxlan; see `Plan`."""
+
+    config: NetworkConfig
+    settings: VxlanConfig
+    external: ExternalInterface
+    macs: Mapping[Family, str] = field(default_factory=dict)
+    """The VTEP MAC of each enabled family."""
+    own: SubnetKey | None = None
+    """`None` before there is a lease: the devices exist then, without address and down."""
+
+    @property
+    def underlay(self) -> str:
+        """As in `Plan`."""
+        return self.external.name
+
+    @property
+    def mtu(self) -> int:
+        """As in `OverlayPlan`: of the first family's device.
+
+        With both families the IPv6 device has 20 bytes less; there the kernel itself tells senders
+        (packet too big), and IPv4 keeps what upstream gives it.
+        """
+        return self._device_mtu(self.config.families[0], self.external.mtu)
+
+    def name(self, family: Family) -> str:
+        """The device of one family."""
+        return device_name(family, self.settings.vni)
+
+    def _device_mtu(self, family: Family, underlay_mtu: int) -> int:
+        # More than the interface carries is refused by the kernel, whatever the config says.
+        return min(self.settings.mtu or underlay_mtu, underlay_mtu) - OVERHEAD[family]
+
+    def vxlan_attrs(self, family: Family, underlay: Link) -> VxlanAttrs:
+        """The attributes of the device that are fixed when it is created.
+
+        The source is the interface's address. (Upstream takes the public one, and behind a NAT
+        sends with an address that the host does not have.)
+        """
+        return VxlanAttrs(
+            vni=self.settings.vni,
+            link=underlay.index,
+            local=self.external.local(family),
+            port=self.settings.port,
+            learning=self.settings.learning,
+            gbp=self.settings.gbp,
+        )
+
+    def devices(self, underlay: Link | None) -> Sequence[Device]:
+        """As in `Plan`.
+
+        Without the underlay none can be created. One that is there is kept as it is: an interface
+        that was only renamed goes on carrying its packets until we are told of its new name.
+        """
+        return tuple(
+            self._device(family)
+            if underlay is None
+            else self._creatable(self._device(family), family, underlay)
+            for family in self.config.families
+        )
+
+    def _creatable(self, device: Device, family: Family, underlay: Link) -> Device:
+        wanted = self.vxlan_attrs(family, underlay)
+        # The interface may have shrunk before we are told.
+        mtu = self._device_mtu(family, min(self.external.mtu, underlay.mtu))
+        spec = LinkSpec(
+            name=device.name, kind="vxlan", mtu=mtu, mac=device.mac, txqlen=0, vxlan=wanted
+        )
+        return replace(
+            device, create=spec, mtu=mtu, mismatch=lambda link: vxlan_difference(link, wanted)
+        )
+
+    def _device(self, family: Family) -> Device:
+        name = self.name(family)
+        own = self.own.subnet(family) if self.own is not None else None
+        network = self.config.network_of(family)
+        return Device(
+            name=name,
+            mac=self.macs.get(family),
+            txqlen=0,
+            up=self.own is not None,
+            # As /32 (/128): no broadcast address and no connected route comes with it.
+            addresses=(ip_interface((own.network_address, family.bits)),) if own else (),
+            networks=(network,) if network is not None else (),
+            # The overlay has no routers; nobody in it may give this node a default route.
+            sysctls=((f"net/ipv6/conf/{name}/accept_ra", "0"),),
+        )
+
+    def tables(self) -> Sequence[Table]:
+        """As in `Plan`."""
+        return tuple(
+            table
+            for family in self.config.families
+            for table in (
+                Table(Route, family),
+                Table(Neighbour, family, self.name(family)),
+                Table(FdbEntry, None, self.name(family)),
+            )
+        )
+
+    def node_objects(self, view: View) -> Sequence[TableEntry]:
+        """As in `Plan`: none but the device's address."""
+        del view
+        return ()
+
+    def destinations(self, lease: Lease) -> Sequence[IPAddress]:
+        """As in `Plan`: asked for with DirectRouting only."""
+        if not self.settings.direct_routing:
+            return ()
+        addresses = (routes.public_address(lease, family) for family in self.config.families)
+        return tuple(address for address in addresses if address is not None)
+
+    def peer_objects(self, lease: Lease, view: View) -> PeerObjects:
+        """As in `Plan`: neighbour, FDB entry and route for each family that both sides have."""
+        problem = routes.type_problem(lease, BACKEND_TYPE)
+        if problem:
+            return PeerObjects(problem=problem)
+        found: list[TableEntry] = []
+        for family in self.config.families:
+            subnet = lease.subnet(family)
+            if subnet is None:
+                continue
+            public = routes.public_address(lease, family)
+            if public is None:
+                problem = f"it publishes no {family} address"
+                continue
+            try:
+                mac = decode_data(lease.attrs.data(family)).mac
+            except ValueError as error:
+                problem = str(error)
+                continue
+            found += self._objects(family, subnet, public, mac, view)
+        return PeerObjects(tuple(found), problem)
+
+    def _objects(
+        self, family: Family, subnet: IPNetwork, public: IPAddress, mac: str, view: View
+    ) -> tuple[TableEntry, ...]:
+        direct = routes.direct_link(view.paths.get(public))
+        if self.settings.direct_routing and direct is not None:
+            return (routes.peer_route(subnet, public, direct),)
+        link = view.links.get(self.name(family))
+        if link is None:
+            return ()
+        vtep = subnet.network_address
+        return (
+            Neighbour(index=link.index, ip=vtep, mac=mac),
+            FdbEntry(index=link.index, mac=mac, dst=public),
+            routes.peer_route(subnet, vtep, link.index, onlink=True),
+        )
+
+    def is_ours(self, thing: TableEntry, view: View, *, startup: bool) -> bool:
+        """As in `Plan`: what is on our devices is ours, but for what the kernel put there."""
+        match thing:
+            case Neighbour():
+                network = self.config.network_of(Family(thing.ip.version))
+                permanent = bool(thing.state & NUD_PERMANENT)
+                return permanent and network is not None and thing.ip in network
+            case FdbEntry():
+                # Also if the device learns: what it learned ages, and is not listed.
+                return True
+            case Route():
+                device = view.links.get(self.name(Family(thing.dst.version)))
+                if routes.is_device_route(thing, self.config, self.own, device):
+                    return True
+                direct = startup and self.settings.direct_routing
+                return direct and routes.is_stray(thing, self.config, self.own, view.underlay)
+
+    def concerns(self, dst: IPNetwork) -> bool:
+        """As in `Plan`."""
+        return routes.inside(dst, self.config, self.own)
+
+    def attrs(self, links: Mapping[str, Link]) -> LeaseAttrs:
+        """As in `OverlayPlan`: with the MAC that the device really has."""
+        data: dict[Family, str] = {}
+        for family, mac in self.macs.items():
+            link = links.get(self.name(family))
+            real = link.mac if link is not None and link.mac else mac
+            data[family] = encode_data(VxlanData(vni=self.settings.vni, mac=real))
+        return LeaseAttrs(
+            public_ip=self.external.public_ip,
+            public_ipv6=self.external.public_ipv6,
+            backend_type=BACKEND_TYPE,
+            backend_data=data.get(Family.V4),
+            backend_v6_data=data.get(Family.V6),
+        )
+
+    def rebased(self, external: ExternalInterface, lease: Lease | None) -> VxlanPlan:
+        """As in `OverlayPlan`.
+
+        Raises:
+            ConfigError: an address is missing, or the MTU is too small.
+        """
+        check(self.config, self.settings, external)
+        own = lease.key if lease is not None else self.own
+        return replace(self, external=external, own=own)
+
+
+def check(config: NetworkConfig, settings: VxlanConfig, external: ExternalInterface) -> None:
+    """Whether vxlan can work at all here.
+
+    Raises:
+        ConfigError: no address of an enabled family, or no room for an overlay packet.
+    """
+    for family in config.families:
+        if external.local(family) is None:
+            raise ConfigError(
+                f"{external.name} has no {family} address, which vxlan needs as its tunnel source"
+            )
+        left = min(settings.mtu or external.mtu, external.mtu) - OVERHEAD[family]
+        if left < MIN_MTU[family]:
+            raise ConfigError(
+                f"MTU {left + OVERHEAD[family]} leaves {left} bytes after vxlan's "
+                f"{OVERHEAD[family]}, and {family} needs {MIN_MTU[family]}"
+            )
+    if settings.mtu > external.mtu:
+        log.warning(
+            "the MTU of the config is more than the interface carries, the interface's counts",
+            configured=settings.mtu,
+            interface=external.name,
+            mtu=external.mtu,
+        )
+
+
+class MacFile:
+    """The VTEP MACs of this node, kept over a reboot: `<state-dir>/vtep-mac.json`.
+
+    Losing it costs the peers an update of one FDB and neighbour entry, so no failure is fatal.
+    """
+
+    def __init__(self, state_dir: str) -> None:
+        self._path = Path(state_dir) / MAC_FILE
+
+    def load(self, external: ExternalInterface) -> dict[str, str]:
+        """MACs by device name, as written by this node at this address; else nothing."""
+        try:
+            content = json.loads(self._path.read_bytes())
+            if content["public_ip"] != _where(external):
+                return {}
+            return {name: parse_mac(mac) for name, mac in content["macs"].items()}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            log.warning(
+                "file of VTEP MACs unreadable, going on without",
+                path=str(self._path),
+                reason=str(error),
+            )
+            return {}
+
+    def save(self, external: ExternalInterface, macs: Mapping[str, str]) -> None:
+        """Writes if anything changed."""
+        if self.load(external) == macs:
+            return
+        content = {"public_ip": _where(external), "macs": dict(macs)}
+        try:
+            write_atomically(self._path, json.dumps(content).encode() + b"\n")
+        except FlannelError as error:
+            log.warning("VTEP MAC not remembered over a reboot", reason=str(error))
+
+
+def _where(external: ExternalInterface) -> str:
+    return str(external.public_ip or external.public_ipv6)
+
+
+@register(BACKEND_TYPE)
+class VxlanBackend:
+    """The vxlan backend; see `Backend` for the contract.
+
+    Args:
+        context: as for every backend.
+        write_sysctl: how `accept_ra` is written.
+        rng: source of a new MAC; by default the system's, because a MAC must not repeat.
+
+    Raises:
+        ConfigError: wrong settings, or `check`.
+    """
+
+    def __init__(
+        self,
+        context: BackendContext,
+        *,
+        write_sysctl: SysctlWriter = try_write_sysctl,
+        rng: random.Random | None = None,
+    ) -> None:
+        settings = load_backend(VxlanConfig, context.config.backend)
+        check(context.config, settings, context.underlay)
+        self._netlink: Netlink = context.netlink
+        self._file = MacFile(context.options.state_dir)
+        self._rng = rng if rng is not None else random.SystemRandom()
+        self._plan = VxlanPlan(config=context.config, settings=settings, external=context.underlay)
+        self._engine = Engine(self._netlink, self._plan, write_sysctl=write_sysctl)
+
+    async def prepare(self, previous: LeaseAttrs | None) -> LeaseAttrs:
+        """As in `Backend`: makes the devices, whose MACs the lease carries.
+
+        Raises:
+            FlannelError: a device cannot be had.
+        """
+        remembered = self._file.load(self._plan.external)
+        macs = {
+            family: await self._choose_mac(family, remembered, previous)
+            for family in self._plan.config.families
+        }
+        self._plan = replace(self._plan, macs=macs)
+        self._engine.follow(self._plan)
+        await self._ensure_devices()
+        return self._plan.attrs(self._engine.links)
+
+    async def attach(self, lease: Lease) -> KernelNetwork:
+        """As in `Backend`.
+
+        Raises:
+            FlannelError: a device cannot be had, or its MAC is not the published one and cannot be
+                put back (udev and network managers are known to change it).
+        """
+        require_families(lease, self._plan.config.families)
+        plan = replace(self._plan, own=lease.key)
+        self._engine.follow(plan)
+        await self._ensure_devices()
+        return KernelNetwork(BACKEND_TYPE, self._engine, plan)
+
+    async def _ensure_devices(self) -> None:
+        await self._engine.ensure_devices()
+        links = self._engine.links
+        for family, mac in self._plan.macs.items():
+            link = links[self._plan.name(family)]
+            if link.mac != mac:
+                raise KernelError(
+                    "link set address",
+                    f"{link.name} {mac}",
+                    errno.EBUSY,
+                    f"something keeps changing it to {link.mac}",
+                )
+        self._file.save(
+            self._plan.external,
+            {self._plan.name(family): mac for family, mac in self._plan.macs.items()},
+        )
+
+    async def _choose_mac(
+        self, family: Family, remembered: Mapping[str, str], previous: LeaseAttrs | None
+    ) -> str:
+        """The MAC that peers most likely know already; see the module's description."""
+        name = self._plan.name(family)
+        link = await self._netlink.link(name)
+        if link is not None and link.kind == "vxlan" and link.mac:
+            return link.mac
+        if name in remembered:
+            return remembered[name]
+        if previous is not None and previous.backend_type == BACKEND_TYPE:
+            try:
+                return decode_data(previous.data(family)).mac
+            except ValueError as error:
+                log.debug("no VTEP MAC in the previous lease", reason=str(error))
+        return random_mac(self._rng)

@@ -1,0 +1,300 @@
+"""Which subnet this node asks for: the one it holds, the one it had, else a free one.
+
+Three steps, upstream's:
+
+1. A lease with our public IP exists: it is ours, whoever wrote it (a former run, an operator's
+   reservation). If it fits the config it is used again, if not it has to go.
+2. `subnet.env` or a lost lease names a *previous* subnet: it is taken back if it is free and fits.
+3. A free one is drawn at random among the lowest hundred.
+
+Everything here is a function of the config and of the leases read; nothing is written. Between the
+decision and the write somebody else may take the subnet: the write is conditional, and after a lost
+race the caller reads and plans again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+from random import Random
+from typing import Final
+
+from pyflannel.core.config import NetworkConfig
+from pyflannel.core.errors import SubnetsExhausted
+from pyflannel.core.ip import Family, IPNetwork, SubnetKey, format_ip, format_network
+from pyflannel.core.lease import Lease, LeaseAttrs
+
+CANDIDATES: Final = 100
+"""How many free subnets are drawn from. Upstream's number: enough that nodes which start together
+seldom want the same one, few enough that the network fills from the bottom."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reuse:
+    """A lease under our public IP fits: keep its key, put our attributes there."""
+
+    lease: Lease
+
+    @property
+    def key(self) -> SubnetKey:
+        """The subnet it is about."""
+        return self.lease.key
+
+
+@dataclass(frozen=True, slots=True)
+class TakePrevious:
+    """No lease is ours, but the subnet we had before is free and fits."""
+
+    key: SubnetKey
+
+
+@dataclass(frozen=True, slots=True)
+class TakeFree:
+    """A subnet nobody has."""
+
+    key: SubnetKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to do about our lease."""
+
+    step: Reuse | TakePrevious | TakeFree
+    incompatible: tuple[Lease, ...] = ()
+    """Leases under our public IP that the config does not allow (any more), to be deleted first; in
+    the order of their keys. Reservations too: left in place, peers would go on sending us packets
+    for a subnet that we do not have."""
+    previous_refused: str = ""
+    """Why the previous subnet was not taken, as a sentence for the log; empty if there was no need
+    to look at it."""
+
+    @property
+    def key(self) -> SubnetKey:
+        """The subnet that this node is going to have."""
+        return self.step.key
+
+    @property
+    def reuse(self) -> Lease | None:
+        """The lease to be kept, if there is one."""
+        return self.step.lease if isinstance(self.step, Reuse) else None
+
+    @property
+    def is_previous(self) -> bool:
+        """Whether the previous subnet is taken back."""
+        return isinstance(self.step, TakePrevious)
+
+
+def plan(
+    config: NetworkConfig,
+    leases: Iterable[Lease],
+    attrs: LeaseAttrs,
+    *,
+    previous: SubnetKey | None,
+    rng: Random,
+) -> Plan:
+    """Decides which subnet this node asks for.
+
+    Args:
+        config: a valid config; at least one family is enabled.
+        leases: all leases in the store.
+        attrs: ours; only the public addresses are looked at.
+        previous: the subnet that this node had before, if it remembers one.
+        rng: draws among the free ones.
+
+    Raises:
+        SubnetsExhausted: no lease is ours, and nothing is free.
+    """
+    known = list(leases)
+    own = _own_leases(known, attrs, config)
+    fitting = [lease for lease in own if is_compatible(lease.key, config)]
+    incompatible = tuple(lease for lease in own if not is_compatible(lease.key, config))
+    if fitting:
+        return Plan(step=Reuse(fitting[0]), incompatible=incompatible)
+    going = {lease.key for lease in incompatible}
+    taken = [lease.key for lease in known if lease.key not in going]
+    refused = ""
+    if previous is not None:
+        refused = _why_not_previous(previous, config, taken)
+        if not refused:
+            return Plan(step=TakePrevious(previous), incompatible=incompatible)
+    free = choose(config, taken, rng)
+    return Plan(step=TakeFree(free), incompatible=incompatible, previous_refused=refused)
+
+
+def find_own(leases: Iterable[Lease], attrs: LeaseAttrs, config: NetworkConfig) -> Lease | None:
+    """The lease held for our public IP; if there are several, the first in the order of their keys.
+
+    Where IPv4 is disabled every node has the public IP 0.0.0.0, so there the IPv6 one decides.
+    (Upstream compares IPv4 even then, and every node takes the first node's lease for its own.)
+    """
+    own = _own_leases(leases, attrs, config)
+    return own[0] if own else None
+
+
+def _own_leases(leases: Iterable[Lease], attrs: LeaseAttrs, config: NetworkConfig) -> list[Lease]:
+    """All leases under our public IP, in etcd's order: that of the keys' bytes."""
+    family = Family.V4 if config.enable_ipv4 else Family.V6
+    ours = attrs.underlay(family)
+    if ours is None:
+        return []
+    own = [lease for lease in leases if lease.attrs.underlay(family) == ours]
+    return sorted(own, key=lambda lease: str(lease.key))
+
+
+def is_compatible(key: SubnetKey, config: NetworkConfig) -> bool:
+    """Whether a lease may have this key under this config.
+
+    Each enabled family needs a subnet of the configured length between Min and Max, a disabled one
+    must have none: switching dual stack on or off makes every old lease incompatible.
+    """
+    for family in Family:
+        subnet = key.subnet(family)
+        if family not in config.families:
+            if subnet is not None:
+                return False
+            continue
+        space = _Space.of(config, family)
+        if subnet is None or subnet.prefixlen != space.length:
+            return False
+        if not space.first <= int(subnet.network_address) <= space.last:
+            return False
+    return True
+
+
+def _why_not_previous(
+    previous: SubnetKey, config: NetworkConfig, taken: Iterable[SubnetKey]
+) -> str:
+    if not is_compatible(previous, config):
+        return f"previous subnet {previous.describe()} does not fit the current config"
+    for other in taken:
+        for family in Family:
+            mine, theirs = previous.subnet(family), other.subnet(family)
+            if mine is not None and theirs is not None and _overlap(mine, theirs):
+                return f"previous subnet {format_network(mine)} is leased as {other.describe()}"
+    return ""
+
+
+def _overlap(one: IPNetwork, other: IPNetwork) -> bool:
+    if isinstance(one, IPv4Network):
+        return isinstance(other, IPv4Network) and one.overlaps(other)
+    return isinstance(other, IPv6Network) and one.overlaps(other)
+
+
+def choose(config: NetworkConfig, leases: Iterable[SubnetKey], rng: Random) -> SubnetKey:
+    """A free subnet of every enabled family, each drawn on its own.
+
+    Args:
+        config: a valid config.
+        leases: keys of all leases that are there.
+        rng: draws, uniformly, among the candidates.
+
+    Raises:
+        SubnetsExhausted: a family has no free subnet.
+    """
+    taken = list(leases)
+    drawn: dict[Family, IPNetwork] = {}
+    for family in config.families:
+        free = candidates(config, taken, family)
+        if not free:
+            space = _Space.of(config, family)
+            raise SubnetsExhausted(space.total, space.total, space.describe())
+        drawn[family] = rng.choice(free)
+    v4, v6 = drawn.get(Family.V4), drawn.get(Family.V6)
+    return SubnetKey(
+        v4 if isinstance(v4, IPv4Network) else None, v6 if isinstance(v6, IPv6Network) else None
+    )
+
+
+def candidates(
+    config: NetworkConfig, leases: Iterable[SubnetKey], family: Family, limit: int = CANDIDATES
+) -> list[IPNetwork]:
+    """The lowest free subnets of one family between Min and Max, in order, at most `limit`.
+
+    A candidate that overlaps a lease of any length is not free. The walk is over *slots*, the
+    address divided by the size of a subnet: a lease of our length or longer lies in one slot, which
+    is a member of a set; a shorter one covers a run of slots, which is jumped over in one step. So
+    the cost is that of looking at each lease once, however wide the network. It ends at Max, also
+    where the next address would be beyond the address space (upstream's wraps to 0.0.0.0 there).
+    """
+    space = _Space.of(config, family)
+    shift = space.shift
+    single: set[int] = set()
+    runs: list[tuple[int, int]] = []
+    for key in leases:
+        subnet = key.v4 if family is Family.V4 else key.v6
+        if subnet is None:
+            continue
+        start = int(subnet.network_address)
+        if subnet.prefixlen >= space.length:
+            single.add(start >> shift)
+        else:
+            end = start | ((1 << (family.bits - subnet.prefixlen)) - 1)
+            runs.append((start >> shift, end >> shift))
+    runs.sort()
+    found: list[IPNetwork] = []
+    for slot in _free_slots(space.first >> shift, space.last >> shift, single, runs):
+        if len(found) == limit:
+            break
+        found.append(space.subnet(slot))
+    return found
+
+
+def _free_slots(
+    first: int, last: int, single: set[int], runs: list[tuple[int, int]]
+) -> Iterator[int]:
+    """Slots from `first` to `last` that are neither in the set nor in a run; runs are sorted."""
+    slot, position = first, 0
+    while slot <= last:
+        while position < len(runs) and runs[position][1] < slot:
+            position += 1
+        if position < len(runs) and runs[position][0] <= slot:
+            slot = runs[position][1] + 1
+            continue
+        if slot not in single:
+            yield slot
+        slot += 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Space:
+    """Where subnets of one family come from, as integers."""
+
+    family: Family
+    length: int
+    first: int
+    """Address of the lowest subnet, aligned to the length (the config has been checked for it)."""
+    last: int
+    """Address of the highest subnet."""
+
+    @classmethod
+    def of(cls, config: NetworkConfig, family: Family) -> _Space:
+        if family is Family.V4:
+            low, high = int(config.subnet_min), int(config.subnet_max)
+            return cls(family, config.subnet_len, low, high)
+        low, high = int(config.ipv6_subnet_min), int(config.ipv6_subnet_max)
+        return cls(family, config.ipv6_subnet_len, low, high)
+
+    @property
+    def shift(self) -> int:
+        """Bits of an address below the subnet."""
+        return self.family.bits - self.length
+
+    @property
+    def total(self) -> int:
+        """Subnets between Min and Max, both included; 0 if Min is above Max."""
+        return max(0, (self.last >> self.shift) - (self.first >> self.shift) + 1)
+
+    def subnet(self, slot: int) -> IPNetwork:
+        """The subnet in a slot."""
+        if self.family is Family.V4:
+            return IPv4Network((slot << self.shift, self.length))
+        return IPv6Network((slot << self.shift, self.length))
+
+    def describe(self) -> str:
+        """`10.0.1.0..10.0.20.0 (/24 each)`."""
+        kind = IPv4Network if self.family is Family.V4 else IPv6Network
+        low, high = (
+            format_ip(kind(address).network_address) for address in (self.first, self.last)
+        )
+        return f"{low}..{high} (/{self.length} each)"

@@ -1,0 +1,115 @@
+"""`DeltaMap`: what should be, what is, and the difference between the two, kept up to date.
+
+Everything that reconciles keeps two maps: *desired*, which we know exactly because we decide it,
+and *actual*, which somebody else may change and which we therefore read back now and then. The work
+to do is their difference, and it is asked for far more often than either map changes as a whole; so
+the difference is kept beside them and touched by every change:
+
+    want / unwant     one desired key changes         O(1)
+    replace_actual    a new listing of what is there  O(n)
+    applied           one operation was carried out   O(1)
+
+`sets()` and `deletes()` list what is pending. Carrying it out is the caller's business, and so is
+the order between maps. What failed is simply not reported as `applied` and stays pending.
+
+(The idea is that of Calico Felix's `deltatracker`.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Generic, TypeVar
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class DeltaMap(Generic[K, V]):
+    """Desired and actual values by key, and what is pending between them.
+
+    Values are compared with `==`. Iteration is in the order in which keys became pending. Not
+    thread-safe, and not to be changed while one of its iterators is in use.
+    """
+
+    __slots__ = ("_actual", "_deletes", "_desired", "_sets")
+
+    def __init__(self) -> None:
+        self._desired: dict[K, V] = {}
+        self._actual: dict[K, V] = {}
+        # Dictionaries as ordered sets: pending work is carried out in the order it came up.
+        self._sets: dict[K, None] = {}
+        self._deletes: dict[K, None] = {}
+
+    @property
+    def desired(self) -> Mapping[K, V]:
+        """What should be; a read-only view."""
+        return MappingProxyType(self._desired)
+
+    @property
+    def actual(self) -> Mapping[K, V]:
+        """What is, as far as we know; a read-only view."""
+        return MappingProxyType(self._actual)
+
+    def want(self, key: K, value: V) -> None:
+        """From now on `value` should be there under `key`."""
+        self._desired[key] = value
+        self._deletes.pop(key, None)
+        if key in self._actual and self._actual[key] == value:
+            self._sets.pop(key, None)
+        else:
+            self._sets[key] = None
+
+    def unwant(self, key: K) -> None:
+        """From now on nothing should be there under `key`."""
+        self._desired.pop(key, None)
+        self._sets.pop(key, None)
+        if key in self._actual:
+            self._deletes[key] = None
+
+    def replace_actual(self, actual: Mapping[K, V]) -> list[K]:
+        """Takes a complete listing of what is there.
+
+        Where an actual value equals the desired one, the desired object itself is kept, so that a
+        thousand equal values take memory once.
+
+        Returns:
+            The keys that *drifted*: nothing was pending for them before, and something is now.
+        """
+        desired = self._desired
+        kept: dict[K, V] = {}
+        sets = dict.fromkeys(desired)
+        deletes: dict[K, None] = {}
+        for key, value in actual.items():
+            if key not in desired:
+                deletes[key] = None
+            elif desired[key] == value:
+                kept[key] = desired[key]
+                del sets[key]
+                continue
+            kept[key] = value
+        drifted = [key for key in sets if key not in self._sets]
+        drifted += [key for key in deletes if key not in self._deletes]
+        self._actual, self._sets, self._deletes = kept, sets, deletes
+        return drifted
+
+    def applied(self, key: K) -> None:
+        """What was pending for `key` has been carried out: actual is now as desired."""
+        self._sets.pop(key, None)
+        self._deletes.pop(key, None)
+        if key in self._desired:
+            self._actual[key] = self._desired[key]
+        else:
+            self._actual.pop(key, None)
+
+    def sets(self) -> Iterator[tuple[K, V]]:
+        """What is missing or different, with the desired value."""
+        return ((key, self._desired[key]) for key in self._sets)
+
+    def deletes(self) -> Iterator[tuple[K, V]]:
+        """What is there and should not be, with the actual value."""
+        return ((key, self._actual[key]) for key in self._deletes)
+
+    def __len__(self) -> int:
+        """How many keys are pending."""
+        return len(self._sets) + len(self._deletes)

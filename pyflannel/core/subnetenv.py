@@ -1,0 +1,189 @@
+"""`subnet.env`: what docker, CNI and our own next start learn about this node's subnet.
+
+Written, it is upstream's to the byte: fixed lines in a fixed order, no quotes, because the CNI
+plugin splits at `=` and trims nothing. Read, it may have been through other hands (an editor, a
+configuration management, a crash): the dotenv dialect is understood, whatever cannot be used is
+passed over with a reason for the log, and no content whatsoever makes the reader fail.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+from typing import Final, TypeVar
+
+from pyflannel.core import dockeropts
+from pyflannel.core.config import NetworkConfig
+from pyflannel.core.ip import (
+    IPNetwork,
+    SubnetKey,
+    format_ip,
+    format_network,
+    parse_ipv4_network,
+    parse_ipv6_network,
+)
+
+MOST_REASONS: Final = 8
+"""So many passed-over things are told one by one: twice as many as a sound file could have."""
+
+_Net = TypeVar("_Net", IPv4Network, IPv6Network)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubnetEnv:
+    """What a `subnet.env` says; `None` for each thing that it does not say in a usable way."""
+
+    network: IPv4Network | None = None
+    subnet: IPv4Network | None = None
+    """The node's subnet, masked: `FLANNEL_SUBNET=10.5.72.1/24` is `10.5.72.0/24`."""
+    ipv6_network: IPv6Network | None = None
+    ipv6_subnet: IPv6Network | None = None
+    mtu: int | None = None
+    ip_masq: bool | None = None
+    skipped: tuple[str, ...] = ()
+    """What was passed over, each with its line or key and the reason, as a sentence."""
+
+    @property
+    def previous_subnet(self) -> SubnetKey | None:
+        """The subnet that the writer of the file had, as a lease key; `None` if it names none."""
+        if self.subnet is None and self.ipv6_subnet is None:
+            return None
+        return SubnetKey(self.subnet, self.ipv6_subnet)
+
+
+def render(config: NetworkConfig, key: SubnetKey, *, mtu: int, ip_masq: bool) -> bytes:
+    """The bytes of `subnet.env` for a lease.
+
+    Args:
+        config: says which families are enabled; each gets its two lines.
+        key: the lease's subnets. Written is the first address inside, which the bridge takes as
+            its own, with the subnet's length.
+        mtu: what a container may send, encapsulation already taken off.
+        ip_masq: the `--ip-masq` flag.
+
+    Raises:
+        ValueError: if an enabled family has no network or no subnet.
+    """
+    pairs = _variables(config, key, mtu=mtu, ip_masq=ip_masq)
+    return "".join(f"{name}={value}\n" for name, value in pairs.items()).encode("ascii")
+
+
+def render_docker_opts(config: NetworkConfig, key: SubnetKey, *, mtu: int, ip_masq: bool) -> bytes:
+    """The bytes of `docker_opts.env`: what mk-docker-opts, run without options, makes of the above.
+
+    Only of the above: variables of our own environment do not get in.
+
+    Raises:
+        ValueError: as `render`.
+    """
+    variables = _variables(config, key, mtu=mtu, ip_masq=ip_masq)
+    return dockeropts.compose(variables, dockeropts.Request()).encode("ascii")
+
+
+def _variables(config: NetworkConfig, key: SubnetKey, *, mtu: int, ip_masq: bool) -> dict[str, str]:
+    """The variables in the order of the file."""
+    pairs: dict[str, str] = {}
+    if config.enable_ipv4:
+        pairs |= _pair("FLANNEL_", config.network, key.v4)
+    if config.enable_ipv6:
+        pairs |= _pair("FLANNEL_IPV6_", config.ipv6_network, key.v6)
+    return pairs | {"FLANNEL_MTU": str(mtu), "FLANNEL_IPMASQ": "true" if ip_masq else "false"}
+
+
+def _pair(prefix: str, network: IPNetwork | None, subnet: IPNetwork | None) -> dict[str, str]:
+    if network is None or subnet is None:
+        raise ValueError(f"{prefix}SUBNET: an enabled family has no network or no subnet")
+    gateway = format_ip(subnet.network_address + 1)
+    return {
+        f"{prefix}NETWORK": format_network(network),
+        f"{prefix}SUBNET": f"{gateway}/{subnet.prefixlen}",
+    }
+
+
+_LINE: Final = re.compile(r"(?:export[ \t]+)?([A-Za-z_][A-Za-z0-9_.]*)[ \t]*=[ \t]*(.*)", re.ASCII)
+_BARE: Final = re.compile(r"(.*?)(?:[ \t]+#.*)?", re.ASCII)
+_QUOTED: Final = re.compile(r"""(["'])(.*?)\1[ \t]*(?:\#.*)?""", re.ASCII)
+_NUMBER: Final = re.compile(r"[0-9]{1,10}", re.ASCII)
+
+
+def parse(content: str | bytes) -> SubnetEnv:
+    """Reads a `subnet.env`, whoever wrote it.
+
+    The dialect is dotenv's: `KEY=VALUE` a line, an `export` in front, comments, quotes around the
+    value. The last line of a key counts. The four prefixes may be lists with commas (a file shared
+    by several clusters): bad members are passed over, and more than one good one means that nobody
+    can tell which was ours, so there is none.
+    """
+    text = content.decode("utf-8", "replace") if isinstance(content, bytes) else content
+    skipped: list[str] = []
+    pairs = _read_pairs(text, skipped)
+    mtu = pairs.get("FLANNEL_MTU", "")
+    if mtu and not _NUMBER.fullmatch(mtu):
+        skipped.append(f"FLANNEL_MTU: {_shown(mtu)} is not a number")
+        mtu = ""
+    masq = pairs.get("FLANNEL_IPMASQ", "")
+    if masq not in {"", "true", "false"}:
+        skipped.append(f"FLANNEL_IPMASQ: {_shown(masq)} is neither true nor false")
+        masq = ""
+    return SubnetEnv(
+        network=_one(pairs, "FLANNEL_NETWORK", parse_ipv4_network, skipped),
+        subnet=_one(pairs, "FLANNEL_SUBNET", parse_ipv4_network, skipped),
+        ipv6_network=_one(pairs, "FLANNEL_IPV6_NETWORK", parse_ipv6_network, skipped),
+        ipv6_subnet=_one(pairs, "FLANNEL_IPV6_SUBNET", parse_ipv6_network, skipped),
+        mtu=int(mtu) if mtu else None,
+        ip_masq=masq == "true" if masq else None,
+        skipped=_first(skipped),
+    )
+
+
+def _read_pairs(text: str, skipped: list[str]) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    # Not splitlines(): that also splits at form feeds and Unicode separators.
+    for number, raw in enumerate(text.removeprefix("\ufeff").split("\n"), start=1):
+        line = raw.strip(" \t\r")
+        if not line or line.startswith("#"):
+            continue
+        match = _LINE.fullmatch(line)
+        if match is None:
+            skipped.append(f"line {number}: {_shown(line)} is not KEY=VALUE")
+            continue
+        name, value = match[1], match[2]
+        if value[:1] in {'"', "'"}:
+            quoted = _QUOTED.fullmatch(value)
+            if quoted is None:
+                skipped.append(f"line {number}: {name} has a quote that does not end")
+                continue
+            pairs[name] = quoted[2]
+        else:
+            bare = _BARE.fullmatch("" if value.startswith("#") else value)
+            pairs[name] = bare[1] if bare is not None else value
+    return pairs
+
+
+def _one(
+    pairs: Mapping[str, str], name: str, read: Callable[[str], _Net], skipped: list[str]
+) -> _Net | None:
+    value = pairs.get(name, "")
+    good: list[_Net] = []
+    for member in value.split(",") if value else ():
+        try:
+            good.append(read(member))
+        except ValueError:
+            skipped.append(f"{name}: {_shown(member)} is not a prefix (ADDRESS/LENGTH)")
+    if len(good) > 1:
+        skipped.append(f"{name}: {len(good)} prefixes, and nothing says which of them is ours")
+    return good[0] if len(good) == 1 else None
+
+
+def _first(skipped: list[str]) -> tuple[str, ...]:
+    """The reasons, but not a thousand of them for a file that is garbage throughout."""
+    more = len(skipped) - MOST_REASONS
+    rest = (f"and {more} more",) if more > 0 else ()
+    return (*skipped[:MOST_REASONS], *rest)
+
+
+def _shown(value: str) -> str:
+    """A value quoted for a log line, cut off where it stops being of use there."""
+    return repr(value if len(value) <= 60 else value[:57] + "...")

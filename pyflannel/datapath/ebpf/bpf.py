@@ -1,0 +1,282 @@
+"""bpf(2) and BPF object files, without libbpf and without a compiler on the node.
+
+Just what three tcx programs and three maps need: an ELF reader for sections, symbols and map
+relocations (no BTF, no CO-RE), and the system call through ctypes. Attribute layouts are those of
+`union bpf_attr` (include/uapi/linux/bpf.h); all of it little endian, as is the object.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pyflannel.core.errors import DatapathError, KernelError, NotPermitted
+
+SYSCALL: Final = {"x86_64": 321, "aarch64": 280, "riscv64": 280}
+MAP_CREATE: Final = 0
+MAP_LOOKUP_ELEM: Final = 1
+MAP_UPDATE_ELEM: Final = 2
+MAP_DELETE_ELEM: Final = 3
+MAP_GET_NEXT_KEY: Final = 4
+PROG_LOAD: Final = 5
+OBJ_PIN: Final = 6
+OBJ_GET: Final = 7
+LINK_CREATE: Final = 28
+LINK_UPDATE: Final = 29
+PROG_TYPE_SCHED_CLS: Final = 3
+TCX_INGRESS: Final = 46
+TCX_EGRESS: Final = 47
+PSEUDO_MAP_FD: Final = 1
+"""Source register of a 64-bit load whose immediate is a map's descriptor."""
+ATTR_BYTES: Final = 160
+"""At least `sizeof(union bpf_attr)`; the kernel wants what it does not know to be zero."""
+LOG_BYTES: Final = 1 << 18
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _call(command: int, attr: bytes, operation: str, subject: str) -> int:
+    number = SYSCALL.get(os.uname().machine)
+    if number is None:
+        raise DatapathError(f"bpf(2) has no known number on {os.uname().machine}")
+    buffer = ctypes.create_string_buffer(attr.ljust(ATTR_BYTES, b"\0"), ATTR_BYTES)
+    result: int = _libc.syscall(number, command, buffer, ATTR_BYTES)
+    if result >= 0:
+        return result
+    code = ctypes.get_errno()
+    if code in (errno.EPERM, errno.EACCES):
+        raise NotPermitted(operation, subject, code, "needs CAP_BPF and CAP_NET_ADMIN")
+    raise KernelError(operation, subject, code)
+
+
+def _buffer(data: bytes | int) -> ctypes.Array[ctypes.c_char]:
+    if isinstance(data, int):
+        return ctypes.create_string_buffer(data)
+    return ctypes.create_string_buffer(data, len(data))
+
+
+@dataclass(frozen=True, slots=True)
+class MapDefinition:
+    """The five numbers of `struct map_definition` in the object."""
+
+    type: int
+    key_bytes: int
+    value_bytes: int
+    entries: int
+    flags: int
+
+
+class Map:
+    """A map, by its descriptor, which it owns."""
+
+    def __init__(self, fd: int, name: str, definition: MapDefinition) -> None:
+        self.fd = fd
+        self.name = name
+        self.definition = definition
+
+    @classmethod
+    def create(cls, name: str, definition: MapDefinition) -> Map:
+        """A new map; it lives until its last descriptor, program and pin are gone."""
+        d = definition
+        attr = struct.pack("<5I", d.type, d.key_bytes, d.value_bytes, d.entries, d.flags)
+        attr += struct.pack("<II16s", 0, 0, name[:15].encode())
+        return cls(_call(MAP_CREATE, attr, "create", f"bpf map {name}"), name, definition)
+
+    def get(self, key: bytes, value_bytes: int) -> bytes | None:
+        """The value under a key; for per-CPU maps that of all CPUs, 8-byte aligned."""
+        k, v = _buffer(key), _buffer(value_bytes)
+        attr = struct.pack("<IxxxxQQQ", self.fd, ctypes.addressof(k), ctypes.addressof(v), 0)
+        try:
+            _call(MAP_LOOKUP_ELEM, attr, "look up in", f"bpf map {self.name}")
+        except KernelError as error:
+            if error.errno == errno.ENOENT:
+                return None
+            raise
+        return v.raw
+
+    def set(self, key: bytes, value: bytes) -> None:
+        """Puts or replaces one entry."""
+        k, v = _buffer(key), _buffer(value)
+        attr = struct.pack("<IxxxxQQQ", self.fd, ctypes.addressof(k), ctypes.addressof(v), 0)
+        _call(MAP_UPDATE_ELEM, attr, "update", f"bpf map {self.name}")
+
+    def delete(self, key: bytes) -> None:
+        """Removes one entry; one that is not there is well removed."""
+        k = _buffer(key)
+        attr = struct.pack("<IxxxxQQQ", self.fd, ctypes.addressof(k), 0, 0)
+        try:
+            _call(MAP_DELETE_ELEM, attr, "delete from", f"bpf map {self.name}")
+        except KernelError as error:
+            if error.errno != errno.ENOENT:
+                raise
+
+    def keys(self) -> Iterator[bytes]:
+        """All keys. Do not change the map meanwhile: collect first."""
+        key: bytes | None = None
+        while True:
+            k = _buffer(key) if key is not None else None
+            out = _buffer(self.definition.key_bytes)
+            start = ctypes.addressof(k) if k is not None else 0
+            attr = struct.pack("<IxxxxQQ", self.fd, start, ctypes.addressof(out))
+            try:
+                _call(MAP_GET_NEXT_KEY, attr, "walk", f"bpf map {self.name}")
+            except KernelError as error:
+                if error.errno == errno.ENOENT:
+                    return
+                raise
+            key = out.raw
+            yield key
+
+    def close(self) -> None:
+        """Closes the descriptor. May be called twice."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class BpfObject:
+    """A compiled BPF object: which maps it defines and what its programs are.
+
+    Args:
+        data: the ELF file.
+
+    Raises:
+        DatapathError: if it is not one.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        try:
+            self._read(data)
+        except (struct.error, IndexError, ValueError, KeyError) as error:
+            raise DatapathError(f"the BPF object is damaged: {error!r}") from error
+
+    def _read(self, data: bytes) -> None:
+        if data[:6] != b"\x7fELF\x02\x01":
+            raise ValueError("no little-endian 64-bit ELF file")
+        (table,) = struct.unpack_from("<Q", data, 40)
+        size, number, names = struct.unpack_from("<HHH", data, 58)
+        headers = [struct.unpack_from("<IIQQQQIIQQ", data, table + i * size) for i in range(number)]
+
+        def body(header: tuple[int, ...]) -> bytes:
+            return data[header[4] : header[4] + header[5]]
+
+        def text(strings: bytes, offset: int) -> str:
+            return strings[offset : strings.index(b"\0", offset)].decode()
+
+        strings = body(headers[names])
+        index = {text(strings, h[0]): i for i, h in enumerate(headers)}
+        self._sections = {name: body(headers[i]) for name, i in index.items()}
+        symtab = headers[index[".symtab"]]
+        symbol_names = body(headers[symtab[6]])
+        self._symbols = [
+            (text(symbol_names, name), section, value)
+            for name, _info, _other, section, value, _size in struct.iter_unpack(
+                "<IBBHQQ", body(symtab)
+            )
+        ]
+        maps = self._sections["maps"]
+        self.maps: dict[str, MapDefinition] = {
+            name: MapDefinition(*struct.unpack_from("<5I", maps, value))
+            for name, section, value in self._symbols
+            if section == index["maps"] and name
+        }
+        self.license = self._sections["license"]
+
+    def instructions(self, section: str, maps: Mapping[str, int]) -> bytes:
+        """A program with the descriptors of its maps filled in.
+
+        Args:
+            section: its section, such as `tcx/overlay_out`.
+            maps: map name → descriptor.
+        """
+        code = bytearray(self._sections[section])
+        for offset, info in struct.iter_unpack("<QQ", self._sections.get(f".rel{section}", b"")):
+            name = self._symbols[info >> 32][0]
+            code[offset + 1] = (code[offset + 1] & 0x0F) | PSEUDO_MAP_FD << 4
+            struct.pack_into("<i", code, offset + 4, maps[name])
+        return bytes(code)
+
+
+def load_program(name: str, code: bytes, license_text: bytes, attach_type: int) -> int:
+    """Loads a program for tcx; returns its descriptor.
+
+    Raises:
+        NotPermitted: CAP_BPF is missing, or the system forbids bpf(2).
+        DatapathError: the verifier refused it; with its last words.
+    """
+    insns, licence, verifier = _buffer(code), _buffer(license_text), _buffer(LOG_BYTES)
+
+    def attr(log_level: int) -> bytes:
+        return struct.pack(
+            "<IIQQIIQII16sII",
+            PROG_TYPE_SCHED_CLS,
+            len(code) // 8,
+            ctypes.addressof(insns),
+            ctypes.addressof(licence),
+            log_level,
+            LOG_BYTES if log_level else 0,
+            ctypes.addressof(verifier) if log_level else 0,
+            0,
+            0,
+            name[:15].encode(),
+            0,
+            attach_type,
+        )
+
+    try:
+        return _call(PROG_LOAD, attr(0), "load", f"bpf program {name}")
+    except NotPermitted:
+        raise
+    except KernelError as error:
+        try:
+            return _call(PROG_LOAD, attr(1), "load", f"bpf program {name}")
+        except KernelError:
+            words = verifier.value.decode(errors="replace").strip().splitlines()[-3:]
+            raise DatapathError(f"{error}; the verifier says: {' / '.join(words)}") from error
+
+
+def attach_tcx(program: int, ifindex: int, attach_type: int) -> int:
+    """Attaches a program with tcx; returns the link, which detaches when its last fd is closed.
+
+    Raises:
+        KernelError: EINVAL where the kernel has no tcx (before 6.6).
+    """
+    attr = struct.pack("<4I", program, ifindex, attach_type, 0)
+    return _call(LINK_CREATE, attr, "attach", f"tcx program to interface {ifindex}")
+
+
+def update_link(link: int, program: int) -> None:
+    """Puts another program in the place of the one that a link runs, without a gap."""
+    _call(LINK_UPDATE, struct.pack("<4I", link, program, 0, 0), "update", "tcx link")
+
+
+def pin(fd: int, path: str) -> None:
+    """Keeps a map, program or link alive under a path in bpffs."""
+    name = _buffer(path.encode() + b"\0")
+    attr = struct.pack("<QII", ctypes.addressof(name), fd, 0)
+    _call(OBJ_PIN, attr, "pin", path)
+
+
+def get_pinned(path: str) -> int | None:
+    """The descriptor of what is pinned under a path; `None` if nothing is."""
+    name = _buffer(path.encode() + b"\0")
+    attr = struct.pack("<QII", ctypes.addressof(name), 0, 0)
+    try:
+        return _call(OBJ_GET, attr, "open", path)
+    except KernelError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return None
+        raise
+
+
+def possible_cpus() -> int:
+    """How many values a per-CPU map has (kernel/bpf/syscall.c, `num_possible_cpus`)."""
+    listing = Path("/sys/devices/system/cpu/possible").read_text("ascii")
+    last = listing.strip().split(",")[-1].split("-")[-1]
+    return int(last) + 1

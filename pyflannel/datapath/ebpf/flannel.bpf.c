@@ -1,0 +1,295 @@
+// SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
+/* The udp backend's encapsulation inside the kernel: the same bytes on the wire.
+ *
+ * Theory of operation. Three small programs, attached with tcx, move what is ordinary; whatever is
+ * not (TC_ACT_OK) goes on untouched, to the reader of the TUN or of the UDP socket, which is the
+ * user-space data path with its exact rules: ICMP errors, fragments, counters of drops. So nothing
+ * is ever decided twice, and a mistake here can only make a packet slow.
+ *
+ *   overlay_out   egress of flannel0      look the destination up, TTL - 1, wrap, send to the peer
+ *   underlay_in   ingress of the underlay check the sender as user space does, unwrap, TTL - 1
+ *   gro_in        ingress of a veth end   hand joined packets on to flannel0
+ *
+ * The way in. A decapsulated packet that is redirected straight into flannel0 has missed GRO: the
+ * kernel has none for a UDP port nobody registered, so a TCP stream would climb the stack a segment
+ * at a time. TCP segments with payload are therefore sent through a veth pair whose receiving end
+ * joins them (NAPI GRO) and whose program then redirects the whole into flannel0. Super packets
+ * that crossed a virtual underlay whole need no joining and take the direct way, as does the rest.
+ *
+ * Checks of underlay_in, the same as in user space: the inner source lies in a subnet of exactly
+ * the peer whose address the datagram came from; the inner destination lies in the network; TTL;
+ * the lengths agree. A datagram that fails one is passed on, and user space counts and drops it.
+ *
+ * What is bypassed: netfilter's OUTPUT, INPUT and conntrack for the *outer* packet. The inner one
+ * passes FORWARD and POSTROUTING as ever. The outer UDP checksum is 0 (RFC 768), and that of a
+ * received datagram is not verified: the inner checksums are, by whom they are meant for.
+ *
+ * License: bpf_fib_lookup() is there for programs under the GPL only, so this file (and nothing else)
+ * may be used under the GPL as well.
+ *
+ * Sources: include/uapi/linux/bpf.h (helpers and their flags); net/core/filter.c. */
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/pkt_cls.h>
+#include <linux/tcp.h>
+#include <linux/udp.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+#include <stddef.h>
+
+#define AF_INET 2
+#define OUTER_BYTES 28   /* IPv4 and UDP header */
+#define OUTER_TTL 64     /* what a socket would use (net.ipv4.ip_default_ttl) */
+#define DF 0x4000        /* upstream's datagrams carry it */
+#define OFFSET_AND_MF 0x3fff
+
+/* The loader reads these five numbers from section "maps"; no BTF, no libbpf. */
+struct map_definition {
+	__u32 type, key_bytes, value_bytes, entries, flags;
+};
+
+struct settings {
+	__u32 local;        /* network byte order, as all addresses here */
+	__u32 network, mask;
+	__u32 overlay_if;   /* ifindex of flannel0 */
+	__u32 gro_if;       /* ifindex of the veth end that leads to gro_in; 0 = none */
+	__u16 port;         /* network byte order */
+	__u16 mtu;          /* of flannel0, host byte order */
+	__u8 accept_any;    /* upstream's behaviour: whoever sent it */
+	__u8 gro_mac[6];    /* of the receiving veth end */
+	__u8 unused;
+};
+
+struct prefix {
+	__u32 bits, address;
+};
+
+struct hop {
+	__u32 address;
+};
+
+enum counter { TUN_PACKETS, TUN_BYTES, UDP_PACKETS, UDP_BYTES, TUN_ERRORS, UDP_ERRORS, COUNTERS };
+
+struct map_definition peers SEC("maps") = {
+	BPF_MAP_TYPE_LPM_TRIE, sizeof(struct prefix), sizeof(struct hop), 65536, BPF_F_NO_PREALLOC};
+struct map_definition config SEC("maps") = {
+	BPF_MAP_TYPE_ARRAY, sizeof(__u32), sizeof(struct settings), 1, 0};
+struct map_definition counters SEC("maps") = {
+	BPF_MAP_TYPE_PERCPU_ARRAY, sizeof(__u32), sizeof(__u64), COUNTERS, 0};
+
+static __always_inline void add(enum counter which, __u64 n)
+{
+	__u32 key = which;
+	__u64 *value = bpf_map_lookup_elem(&counters, &key);
+
+	if (value)
+		*value += n;
+}
+
+/* A super packet counts as the packets it stands for. */
+static __always_inline void count(struct __sk_buff *skb, enum counter packets, __u32 bytes)
+{
+	add(packets, skb->gso_segs > 1 ? skb->gso_segs : 1);
+	add(packets + 1, bytes);
+}
+
+static __always_inline const struct settings *get_settings(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&config, &zero);
+}
+
+static __always_inline const struct hop *find_peer(__u32 address)
+{
+	struct prefix key = {.bits = 32, .address = address};
+
+	return bpf_map_lookup_elem(&peers, &key);
+}
+
+/* RFC 1624, with upstream's 0xFFFF normalised to 0: TTL is the high byte of its 16-bit word. */
+static __always_inline void decrement_ttl(struct iphdr *ip)
+{
+	__u32 sum = bpf_ntohs(ip->check) + 0x100;
+
+	sum = (sum & 0xffff) + (sum >> 16);
+	ip->check = sum == 0xffff ? 0 : bpf_htons(sum);
+	ip->ttl--;
+}
+
+static __always_inline __u16 header_checksum(const struct iphdr *ip)
+{
+	const __u16 *word = (const void *)ip;
+	__u32 sum = 0;
+
+#pragma unroll
+	for (int i = 0; i < 10; i++)
+		sum += word[i];
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return ~sum;
+}
+
+/* Bytes of the longest datagram that this packet will leave as; 0 if that cannot be told. */
+static __always_inline __u32 datagram_bytes(struct __sk_buff *skb, const struct iphdr *inner,
+					    __u32 offset)
+{
+	__u32 payload = skb->gso_size;
+	__u8 data_offset;
+
+	if (!payload)
+		return bpf_ntohs(inner->tot_len) + OUTER_BYTES;
+	if (inner->protocol == IPPROTO_UDP)
+		return payload + sizeof(struct iphdr) + sizeof(struct udphdr) + OUTER_BYTES;
+	if (inner->protocol != IPPROTO_TCP ||
+	    bpf_skb_load_bytes(skb, offset + sizeof(*inner) + 12, &data_offset, 1))
+		return 0;
+	return payload + sizeof(struct iphdr) + (data_offset >> 4) * 4 + OUTER_BYTES;
+}
+
+SEC("tcx/overlay_out")
+int overlay_out(struct __sk_buff *skb)
+{
+	const struct settings *conf = get_settings();
+	struct bpf_fib_lookup way = {};
+	struct bpf_redir_neigh next = {};
+	const struct hop *peer;
+	struct iphdr inner;
+	__u32 bytes = skb->len, longest;
+
+	if (!conf || skb->protocol != bpf_htons(ETH_P_IP) ||
+	    bpf_skb_load_bytes(skb, 0, &inner, sizeof(inner)))
+		return TC_ACT_OK;
+	if (inner.version != 4 || inner.ihl != 5 || bpf_ntohs(inner.tot_len) != bytes ||
+	    inner.ttl <= 1)
+		return TC_ACT_OK;
+	peer = find_peer(inner.daddr);
+	if (!peer)
+		return TC_ACT_OK;
+	longest = datagram_bytes(skb, &inner, 0);
+	if (!longest || longest > (__u32)conf->mtu + OUTER_BYTES)
+		return TC_ACT_OK;
+	/* One look-up gives interface and next hop, and knows the path's MTU; the socket's would
+	 * answer EMSGSIZE, so what does not fit goes there for its ICMP. */
+	way.family = AF_INET;
+	way.l4_protocol = IPPROTO_UDP;
+	way.tot_len = longest;
+	way.ipv4_src = conf->local;
+	way.ipv4_dst = peer->address;
+	way.ifindex = skb->ifindex;
+	switch (bpf_fib_lookup(skb, &way, sizeof(way), BPF_FIB_LOOKUP_OUTPUT)) {
+	case BPF_FIB_LKUP_RET_SUCCESS:
+	case BPF_FIB_LKUP_RET_NO_NEIGH:
+		break;
+	default:
+		return TC_ACT_OK;
+	}
+	decrement_ttl(&inner);
+	bpf_skb_store_bytes(skb, 0, &inner, sizeof(inner), 0);
+	if (bpf_skb_adjust_room(skb, OUTER_BYTES, BPF_ADJ_ROOM_MAC,
+				BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 |
+					BPF_F_ADJ_ROOM_ENCAP_L4_UDP) ||
+	    bpf_skb_change_head(skb, ETH_HLEN, 0)) {
+		add(TUN_ERRORS, 1);
+		return TC_ACT_SHOT;
+	}
+	struct ethhdr ethernet = {};
+	struct {
+		struct iphdr ip;
+		struct udphdr udp;
+	} outer = {};
+
+	ethernet.h_proto = bpf_htons(ETH_P_IP);
+	outer.ip.version = 4;
+	outer.ip.ihl = 5;
+	outer.ip.ttl = OUTER_TTL;
+	outer.ip.protocol = IPPROTO_UDP;
+	outer.ip.tot_len = bpf_htons(bytes + OUTER_BYTES);
+	outer.ip.frag_off = bpf_htons(DF);
+	outer.ip.saddr = conf->local;
+	outer.ip.daddr = peer->address;
+	outer.ip.check = header_checksum(&outer.ip);
+	outer.udp.source = conf->port;
+	outer.udp.dest = conf->port;
+	outer.udp.len = bpf_htons(bytes + sizeof(outer.udp));
+	bpf_skb_store_bytes(skb, 0, &ethernet, sizeof(ethernet), 0);
+	bpf_skb_store_bytes(skb, ETH_HLEN, &outer, sizeof(outer), 0);
+	count(skb, TUN_PACKETS, bytes);
+	next.nh_family = AF_INET;
+	next.ipv4_nh = way.ipv4_dst;
+	return bpf_redirect_neigh(way.ifindex, &next, sizeof(next), 0);
+}
+
+/* Whether GRO may find something to join: a TCP segment that carries data. */
+static __always_inline int is_joinable(struct __sk_buff *skb, const struct iphdr *inner)
+{
+	__u8 data_offset;
+
+	if (skb->gso_size || inner->protocol != IPPROTO_TCP || inner->ihl != 5 ||
+	    inner->frag_off & bpf_htons(OFFSET_AND_MF))
+		return 0;
+	if (bpf_skb_load_bytes(skb, ETH_HLEN + OUTER_BYTES + sizeof(*inner) + 12, &data_offset, 1))
+		return 0;
+	return bpf_ntohs(inner->tot_len) > sizeof(*inner) + (data_offset >> 4) * 4;
+}
+
+SEC("tcx/underlay_in")
+int underlay_in(struct __sk_buff *skb)
+{
+	const struct settings *conf = get_settings();
+	const struct hop *sender;
+	struct {
+		struct iphdr ip;
+		struct udphdr udp;
+		struct iphdr inner;
+	} packet;
+	__u32 bytes;
+	int joinable;
+
+	if (!conf || skb->protocol != bpf_htons(ETH_P_IP) ||
+	    bpf_skb_load_bytes(skb, ETH_HLEN, &packet, sizeof(packet)))
+		return TC_ACT_OK;
+	if (packet.ip.protocol != IPPROTO_UDP || packet.ip.ihl != 5 ||
+	    packet.udp.dest != conf->port || packet.ip.daddr != conf->local ||
+	    packet.ip.frag_off & bpf_htons(OFFSET_AND_MF))
+		return TC_ACT_OK;
+	bytes = bpf_ntohs(packet.inner.tot_len);
+	/* Several datagrams that cross a virtual underlay as one (UDP_SEGMENT) fail the second. */
+	if (packet.inner.version != 4 || bytes + sizeof(packet.udp) != bpf_ntohs(packet.udp.len) ||
+	    bytes + ETH_HLEN + OUTER_BYTES > skb->len || packet.inner.ihl < 5 ||
+	    packet.inner.ttl <= 1 || (!skb->gso_size && bytes > conf->mtu))
+		return TC_ACT_OK;
+	if (!conf->accept_any) {
+		sender = find_peer(packet.inner.saddr);
+		if (!sender || sender->address != packet.ip.saddr ||
+		    (packet.inner.daddr & conf->mask) != conf->network)
+			return TC_ACT_OK;
+	}
+	joinable = is_joinable(skb, &packet.inner);
+	decrement_ttl(&packet.inner);
+	bpf_skb_store_bytes(skb, ETH_HLEN + OUTER_BYTES, &packet.inner, sizeof(packet.inner), 0);
+	/* This also forgets that a device has verified the outer checksum, which says nothing about
+	 * the inner one. */
+	if (bpf_skb_adjust_room(skb, -OUTER_BYTES, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO)) {
+		add(UDP_ERRORS, 1);
+		return TC_ACT_SHOT;
+	}
+	count(skb, UDP_PACKETS, bytes);
+	if (joinable && conf->gro_if) {
+		bpf_skb_store_bytes(skb, 0, conf->gro_mac, sizeof(conf->gro_mac), 0);
+		return bpf_redirect(conf->gro_if, 0);
+	}
+	return bpf_redirect(conf->overlay_if, BPF_F_INGRESS);
+}
+
+SEC("tcx/gro_in")
+int gro_in(struct __sk_buff *skb __attribute__((unused)))
+{
+	const struct settings *conf = get_settings();
+
+	return conf ? bpf_redirect(conf->overlay_if, BPF_F_INGRESS) : TC_ACT_SHOT;
+}
+
+char program_license[] SEC("license") = "GPL";

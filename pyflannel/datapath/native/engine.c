@@ -1,0 +1,501 @@
+/* See engine.h. */
+#define _GNU_SOURCE
+#include "engine.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/if_tun.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "packet.h"
+
+/* Values of linux/udp.h and linux/if_tun.h that older headers lack. */
+#ifndef UDP_SEGMENT
+#define UDP_SEGMENT 103
+#endif
+#ifndef UDP_GRO
+#define UDP_GRO 104
+#endif
+#ifndef TUN_F_USO4
+#define TUN_F_USO4 0x20
+#define TUN_F_USO6 0x40
+#endif
+
+enum {
+    /* The default of 208 KB is three GRO datagrams of 64 KB; a burst of a TCP window must fit. */
+    SOCKET_BUFFER = 4 << 20,
+    /* At most 1000 ICMP errors a second, in bursts of 50 (datapath/base.py). */
+    ICMP_INTERVAL_NS = 1000000,
+    ICMP_BURST = 50,
+    /* What a worker sleeps when poll() keeps reporting something that reading does not clear. */
+    TROUBLE_MS = 10,
+    TROUBLE_ROUNDS = 16,
+    /* A poll() that has to sleep takes longer, one that does not is well below. */
+    BUSY_NS = 4000,
+};
+
+static uint64_t now_ns(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static void offload_set(struct engine *e, enum offload which, enum offload_state state, int error)
+{
+    atomic_store(&e->offloads[which], (uint32_t)state << 16 | (uint32_t)error);
+}
+
+void offload_withdraw(struct engine *e, enum offload which, int error)
+{
+    offload_set(e, which, OFFLOAD_WITHDRAWN, error);
+}
+
+static bool offload_wanted(const struct engine *e, enum offload which)
+{
+    return !(e->config.forced_off & 1u << which);
+}
+
+static void wake_all(struct engine *e)
+{
+    uint64_t one = 1;
+
+    /* Nobody reads it, so it stays readable and wakes every worker; it cannot fill up. */
+    while (write(e->wake_fd, &one, sizeof one) < 0 && errno == EINTR)
+        ;
+}
+
+void engine_fail(struct engine *e, int error)
+{
+    int none = 0;
+
+    atomic_compare_exchange_strong(&e->failure, &none, error);
+    atomic_store(&e->stopping, true);
+    wake_all(e);
+}
+
+/* A token bucket in one word (GCRA): the time at which the bucket will be full again, moved on by one
+ * interval for each error, never further than a burst into the future. */
+bool icmp_allowed(struct worker *w)
+{
+    struct engine *e = w->engine;
+    uint64_t now = now_ns(), next = atomic_load(&e->icmp_next_ns), moved;
+
+    do {
+        moved = (next > now ? next : now) + ICMP_INTERVAL_NS;
+        if (moved > now + (uint64_t)ICMP_BURST * ICMP_INTERVAL_NS) {
+            count_add(w, COUNT_icmp_suppressed, 1);
+            return false;
+        }
+    } while (!atomic_compare_exchange_weak(&e->icmp_next_ns, &next, moved));
+    return true;
+}
+
+bool wait_writable(struct engine *e, int fd)
+{
+    struct pollfd fds[2] = {{e->wake_fd, POLLIN, 0}, {fd, POLLOUT, 0}};
+
+    return poll(fds, 2, ENGINE_PATIENCE_MS) > 0 && !fds[0].revents && (fds[1].revents & POLLOUT);
+}
+
+/* The queue of a packet's flow. By addresses only, so that fragments go where the rest goes; the
+ * kernel then transmits the flow through the queue it came by, which spreads both directions. */
+static int flow_queue(const struct engine *e, const uint8_t *p)
+{
+    uint32_t hash;
+
+    if (e->config.queues == 1)
+        return e->config.tun_fds[0];
+    hash = (get32(p + IP4_SOURCE) ^ get32(p + IP4_DESTINATION)) * 2654435769u;
+    return e->config.tun_fds[((uint64_t)hash * e->config.queues) >> 32];
+}
+
+int tun_write_pieces(struct worker *w, const uint8_t *p, const struct iovec *pieces, size_t count)
+{
+    struct engine *e = w->engine;
+    int fd = flow_queue(e, p);
+
+    for (bool waited = false;; waited = true) {
+        if (writev(fd, pieces, (int)count) >= 0)
+            return 0;
+        if (errno == EINTR)
+            continue;
+        if (errno == EBADFD) {
+            engine_fail(e, EBADFD);
+            return EBADFD;
+        }
+        if (errno != EAGAIN || waited || !wait_writable(e, fd))
+            return errno;
+    }
+}
+
+int tun_write_packet(struct worker *w, const uint8_t *p, size_t length)
+{
+    static const struct vnet_header none;
+    struct iovec pieces[2] = {{(void *)(uintptr_t)&none, sizeof none},
+                              {(void *)(uintptr_t)p, length}};
+    bool vnet = w->engine->config.vnet_header;
+
+    return tun_write_pieces(w, p, vnet ? pieces : pieces + 1, vnet ? 2 : 1);
+}
+
+/* Frees the old tables that no worker can still hold. */
+static void table_reclaim(struct engine *e)
+{
+    uint64_t oldest = UINT64_MAX;
+
+    for (size_t i = 0; i < e->workers; i++) {
+        uint64_t epoch = atomic_load(&e->worker[i].epoch);
+
+        if (epoch != 0 && epoch < oldest)
+            oldest = epoch;
+    }
+    for (struct table **link = &e->retired; *link;) {
+        struct table *t = *link;
+
+        if (t->retired_epoch <= oldest) {
+            *link = t->retired_next;
+            free(t);
+        } else {
+            link = &t->retired_next;
+        }
+    }
+}
+
+int engine_replace_table(struct engine *e, const struct table_row *rows, size_t count)
+{
+    struct table *fresh, *old;
+
+    errno = 0;
+    fresh = table_new(rows, count);
+    if (!fresh)
+        return errno ? errno : EINVAL;
+    old = atomic_exchange(&e->table, fresh);
+    old->retired_epoch = atomic_fetch_add(&e->now_epoch, 1) + 1;
+    old->retired_next = e->retired;
+    e->retired = old;
+    table_reclaim(e);
+    return 0;
+}
+
+size_t engine_retired(const struct engine *e)
+{
+    size_t count = 0;
+
+    for (const struct table *t = e->retired; t; t = t->retired_next)
+        count++;
+    return count;
+}
+
+void engine_counters(struct engine *e, uint64_t out[COUNTERS])
+{
+    memset(out, 0, COUNTERS * sizeof *out);
+    for (size_t i = 0; i < ENGINE_WORKERS; i++) {
+        for (size_t c = 0; c < COUNTERS; c++)
+            out[c] += atomic_load_explicit(&e->worker[i].counters[c], memory_order_relaxed);
+    }
+    table_reclaim(e);
+}
+
+/* Waits until a half has something to do. Gives false if the worker is to end; `busy` is whether
+ * something was there without sleeping for it. */
+static bool worker_wait(struct worker *w, struct pollfd fds[3], bool *busy)
+{
+    struct engine *e = w->engine;
+    uint64_t start = now_ns();
+    int ready = 0;
+
+    if (e->config.spin_us) {
+        do
+            ready = poll(fds, 3, 0);
+        while (ready == 0 && now_ns() - start < e->config.spin_us * 1000ull);
+    }
+    if (ready <= 0 && poll(fds, 3, -1) < 0)
+        fds[0].revents = fds[1].revents = fds[2].revents = 0; /* EINTR: a debugger */
+    *busy = now_ns() - start < BUSY_NS;
+    return !atomic_load_explicit(&e->stopping, memory_order_relaxed);
+}
+
+static void worker_name(const struct worker *w)
+{
+    char name[16];
+
+    snprintf(name, sizeof name, "flannel-%s%zu", w->tx && w->rx ? "io" : w->tx ? "tx" : "rx",
+             (size_t)(w - w->engine->worker));
+    pthread_setname_np(pthread_self(), name);
+}
+
+static void *worker_main(void *argument)
+{
+    struct worker *w = argument;
+    struct engine *e = w->engine;
+    struct pollfd fds[3] = {{e->wake_fd, POLLIN, 0},
+                            {w->tx ? tx_descriptor(w->tx) : -1, POLLIN, 0},
+                            {w->rx ? e->config.udp_fd : -1, POLLIN, 0}};
+    bool more = false, busy = false;
+    unsigned trouble = 0;
+
+    worker_name(w);
+    while (more ? !atomic_load_explicit(&e->stopping, memory_order_relaxed)
+                : worker_wait(w, fds, &busy)) {
+        const struct table *t;
+        short tun = fds[1].revents, udp = fds[2].revents;
+
+        /* An error condition without anything to read would bring poll() back at once for ever. */
+        if (!more && ((tun | udp) & (POLLERR | POLLHUP)) && !((tun | udp) & POLLIN)) {
+            struct pollfd wake = fds[0];
+
+            if (tun & POLLHUP)
+                engine_fail(e, EPIPE);
+            else if (++trouble > TROUBLE_ROUNDS)
+                poll(&wake, 1, TROUBLE_MS);
+        } else {
+            trouble = 0;
+        }
+
+        atomic_store(&w->epoch, atomic_load(&e->now_epoch));
+        t = atomic_load(&e->table);
+        {
+            bool tx_more = w->tx && (more || tun) && tx_batch(w->tx, t, more || busy);
+            bool rx_more = w->rx && (more || udp) && rx_batch(w->rx, t);
+
+            more = tx_more || rx_more;
+        }
+        atomic_store(&w->epoch, 0);
+    }
+    return NULL;
+}
+
+/* Asks for each of the TUN's offloads on its own, on top of those it has granted already. */
+static void tun_offloads(struct engine *e)
+{
+    static const struct {
+        enum offload which;
+        unsigned flags;
+    } steps[] = {
+        {OFFLOAD_csum, TUN_F_CSUM},
+        {OFFLOAD_tso4, TUN_F_TSO4},
+        {OFFLOAD_tso6, TUN_F_TSO6},
+        {OFFLOAD_tso_ecn, TUN_F_TSO_ECN},
+        {OFFLOAD_uso, TUN_F_USO4 | TUN_F_USO6}, /* the kernel takes them together only; 6.2 */
+    };
+    unsigned granted = 0;
+    bool uso_known = false, is_tun = true;
+
+    for (size_t i = 0; i < sizeof steps / sizeof *steps; i++) {
+        enum offload which = steps[i].which;
+        unsigned ask = granted | steps[i].flags;
+        int error = 0;
+
+        if (!e->config.vnet_header)
+            error = ENOPROTOOPT;
+        else if (!e->config.assume_offloads) {
+            /* Every step rests on the checksum: the kernel refuses TSO without it. */
+            for (size_t q = 0; q < e->config.queues && !error; q++) {
+                if (ioctl(e->config.tun_fds[q], TUNSETOFFLOAD, (unsigned long)(ask | TUN_F_CSUM)))
+                    error = errno;
+            }
+        }
+        if (which == OFFLOAD_csum)
+            is_tun = !error;
+        if (which == OFFLOAD_uso)
+            uso_known = !error;
+        if (error)
+            offload_set(e, which, OFFLOAD_OFF_UNSUPPORTED, error);
+        else if (!offload_wanted(e, which) ||
+                 (which != OFFLOAD_csum && !offload_on(e, OFFLOAD_csum)))
+            offload_set(e, which, OFFLOAD_OFF_FORCED, 0);
+        else {
+            offload_set(e, which, OFFLOAD_ON, 0);
+            granted = ask;
+        }
+    }
+    if (e->config.vnet_header && !e->config.assume_offloads) {
+        for (size_t q = 0; q < e->config.queues; q++)
+            ioctl(e->config.tun_fds[q], TUNSETOFFLOAD, (unsigned long)granted);
+    }
+    /* What may be written depends on the kernel, not on what we asked for: virtio headers at all,
+     * and VIRTIO_NET_HDR_GSO_UDP_L4 since the kernel that knows TUN_F_USO4. */
+    for (enum offload which = OFFLOAD_join_tcp; which <= OFFLOAD_join_udp; which++) {
+        bool able = is_tun && (which == OFFLOAD_join_tcp || uso_known);
+
+        offload_set(e, which,
+                    !able                        ? OFFLOAD_OFF_UNSUPPORTED
+                    : !offload_wanted(e, which) ? OFFLOAD_OFF_FORCED
+                                                 : OFFLOAD_ON,
+                    able ? 0 : e->config.vnet_header ? EINVAL : ENOPROTOOPT);
+    }
+}
+
+/* What the socket can do, and the options that the path depends on. */
+static void udp_offloads(struct engine *e)
+{
+    int fd = e->config.udp_fd, zero = 0, one = 1, discover = IP_PMTUDISC_DO, size = SOCKET_BUFFER;
+
+    /* Upstream's datagrams carry DF. With UDP_SEGMENT only this keeps it, and a path that is too
+     * narrow gives EMSGSIZE, not fragments. Without IP_RECVERR, ICMP answers to what we sent do not
+     * turn up as errors of something else. */
+    setsockopt(fd, IPPROTO_IP, IP_MTU_DISCOVER, &discover, sizeof discover);
+    setsockopt(fd, IPPROTO_IP, IP_RECVERR, &zero, sizeof zero);
+    if (setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &size, sizeof size))
+        setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &size, sizeof size);
+    if (setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &size, sizeof size))
+        setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
+
+    if (!offload_wanted(e, OFFLOAD_gso))
+        offload_set(e, OFFLOAD_gso, OFFLOAD_OFF_FORCED, 0);
+    else if (setsockopt(fd, IPPROTO_UDP, UDP_SEGMENT, &zero, sizeof zero)) /* 0: per message only */
+        offload_set(e, OFFLOAD_gso, OFFLOAD_OFF_UNSUPPORTED, errno);
+    else
+        offload_set(e, OFFLOAD_gso, OFFLOAD_ON, 0);
+
+    if (!offload_wanted(e, OFFLOAD_gro))
+        offload_set(e, OFFLOAD_gro, OFFLOAD_OFF_FORCED, 0);
+    else if (setsockopt(fd, IPPROTO_UDP, UDP_GRO, &one, sizeof one))
+        offload_set(e, OFFLOAD_gro, OFFLOAD_OFF_UNSUPPORTED, errno);
+    else
+        offload_set(e, OFFLOAD_gro, OFFLOAD_ON, 0);
+}
+
+/* Puts back what another reader of the same descriptors would stumble over. */
+static void offloads_undo(struct engine *e)
+{
+    int zero = 0;
+
+    setsockopt(e->config.udp_fd, IPPROTO_UDP, UDP_GRO, &zero, sizeof zero);
+    if (e->config.vnet_header && !e->config.assume_offloads) {
+        for (size_t q = 0; q < e->config.queues; q++)
+            ioctl(e->config.tun_fds[q], TUNSETOFFLOAD, 0ul);
+    }
+}
+
+struct engine *engine_new(const struct engine_config *config)
+{
+    /* Over-aligned (cache lines), so not calloc. The size is a multiple of the alignment. */
+    struct engine *e = aligned_alloc(CACHE_LINE, sizeof *e);
+    struct table *empty = table_new(NULL, 0);
+
+    if (!e || !empty) {
+        free(e);
+        free(empty);
+        return NULL;
+    }
+    memset(e, 0, sizeof *e);
+    e->config = *config;
+    e->wake_fd = -1;
+    atomic_init(&e->table, empty);
+    atomic_init(&e->now_epoch, 1); /* 0 means "in no batch" */
+    for (size_t i = 0; i < ENGINE_WORKERS; i++)
+        e->worker[i].engine = e;
+    return e;
+}
+
+static int duplicate_descriptors(struct engine *e, const struct engine_config *from)
+{
+    for (size_t q = 0; q < from->queues; q++) {
+        e->config.tun_fds[q] = fcntl(from->tun_fds[q], F_DUPFD_CLOEXEC, 0);
+        if (e->config.tun_fds[q] < 0)
+            return errno;
+    }
+    e->config.udp_fd = fcntl(from->udp_fd, F_DUPFD_CLOEXEC, 0);
+    return e->config.udp_fd < 0 ? errno : 0;
+}
+
+static int start_workers(struct engine *e)
+{
+    sigset_t all, before;
+    int error = 0;
+
+    e->workers = e->config.queues + (e->config.threads > 1);
+    for (size_t i = 0; i < e->workers; i++) {
+        struct worker *w = &e->worker[i];
+
+        if (i < e->config.queues && !(w->tx = tx_new(w, e->config.tun_fds[i])))
+            return ENOMEM;
+        if ((e->config.threads > 1 ? i == e->config.queues : i == 0) && !(w->rx = rx_new(w)))
+            return ENOMEM;
+    }
+    /* Signals belong to the process's main thread. */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    for (size_t i = 0; i < e->workers && !error; i++) {
+        error = pthread_create(&e->worker[i].thread, NULL, worker_main, &e->worker[i]);
+        e->worker[i].started = !error;
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return error;
+}
+
+int engine_start(struct engine *e)
+{
+    struct engine_config given = e->config;
+    int error;
+
+    if (e->running)
+        return EALREADY;
+    for (size_t q = 0; q < ENGINE_QUEUES; q++)
+        e->config.tun_fds[q] = -1;
+    e->config.udp_fd = -1;
+    e->running = true;
+    e->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    error = e->wake_fd < 0 ? errno : duplicate_descriptors(e, &given);
+    if (!error) {
+        tun_offloads(e);
+        udp_offloads(e);
+        error = start_workers(e);
+    }
+    if (error)
+        engine_stop(e);
+    return error;
+}
+
+void engine_stop(struct engine *e)
+{
+    if (!e->running)
+        return;
+    e->running = false;
+    atomic_store(&e->stopping, true);
+    if (e->wake_fd >= 0)
+        wake_all(e);
+    for (size_t i = 0; i < ENGINE_WORKERS; i++) {
+        struct worker *w = &e->worker[i];
+
+        if (w->started)
+            pthread_join(w->thread, NULL);
+        w->started = false;
+        tx_free(w->tx);
+        rx_free(w->rx);
+        w->tx = NULL;
+        w->rx = NULL;
+    }
+    if (e->config.udp_fd >= 0) {
+        offloads_undo(e);
+        close(e->config.udp_fd);
+    }
+    for (size_t q = 0; q < e->config.queues; q++) {
+        if (e->config.tun_fds[q] >= 0)
+            close(e->config.tun_fds[q]);
+    }
+    if (e->wake_fd >= 0)
+        close(e->wake_fd);
+    e->wake_fd = -1;
+}
+
+void engine_free(struct engine *e)
+{
+    engine_stop(e);
+    table_reclaim(e);
+    free(atomic_load(&e->table));
+    free(e);
+}

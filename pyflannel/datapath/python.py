@@ -1,0 +1,565 @@
+"""The packet path in plain Python: the reference that the fast ones are compared with.
+
+Theory of operation. Two descriptors, the TUN and the UDP socket, are drained in turns by one
+callback of the event loop, a packet at a time: read into a buffer that is always the same, look at
+fixed offsets, change TTL and checksum in place, hand on. The rules are those of
+`pyflannel.datapath.base`, in the order in which they stand there; the two loops `_drain_tun` and
+`_drain_udp` are those two lists.
+
+Both descriptors hang on an epoll of our own, and the event loop watches only that one. Two reasons:
+one wake-up serves both directions, and an error on a descriptor (the device was deleted, an ICMP
+error waits at the socket) reaches our code on every event loop; uvloop's would drop the reader of
+such a descriptor without a word to us.
+
+*Sharing the loop.* The callback alternates between the directions every `BATCH` packets and
+returns when both are dry, or after `SLICE_S`; epoll is level-triggered, so it is called again after
+everyone else had their turn.
+
+*Speed.* What counts is system calls, then bytecodes per packet. So the loops are written out, names
+are local, a packet of the common shape (no options, length as it says) passes with one comparison,
+and views on the first n bytes of a buffer are made once per length. Everything out of the ordinary
+is a method call away.
+
+*Errors.* A descriptor that is gone (`EBADFD` after `flannel0` was deleted) ends the data path:
+`failure` says why and nothing spins. A refused packet is counted and forgotten; the interface being
+down for a while (`EIO`) is such a case.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import select
+import socket
+import struct
+import time
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from pyflannel.core.errors import DatapathError, KernelError
+from pyflannel.core.lpm import RouteTable
+from pyflannel.core.packet import (
+    IPV4_MAX_BYTES,
+    MIN_MTU,
+    VNET_F_NEEDS_CSUM,
+    VNET_GSO_NONE,
+    VNET_HEADER_BYTES,
+    IcmpType,
+    TokenBucket,
+    UnreachableCode,
+    VnetHeader,
+    checksum_after_hop,
+    complete_checksum,
+    icmp_error,
+    is_malformed,
+    may_be_answered,
+)
+from pyflannel.datapath.base import COUNTERS, Capabilities, DatapathConfig
+from pyflannel.kernel.tun import set_offload
+from pyflannel.logs import get_logger
+
+log = get_logger(__name__)
+
+BATCH: Final = 32
+"""Packets moved in one direction before the other has its turn: 0.2–0.5 ms at 6–15 µs each."""
+SLICE_S: Final = 0.002
+"""Seconds after which the callback returns even if there is more: what a timer or an HTTP request
+of the daemon may be late by. With the batch that is being finished it stays below 3 ms."""
+ICMP_RATE: Final = 1000.0
+"""ICMP errors a second, and `ICMP_BURST` at once: the contract's numbers (Linux's own defaults,
+`icmp_msgs_per_sec` and `icmp_msgs_burst`)."""
+ICMP_BURST: Final = 50
+OUTER_BYTES: Final = 28
+"""Outer IPv4 (20) and UDP (8) header."""
+
+_BUFFER_BYTES: Final = IPV4_MAX_BYTES + 1
+"""Holds whatever can arrive, so that nothing is ever cut off and taken for whole."""
+
+_FIELDS: Final = struct.Struct("!BxHxxxxBxHII")
+"""version and IHL, total length, TTL, checksum, source, destination."""
+
+_IP_MTU: Final = 14
+_IP_MTU_DISCOVER: Final = 10
+_IP_PMTUDISC_DONT: Final = 0
+# linux/in.h; the socket module has no names for these.
+
+_FULL: Final = frozenset((errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM))
+"""The queue is full: trying again at once cannot help."""
+_GONE: Final = frozenset((errno.EBADF, errno.EBADFD, errno.ENOTSOCK, errno.ENODEV))
+"""The descriptor is no more what it was: nothing will help."""
+
+Hop = tuple[str, int]
+"""An address as the socket module takes it and gives it."""
+
+
+class _Hops(NamedTuple):
+    """A peer table in the shape that one packet's look-up wants."""
+
+    mask: int
+    """Applied to an address before `get`: the mask of the prefix length if there is only one."""
+    get: Callable[[int], Hop | None]
+    senders: frozenset[str]
+    """Addresses of all peers."""
+
+
+def _compile(table: RouteTable, port: int) -> _Hops:
+    """The table with ready-made socket addresses; one dictionary access if it has one level."""
+    inet_ntoa = socket.inet_ntoa
+    hop_of: dict[int, Hop] = {
+        int(peer.address): (inet_ntoa(peer.address.packed), port) for peer in table.peers
+    }
+    senders = frozenset(name for name, _ in hop_of.values())
+    levels = [
+        (mask, {network: hop_of[int(peer.address)] for network, peer in level.items()})
+        for mask, level in table.levels
+    ]
+    if len(levels) == 1:
+        mask, hops = levels[0]
+        return _Hops(mask, hops.get, senders)
+
+    def get(address: int) -> Hop | None:
+        for mask, hops in levels:
+            hop = hops.get(address & mask)
+            if hop is not None:
+                return hop
+        return None
+
+    return _Hops(0xFFFFFFFF, get, senders)
+
+
+class _Prefixes(dict[int, memoryview]):
+    """`prefixes[n]`: a view on the first n bytes of a buffer, made when first asked for."""
+
+    __slots__ = ("_whole",)
+
+    def __init__(self, buffer: bytearray) -> None:
+        super().__init__()
+        self._whole = memoryview(buffer)
+
+    def __missing__(self, length: int) -> memoryview:
+        view = self[length] = self._whole[:length]
+        return view
+
+
+def probe() -> Capabilities | str:
+    """What this data path can do here. It needs nothing, so it always can."""
+    return Capabilities(name="python")
+
+
+class PythonDatapath:
+    """Moves packets with nothing but the standard library. See `Datapath` for the contract.
+
+    Args:
+        config: see `DatapathConfig`.
+        loop: the event loop that calls us; the running one at `start` if not given.
+        clock: seconds that never go back; tests give their own.
+    """
+
+    def __init__(
+        self,
+        config: DatapathConfig,
+        loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._config = config
+        self._loop = loop
+        self._clock = clock
+        self._capabilities = Capabilities(name="python")
+        self._hops = _compile(RouteTable(), config.port)
+        self._count = dict.fromkeys(COUNTERS, 0)
+        self._limiter = TokenBucket(ICMP_RATE, ICMP_BURST)
+        self._failure: str | None = None
+        self._epoll: select.epoll | None = None
+        self._socket: socket.socket | None = None
+
+        # One packet is in flight at a time in each direction; an ICMP error is made from the packet
+        # while it still lies in its buffer.
+        self._tun_buffer = bytearray(_BUFFER_BYTES)
+        self._tun_prefixes = _Prefixes(self._tun_buffer)
+        self._udp_buffer = bytearray(_BUFFER_BYTES)
+        self._udp_prefixes = _Prefixes(self._udp_buffer)
+        self._vnet_header = bytearray(VNET_HEADER_BYTES)
+        self._tun_buffers: list[bytearray] = (
+            [self._vnet_header, self._tun_buffer] if config.vnet_hdr else [self._tun_buffer]
+        )
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """There are no offloads to tell of."""
+        return self._capabilities
+
+    def start(self) -> None:
+        """Begins to move packets.
+
+        Raises:
+            DatapathError: if a descriptor cannot be watched, or it was started already.
+        """
+        if self._epoll is not None or self._failure is not None:
+            raise DatapathError("the python data path was started already; make a new one")
+        config = self._config
+        loop = self._loop = self._loop or asyncio.get_running_loop()
+        epoll = select.epoll(2)
+        udp: socket.socket | None = None
+        try:
+            # A descriptor of our own for the same socket: a socket object closes what it holds.
+            udp = socket.socket(fileno=os.dup(config.udp_fd))
+            udp.setblocking(False)  # noqa: FBT003  the socket module's signature
+            if config.vnet_hdr:
+                # Whoever had the TUN before may have asked for super packets.
+                with contextlib.suppress(KernelError):  # not a TUN, then there is nothing to undo
+                    set_offload(config.tun_fd, 0)
+            epoll.register(config.tun_fd, select.EPOLLIN)
+            epoll.register(udp.fileno(), select.EPOLLIN)
+            loop.add_reader(epoll.fileno(), self._on_ready)
+        except OSError as error:
+            epoll.close()
+            if udp is not None:
+                udp.close()
+            raise DatapathError(
+                f"start the python data path on {config.tun_name}: {_spell(error)}"
+            ) from error
+        self._epoll = epoll
+        self._socket = udp
+
+    def replace_table(self, table: RouteTable) -> None:
+        """Puts a whole new peer table in force from the next batch on."""
+        self._hops = _compile(table, self._config.port)
+
+    def counters(self) -> dict[str, int]:
+        """All of `COUNTERS`, since start."""
+        return dict(self._count)
+
+    def failure(self) -> str | None:
+        """Why it no longer moves packets, or `None`."""
+        return self._failure
+
+    def stop(self) -> None:
+        """Stops at once. May be called twice."""
+        if self._epoll is not None and self._loop is not None:
+            self._loop.remove_reader(self._epoll.fileno())
+            self._epoll.close()
+        self._epoll = None
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    @property
+    def _udp(self) -> socket.socket:
+        if self._socket is None:
+            raise DatapathError("the python data path is not running")
+        return self._socket
+
+    def _fail(self, reason: str) -> None:
+        """Stops for good; the driver finds the first reason on its next pass."""
+        self._failure = self._failure or reason
+        self.stop()
+
+    def _on_ready(self) -> None:
+        """Drains what is ready, both ways in turns, until dry or out of time."""
+        deadline = self._clock() + SLICE_S
+        more = True
+        try:
+            while more and self._epoll is not None:
+                more = False
+                for fd, events in self._epoll.poll(0, 2):
+                    drain = self._drain_tun if fd == self._config.tun_fd else self._drain_udp
+                    more = drain() or more
+                    if self._failure is None and events & ~select.EPOLLIN:
+                        self._on_trouble(fd, events)
+                    if self._failure is not None:
+                        return
+                if self._clock() >= deadline:
+                    return
+        except Exception as error:
+            # The loop would call us again for ever, and log a traceback each time.
+            self._fail(f"defect in the python data path: {error!r}")
+            log.exception("data path failed", datapath="python", device=self._config.tun_name)
+
+    def _drain_tun(self) -> bool:
+        """TUN → UDP for one batch; whether there may be more."""
+        mask, get, _ = self._hops
+        tun_fd, mtu, vnet_hdr = self._config.tun_fd, self._config.mtu, self._config.vnet_hdr
+        packet, prefixes, buffers = self._tun_buffer, self._tun_prefixes, self._tun_buffers
+        readv, fields, sendto = os.readv, _FIELDS.unpack_from, self._udp.sendto
+        packets = size = 0
+        more = True
+        for _ in range(BATCH):
+            try:
+                n = readv(tun_fd, buffers)
+            except BlockingIOError:
+                more = False
+                break
+            except OSError as error:
+                self._fail(f"{_spell(error)}: {self._config.tun_name} is gone")
+                more = False
+                break
+            if not n:
+                self._fail(f"end of file: {self._config.tun_name} is gone")
+                more = False
+                break
+            if vnet_hdr:
+                n = self._take_vnet_header(n)
+            first, total, ttl, checksum, _source, destination = fields(packet)
+            if (first != 0x45 or not 20 <= n == total <= mtu) and self._is_unfit("tun", packet, n):
+                continue
+            hop = get(destination & mask)
+            if hop is None:
+                self._no_route(prefixes[n])
+                continue
+            if ttl <= 1:
+                self._tun_expired(prefixes[n])
+                continue
+            packet[8] = ttl - 1
+            if checksum < 0xFE00:
+                packet[10] = (checksum >> 8) + 1  # no carry and no 0xFFFF from here
+            else:
+                checksum = checksum_after_hop(checksum)
+                packet[10] = checksum >> 8
+                packet[11] = checksum & 0xFF
+            try:
+                sendto(prefixes[n], hop)
+            except OSError as error:
+                if not self._send_again(prefixes[n], hop, error):
+                    if self._failure is not None:
+                        more = False
+                        break
+                    continue
+            packets += 1
+            size += n
+        self._count["tun_packets"] += packets
+        self._count["tun_bytes"] += size
+        return more
+
+    def _drain_udp(self) -> bool:
+        """UDP → TUN for one batch; whether there may be more."""
+        mask, get, senders = self._hops
+        config = self._config
+        tun_fd, mtu, vnet_hdr, accept_any = (
+            config.tun_fd,
+            config.mtu,
+            config.vnet_hdr,
+            config.accept_any,
+        )
+        network, netmask = int(config.network.network_address), int(config.network.netmask)
+        packet, prefixes = self._udp_buffer, self._udp_prefixes
+        receive, fields, write = self._udp.recvfrom_into, _FIELDS.unpack_from, os.write
+        packets = size = errors = 0
+        more = True
+        for _ in range(BATCH):
+            try:
+                n, sender = receive(packet)
+            except BlockingIOError:
+                more = False
+                break
+            except OSError as error:
+                # An ICMP error about an earlier datagram of ours is told once, and takes nothing
+                # away from what waits behind it. Nothing but errors is another matter.
+                errors += 1
+                if error.errno in _GONE or errors == BATCH:
+                    self._fail(f"{_spell(error)}: the UDP socket is gone")
+                    more = False
+                    break
+                continue
+            first, total, ttl, checksum, source, destination = fields(packet)
+            if (first != 0x45 or not 20 <= n == total <= mtu) and self._is_unfit("udp", packet, n):
+                continue
+            if not accept_any:
+                hop = get(source & mask)
+                if hop is None or hop[0] != sender[0]:
+                    known = sender[0] in senders
+                    self._count["udp_wrong_source" if known else "udp_unknown_sender"] += 1
+                    continue
+                if destination & netmask != network:
+                    self._count["udp_wrong_destination"] += 1
+                    continue
+            if ttl <= 1:
+                self._udp_expired(prefixes[n], get(source & mask))
+                continue
+            packet[8] = ttl - 1
+            if checksum < 0xFE00:
+                packet[10] = (checksum >> 8) + 1
+            else:
+                checksum = checksum_after_hop(checksum)
+                packet[10] = checksum >> 8
+                packet[11] = checksum & 0xFF
+            try:
+                if vnet_hdr:
+                    os.writev(tun_fd, (VnetHeader.PLAIN, prefixes[n]))
+                else:
+                    write(tun_fd, prefixes[n])
+            except OSError as error:
+                self._write_refused(error)
+                if self._failure is not None:
+                    more = False
+                    break
+                continue
+            packets += 1
+            size += n
+        self._count["udp_packets"] += packets
+        self._count["udp_bytes"] += size
+        return more
+
+    def _on_trouble(self, fd: int, events: int) -> None:
+        """What else epoll says about a descriptor that read well; left alone it would say so on.
+
+        A socket that is asked to (IP_RECVERR) queues errors and counts as ready until somebody has
+        taken them. Anything else is the end of the descriptor.
+        """
+        if fd == self._config.tun_fd:
+            self._fail(f"epoll event {events:#x}: {self._config.tun_name} is gone")
+            return
+        try:
+            for _ in range(BATCH):
+                self._udp.recvmsg(0, 0, socket.MSG_ERRQUEUE)
+        except BlockingIOError:
+            if events & select.EPOLLHUP:
+                self._fail(f"epoll event {events:#x}: the UDP socket is shut down")
+
+    def _is_unfit(self, side: str, packet: bytearray, n: int) -> bool:
+        """Whether a packet of uncommon shape is to be dropped; options are uncommon but fit."""
+        if is_malformed(packet, n):
+            self._count[f"{side}_malformed"] += 1
+        elif n > self._config.mtu:
+            self._count[f"{side}_oversize"] += 1
+        else:
+            return False
+        return True
+
+    def _take_vnet_header(self, n: int) -> int:
+        """Bytes of the packet behind the virtio-net header; -1 (malformed) if it cannot be used.
+
+        We ask for no offload, so a super packet cannot come unless somebody else set up the TUN.
+        """
+        if n < VNET_HEADER_BYTES:
+            return -1
+        n -= VNET_HEADER_BYTES
+        flags, gso_type = self._vnet_header[0], self._vnet_header[1]
+        if gso_type != VNET_GSO_NONE:
+            return -1
+        if flags & VNET_F_NEEDS_CSUM:
+            header = VnetHeader.parse(self._vnet_header)
+            packet = self._tun_prefixes[n]
+            if n < 20 or not complete_checksum(packet, header.csum_start, header.csum_offset):
+                return -1
+        return n
+
+    def _no_route(self, packet: memoryview) -> None:
+        self._count["tun_no_route"] += 1
+        if may_be_answered(packet, len(packet), answer_icmp=False) and self._may_answer_now():
+            self._count["icmp_unreachable"] += 1
+            self._write(self._error(packet, IcmpType.UNREACHABLE, UnreachableCode.NETWORK))
+
+    def _tun_expired(self, packet: memoryview) -> None:
+        self._count["tun_ttl"] += 1
+        if may_be_answered(packet, len(packet), answer_icmp=True) and self._may_answer_now():
+            self._count["icmp_time_exceeded"] += 1
+            self._write(self._error(packet, IcmpType.TIME_EXCEEDED))
+
+    def _udp_expired(self, packet: memoryview, hop: Hop | None) -> None:
+        self._count["udp_ttl"] += 1
+        if hop is None:
+            return
+        if may_be_answered(packet, len(packet), answer_icmp=True) and self._may_answer_now():
+            self._count["icmp_time_exceeded"] += 1
+            answer = memoryview(self._error(packet, IcmpType.TIME_EXCEEDED))
+            try:
+                self._udp.sendto(answer, hop)
+            except OSError as error:
+                self._send_again(answer, hop, error)
+
+    def _too_big(self, packet: memoryview, hop: Hop) -> bool:
+        """Answers or fragments what the path does not take whole; whether it was sent."""
+        if packet[6] & 0x40:
+            self._count["tun_too_big"] += 1
+            if may_be_answered(packet, len(packet), answer_icmp=True):
+                path_mtu = self._path_mtu(hop)
+                if path_mtu and self._may_answer_now():
+                    self._count["icmp_frag_needed"] += 1
+                    next_mtu = max(MIN_MTU, path_mtu - OUTER_BYTES)
+                    self._write(
+                        self._error(
+                            packet,
+                            IcmpType.UNREACHABLE,
+                            UnreachableCode.FRAGMENTATION_NEEDED,
+                            next_mtu,
+                        )
+                    )
+            return False
+        # No per-datagram way to clear DF exists for IPv4, and nobody else sends on this socket
+        # between these lines.
+        before = self._udp.getsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER)
+        try:
+            self._udp.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_DONT)
+            self._udp.sendto(packet, hop)
+        except OSError:
+            self._count["tun_send_error"] += 1
+            return False
+        finally:
+            self._udp.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, before)
+        return True
+
+    def _path_mtu(self, hop: Hop) -> int:
+        """What the kernel knows about the path to a peer, in bytes; 0 if it does not say.
+
+        Only a connected socket can be asked (ip(7), IP_MTU), so one is connected for the purpose.
+        """
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+            try:
+                asking.bind((self._udp.getsockname()[0], 0))
+                asking.connect(hop)
+                return asking.getsockopt(socket.IPPROTO_IP, _IP_MTU)
+            except OSError:
+                return 0
+
+    def _may_answer_now(self) -> bool:
+        if self._limiter.take(self._clock()):
+            return True
+        self._count["icmp_suppressed"] += 1
+        return False
+
+    def _error(self, packet: memoryview, type_: IcmpType, code: int = 0, rest: int = 0) -> bytes:
+        source = int(self._config.tun_address)
+        return icmp_error(packet, source=source, type_=type_, code=code, rest=rest)
+
+    def _send_again(self, packet: memoryview, hop: Hop, error: OSError) -> bool:
+        """Whether the second and last attempt succeeded.
+
+        The first error may have been an earlier datagram's: an ICMP error from the network stays
+        with the socket until the next call, whatever that call wants (with IP_RECVERR).
+        """
+        if error.errno not in _FULL:
+            try:
+                self._udp.sendto(packet, hop)
+            except OSError as again:
+                error = again
+            else:
+                return True
+        if error.errno == errno.EMSGSIZE:
+            return self._too_big(packet, hop)
+        self._count["tun_send_error"] += 1
+        if error.errno in _GONE:
+            self._fail(f"{_spell(error)}: the UDP socket is gone")
+        return False
+
+    def _write(self, packet: bytes) -> None:
+        """An ICMP error of ours into the TUN."""
+        try:
+            if self._config.vnet_hdr:
+                os.writev(self._config.tun_fd, (VnetHeader.PLAIN, packet))
+            else:
+                os.write(self._config.tun_fd, packet)
+        except OSError as error:
+            self._write_refused(error)
+
+    def _write_refused(self, error: OSError) -> None:
+        self._count["udp_write_error"] += 1
+        if error.errno in _GONE:
+            self._fail(f"{_spell(error)}: {self._config.tun_name} is gone")
+
+
+def _spell(error: OSError) -> str:
+    """`EBADFD`, the way the manual pages spell it."""
+    return errno.errorcode.get(error.errno or 0, str(error))

@@ -1,0 +1,193 @@
+"""Files that others read: written whole or not at all, read without surprises.
+
+A reader (docker's unit, a CNI plugin, our next start) sees the old content or the new one, never a
+part, also when the power goes: write to a hidden file in the same directory, fsync, rename over the
+target, fsync the directory. The price is upstream's as well: the inode changes, so a bind mount of
+the *file* keeps the old content. Mount the directory.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from pyflannel.core.errors import DeviceUnavailable, KernelError, NotPermitted
+
+MOST_BYTES: Final = 1 << 20
+"""No file that we read is larger than a few kilobytes; a mebibyte is a mistake or an attack."""
+
+
+def write_atomically(
+    path: str | Path, data: bytes, *, default_mode: int = 0o644, make_parents: bool = True
+) -> None:
+    """Replaces a file's content in one step.
+
+    A new file gets exactly `default_mode`, whatever the umask; an existing regular file's
+    permission bits are kept. A symbolic link is replaced, not followed. Concurrent writers do not
+    disturb each other: the last rename wins. Blocks for as long as the disk takes.
+
+    Args:
+        path: the target.
+        data: its new content.
+        default_mode: permission bits of a new file.
+        make_parents: create missing directories (0755, less the umask).
+
+    Raises:
+        NotPermitted: a directory may not be written.
+        DeviceUnavailable: read-only file system, or no space left.
+        KernelError: anything else; the old content is untouched in every case.
+    """
+    target = Path(path)
+    try:
+        _replace(target, data, default_mode, make_parents=make_parents)
+    except OSError as error:
+        raise _translated("write", target, error) from error
+
+
+def _replace(target: Path, data: bytes, default_mode: int, *, make_parents: bool) -> None:
+    if make_parents:
+        target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    # Cut, so that the longest permitted name has room for what is added. (NAME_MAX counts bytes.)
+    stem = os.fsdecode(os.fsencode(target.name)[:200])
+    temporary = target.parent / f".{stem}.{os.urandom(4).hex()}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = os.open(temporary, flags, 0o600)
+    try:
+        try:
+            os.fchmod(descriptor, _mode_of(target, default_mode))
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        temporary.rename(target)
+    except BaseException:
+        _unlink_quietly(temporary)
+        raise
+    _sync_directory(target.parent)
+
+
+def _mode_of(target: Path, default_mode: int) -> int:
+    try:
+        mode = target.lstat().st_mode
+    except FileNotFoundError:
+        return default_mode
+    return stat.S_IMODE(mode) if stat.S_ISREG(mode) else default_mode
+
+
+def _unlink_quietly(path: Path) -> None:
+    try:
+        path.unlink()
+    except OSError:
+        return  # what led here is the error to report
+
+
+def _sync_directory(directory: Path) -> None:
+    """Makes the rename survive a power cut, where the file system can.
+
+    The new content stands already, so a refusal (no read permission, EINVAL) is not a failure.
+    """
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        return
+    finally:
+        os.close(descriptor)
+
+
+_WAY_OUT: Final = {
+    errno.EACCES: "may this user write to the directory?",
+    errno.EPERM: "is the file or its directory immutable, or guarded by a security module?",
+    errno.EROFS: "the file system is read-only: remount it, or choose another path",
+    errno.ENOSPC: "free some space or inodes, or choose another path",
+    errno.EDQUOT: "the quota is used up: raise it, or choose another path",
+    errno.EISDIR: "a directory stands in the place of the file: remove it",
+    errno.EEXIST: "a file stands in the place of the directory",
+    errno.ENOTDIR: "a part of the path is a file, not a directory",
+    errno.ENOENT: "the directory does not exist",
+    errno.EBUSY: "is the file itself a mount point? mount its directory instead",
+    errno.ELOOP: "the path's symbolic links go round in a circle",
+}
+
+
+def _translated(operation: str, path: Path, error: OSError) -> KernelError:
+    number = error.errno or 0
+    kind: type[KernelError] = KernelError
+    if number in {errno.EACCES, errno.EPERM}:
+        kind = NotPermitted
+    elif number in {errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO}:
+        kind = DeviceUnavailable
+    return kind(operation, str(path), number, _WAY_OUT.get(number, ""))
+
+
+class FileText(NamedTuple):
+    """The content of a file."""
+
+    text: str
+    whole: bool
+    """Whether it ends with a newline, as text files do. If not, its writer was interrupted or did
+    not know better; the last line may be cut off."""
+
+
+class FileMissing(NamedTuple):
+    """There is no such file."""
+
+
+class FileUnreadable(NamedTuple):
+    """There is something, but it cannot be read as text."""
+
+    reason: str
+    """A sentence that names the path."""
+
+
+FileContent = FileText | FileMissing | FileUnreadable
+
+
+def read_text_if_exists(path: str | Path) -> FileContent:
+    """Reads a small text file that may be missing, unreadable, torn or no text at all.
+
+    Never raises for what it finds, and never blocks (a FIFO is reported, not waited for).
+    """
+    target = Path(path)
+    try:
+        descriptor = os.open(target, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return FileMissing()
+    except OSError as error:
+        return FileUnreadable(str(_translated("read", target, error)))
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return FileUnreadable(f"read {target}: not a regular file")
+        data = _read_all(descriptor)
+    except OSError as error:
+        return FileUnreadable(str(_translated("read", target, error)))
+    finally:
+        os.close(descriptor)
+    if len(data) > MOST_BYTES:
+        return FileUnreadable(f"read {target}: longer than {MOST_BYTES} bytes")
+    if b"\0" in data:
+        return FileUnreadable(f"read {target}: not text, NUL byte at offset {data.index(0)}")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return FileUnreadable(f"read {target}: not text, bad UTF-8 at offset {error.start}")
+    return FileText(text, whole=text.endswith("\n"))
+
+
+def _read_all(descriptor: int) -> bytes:
+    """Up to one byte more than we accept."""
+    data = b""
+    while len(data) <= MOST_BYTES:
+        chunk = os.read(descriptor, MOST_BYTES + 1 - len(data))
+        if not chunk:
+            break
+        data += chunk
+    return data

@@ -1,0 +1,306 @@
+"""The real `Netlink`: this network namespace's links, addresses, routes, neighbours and FDBs.
+
+Four modules stand below: `channel.py` moves datagrams, `rtnl.py` knows the format of what comes in
+bulk and `pyroute.py` that of links and look-ups, `batch.py` knows what must be sent so that the
+kernel does what `Set` and `Delete` promise. This one puts them together and gives errors their
+meaning.
+
+A batch that touches routes or addresses is preceded by one dump of that table (a few microseconds
+an entry; only what the batch names is decoded). Nobody is kept from changing the table in between;
+an EEXIST that comes from that is tried once more.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Final, TypeVar
+
+from pyflannel.core.errors import DeviceUnavailable, KernelError, NotPermitted
+from pyflannel.core.ip import Family, IPAddress, family_of
+from pyflannel.kernel import pyroute, rtnl
+from pyflannel.kernel.base import (
+    NUD_NOARP,
+    Address,
+    Delete,
+    FdbEntry,
+    KernelObject,
+    Link,
+    LinkSpec,
+    Neighbour,
+    Operation,
+    Route,
+    Set,
+)
+from pyflannel.kernel.batch import (
+    ABSENT,
+    FoundAddress,
+    FoundRoute,
+    Plan,
+    stone_of,
+    wants_stepping_stone,
+)
+from pyflannel.kernel.channel import Channel, Pace, Subscription
+from pyflannel.kernel.rtnl import Answer, Message, Request, RouteKey
+
+_UNREACHABLE: Final = frozenset(
+    (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL, errno.ENETDOWN)
+)
+"""How a route look-up says that there is no way. EACCES is a route of type `prohibit`, EINVAL one
+of type `blackhole`; looking up needs no permission."""
+
+_NAME_LIMIT: Final = 15
+"""IFNAMSIZ less the terminating zero; no link has a longer name."""
+_PACE: Final = 16
+"""Records between two looks at the clock."""
+
+T = TypeVar("T")
+
+
+def _error(operation: str, subject: str, answer: Answer) -> KernelError:
+    """The exception for an answer; the kernel's own words become the hint."""
+    code = answer.errno
+    if code == errno.EPERM or code == errno.EACCES:
+        return NotPermitted(operation, subject, code)
+    if code == errno.ENODEV:
+        return DeviceUnavailable(operation, subject, code, answer.text or "the link is gone")
+    return KernelError(operation, subject, code, answer.text)
+
+
+class KernelNetlink:
+    """Netlink of the network namespace in which it is first used; the contract is `Netlink`'s."""
+
+    def __init__(self) -> None:
+        self._channel = Channel()
+        self._subscriptions: list[Subscription] = []
+
+    async def close(self) -> None:
+        """Releases the sockets and ends the subscriptions. May be called twice."""
+        for subscription in self._subscriptions:
+            subscription.close()
+        self._subscriptions.clear()
+        await self._channel.close()
+
+    def notifications(self) -> Subscription:
+        """Kernel notifications, subscribed from now on."""
+        subscription = Subscription()
+        self._subscriptions = [s for s in self._subscriptions if s.is_open]
+        self._subscriptions.append(subscription)
+        return subscription
+
+    async def links(self) -> list[Link]:
+        """All links, in order of their index."""
+        messages = await self._dump("link list", pyroute.dump_links())
+        links = await _decode(messages, rtnl.RTM_NEWLINK, pyroute.decode_link)
+        return sorted(links, key=lambda link: link.index)
+
+    async def link(self, name: str) -> Link | None:
+        """The link of this name, or `None`."""
+        if not 0 < len(name.encode()) <= _NAME_LIMIT:
+            return None
+        answer, messages = await self._channel.get("link show", pyroute.get_link(name))
+        if answer.errno == errno.ENODEV:
+            return None
+        if answer.errno:
+            raise _error("link show", name, answer)
+        return pyroute.decode_link(messages[0].body)
+
+    async def addresses(self, *, index: int | None = None) -> list[Address]:
+        """Addresses of both families, of one link or of all; in the kernel's order."""
+        messages = await self._dump("address list", pyroute.dump_addresses(index))
+        found = await _decode(messages, rtnl.RTM_NEWADDR, pyroute.decode_address)
+        return [address for address in found if index is None or address.index == index]
+
+    async def routes(self, family: Family, *, oif: int | None = None) -> list[Route]:
+        """Routes of the main table, of one outgoing link or of all."""
+        messages = await self._dump("route list", rtnl.dump_routes(family, oif))
+        found = await _decode(messages, rtnl.RTM_NEWROUTE, rtnl.decode_route)
+        return [
+            route
+            for route in found
+            if family_of(route.dst) is family and (oif is None or route.oif == oif)
+        ]
+
+    async def neighbours(self, index: int, family: Family) -> list[Neighbour]:
+        """Neighbours of one link in any state (permanent and learned)."""
+        messages = await self._dump("neighbour list", rtnl.dump_neighbours(family, index))
+        found = await _decode(messages, rtnl.RTM_NEWNEIGH, rtnl.decode_neighbour)
+        return [
+            n
+            for n in found
+            if n.index == index and family_of(n.ip) is family and n.state != NUD_NOARP
+        ]
+
+    async def fdb(self, index: int) -> list[FdbEntry]:
+        """FDB entries of one vxlan link which have a destination and stay."""
+        messages = await self._dump("fdb list", rtnl.dump_fdb(index))
+        found = await _decode(messages, rtnl.RTM_NEWNEIGH, rtnl.decode_fdb)
+        return [entry for entry in found if entry.index == index]
+
+    async def _dump(self, operation: str, request: Request) -> list[Message]:
+        """A listing. That of a link or table which is not there is empty."""
+        answer, messages = await self._channel.dump(operation, request)
+        if answer.errno in ABSENT:
+            return []
+        if answer.errno:
+            raise _error(operation, "", answer)
+        return messages
+
+    async def route_lookup(self, destination: IPAddress) -> Route | None:
+        """The route the kernel would take; `None` if the destination is unreachable."""
+        request = pyroute.look_up_route(destination)
+        answer, messages = await self._channel.get("route get", request)
+        if answer.errno in _UNREACHABLE:
+            return None
+        if answer.errno:
+            raise _error("route get", str(destination), answer)
+        return pyroute.decode_looked_up_route(messages[0].body, destination)
+
+    async def create_link(self, spec: LinkSpec) -> Link:
+        """Creates a link, exclusively, and reads it back."""
+        subject = f"{spec.name} type {spec.kind}"
+        (answer,) = await self._channel.transact("link add", [pyroute.create_link(spec)])
+        if answer.errno == errno.EOPNOTSUPP:
+            hint = f"this kernel has no {spec.kind} devices; try: modprobe {spec.kind}"
+            raise DeviceUnavailable("link add", subject, answer.errno, hint)
+        if answer.errno:
+            raise _error("link add", subject, answer)
+        link = await self.link(spec.name)
+        if link is None:
+            hint = "it was created, and deleted or renamed at once by somebody else"
+            raise DeviceUnavailable("link add", subject, errno.ENODEV, hint)
+        return link
+
+    async def delete_link(self, index: int) -> None:
+        """Deletes a link; one that is not there is well deleted."""
+        (answer,) = await self._channel.transact("link delete", [pyroute.delete_link(index)])
+        if answer.errno and answer.errno not in ABSENT:
+            raise _error("link delete", f"dev {index}", answer)
+
+    async def set_link(
+        self,
+        index: int,
+        *,
+        mtu: int | None = None,
+        mac: str | None = None,
+        up: bool | None = None,
+        txqlen: int | None = None,
+    ) -> None:
+        """Changes the given attributes and leaves the others."""
+        request = pyroute.change_link(index, mtu=mtu, mac=mac, up=up, txqlen=txqlen)
+        (answer,) = await self._channel.transact("link set", [request])
+        if answer.errno:
+            given = {"mtu": mtu, "address": mac, "up": up, "txqueuelen": txqlen}
+            what = " ".join(f"{name} {value}" for name, value in given.items() if value is not None)
+            raise _error("link set", f"dev {index} {what}".rstrip(), answer)
+
+    async def apply(self, operations: Sequence[Operation]) -> dict[int, KernelError]:
+        """Carries the operations out in order; one that fails does not stop the rest."""
+        numbered = dict(enumerate(operations))
+        failures = await self._apply(numbered)
+        # Two refusals are worth another look: somebody was quicker between our dump and our request
+        # (EEXIST), or an IPv6 gateway needs a stepping stone. What came after it in the batch about
+        # the same object is done again as well, so that the last word stays the last.
+        stones = {p for p, error in failures.items() if wants_stepping_stone(numbered[p], error)}
+        retried: dict[object, int] = {}
+        for position in sorted(failures):
+            if position in stones or failures[position].errno == errno.EEXIST:
+                retried.setdefault(numbered[position].object.key, position)
+        if not retried:
+            return failures
+        again = {
+            position: operation
+            for position, operation in numbered.items()
+            if position >= retried.get(operation.object.key, len(numbered))
+        }
+        for position in again:
+            failures.pop(position, None)
+        failures |= await self._apply(again, stones)
+        stranded = {
+            position: Delete(stone_of(route))
+            for position in stones & failures.keys()
+            if isinstance(route := numbered[position].object, Route)
+        }
+        if stranded:
+            await self._apply(stranded)
+        return failures
+
+    async def _apply(
+        self, operations: Mapping[int, Operation], stones: Collection[int] = ()
+    ) -> dict[int, KernelError]:
+        items = [operation.object for operation in operations.values()]
+        plan = Plan(await self._find_routes(items), await self._find_addresses(items))
+        failures: dict[int, KernelError] = {}
+        pace = Pace()
+        for count, (position, operation) in enumerate(operations.items()):
+            try:
+                plan.add(position, operation, stepping_stone=position in stones)
+            except (ValueError, struct.error) as error:  # a MAC or number that cannot be packed
+                answer = Answer(errno.EINVAL, str(error))
+                failures[position] = _operation_error(operation, answer)
+            if count % _PACE == 0:
+                await pace.breathe()
+        answers = await self._channel.transact("apply", [step.request for step in plan.steps])
+        failures |= plan.failures
+        for (position, _, tolerated), answer in zip(plan.steps, answers, strict=True):
+            if answer.errno and answer.errno not in tolerated and position not in failures:
+                failures[position] = _operation_error(operations[position], answer)
+        return failures
+
+    async def _find_routes(self, items: Iterable[KernelObject]) -> dict[RouteKey, list[FoundRoute]]:
+        """What the kernel holds under the keys of these routes."""
+        found: dict[RouteKey, list[FoundRoute]] = {}
+        families: set[Family] = set()
+        for item in items:
+            if isinstance(item, Route):
+                found[rtnl.key_of(item)] = []
+                families.add(family_of(item.dst))
+        pace = Pace()
+        for family in families:
+            messages = await self._dump("route list", rtnl.dump_routes(family))
+            for count, message in enumerate(messages):
+                if count % _PACE == 0:
+                    await pace.breathe()
+                key = rtnl.key_of_body(message.body)
+                if key is not None and key in found:
+                    route = rtnl.decode_route(message.body)
+                    if route is not None:
+                        found[key].append(FoundRoute(route, message.body))
+        return found
+
+    async def _find_addresses(self, items: Iterable[KernelObject]) -> list[FoundAddress]:
+        """All addresses of the links of these addresses."""
+        indexes = {item.index for item in items if isinstance(item, Address)}
+        if not indexes:
+            return []
+        only = next(iter(indexes)) if len(indexes) == 1 else None
+        messages = await self._dump("address list", rtnl.dump_addresses(only))
+        return [
+            FoundAddress(address, message.body)
+            for message in messages
+            if (address := rtnl.decode_address(message.body)) is not None
+            and address.index in indexes
+        ]
+
+
+def _operation_error(operation: Operation, answer: Answer) -> KernelError:
+    verb = "replace" if isinstance(operation, Set) else "delete"
+    kind, _, subject = str(operation.object).partition(" ")
+    return _error(f"{kind} {verb}", subject, answer)
+
+
+async def _decode(
+    messages: Sequence[Message], kind: int, decode: Callable[[bytes], T | None]
+) -> list[T]:
+    """The records in a dump."""
+    records: list[T] = []
+    pace = Pace()
+    for count, message in enumerate(messages):
+        if count % _PACE == 0:
+            await pace.breathe()
+        if message.kind == kind:
+            record = decode(message.body)
+            if record is not None:
+                records.append(record)
+    return records

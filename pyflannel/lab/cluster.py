@@ -1,0 +1,450 @@
+"""The lab itself: carries out what `topology` describes, and takes all of it away again.
+
+```python
+with Lab(LabSpec(nodes=3, backend="udp")) as lab:
+    assert lab.ping_all().ok
+    lab.node(1).stop_daemon()
+```
+
+Order of `up`: state directory, namespaces (all at once), underlay, etcd (which starts while the
+nodes are being cabled), network config, daemons, wait until each has written its files, bridges and
+pods from those files. Each step is a method of its own, for those who want to stop in between.
+
+`down` needs no more than the state file: it ends every process of the lab, and the kernel takes the
+namespaces, devices, rules and mounts away with the last of them. It can run after a crash at any
+point, more than once, and by another process than the one that made the lab.
+
+Everything here blocks. That is what tests and a command line want; asyncio code calls it in a
+thread.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from pyflannel.core.errors import UsageError
+from pyflannel.lab import rootless, topology
+from pyflannel.lab.errors import LabError, LabTimeout, NoSuchLab
+from pyflannel.lab.etcd import LabEtcd, find_etcd
+from pyflannel.lab.nodes import GRACE_S, READY_S, Node
+from pyflannel.lab.ping import PingMatrix, ping_all
+from pyflannel.lab.processes import ProcessRef, abandon, end_all, marked_with, wait_gone
+from pyflannel.lab.spaces import Space, SpacePlan, ip_batch, need, open_spaces
+from pyflannel.lab.state import LabState, StateDirectory
+from pyflannel.lab.topology import LabSpec
+
+_POLL_S: Final = 0.01
+_DUMP_LINES: Final = 60
+"""Lines of each log that `Lab.dump` shows."""
+
+
+class Lab:
+    """A cluster in a box.
+
+    Args:
+        spec: what it is to look like.
+        base: directory of the labs' state, should the default not suit.
+    """
+
+    def __init__(self, spec: LabSpec | None = None, *, base: Path | None = None) -> None:
+        self.spec = spec if spec is not None else LabSpec()
+        self._directory = StateDirectory(self.spec.name, base)
+        self._holders: list[subprocess.Popen[str]] = []
+        self._state: LabState | None = None
+        self._switch: Space | None = None
+        self._etcd: LabEtcd | None = None
+        self.nodes: list[Node] = []
+
+    @classmethod
+    def open(cls, name: str = "default", *, base: Path | None = None) -> Lab:
+        """The lab of this name that another process has made.
+
+        Raises:
+            NoSuchLab: if there is none.
+            LabError: if it is only half made; `down` takes it away.
+        """
+        directory = StateDirectory(name, base)
+        state = directory.load()
+        lab = cls(state.spec, base=base)
+        lab._adopt(state)
+        return lab
+
+    def __enter__(self) -> Self:
+        self.up()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if isinstance(error, Exception):
+            error.add_note(self.dump())
+        self.down()
+
+    @property
+    def path(self) -> Path:
+        """The directory with the state and the nodes' files."""
+        return self._directory.path
+
+    @property
+    def state(self) -> LabState:
+        """What the state file says."""
+        if self._state is None:
+            raise LabError("the lab is not up")
+        return self._state
+
+    @property
+    def switch(self) -> Space:
+        """The namespace of the underlay's switch, where etcd runs: the place to capture packets."""
+        if self._switch is None:
+            raise LabError("the lab is not up")
+        return self._switch
+
+    @property
+    def etcd(self) -> LabEtcd:
+        """The lab's etcd."""
+        if self._etcd is None:
+            raise LabError("the lab is not up")
+        return self._etcd
+
+    def node(self, number: int) -> Node:
+        """A node, counted from 1."""
+        for node in self.nodes:
+            if node.number == number:
+                return node
+        raise UsageError(f"node {number}: the lab {self.spec.name!r} has {len(self.nodes)} nodes")
+
+    def up(self) -> None:
+        """Makes the whole lab; if anything fails, what was made is taken away again."""
+        self.create()
+        try:
+            with self._directory.locked():
+                self.build()
+                self.configure()
+                if self.spec.start_daemons:
+                    self.start_daemons()
+                    self.wait_ready()
+                    self.attach_pods()
+        except BaseException as error:
+            if isinstance(error, LabError):
+                error.add_note(self.logs())
+            self.down()
+            raise
+
+    def create(self) -> None:
+        """Claims the name: from here on `down` has something to take away.
+
+        Raises:
+            LabExists: if the name is taken.
+            LabNotPermitted: if this process may not make namespaces.
+        """
+        rootless.require_rights()
+        self._state = self._directory.create(self.spec)
+
+    def build(self) -> None:
+        """Makes namespaces, underlay and etcd."""
+        numbers = range(1, self.spec.nodes + 1)
+        plans = [SpacePlan(name="switch")]
+        for number in numbers:
+            plans += self._plans(number)
+        spaces = open_spaces(plans, self.state.lab_id, self._holders)
+        for space in spaces:
+            self.state.processes[space.name] = space.holder
+        self._save()
+        self._switch = spaces[0]
+        address = topology.underlay_address(topology.SWITCH_HOST)
+        ip_batch(self._switch, topology.switch_setup(address))
+        self._etcd = self._make_etcd()
+        self._etcd.start(wait=False)
+        for number in numbers:
+            self._cable(Node(self, number, spaces[2 * number - 1], spaces[2 * number]))
+        self._etcd.wait_healthy()
+
+    def configure(self) -> None:
+        """Puts the network config into etcd."""
+        self.etcd.put_config(self.spec.config_text())
+
+    def start_daemons(self) -> None:
+        """Starts every node's daemon, without waiting."""
+        for node in self.nodes:
+            node.start_daemon()
+
+    def wait_ready(self, deadline: float = READY_S) -> None:
+        """Waits until every daemon has its lease and has written its files.
+
+        Raises:
+            LabError: as soon as one of them has ended instead.
+            LabTimeout: if that is not so after `deadline` seconds.
+        """
+        waiting = {node.number: node for node in self.nodes}
+
+        def all_ready() -> bool:
+            for number, node in list(waiting.items()):
+                if node.is_ready():
+                    del waiting[number]
+            return not waiting
+
+        self.wait(all_ready, deadline, what="every daemon's subnet.env")
+
+    def attach_pods(self) -> None:
+        """Sets up bridge and pod of every node from its `docker_opts.env`."""
+        for node in self.nodes:
+            node.attach_pod()
+
+    def add_node(self, *, command: str = "", start: bool = True) -> Node:
+        """Adds a node to the running lab; with `start`, returns when its pod is in the overlay."""
+        number = max((node.number for node in self.nodes), default=0) + 1
+        if number > topology.MAX_NODES:
+            raise UsageError(f"node {number}: a lab holds {topology.MAX_NODES}")
+        if command:
+            commands = {**self.spec.node_commands, number: command}
+            self.spec = topology.with_node_commands(self.spec, commands)
+            self.state.spec = self.spec
+        spaces = open_spaces(self._plans(number), self.state.lab_id, self._holders)
+        node = Node(self, number, *spaces)
+        self._cable(node)
+        for space in spaces:
+            self.remember(space.name, space.holder)
+        if start:
+            node.start_daemon()
+            self.wait(node.is_ready, READY_S, what=f"{node.name}'s subnet.env")
+            node.attach_pod()
+        return node
+
+    def ping_all(
+        self,
+        nodes: Sequence[int] | None = None,
+        *,
+        count: int = 3,
+        deadline: float = 5.0,
+        version: int = 4,
+    ) -> PingMatrix:
+        """Pings between all pairs of pods (or those of `nodes`), in parallel.
+
+        Args:
+            nodes: numbers of the nodes whose pods take part.
+            count: answers wanted of each pair.
+            deadline: seconds for which those that do not answer are asked again.
+            version: of IP, 4 or 6.
+        """
+        chosen = self.nodes if nodes is None else [self.node(number) for number in nodes]
+        pods: dict[str, tuple[Space, str]] = {}
+        for node in chosen:
+            address = node.pod_address(version)
+            if address is None:
+                raise LabError(f"{node.pod.name} has no IPv{version} address")
+            pods[node.pod.name] = (node.pod, address)
+        return ping_all(pods, count=count, deadline_s=deadline)
+
+    def wait(
+        self,
+        predicate: Callable[[], bool],
+        deadline: float = READY_S,
+        *,
+        what: str = "",
+    ) -> None:
+        """Waits until `predicate` is true.
+
+        Raises:
+            LabTimeout: if it is not after `deadline` seconds, with `what` was waited for.
+        """
+        end = time.monotonic() + deadline
+        while not predicate():
+            if time.monotonic() > end:
+                raise LabTimeout(f"{what or 'the awaited'}: not there after {deadline} s")
+            time.sleep(_POLL_S)
+
+    def logs(self, last: int = 10) -> str:
+        """The last lines that each daemon has written, and etcd."""
+        parts: list[str] = []
+        for path in (*(node.directory / "log" for node in self.nodes), self.path / "etcd.log"):
+            if path.exists():
+                lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-last:]
+                parts.append("\n".join([f"=== {path}", *lines]))
+        return "\n".join(parts)
+
+    def leave_running(self) -> None:
+        """Lets go of a lab that is to outlive this process: its processes are not ours to reap."""
+        for holder in self._holders:
+            abandon(holder)
+        for node in self.nodes:
+            node.release()
+        self.etcd.release()
+        self._holders = []
+
+    def dump(self) -> str:
+        """Logs, addresses, routes, neighbours and FDB of all nodes, for a failed test."""
+        parts: list[str] = []
+        looks = (
+            "ip -d -br link",
+            "ip -br address",
+            "ip route show table all",
+            "ip neigh",
+            "bridge fdb show",
+        )
+        for node in self.nodes:
+            daemon = f"pid {node.pid}" if node.daemon else "not running"
+            parts.append(f"=== {node.name}: daemon {daemon}, {node.subnet_env()}")
+            parts.append(node.log(_DUMP_LINES))
+            parts += [f"--- {node.name}$ {look}\n{_try(node.space, look)}" for look in looks]
+            parts.append(f"--- {node.pod.name}$ ip route\n{_try(node.pod, 'ip route')}")
+        if self._etcd is not None:
+            try:
+                parts += [f"{lease.key} {lease.value} {lease.ttl}" for lease in self._etcd.leases()]
+            except (OSError, LabError) as error:
+                parts.append(f"=== etcd: {error}")
+        return "\n".join(parts)
+
+    def down(self) -> None:
+        """Takes the lab away; nothing happens if there is none.
+
+        Ends what was recorded and what bears the lab's mark, daemons first, and leaves the holders
+        of the namespaces for last, so that a daemon can still clean up behind itself.
+        """
+        try:
+            with self._directory.locked():
+                state = self._directory.load()
+                self._take_down(state)
+        except NoSuchLab:
+            pass
+        self._forget()
+
+    def remember(self, role: str, process: ProcessRef) -> None:
+        """Writes a process of the lab into the state file."""
+        self.state.processes[role] = process
+        self._save()
+
+    def _take_down(self, state: LabState) -> None:
+        recorded = set(state.processes.values())
+        holders = {
+            ref
+            for role, ref in state.processes.items()
+            if role == "switch" or role.startswith(("node", "pod"))
+        }
+        daemons = {ref for role, ref in state.processes.items() if role.startswith("daemon")}
+        end_all(daemons, grace_s=GRACE_S)
+        end_all(recorded - holders, grace_s=GRACE_S)
+        end_all(set(marked_with(state.lab_id)) - holders, grace_s=GRACE_S)
+        # `sleep` has nothing to say good-bye to; a second look finds what was started meanwhile.
+        for ref in holders:
+            ref.send(signal.SIGKILL)
+        end_all(marked_with(state.lab_id), grace_s=0.0)
+        wait_gone(holders, deadline=time.monotonic() + GRACE_S)
+        self._directory.remove(state)
+
+    def _forget(self) -> None:
+        for node in self.nodes:
+            node.close()
+        if self._etcd is not None:
+            self._etcd.close()
+        for child in self._holders:
+            child.wait()
+        self.nodes, self._holders = [], []
+        self._state = self._switch = self._etcd = None
+
+    def _adopt(self, state: LabState) -> None:
+        self._state = state
+        processes = state.processes
+        if "switch" not in processes:
+            raise self._half_made()
+        self._switch = Space("switch", processes["switch"], state.lab_id, own_mounts=False)
+        self._etcd = self._make_etcd(processes.get("etcd"))
+        for role, holder in processes.items():
+            if role.startswith("node"):
+                number = int(role.removeprefix("node"))
+                pod = processes.get(topology.pod_name(number))
+                if pod is None:
+                    raise self._half_made()
+                self.nodes.append(
+                    Node(
+                        self,
+                        number,
+                        Space(role, holder, state.lab_id, own_mounts=True),
+                        Space(topology.pod_name(number), pod, state.lab_id, own_mounts=False),
+                    )
+                )
+        self.nodes.sort(key=lambda node: node.number)
+
+    def _half_made(self) -> LabError:
+        name = self.spec.name
+        return LabError(
+            f"the lab {name!r} is only half made; `pyflannel lab down --name {name}` takes it away"
+        )
+
+    def _make_etcd(self, process: ProcessRef | None = None) -> LabEtcd:
+        return LabEtcd(
+            space=self.switch,
+            program=find_etcd(self.spec.etcd),
+            data=self.state.etcd_data,
+            log=self.path / "etcd.log",
+            prefix=self.spec.prefix,
+            process=process,
+            changed=lambda ref: self.remember("etcd", ref),
+        )
+
+    def _plans(self, number: int) -> list[SpacePlan]:
+        name = topology.node_name(number)
+        directory = self.path / name
+        places = [directory / place for place in ("run", "state", "overlay")]
+        for place in places:
+            place.mkdir(parents=True)
+        mounts = topology.node_mounts(*map(str, places))
+        return [
+            SpacePlan(name=name, setup=mounts, own_mounts=True),
+            SpacePlan(name=topology.pod_name(number)),
+        ]
+
+    def _cable(self, node: Node) -> None:
+        pid = node.space.holder.pid
+        ip_batch(self.switch, topology.cable(node.number, pid, self.spec.underlay_mtu))
+        ip_batch(node.space, topology.node_setup(node.number))
+        off = self.spec.features_off()
+        if off:
+            words = [word for feature in off for word in (feature, "off")]
+            for space, device in ((node.space, "eth0"), (self.switch, node.name)):
+                space.run([need("ethtool"), "-K", device, *words])
+        self.nodes.append(node)
+
+    def _save(self) -> None:
+        self._directory.save(self.state)
+
+
+def _try(space: Space, command: str) -> str:
+    try:
+        done = space.run(shlex.split(command), check=False, timeout=5.0)
+    except LabError as error:
+        return str(error)
+    return (done.stdout + done.stderr).rstrip()
+
+
+def describe(lab: Lab) -> dict[str, object]:
+    """A lab as JSON values: what `pyflannel lab up --json` prints."""
+    return {
+        "name": lab.spec.name,
+        "directory": str(lab.path),
+        "etcd_endpoint": lab.etcd.endpoint,
+        "etcd_prefix": lab.spec.prefix,
+        "config": json.loads(lab.spec.config_text()),
+        "nodes": [
+            {
+                "node": node.number,
+                "public_ip": node.address,
+                "daemon_pid": node.daemon.pid if node.daemon else None,
+                "subnet": node.subnet_env().get("FLANNEL_SUBNET"),
+                "mtu": node.subnet_env().get("FLANNEL_MTU"),
+                "pod": node.pod_address(),
+                "log": str(node.directory / "log"),
+            }
+            for node in lab.nodes
+        ],
+    }

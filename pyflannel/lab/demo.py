@@ -1,0 +1,198 @@
+"""The walk-through: from a network config in etcd to containers that reach each other.
+
+Everything shown is what really ran, where it ran, and what it really printed; the lab does in
+between only what docker would do with the options file. One glance per step: a headline with the
+time the step took, the commands, their output.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Final, TextIO
+
+import pyflannel
+from pyflannel.lab import bench
+from pyflannel.lab.cluster import Lab
+from pyflannel.lab.errors import LabError
+from pyflannel.lab.processes import ref_of
+from pyflannel.lab.spaces import Space
+from pyflannel.lab.state import all_labs
+from pyflannel.lab.topology import DEMO_CONFIG, LabSpec
+
+EXIT_UNANSWERED: Final = 1
+"""Some pod did not answer; as ping(8) ends."""
+
+_WIDTH: Final = 86
+"""Columns: the longest line of ordinary output, the config, is about as long."""
+
+_PICTURE: Final = """\
+    pod1             pod2             pod3         containers, one per node
+     |                |                |
+  [docker0]        [docker0]        [docker0]      bridges, set up from docker_opts.env
+   node1            node2            node3         a pyflanneld on each
+     |                |                |
+  ---+----------------+----------------+---------  underlay 192.0.2.0/24, with etcd on it"""
+
+
+class Stage:
+    """Prints the demo: headlines with times, commands, output; colours only on a terminal."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._colors = out.isatty() and os.environ.get("TERM") != "dumb"
+        self._colors = self._colors and "NO_COLOR" not in os.environ
+        self._number = 0
+
+    @contextmanager
+    def step(self, title: str) -> Iterator[None]:
+        """A headline, finished with the time that the enclosed work took; output goes after it."""
+        self._number += 1
+        text = f"{self._number}  {title}"
+        if self._colors:
+            self._out.write(f"\n{self._paint(text, '1')}")
+            self._out.flush()
+        begin = time.monotonic()
+        yield
+        took = f"{time.monotonic() - begin:.2f} s"
+        gap = " " * max(1, _WIDTH - len(text) - len(took))
+        # Without a terminal nobody watches it being done, and a broken headline is ugly in a file.
+        lead = "" if self._colors else f"\n{text}"
+        self._out.write(f"{lead}{gap}{self._paint(took, '2')}\n")
+        self._out.flush()
+
+    def command(self, where: str, command: str) -> None:
+        """A command, as typed at a prompt."""
+        self.line(f"   {self._paint(f'{where}$', '2')} {self._paint(command, '36')}")
+
+    def output(self, lines: Sequence[str]) -> None:
+        """What a command printed."""
+        for line in lines:
+            self.line(f"   {line}".rstrip())
+
+    def line(self, text: str = "") -> None:
+        """One line as it is."""
+        self._out.write(text + "\n")
+        self._out.flush()
+
+    def verdict(self, text: str, *, good: bool) -> None:
+        """The last word."""
+        self.line("\n" + self._paint(text, "32;1" if good else "31;1"))
+
+    def _paint(self, text: str, code: str) -> str:
+        return f"\x1b[{code}m{text}\x1b[0m" if self._colors else text
+
+
+def run(*, nodes: int = 3, datapath: str = "", out: TextIO | None = None) -> int:
+    """Shows the walk-through and takes everything away again, however it ends.
+
+    Returns:
+        0 only if every pair of pods answered.
+    """
+    stage = Stage(out if out is not None else sys.stdout)
+    _clear_up_after_the_killed()
+    begin = time.monotonic()
+    lab = Lab(
+        LabSpec(name=f"demo-{os.getpid()}", nodes=nodes, config=DEMO_CONFIG, datapath=datapath)
+    )
+    try:
+        lab.create()
+        good, verdict = _show(stage, lab)
+    except LabError as error:
+        error.add_note(lab.logs())
+        raise
+    finally:
+        # Whoever presses Ctrl-C twice means the demo, not the tidying up.
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, signal.SIG_IGN)
+        lab.down()
+    took = time.monotonic() - begin
+    stage.verdict(f"{verdict}. All gone again after {took:.1f} s.", good=good)
+    stage.line("Your own to explore: pyflannel lab up; pyflannel lab exec 1 -- ip route")
+    return 0 if good else EXIT_UNANSWERED
+
+
+def _show(stage: Stage, lab: Lab) -> tuple[bool, str]:
+    stage.line(f"pyflannel {pyflannel.__version__} on Linux {platform.release()}\n")
+    if lab.spec.nodes == _PICTURE.count("[docker0]"):
+        stage.line(_PICTURE)
+    with stage.step(
+        f"{lab.spec.nodes} nodes in network namespaces, etcd on the switch between them"
+    ):
+        lab.build()
+
+    with stage.step("The network config into etcd"):
+        _pyflannel(lab.switch, ["config", "set", "-"], stdin=lab.spec.config_text())
+    stage.command("switch", "pyflannel config set - <<'.'")
+    stage.output([lab.spec.config_text(), "."])
+
+    with stage.step("A daemon on each node: it leases a subnet, and says where it is"):
+        lab.start_daemons()
+        lab.wait_ready()
+    stage.command("node1", " ".join(_brief(lab.node(1).daemon_command())))
+    stage.command("switch", "pyflannel leases")
+    stage.output(_pyflannel(lab.switch, ["leases"]))
+
+    commands = [
+        "cat /run/flannel/subnet.env",
+        "cat /run/docker_opts.env",
+        "ip address show dev flannel0",
+        "ip route",
+    ]
+    with stage.step("What that gave node 1: two files, a device, a route"):
+        printed = [lab.node(1).exec(shlex.split(command)).stdout for command in commands]
+    for command, text in zip(commands, printed, strict=True):
+        stage.command("node1", command)
+        stage.output(_without_noise(text.splitlines()))
+
+    with stage.step("Containers, on bridges set up from docker_opts.env: all ping all"):
+        lab.attach_pods()
+        matrix = lab.ping_all()
+    stage.output(matrix.table())
+    answered = len(matrix.results) - len(matrix.failures())
+    if matrix.ttls == {60}:
+        stage.output(["ttl=60: of 64, two kernels and two daemons on the way have taken one each"])
+
+    if lab.spec.nodes > 1:
+        with stage.step("Bulk traffic from pod1 to pod2"):
+            bulk = bench.tcp(lab.node(1), lab.node(2), seconds=1.0)
+        speed = f"TCP {bulk.gbit_per_s:.2f} Gbit/s through the data path {_datapath(lab)}"
+        stage.output([f"{speed}; pod2 sees it come from {', '.join(bulk.seen_as)}"])
+    return matrix.ok, f"{answered} of {len(matrix.results)} pairs answered"
+
+
+def _pyflannel(space: Space, arguments: Sequence[str], *, stdin: str = "") -> list[str]:
+    command = [sys.executable, "-m", "pyflannel.cli.pyflannel", *arguments]
+    return space.run(command, stdin=stdin).stdout.splitlines()
+
+
+def _datapath(lab: Lab) -> str:
+    status = json.loads("\n".join(_pyflannel(lab.node(1).space, ["status", "--json"])))
+    return str(status["network"]["datapath"]["name"])
+
+
+def _brief(command: Sequence[str]) -> list[str]:
+    # The program by its name, as one would type it.
+    return [os.path.basename(command[0]), *command[1:]]  # noqa: PTH119 - text, not a file
+
+
+def _without_noise(lines: Sequence[str]) -> list[str]:
+    # Lifetimes, link layer and link-local addresses say nothing here.
+    return [line for line in lines if not re.search(r"valid_lft|link/|fe80::", line)]
+
+
+def _clear_up_after_the_killed() -> None:
+    """Takes away the labs of demos that were killed and could not do it themselves."""
+    for name in all_labs():
+        match = re.fullmatch(r"demo-(\d+)", name)
+        if match and ref_of(int(match[1])) is None:
+            with suppress(LabError):
+                Lab(LabSpec(name=name)).down()

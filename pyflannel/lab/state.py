@@ -1,0 +1,224 @@
+"""Where a lab is written down, so that later commands can find it and take it away.
+
+One directory per lab, `<base>/<name>/`, with `state.json` and the nodes' files. The base is
+`/run/pyflannel-lab` for root and `$XDG_RUNTIME_DIR/pyflannel-lab` for others: both are empty after
+a reboot, as the labs themselves are.
+
+The directory appears whole (made under another name, then renamed), so two `up` at the same time
+cannot both win, and a directory with a lab's name always has a state file. The file knows the lab's
+id from the first moment and is written again after each process that is started: a lab whose `up`
+was killed half way can be taken down like any other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import stat
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from pyflannel.lab.errors import LabError, LabExists, NoSuchLab
+from pyflannel.lab.processes import ProcessRef
+from pyflannel.lab.topology import LabSpec, spec_from_json
+
+BASE_VARIABLE: Final = "PYFLANNEL_LAB_DIR"
+"""Environment variable with the base directory, should the default not suit."""
+
+_SHM: Final = Path("/dev/shm")  # noqa: S108 - etcd's directory in it is random and private
+_ETCD_SPACE: Final = 512 * 1024 * 1024
+"""Bytes that must be free for etcd's data: it lays out two log segments of 64 MB at once (123 MB
+were measured after the start), and there is to be room for a second lab beside it."""
+
+_LOCK_WAIT_S: Final = 5.0
+"""How long a command waits for another one that is building or taking down the same lab."""
+
+
+@dataclass(slots=True)
+class LabState:
+    """What is known about a lab beyond its processes' own existence."""
+
+    lab_id: str
+    spec: LabSpec
+    etcd_data: Path
+    """Directory of etcd's data; outside the lab's own where memory-backed space is to be had."""
+    processes: dict[str, ProcessRef] = field(default_factory=dict)
+    """By role: `switch`, `etcd`, and for each node K `nodeK`, `podK` (holders) and `daemonK`."""
+
+    def to_json(self) -> str:
+        """The content of the state file."""
+        return json.dumps(
+            {
+                "lab_id": self.lab_id,
+                "spec": self.spec.to_json(),
+                "etcd_data": str(self.etcd_data),
+                "processes": {
+                    role: {"pid": ref.pid, "start": ref.start}
+                    for role, ref in self.processes.items()
+                },
+            },
+            indent=2,
+        )
+
+
+def state_from_json(text: str) -> LabState:
+    """The state that `LabState.to_json` wrote.
+
+    Raises:
+        ValueError: if `text` is anything else.
+    """
+    try:
+        data = json.loads(text)
+        return LabState(
+            lab_id=str(data["lab_id"]),
+            spec=spec_from_json(data["spec"]),
+            etcd_data=Path(data["etcd_data"]),
+            processes={
+                str(role): ProcessRef(int(ref["pid"]), int(ref["start"]))
+                for role, ref in data["processes"].items()
+            },
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not the state of a lab: {error!r}") from error
+
+
+def base_directory() -> Path:
+    """The directory under which this user's labs live."""
+    if chosen := os.environ.get(BASE_VARIABLE):
+        return Path(chosen)
+    if os.geteuid() == 0:
+        return Path("/run/pyflannel-lab")
+    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+        return Path(runtime) / "pyflannel-lab"
+    return Path(f"/tmp/pyflannel-lab-{os.geteuid()}")  # noqa: S108 - ownership is checked on use
+
+
+class StateDirectory:
+    """The directory of one lab."""
+
+    def __init__(self, name: str, base: Path | None = None) -> None:
+        self._base = base if base is not None else base_directory()
+        self.name = name
+        self.path = self._base / name
+
+    @property
+    def _file(self) -> Path:
+        return self.path / "state.json"
+
+    def create(self, spec: LabSpec) -> LabState:
+        """Makes the directory and the first state file, in one step for all others.
+
+        Raises:
+            LabExists: if there is a lab of this name; it is left alone.
+        """
+        self._make_base()
+        lab_id = uuid.uuid4().hex
+        state = LabState(lab_id, spec, self._place_for_etcd(lab_id))
+        draft = self._base / f".{self.name}.{lab_id}"
+        draft.mkdir(mode=0o755)
+        (draft / "state.json").write_text(state.to_json(), encoding="utf-8")
+        try:
+            draft.rename(self.path)
+        except OSError as error:
+            shutil.rmtree(draft)
+            if not self.path.is_dir():
+                raise LabError(f"cannot make {self.path}: {error.strerror}") from error
+            raise LabExists(
+                f"a lab named {self.name!r} is up already ({self.path}); take it down with "
+                f"`pyflannel lab down --name {self.name}` or give the new one another --name"
+            ) from error
+        return state
+
+    def load(self) -> LabState:
+        """The lab's state.
+
+        Raises:
+            NoSuchLab: if there is no lab of this name.
+            LabError: if the directory is not a lab's.
+        """
+        try:
+            return state_from_json(self._file.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if self.path.exists():
+                raise LabError(f"{self.path} was not made by the lab; left alone") from error
+            raise NoSuchLab(
+                f"no lab named {self.name!r} is up; `pyflannel lab up --name {self.name}` makes one"
+            ) from error
+        except ValueError as error:
+            raise LabError(f"{self._file}: {error}; left alone") from error
+
+    def save(self, state: LabState) -> None:
+        """Writes the state file anew, whole or not at all."""
+        draft = self.path / ".state.json"
+        draft.write_text(state.to_json(), encoding="utf-8")
+        draft.rename(self._file)
+
+    def remove(self, state: LabState) -> None:
+        """Removes what the lab has on disk; what is gone already is no error."""
+        # The name is random and ours alone; a symbolic link put there is not followed by rmtree.
+        if state.lab_id in state.etcd_data.name or state.etcd_data.is_relative_to(self.path):
+            shutil.rmtree(state.etcd_data, ignore_errors=True)
+        shutil.rmtree(self.path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self._base.rmdir()  # only succeeds for the last lab
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the lab against other commands that build or remove it.
+
+        Raises:
+            LabError: if another command holds it for longer than a few seconds.
+        """
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise NoSuchLab(f"no lab named {self.name!r} is up") from error
+        try:
+            deadline = time.monotonic() + _LOCK_WAIT_S
+            while True:
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as error:
+                    if time.monotonic() > deadline:
+                        raise LabError(
+                            f"the lab {self.name!r} is being built or taken down by another command"
+                        ) from error
+                    time.sleep(0.02)
+            yield
+        finally:
+            os.close(fd)
+
+    def _make_base(self) -> None:
+        try:
+            self._base.mkdir(mode=0o755, parents=True, exist_ok=True)
+        except OSError as error:
+            raise LabError(f"cannot make {self._base}: {error.strerror}") from error
+        found = self._base.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+            raise LabError(f"{self._base} is not a directory of ours; set {BASE_VARIABLE}")
+
+    def _place_for_etcd(self, lab_id: str) -> Path:
+        # etcd waits for the disk with every write; in memory a start takes 0.1 s instead of 0.3.
+        try:
+            free = shutil.disk_usage(_SHM).free
+        except OSError:
+            free = 0
+        if free >= _ETCD_SPACE and os.access(_SHM, os.W_OK):
+            return _SHM / f"pyflannel-lab-{lab_id}"
+        return self.path / "etcd"
+
+
+def all_labs(base: Path | None = None) -> list[str]:
+    """Names of the labs that are up, or half up."""
+    where = base if base is not None else base_directory()
+    if not where.is_dir():
+        return []
+    return sorted(entry.parent.name for entry in where.glob("*/state.json"))

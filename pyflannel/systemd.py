@@ -1,0 +1,178 @@
+"""What the service manager is told: readiness, status, liveness; and what it hands over.
+
+The protocol is one datagram of `KEY=VALUE` lines to the unix socket named by `NOTIFY_SOCKET`
+(sd_notify(3)). Without the variable there is no service manager and every call is silent. A failing
+send is logged and returned; it never stops the daemon, which works the same for those who cannot
+hear it. The variable stays in the environment, as upstream leaves it, so a child may notify as well
+if the unit's `NotifyAccess=` lets it. The default lets only the main process: wrappers must `exec`.
+
+`WATCHDOG_USEC` asks for a sign of life; file descriptors put into the store come back after a
+restart in `LISTEN_FDS` (sd_listen_fds(3)).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from pyflannel.logs import get_logger
+
+log = get_logger(__name__)
+
+SEND_TIMEOUT_S: Final = 0.5
+"""How long a full socket may hold us up. systemd reads at once; a manager that does not is stuck,
+and the data path must not be stuck with it."""
+FIRST_FD: Final = 3
+"""SD_LISTEN_FDS_START: passed descriptors follow stdin, stdout and stderr."""
+WATCHDOG_SHARE: Final = 0.5
+"""A sign of life every half of the limit, as sd_watchdog_enabled(3) recommends."""
+
+
+class Notifier:
+    """Sends notifications to the service manager.
+
+    Args:
+        address: of its socket: a path, or `@name` in the abstract namespace; empty for none.
+
+    Each method returns what went wrong, `None` if the message was sent or nobody listens.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._warned = False
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Notifier:
+        """The one that `NOTIFY_SOCKET` names."""
+        return cls(environment.get("NOTIFY_SOCKET", ""))
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether somebody listens."""
+        return bool(self._address)
+
+    def ready(self, status: str = "") -> OSError | None:
+        """Start-up, or a reload, is finished."""
+        return self._send("READY=1", *_status(status))
+
+    def status(self, text: str) -> OSError | None:
+        """One line for `systemctl status`."""
+        return self._send(*_status(text))
+
+    def stopping(self, status: str = "") -> OSError | None:
+        """The end has begun."""
+        return self._send("STOPPING=1", *_status(status))
+
+    def reloading(self, status: str = "") -> OSError | None:
+        """A reload has begun; `ready` ends it.
+
+        The time lets the manager tell this one from an earlier reload (`Type=notify-reload`).
+        """
+        now_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        return self._send("RELOADING=1", f"MONOTONIC_USEC={now_us}", *_status(status))
+
+    def watchdog(self) -> OSError | None:
+        """A sign of life."""
+        return self._send("WATCHDOG=1")
+
+    def extend_timeout(self, usec: int) -> OSError | None:
+        """Asks for so many microseconds more, from now, for the present start or stop."""
+        return self._send(f"EXTEND_TIMEOUT_USEC={usec}")
+
+    def store_fds(self, name: str, fds: Sequence[int]) -> OSError | None:
+        """Puts descriptors into the manager's store; they come back under this name on a restart.
+
+        Args:
+            name: printable ASCII without `:`, at most 255 characters.
+            fds: ours stay open; the manager gets copies.
+        """
+        if (
+            not name
+            or len(name) > 255
+            or ":" in name
+            or not (name.isascii() and name.isprintable())
+        ):
+            raise ValueError(f"{name!r} cannot be the name of stored file descriptors")
+        return self._send("FDSTORE=1", f"FDNAME={name}", fds=fds)
+
+    def remove_fds(self, name: str) -> OSError | None:
+        """Takes the descriptors of this name out of the store."""
+        return self._send("FDSTOREREMOVE=1", f"FDNAME={name}")
+
+    def _send(self, *lines: str, fds: Sequence[int] = ()) -> OSError | None:
+        if not self._address:
+            return None
+        try:
+            self._transmit("\n".join(lines).encode("utf-8", "replace"), fds)
+        except OSError as error:
+            write = log.debug if self._warned else log.warning
+            write("service manager not notified", message=lines[0], error=error)
+            self._warned = True
+            return error
+        self._warned = False
+        return None
+
+    def _transmit(self, message: bytes, fds: Sequence[int]) -> None:
+        if self._address[0] not in "/@":
+            raise OSError(f"NOTIFY_SOCKET={self._address}: neither a path nor @abstract")
+        # A leading NUL is how the kernel spells the abstract namespace.
+        address = "\0" + self._address[1:] if self._address[0] == "@" else self._address
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+            sender.settimeout(SEND_TIMEOUT_S)
+            sender.connect(address)
+            if fds:
+                socket.send_fds(sender, [message], list(fds))
+            else:
+                sender.send(message)
+
+
+def _status(text: str) -> tuple[str, ...]:
+    """The status as one line, or none; a newline would begin another assignment."""
+    return (f"STATUS={' '.join(text.split())}",) if text else ()
+
+
+def watchdog_interval_s(
+    environment: Mapping[str, str] = os.environ, *, pid: int | None = None
+) -> float | None:
+    """Seconds between signs of life, half of what the unit allows; `None` if none are wanted.
+
+    Args:
+        pid: our process id. `WATCHDOG_PID` says for which process the watchdog is meant, so that a
+            child that inherits the variables does not answer for us.
+    """
+    text = environment.get("WATCHDOG_USEC", "")
+    if not text.isascii() or not text.isdigit() or int(text) == 0:
+        return None
+    if environment.get("WATCHDOG_PID", "") not in {"", str(os.getpid() if pid is None else pid)}:
+        return None
+    return int(text) / 1e6 * WATCHDOG_SHARE
+
+
+def listen_fds(
+    environment: Mapping[str, str] = os.environ, *, pid: int | None = None
+) -> dict[str, list[int]]:
+    """Descriptors that the service manager passed to us, by name; one name may have several.
+
+    They are marked close-on-exec, so that children do not inherit what is ours. Call it once: the
+    descriptors are the caller's to close.
+    """
+    if environment.get("LISTEN_PID", "") != str(os.getpid() if pid is None else pid):
+        return {}
+    text = environment.get("LISTEN_FDS", "")
+    if not text.isascii() or not text.isdigit():
+        return {}
+    names = environment.get("LISTEN_FDNAMES", "").split(":")
+    found: dict[str, list[int]] = {}
+    for position in range(int(text)):
+        descriptor = FIRST_FD + position
+        try:
+            os.set_inheritable(descriptor, False)  # noqa: FBT003 - takes no keywords
+        except OSError as error:
+            log.warning("passed file descriptor is not there", fd=descriptor, error=error)
+            break
+        name = names[position] if position < len(names) and names[position] else "unknown"
+        found.setdefault(name, []).append(descriptor)
+    return found

@@ -1,0 +1,225 @@
+"""etcd with users: right, wrong, unknown, without rights, expired, switched off and on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import aclosing
+
+import pytest
+
+from pyflannel.core.errors import EXIT_NOT_PERMITTED, StoreDenied
+from pyflannel.core.options import EtcdOptions
+from pyflannel.subnet.etcd.store import EtcdStore
+from pyflannel.testing.etcdserver import EtcdServer, find_etcd
+
+pytestmark = pytest.mark.slow
+
+ROOT = "root-secret"
+SECRET = "flannel-secret"
+TOKEN_TTL_S = 1
+"""Shortest that etcd takes."""
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(find_etcd(), id="packaged"),
+        pytest.param(find_etcd(packaged=False), id="debian"),
+    ],
+)
+def server(request, tmp_path) -> Iterator[EtcdServer]:
+    options = ("--auth-token-ttl", str(TOKEN_TTL_S), "--bcrypt-cost", "4")
+    with EtcdServer(tmp_path / "etcd", binary=request.param, options=options) as running:
+        running.put(b"/net/config", b"{}")
+        running.put(b"/secret/k", b"v")
+        yield running
+
+
+def protect(server: EtcdServer, **more: str) -> str:
+    return server.enable_auth(
+        root_password=ROOT, user="flannel", password=SECRET, prefix=b"/net/", **more
+    )
+
+
+def run(server: EtcdServer, work, user: str = "flannel", password: str = SECRET) -> None:
+    async def main() -> None:
+        store = EtcdStore(
+            EtcdOptions(endpoints=(server.endpoint,), username=user, password=password)
+        )
+        try:
+            async with asyncio.timeout(30):
+                await work(store)
+        finally:
+            await store.close()
+
+    asyncio.run(main())
+
+
+async def watched(store: EtcdStore, key: bytes) -> None:
+    start = (await store.get(key)).header.revision + 1
+    async with aclosing(store.watch_prefix(key, start)) as stream:
+        await anext(stream)
+
+
+def test_the_right_password_opens_every_request(server):
+    protect(server)
+
+    async def work(store: EtcdStore) -> None:
+        assert (await store.get(b"/net/config")).kvs
+        lease = await store.grant(60)
+        header = await store.put(b"/net/subnets/x", b"v", lease=lease.id, if_mod_revision=0)
+        assert len((await store.range_prefix(b"/net/subnets/")).kvs) == 1
+        await store.keepalive(lease.id)
+        assert list((await store.time_to_live(lease.id, keys=True)).keys) == [b"/net/subnets/x"]
+        async with aclosing(store.watch_prefix(b"/net/", header.revision)) as stream:
+            events = []
+            while not events:
+                events += (await anext(stream)).events
+        await store.delete(b"/net/subnets/x")
+        await store.revoke(lease.id)
+
+    run(server, work)
+
+
+@pytest.mark.parametrize(("user", "password"), [("flannel", "wrong"), ("nobody", SECRET)])
+def test_a_wrong_password_or_user_is_a_denial_that_says_so(server, user, password):
+    protect(server)
+
+    async def work(store: EtcdStore) -> None:
+        with pytest.raises(StoreDenied, match=f"does not accept user '{user}'") as caught:
+            await store.get(b"/net/config")
+        assert password not in str(caught.value)
+        assert caught.value.exit_code == EXIT_NOT_PERMITTED
+        with pytest.raises(StoreDenied):
+            await anext(store.watch_prefix(b"/net/", 1))
+
+    run(server, work, user, password)
+
+
+def test_no_user_where_one_is_needed_is_a_denial_that_names_the_flags(server):
+    protect(server)
+
+    async def work(store: EtcdStore) -> None:
+        with pytest.raises(StoreDenied, match="--etcd-username"):
+            await store.get(b"/net/config")
+        with pytest.raises(StoreDenied):
+            await anext(store.watch_prefix(b"/net/", 1))
+
+    run(server, work, "", "")
+
+
+def test_a_user_without_a_password_counts_as_none(server):
+    async def work(store: EtcdStore) -> None:
+        assert (await store.get(b"/net/config")).kvs
+
+    run(server, work, "flannel", "")
+
+
+def test_what_the_user_may_not_do_is_a_denial(server):
+    protect(server, permission="READ")
+
+    async def work(store: EtcdStore) -> None:
+        assert (await store.get(b"/net/config")).kvs
+        for attempt in (
+            lambda: store.put(b"/net/x", b"v"),
+            lambda: store.put(b"/net/x", b"v", if_mod_revision=0),
+            lambda: store.delete(b"/net/x"),
+            lambda: store.get(b"/secret/k"),
+            lambda: anext(store.watch_prefix(b"/secret/", 1)),
+        ):
+            with pytest.raises(StoreDenied, match="permission denied"):
+                await attempt()
+
+    run(server, work)
+
+
+def test_a_password_for_a_server_without_users_does_no_harm(server):
+    async def work(store: EtcdStore) -> None:
+        assert (await store.get(b"/net/config")).kvs
+        await store.put(b"/net/x", b"v")
+        await watched(store, b"/net/")
+
+    run(server, work)
+
+
+def test_a_token_that_expired_is_renewed_for_requests_and_for_the_watch(server):
+    protect(server)
+
+    async def work(store: EtcdStore) -> None:
+        await store.get(b"/net/config")
+        # etcd looks for outdated tokens once a second.
+        await asyncio.sleep(TOKEN_TTL_S + 1.5)
+        await watched(store, b"/net/")
+        await asyncio.sleep(TOKEN_TTL_S + 1.5)
+        async with aclosing(store.watch_prefix(b"/net/", 1)) as stream:
+            await anext(stream)
+        await asyncio.sleep(TOKEN_TTL_S + 1.5)
+        await store.put(b"/net/x", b"v")
+
+    run(server, work)
+
+
+def test_an_open_watch_outlives_its_token(server):
+    protect(server)
+
+    async def work(store: EtcdStore) -> None:
+        start = (await store.get(b"/net/")).header.revision + 1
+        async with aclosing(store.watch_prefix(b"/net/", start)) as stream:
+            await anext(stream)
+            await asyncio.sleep(TOKEN_TTL_S + 1.5)
+            await store.put(b"/net/x", b"v")
+            assert len((await anext(stream)).events) == 1
+
+    run(server, work)
+
+
+def test_a_restart_of_the_server_forgets_tokens_and_nobody_notices(server):
+    protect(server)
+
+    async def work(store: EtcdStore) -> None:
+        await store.get(b"/net/config")
+        await asyncio.to_thread(server.restart)
+        await watched(store, b"/net/")
+        await store.put(b"/net/x", b"v")
+
+    run(server, work)
+
+
+def test_authentication_may_be_switched_off_and_on_under_us(server):
+    root = protect(server)
+
+    async def work(store: EtcdStore) -> None:
+        await store.get(b"/net/config")
+        server.post("auth/disable", {}, token=root)
+        await store.get(b"/net/config")
+        await watched(store, b"/net/")
+        server.post("auth/enable", {})
+        await store.put(b"/net/x", b"v")
+        await watched(store, b"/net/")
+
+    run(server, work)
+
+
+def test_a_wiped_server_does_not_make_us_wait_for_ever_with_the_old_token(server):
+    """It waits in silence for the log entry that made the token, and there is none."""
+    for n in range(30):
+        server.put(b"/net/fill", str(n).encode())
+    protect(server)
+
+    async def work(store: EtcdStore) -> None:
+        await store.get(b"/net/config")
+        await asyncio.to_thread(server.stop)
+        server.wipe()
+        await asyncio.to_thread(server.start)
+        await asyncio.to_thread(protect, server)
+        for _ in range(3):
+            try:
+                result = await store.get(b"/net/config")
+                break
+            except StoreDenied:
+                raise
+            except Exception:  # noqa: BLE001 - the silence itself is not the point
+                continue
+        assert not result.kvs
+
+    run(server, work)

@@ -1,0 +1,288 @@
+"""The watch against real servers: big messages, bursts, slow readers, and what is left after it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+import uvloop
+
+from pyflannel.core.errors import StoreCompacted, StoreConflict, StoreUnavailable
+from pyflannel.core.options import EtcdOptions
+from pyflannel.subnet.etcd.base import PutEvent
+from pyflannel.subnet.etcd.store import EtcdStore
+from pyflannel.testing.etcdserver import EtcdServer, find_etcd
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(find_etcd(), id="packaged"),
+        pytest.param(find_etcd(packaged=False), id="debian"),
+    ],
+)
+def server(request, tmp_path_factory) -> Iterator[EtcdServer]:
+    with EtcdServer(tmp_path_factory.mktemp("etcd"), binary=request.param) as running:
+        yield running
+
+
+LOOPS = [
+    pytest.param(asyncio.new_event_loop, id="asyncio"),
+    pytest.param(uvloop.new_event_loop, id="uvloop"),
+]
+
+
+def run(server: EtcdServer, work, *, loop=asyncio.new_event_loop, idle: float = 5.0) -> None:
+    async def main() -> None:
+        store = EtcdStore(EtcdOptions(endpoints=(server.endpoint,)), idle=idle)
+        try:
+            async with asyncio.timeout(60):
+                await work(store)
+        finally:
+            await store.close()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(main())
+
+
+async def events(stream, count: int) -> list:
+    seen: list = []
+    while len(seen) < count:
+        seen += (await anext(stream)).events
+    return seen
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_response_larger_than_any_line_buffer_arrives_whole(server, loop):
+    """One transaction of 2 MiB: base64 makes a line of 2.7 MiB, far above aiohttp's 512 KiB."""
+    pairs = {f"/big/{n:02}".encode(): os.urandom(64 * 1024) for n in range(20)}
+
+    async def work(store: EtcdStore) -> None:
+        start = (await store.get(b"/big")).header.revision + 1
+        async with aclosing(store.watch_prefix(b"/big/", start)) as stream:
+            await anext(stream)
+            await asyncio.to_thread(server.put_all, pairs)
+            response = await anext(stream)
+        assert {e.kv.key: e.kv.value for e in response.events} == pairs
+
+    run(server, work, loop=loop)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_burst_of_a_thousand_leases_arrives_complete_and_in_order(server, loop):
+    async def work(store: EtcdStore) -> None:
+        start = (await store.get(b"/burst")).header.revision + 1
+        value = b'{"PublicIP":"10.99.0.1","PublicIPv6":null,"BackendType":"vxlan"}'
+        async with aclosing(store.watch_prefix(b"/burst/", start)) as stream:
+            await anext(stream)
+
+            def write() -> None:
+                for batch in range(10):
+                    keys = (f"/burst/{batch}-{n}".encode() for n in range(100))
+                    server.put_all(dict.fromkeys(keys, value))
+
+            writing = asyncio.ensure_future(asyncio.to_thread(write))
+            seen = await events(stream, 1000)
+            await writing
+        assert len(seen) == 1000
+        assert len({e.kv.key for e in seen}) == 1000
+        revisions = [e.mod_revision for e in seen]
+        assert revisions == sorted(revisions)
+
+    run(server, work, loop=loop)
+
+
+def test_a_reader_that_is_slow_loses_nothing(server):
+    async def work(store: EtcdStore) -> None:
+        start = (await store.get(b"/slow")).header.revision + 1
+        async with aclosing(store.watch_prefix(b"/slow/", start)) as stream:
+            await anext(stream)
+            for n in range(30):
+                await asyncio.to_thread(
+                    server.put_all,
+                    {f"/slow/{n}-{m}".encode(): bytes(16 * 1024) for m in range(10)},
+                )
+            seen = await events(stream, 300)
+        assert len({e.kv.key for e in seen}) == 300
+
+    run(server, work)
+
+
+def test_history_is_delivered_from_the_start_revision_on(server):
+    async def work(store: EtcdStore) -> None:
+        start = (await store.get(b"/old")).header.revision + 1
+        for n in range(50):
+            await store.put(b"/old/k", str(n).encode())
+        async with aclosing(store.watch_prefix(b"/old/", start)) as stream:
+            seen = await events(stream, 50)
+        assert [e.kv.value for e in seen] == [str(n).encode() for n in range(50)]
+        assert all(isinstance(e, PutEvent) for e in seen)
+
+    run(server, work)
+
+
+def test_a_watch_resumed_after_kills_has_every_write_once(server):
+    """Five kills under a writer; who resumes at the last event's revision + 1 misses nothing."""
+
+    async def work(store: EtcdStore) -> None:
+        cursor = (await store.get(b"/kill")).header.revision + 1
+        written: list[bytes] = []
+
+        async def write_once(value: bytes, revision: int) -> int:
+            """Writes as a careful client does: only if nothing else happened to the key."""
+            while True:
+                try:
+                    header = await store.put(b"/kill/k", value, if_mod_revision=revision)
+                    return header.revision
+                except StoreUnavailable:
+                    await asyncio.sleep(0.02)
+                except StoreConflict:
+                    # A former attempt got through after all.
+                    with contextlib.suppress(StoreUnavailable):
+                        (kv,) = (await store.get(b"/kill/k")).kvs
+                        assert kv.value == value
+                        return kv.mod_revision
+
+        async def write() -> None:
+            revision = 0
+            for n in range(60):
+                written.append(str(n).encode())
+                revision = await write_once(written[-1], revision)
+                await asyncio.sleep(0.01)
+
+        async def kill() -> None:
+            for _ in range(5):
+                await asyncio.sleep(0.1)
+                await asyncio.to_thread(server.restart)
+
+        tasks = [asyncio.create_task(write()), asyncio.create_task(kill())]
+        seen: list[bytes] = []
+        while len(seen) < 60:
+            try:
+                async with aclosing(store.watch_prefix(b"/kill/", cursor)) as stream:
+                    async for response in stream:
+                        for event in response.events:
+                            seen.append(event.kv.value)
+                            cursor = event.mod_revision + 1
+                        if len(seen) >= 60:
+                            break
+            except StoreUnavailable:
+                await asyncio.sleep(0.02)
+        await asyncio.gather(*tasks)
+        assert seen == written
+
+    run(server, work)
+
+
+def test_compaction_while_away_is_told_and_a_list_leads_on(server):
+    async def work(store: EtcdStore) -> None:
+        cursor = (await store.put(b"/comp/k", b"0")).revision + 1
+        for n in range(5):
+            await store.put(b"/comp/k", str(n).encode())
+        await asyncio.to_thread(server.compact)
+        with pytest.raises(StoreCompacted) as caught:
+            async with aclosing(store.watch_prefix(b"/comp/", cursor)) as stream:
+                await events(stream, 1)
+        listed = await store.range_prefix(b"/comp/")
+        assert listed.header.revision >= caught.value.compact_revision
+        async with aclosing(store.watch_prefix(b"/comp/", listed.header.revision + 1)) as stream:
+            await anext(stream)
+            await store.put(b"/comp/k", b"after")
+            (event,) = await events(stream, 1)
+        assert event.kv.value == b"after"
+
+    run(server, work)
+
+
+def sockets() -> set[str]:
+    """This process's sockets, by inode."""
+    found = set()
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.add(str(descriptor.readlink()))
+    return {target for target in found if target.startswith("socket")}
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_nothing_is_left_after_close(server, loop):
+    """No thread, no socket, no task; warnings about unclosed ones are errors here."""
+    before = sockets()
+    threads = set(threading.enumerate())
+
+    async def work(store: EtcdStore) -> None:
+        for _ in range(3):
+            stream = store.watch_prefix(b"/leak/", 0)
+            await anext(stream)
+            await asyncio.gather(*(store.get(b"/leak/k") for _ in range(8)))
+        kept = store.watch_prefix(b"/leak/", 0)
+        waiting = asyncio.ensure_future(anext(kept))
+        await asyncio.sleep(0)
+        del stream
+        await store.close()
+        with pytest.raises(StoreUnavailable):
+            await waiting
+
+    run(server, work, loop=loop)
+    gc.collect()
+    assert set(threading.enumerate()) <= threads
+    assert sockets() <= before
+
+
+def test_closing_does_not_wait_for_a_frozen_server(server):
+    async def work(store: EtcdStore) -> None:
+        await store.get(b"/k")
+        server.freeze()
+        try:
+            pending = [asyncio.ensure_future(store.get(b"/k")) for _ in range(3)]
+            await asyncio.sleep(0.05)
+            began = time.monotonic()
+            await store.close()
+            assert time.monotonic() - began < 0.3
+            results = await asyncio.gather(*pending, return_exceptions=True)
+            assert all(isinstance(result, StoreUnavailable) for result in results)
+        finally:
+            server.thaw()
+
+    run(server, work)
+
+
+def test_a_program_that_is_stuck_with_a_frozen_server_can_end(server, tmp_path):
+    """The threads are daemons: not even a connection that cannot be made holds up the exit."""
+    script = tmp_path / "stuck.py"
+    script.write_text(
+        "import asyncio, sys, time\n"
+        "from pyflannel.core.options import EtcdOptions\n"
+        "from pyflannel.subnet.etcd.store import EtcdStore\n"
+        "async def main():\n"
+        "    store = EtcdStore(EtcdOptions(endpoints=(sys.argv[1],)))\n"
+        "    task = asyncio.ensure_future(store.get(b'k'))\n"
+        "    await asyncio.sleep(0.3)\n"
+        "    task.cancel()\n"
+        "    print(time.monotonic(), flush=True)\n"
+        "asyncio.run(main())\n"
+    )
+    server.freeze()
+    try:
+        done = subprocess.run(
+            [sys.executable, str(script), server.endpoint],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=30,
+        )
+        assert time.monotonic() - float(done.stdout) < 1.0
+        assert done.stderr == ""
+    finally:
+        server.thaw()

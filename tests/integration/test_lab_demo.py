@@ -1,0 +1,131 @@
+"""The walk-through from its first line to its last, with the real daemon on every node."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pyflannel.lab import Lab, LabSpec
+from pyflannel.lab.processes import marked_with
+from pyflannel.lab.state import BASE_VARIABLE, StateDirectory, all_labs
+
+pytestmark = [pytest.mark.root, pytest.mark.slow]
+
+DEMO = [sys.executable, "-m", "pyflannel.cli.lab", "demo"]
+
+
+def environment(base):
+    return {**os.environ, BASE_VARIABLE: str(base)}
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory):
+    """What the demo printed."""
+    base = tmp_path_factory.mktemp("demo") / "labs"
+    done = subprocess.run(
+        DEMO, env=environment(base), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    assert not base.exists()
+    return done.stdout
+
+
+class TestDemo:
+    def test_it_fits_on_a_screen_and_is_plain_in_a_file(self, shown):
+        assert len(shown.splitlines()) <= 60
+        assert "\x1b" not in shown
+
+    def test_every_pair_answers_after_four_hops(self, shown):
+        assert "6 of 6 pairs answered" in shown
+        assert len(re.findall(r"ttl=60 \d", shown)) == 6
+
+    def test_each_node_has_a_lease_in_the_range_that_the_config_allows(self, shown):
+        subnets = re.findall(r"^ +10\.0\.(\d+)\.0/24 +192\.0\.2\.[123] ", shown, re.MULTILINE)
+        assert len(set(subnets)) == 3
+        assert all(1 <= int(third) <= 20 for third in subnets)
+
+    def test_the_files_are_those_of_one_lease(self, shown):
+        subnet = re.search(r"FLANNEL_SUBNET=(10\.0\.\d+\.1/24)", shown)[1]
+        assert "FLANNEL_NETWORK=10.0.0.0/16\n" in shown
+        assert f'DOCKER_OPTS=" --bip={subnet} --ip-masq=true --mtu=1472"' in shown
+        assert "10.0.0.0/16 dev flannel0" in shown
+        assert f"inet {subnet.replace('.1/24', '.0/32')} scope global flannel0" in shown
+
+    def test_bulk_traffic_arrives_from_the_pods_own_address(self, shown):
+        pod1 = re.search(r"FLANNEL_SUBNET=(10\.0\.\d+\.)1/24", shown)[1] + "2"
+        speed = re.search(r"TCP ([\d.]+) Gbit/s .* from (.*)$", shown, re.MULTILINE)
+        assert float(speed[1]) > 0
+        assert speed[2] == pod1
+
+    def test_each_step_says_how_long_it_took(self, shown):
+        assert len(re.findall(r"^\d  .* \d+\.\d\d s$", shown, re.MULTILINE)) == 6
+
+
+@contextlib.contextmanager
+def half_way(base):
+    """A demo in the moment when it has started a daemon, and the state of its lab."""
+    demo = subprocess.Popen(DEMO, env=environment(base), stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 20
+        while "daemon1" not in (state := _state(base)).processes:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        yield demo, state
+    finally:
+        demo.kill()
+        demo.wait()
+
+
+def _state(base):
+    deadline = time.monotonic() + 20
+    while not (names := all_labs(base)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return StateDirectory(names[0], base).load()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_demo_leaves_nothing(tmp_path, signum):
+    base = tmp_path / "labs"
+    with half_way(base) as (demo, state):
+        demo.send_signal(signum)
+        assert demo.wait(timeout=20) == 130
+    assert marked_with(state.lab_id) == []
+    assert not any(ref.alive() for ref in state.processes.values())
+    assert not state.etcd_data.exists()
+    assert not base.exists()
+
+
+def test_a_demo_that_was_killed_is_cleared_up_by_the_next_one(tmp_path):
+    base = tmp_path / "labs"
+    with half_way(base) as (demo, state):
+        demo.kill()
+        demo.wait()
+        assert marked_with(state.lab_id) != []
+    subprocess.run(DEMO, env=environment(base), check=True, timeout=60, capture_output=True)
+    assert marked_with(state.lab_id) == []
+    assert not base.exists()
+
+
+def test_a_daemon_that_is_started_again_has_the_same_subnet(tmp_path):
+    with Lab(LabSpec(nodes=2, name="t"), base=tmp_path / "labs") as lab:
+        node = lab.node(1)
+        before = node.subnet_env()
+        assert node.stop_daemon() == 0
+        node.start_daemon()
+        lab.wait(node.is_ready, what="subnet.env, written again")
+        assert node.subnet_env() == before
+        node.kill()
+        node.start_daemon()
+        lab.wait(node.is_ready, what="subnet.env, written again")
+        node.attach_pod()
+        assert node.subnet_env() == before
+        assert lab.ping_all().ok

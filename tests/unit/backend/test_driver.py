@@ -1,0 +1,352 @@
+"""When the driver acts, and what it makes of failures."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Self
+
+import pytest
+
+from pyflannel.aio.backoff import Backoff
+from pyflannel.backend.base import Applied, PartlyApplied
+from pyflannel.backend.driver import CALM_S, DEBOUNCE_S, SPACING_MAX_S, Driver, Schedule
+from pyflannel.core.errors import ApplyError, KernelError
+from pyflannel.core.lease import LeaseAdded, LeaseAttrs, LeaseRemoved
+from pyflannel.kernel.base import Notification, Topic
+from pyflannel.testing.fakeclock import FakeClock, settle
+from pyflannel.testing.fakenetlink import FakeNetlink
+from tests.support.overlay import lease, overflow, run
+
+REFUSED = KernelError("route replace", "10.5.2.0/24", 101)
+
+
+class Schedules:
+    """A schedule without jitter that has had its first pass."""
+
+    @staticmethod
+    def running() -> Schedule:
+        schedule = Schedule(10.0, Backoff(first=0.25, ceiling=10.0, jitter=0))
+        first = schedule.next()
+        assert (first.at, first.reason, first.full) == (0.0, "resync", True)
+        schedule.started(first)
+        schedule.ended(first, 0.0, failed=False)
+        return schedule
+
+
+def test_at_rest_there_is_a_full_pass_every_ten_seconds():
+    schedule = Schedules.running()
+    assert (schedule.next().at, schedule.next().full) == (10.0, True)
+
+
+def test_leases_are_acted_on_at_once_and_cheaply():
+    schedule = Schedules.running()
+    schedule.lease_changed(3.0)
+    assert (schedule.next().at, schedule.next().reason, schedule.next().full) == (
+        3.0,
+        "leases",
+        False,
+    )
+
+
+def test_a_burst_of_notifications_is_one_pass():
+    schedule = Schedules.running()
+    for moment in (1.0, 1.01, 1.02):
+        schedule.noticed(moment)
+    assert schedule.next().at == pytest.approx(1.0 + DEBOUNCE_S)
+    schedule.started(schedule.next())
+    assert schedule.next().reason == "resync"
+
+
+def test_a_storm_spaces_passes_out_but_never_beyond_what_heals_in_time():
+    schedule = Schedules.running()
+    now, waits = 1.0, []
+    for _ in range(8):
+        schedule.noticed(now)
+        due = schedule.next()
+        waits.append(due.at - now)
+        now = due.at
+        schedule.started(due)
+        schedule.ended(due, now, failed=False)
+    assert waits == sorted(waits)
+    assert waits[0] == pytest.approx(DEBOUNCE_S)
+    assert waits[-1] == pytest.approx(SPACING_MAX_S)
+    assert SPACING_MAX_S < 1.0
+    schedule.noticed(now + CALM_S + 0.1)
+    assert schedule.next().at == pytest.approx(now + CALM_S + 0.1 + DEBOUNCE_S)
+
+
+def test_failures_are_retried_by_full_passes_further_and_further_apart():
+    schedule = Schedules.running()
+    schedule.lease_changed(1.0)
+    due, now, waits = schedule.next(), 1.0, []
+    for _ in range(4):
+        schedule.started(due)
+        schedule.ended(due, now, failed=True)
+        due = schedule.next()
+        assert (due.reason, due.full) == ("retry", True)
+        waits.append(due.at - now)
+        now = due.at
+    assert waits == pytest.approx([0.25, 0.5, 1.0, 2.0])
+    schedule.started(due)
+    schedule.ended(due, now, failed=False)
+    assert schedule.next().reason == "resync"
+
+
+class FakeNetwork:
+    """A network that records what it is told and does what it is asked to."""
+
+    mtu = 1450
+
+    def __init__(self) -> None:
+        self.log: list[object] = []
+        self.outcomes: list[Applied | Exception | Callable[[], Awaitable[object]]] = []
+        self.attrs = LeaseAttrs(backend_type="vxlan")
+        self.busy = False
+        self.interesting = True
+
+    def update(self, events: Sequence[object]) -> None:
+        assert not self.busy
+        self.log.append(list(events))
+
+    def synced(self) -> None:
+        self.log.append("synced")
+
+    def notice(self, notification: Notification) -> bool:
+        self.log.append(notification.topic)
+        return self.interesting
+
+    async def apply(self, *, full: bool) -> Applied:
+        assert not self.busy, "two methods at once"
+        self.busy = True
+        try:
+            self.log.append("full" if full else "apply")
+            outcome = self.outcomes.pop(0) if self.outcomes else Applied()
+            if isinstance(outcome, Exception):
+                raise outcome
+            if isinstance(outcome, Applied):
+                return outcome
+            await outcome()
+            return Applied()
+        finally:
+            self.busy = False
+
+    async def rebase(self, underlay, lease=None) -> LeaseAttrs:
+        assert not self.busy
+        self.log.append("rebase")
+        return self.attrs
+
+    def own_attrs(self) -> LeaseAttrs:
+        return self.attrs
+
+    def status(self) -> Mapping[str, object]:
+        return {"backend": "fake"}
+
+    async def detach(self) -> None:
+        self.log.append("detach")
+
+
+class Stand:
+    """A driver that runs on a fake clock."""
+
+    def __init__(self, network: FakeNetwork | None = None) -> None:
+        self.network = network or FakeNetwork()
+        self.netlink = FakeNetlink()
+        self.clock = FakeClock()
+        self.changed: list[LeaseAttrs] = []
+        self.driver = Driver(
+            self.network, self.netlink, clock=self.clock, attrs_changed=self.changed.append
+        )
+
+    async def __aenter__(self) -> Self:
+        self.task = asyncio.create_task(self.driver.run())
+        await settle()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self.task
+
+
+def test_the_first_pass_is_full_and_comes_at_once():
+    async def scenario() -> None:
+        async with Stand() as stand:
+            assert stand.network.log == ["full"]
+            await stand.clock.advance(9.9)
+            assert stand.network.log == ["full"]
+            await stand.clock.advance(0.2)
+            assert stand.network.log == ["full", "full"]
+
+    run(scenario())
+
+
+def test_events_are_handed_over_together_and_the_last_of_a_lease_counts():
+    async def scenario() -> None:
+        async with Stand() as stand:
+            old, new = lease(2, "vxlan"), replace(lease(2, "vxlan"), attrs=LeaseAttrs())
+            stand.driver.submit([LeaseAdded(new, old)])
+            stand.driver.submit([LeaseAdded(old, new), LeaseAdded(lease(3, "vxlan"))])
+            stand.driver.submit([LeaseRemoved(lease(3, "vxlan"))])
+            stand.driver.synced()
+            await settle()
+            # Added twice: what was there before the first of the two is what is replaced.
+            expected = [LeaseAdded(old, old), LeaseRemoved(lease(3, "vxlan"))]
+            assert stand.network.log == ["full", expected, "synced", "apply"]
+
+    run(scenario())
+
+
+def test_events_during_a_pass_wait_for_the_next():
+    async def scenario() -> None:
+        network = FakeNetwork()
+        gate = asyncio.Event()
+        network.outcomes = [gate.wait]
+        async with Stand(network) as stand:
+            for number in range(2, 60):
+                stand.driver.submit([LeaseAdded(lease(number, "vxlan"))])
+            await settle()
+            assert network.log == ["full"]
+            gate.set()
+            await settle()
+            assert [entry if isinstance(entry, str) else len(entry) for entry in network.log] == [
+                "full",
+                58,
+                "apply",
+            ]
+
+    run(scenario())
+
+
+def test_a_notification_leads_to_a_pass_only_if_it_concerns_the_network():
+    async def scenario() -> None:
+        async with Stand() as stand:
+            stand.netlink.notify(Notification(topic=Topic.ROUTE))
+            await settle()
+            assert stand.network.log == ["full", Topic.ROUTE]
+            await stand.clock.advance(DEBOUNCE_S)
+            assert stand.network.log == ["full", Topic.ROUTE, "apply"]
+            stand.network.interesting = False
+            stand.netlink.notify(overflow())
+            await stand.clock.advance(1.0)
+            assert stand.network.log[3:] == [Topic.OVERFLOW]
+            assert stand.driver.stats.overflows == 1
+
+    run(scenario())
+
+
+def test_a_notification_stream_that_breaks_is_opened_again_and_counts_as_overflow():
+    async def scenario() -> None:
+        async with Stand() as stand:
+            stand.netlink._subscriptions[0].close()
+            await settle()
+            assert stand.network.log == ["full", Topic.OVERFLOW]
+            await stand.clock.advance(0.2)
+            stand.netlink.notify(Notification(topic=Topic.LINK))
+            await settle()
+            assert stand.network.log[-1] is Topic.LINK
+
+    run(scenario())
+
+
+def test_a_failure_is_a_warning_once_and_its_end_is_told(caplog):
+    caplog.set_level("INFO")
+
+    async def scenario() -> None:
+        network = FakeNetwork()
+        failed = PartlyApplied({"peer 10.5.2.0/24": REFUSED}, Applied(changed=2))
+        network.outcomes = [failed, failed, failed]
+        async with Stand(network) as stand:
+            assert "ENETUNREACH" in stand.driver.stats.failing["peer 10.5.2.0/24"]
+            await stand.clock.advance(9.0)
+            assert stand.driver.stats.failing == {}
+            assert stand.driver.stats.changed == 6
+            assert "ENETUNREACH" in stand.driver.stats.last_error
+            assert stand.driver.status()["failing"] == {}
+
+    run(scenario())
+    messages = [r.message for r in caplog.records]
+    assert messages.count("not applied, will be retried") == 1
+    assert messages.count("recovered") == 1
+
+
+def test_a_thousand_failures_are_a_handful_of_lines(caplog):
+    async def scenario() -> None:
+        network = FakeNetwork()
+        network.outcomes = [ApplyError({f"peer {n}": REFUSED for n in range(1000)})]
+        async with Stand(network) as stand:
+            assert len(stand.driver.stats.failing) == 1000
+
+    run(scenario())
+    assert len(caplog.records) < 30
+
+
+def test_a_defect_is_counted_and_told_once_and_the_loop_goes_on(caplog):
+    async def scenario() -> None:
+        network = FakeNetwork()
+        network.outcomes = [ZeroDivisionError("a defect")] * 2
+        async with Stand(network) as stand:
+            await stand.clock.advance(2.0)
+            assert network.log == ["full", "full", "full"]
+            assert stand.driver.stats.defects == 2
+
+    run(scenario())
+    assert [r.levelname for r in caplog.records] == ["ERROR"]
+
+
+def test_what_was_repaired_adds_up():
+    async def scenario() -> None:
+        network = FakeNetwork()
+        network.outcomes = [
+            Applied(repaired={"route": 2}),
+            PartlyApplied({"x": REFUSED}, Applied(repaired={"route": 1, "fdb": 1})),
+        ]
+        async with Stand(network) as stand:
+            await stand.clock.advance(11.0)
+            assert stand.driver.status()["repaired"] == {"route": 3, "fdb": 1}
+
+    run(scenario())
+
+
+def test_attributes_that_became_others_are_reported():
+    async def scenario() -> None:
+        async with Stand() as stand:
+            assert stand.changed == []
+            stand.network.attrs = replace(stand.network.attrs, backend_data="{}")
+            await stand.clock.advance(10.0)
+            assert stand.changed == [stand.network.attrs]
+            await stand.clock.advance(10.0)
+            assert len(stand.changed) == 1
+
+    run(scenario())
+
+
+def test_a_rebase_waits_for_the_pass_and_is_followed_by_one():
+    async def scenario() -> None:
+        network = FakeNetwork()
+        gate = asyncio.Event()
+        network.outcomes = [gate.wait]
+        async with Stand(network) as stand:
+            rebase = asyncio.create_task(stand.driver.rebase(None))
+            await settle()
+            assert network.log == ["full"]
+            gate.set()
+            await settle()
+            assert await rebase == network.attrs
+            assert network.log == ["full", "rebase", "apply"]
+
+    run(scenario())
+
+
+def test_it_can_be_cancelled_in_the_middle_of_a_pass():
+    async def scenario() -> None:
+        network = FakeNetwork()
+        network.outcomes = [lambda: asyncio.Event().wait()]
+        async with Stand(network):
+            pass
+        assert not network.busy
+        assert len(asyncio.all_tasks()) == 1
+
+    run(scenario())

@@ -1,0 +1,100 @@
+"""Who owns a key, and what a listing means."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyflannel.backend.tables import KIND, TableState, table_id
+from pyflannel.kernel.base import FdbEntry, Neighbour, Route
+from tests.support.overlay import key, mac
+
+FDB = FdbEntry(index=9, mac=mac(2), dst=IPv4Address("192.0.2.2"))
+OTHER = replace(FDB, dst=IPv4Address("192.0.2.3"))
+
+
+def nothing_is_ours(_thing: object) -> bool:
+    return False
+
+
+def everything_is_ours(_thing: object) -> bool:
+    return True
+
+
+def wanting(*things: FdbEntry) -> TableState:
+    table = TableState()
+    for thing in things:
+        table.want(key(2), thing)
+    return table
+
+
+def test_objects_lie_in_the_table_of_their_kind_family_and_link():
+    route = Route(dst=IPv4Network("10.5.2.0/24"), oif=9)
+    neighbour = Neighbour(index=9, ip=IPv4Address("10.5.2.0"), mac=mac(2))
+    assert table_id(route) == ("route", 4, 0)
+    assert table_id(neighbour) == ("neighbour", 4, 9)
+    assert table_id(FDB) == ("fdb", 0, 9)
+    assert list(KIND.values()) == ["neighbour", "fdb", "route"], "the order of dependence"
+
+
+def test_strangers_under_keys_that_nobody_wants_are_not_seen():
+    table = wanting()
+    table.take([FDB], nothing_is_ours)
+    assert dict(table.delta.actual) == {}
+    table.forget_listing()
+    table.take([FDB], everything_is_ours)
+    assert list(table.delta.deletes()) == [(FDB.key, FDB)]
+
+
+def test_what_we_no_longer_want_stays_ours_unless_it_was_replaced():
+    table = wanting(FDB)
+    table.take([FDB], nothing_is_ours)
+    table.unwant(key(2), FDB.key)
+    table.take([FDB, replace(FDB, mac=mac(77))], nothing_is_ours)
+    assert list(table.delta.deletes()) == [(FDB.key, FDB)]
+    table.take([OTHER], nothing_is_ours)
+    assert list(table.delta.deletes()) == []
+
+
+def test_of_several_under_one_key_all_but_the_wanted_one_are_surplus():
+    for listing in ([FDB, OTHER], [OTHER, FDB]):
+        table = wanting(FDB)
+        table.take(list(listing), nothing_is_ours)
+        assert table.surplus == [(OTHER, True)]
+        assert len(table.delta) == 0
+
+
+def test_the_first_listing_breaks_nothing_and_later_ones_tell_what_drifted():
+    table = wanting(FDB)
+    table.take([], nothing_is_ours)
+    assert table.drifted == set()
+    table.delta.applied(FDB.key)
+    table.take([OTHER], nothing_is_ours)
+    assert table.drifted == {FDB.key}
+
+
+OWNERS = st.sampled_from([None, key(2), key(3)])
+CLAIMS = st.lists(st.tuples(st.booleans(), OWNERS, st.sampled_from([FDB, OTHER])), max_size=20)
+
+
+@given(CLAIMS)
+def test_the_latest_of_those_who_still_want_a_key_has_it(claims):
+    """Against the naive model: all claims in the order they were made."""
+    table = TableState()
+    model: dict[object, FdbEntry] = {}
+    for wants, owner, thing in claims:
+        if wants:
+            held = next(reversed(model), None) if model else None
+            if held != owner or not model:
+                model.pop(owner, None)
+            model[owner] = thing
+            table.want(owner, thing)
+        else:
+            model.pop(owner, None)
+            table.unwant(owner, thing.key)
+        expected = model[next(reversed(model))] if model else None
+        assert table.delta.desired.get(FDB.key) == expected
+        assert table.owners.get(FDB.key, "nobody") == (next(reversed(model)) if model else "nobody")

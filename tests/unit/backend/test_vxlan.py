@@ -1,0 +1,420 @@
+"""The vxlan backend: lease data, desired state, the device and its MAC."""
+
+from __future__ import annotations
+
+import errno
+import json
+import random
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyflannel.backend.base import PartlyApplied
+from pyflannel.backend.plan import View
+from pyflannel.backend.vxlan import (
+    MacFile,
+    VxlanBackend,
+    VxlanData,
+    VxlanPlan,
+    decode_data,
+    encode_data,
+    parse_mac,
+    random_mac,
+    vxlan_difference,
+)
+from pyflannel.core.backendconfig import VxlanConfig
+from pyflannel.core.errors import ConfigError, KernelError, LeaseError
+from pyflannel.core.ip import Family
+from pyflannel.core.lease import LeaseAdded, LeaseAttrs
+from pyflannel.kernel.base import FdbEntry, Link, Neighbour, Route, VxlanAttrs
+from tests.support.overlay import Machine, config, key, lease, mac, run
+
+
+def plan(machine: Machine, *, ipv4=True, ipv6=False, **settings) -> VxlanPlan:
+    conf = config({"Type": "vxlan"}, ipv4=ipv4, ipv6=ipv6)
+    return VxlanPlan(
+        config=conf,
+        settings=VxlanConfig(**settings),
+        external=machine.external(ipv6=ipv6),
+        macs={family: mac(100 + family.value) for family in conf.families},
+        own=key(1, ipv4=ipv4, ipv6=ipv6),
+    )
+
+
+# Lease data.
+
+
+def test_lease_data_has_upstreams_bytes():
+    assert encode_data(VxlanData(vni=1, mac="0e:b0:82:73:36:a2")) == (
+        '{"VNI":1,"VtepMAC":"0e:b0:82:73:36:a2"}'
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "vni"),
+    [
+        ('{"VNI":1,"VtepMAC":"0e:b0:82:73:36:a2"}', 1),
+        ('{"VtepMAC":"0e:b0:82:73:36:a2"}', None),  # before VNI was added
+        ('{"vtepmac":"0E-B0-82-73-36-A2","vni":77}', 77),
+        ('{"VtepMAC":"0eb0.8273.36a2","Other":[]}', None),
+    ],
+)
+def test_lease_data_of_old_and_odd_peers_is_read(text, vni):
+    assert decode_data(text) == VxlanData(vni=vni, mac="0e:b0:82:73:36:a2")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "",
+        "null",
+        "{}",
+        "[]",
+        '"0e:b0:82:73:36:a2"',
+        '{"VtepMAC":17}',
+        '{"VtepMAC":""}',
+        '{"VtepMAC":"0e:b0:82:73:36"}',
+        '{"VtepMAC":"0f:b0:82:73:36:a2"}',
+        '{"VtepMAC":"00:00:00:00:00:00"}',
+        '{"VtepMAC":"0e:b0-82:73:36:a2"}',
+        '{"VtepMAC":',
+    ],
+)
+def test_lease_data_without_a_usable_mac_is_refused_with_a_sentence(text):
+    with pytest.raises(ValueError, match=r"^it"):
+        decode_data(text)
+
+
+@given(st.binary(min_size=6, max_size=6).filter(lambda raw: not raw[0] & 1 and any(raw)))
+def test_every_unicast_mac_survives_the_round_trip(raw):
+    data = VxlanData(vni=5, mac=raw.hex(":"))
+    assert decode_data(encode_data(data)) == data
+
+
+@given(st.integers())
+def test_a_random_mac_is_locally_administered_and_unicast(seed):
+    made = random_mac(random.Random(seed))
+    assert parse_mac(made) == made
+    assert int(made[:2], 16) & 3 == 2
+
+
+# Desired state.
+
+
+def test_the_device_has_every_attribute_that_upstream_sets():
+    machine = Machine()
+    (device,) = plan(machine, port=4789, gbp=True, learning=True).devices(machine.eth0)
+    spec = device.create
+    assert spec.name == "flannel.1"
+    assert (spec.kind, spec.mtu, spec.txqlen, spec.mac) == ("vxlan", 1450, 0, mac(104))
+    assert spec.vxlan == VxlanAttrs(
+        vni=1, link=machine.eth0.index, local=IPv4Address("192.0.2.1"), port=4789,
+        learning=True, gbp=True,
+    )  # fmt: skip
+    assert device.addresses == (IPv4Interface("10.5.1.0/32"),)
+    assert device.sysctls == (("net/ipv6/conf/flannel.1/accept_ra", "0"),)
+    assert device.up
+
+
+def test_before_the_lease_the_device_has_no_address_and_stays_down():
+    machine = Machine()
+    (device,) = replace(plan(machine), own=None).devices(machine.eth0)
+    assert (device.addresses, device.up) == ((), False)
+
+
+def test_the_tunnel_source_is_the_interface_address_also_behind_a_nat():
+    machine = Machine()
+    made = plan(machine)
+    made = replace(made, external=replace(made.external, public_ip=IPv4Address("203.0.113.5")))
+    assert made.vxlan_attrs(Family.V4, machine.eth0).local == IPv4Address("192.0.2.1")
+    assert made.attrs({}).public_ip == IPv4Address("203.0.113.5")
+
+
+@pytest.mark.parametrize(
+    ("families", "configured", "interface", "container", "devices"),
+    [
+        ({}, 0, 1500, 1450, [1450]),
+        ({}, 1400, 1500, 1350, [1350]),
+        ({}, 9000, 1500, 1450, [1450]),
+        ({"ipv6": True}, 0, 1500, 1450, [1450, 1430]),
+        ({"ipv4": False, "ipv6": True}, 0, 1500, 1430, [1430]),
+    ],
+)
+def test_the_overhead_is_50_bytes_and_70_over_ipv6(
+    families, configured, interface, container, devices
+):
+    """Upstream takes 50 for both, and its full-size packets do not fit an IPv6 underlay."""
+    machine = Machine(mtu=interface)
+    made = plan(machine, mtu=configured, **families)
+    assert made.mtu == container
+    assert [device.mtu for device in made.devices(machine.eth0)] == devices
+
+
+def test_the_ipv6_device_has_its_own_name_and_address():
+    machine = Machine()
+    _, device = plan(machine, ipv6=True, vni=42).devices(machine.eth0)
+    assert device.name == "flannel-v6.42"
+    assert device.addresses == (IPv6Interface("fd00:5:0:1::/128"),)
+    assert device.create.vxlan.local == IPv6Address("2001:db8::1")
+
+
+def view(machine: Machine, **links: int) -> View:
+    names = {"flannel": "flannel.1", "flannel_v6": "flannel-v6.1"}
+    return View(
+        underlay=machine.eth0,
+        links={names[n]: Link(index=i, name=names[n]) for n, i in links.items()},
+    )
+
+
+def test_a_peer_is_its_neighbour_its_fdb_entry_and_its_route():
+    """The neighbour is the peer's *subnet* address, the FDB entry points to its *public* one."""
+    machine = Machine()
+    found = plan(machine).peer_objects(lease(2, "vxlan"), view(machine, flannel=9))
+    vtep = IPv4Address("10.5.2.0")
+    assert found.objects == (
+        Neighbour(index=9, ip=vtep, mac=mac(2)),
+        FdbEntry(index=9, mac=mac(2), dst=IPv4Address("192.0.2.2")),
+        Route(dst=IPv4Network("10.5.2.0/24"), gateway=vtep, oif=9, onlink=True),
+    )
+
+
+def test_both_families_are_independent_of_each_other():
+    machine = Machine()
+    both = plan(machine, ipv6=True)
+    peer = lease(2, "vxlan", ipv6=True)
+    assert len(both.peer_objects(peer, view(machine, flannel=9, flannel_v6=10)).objects) == 6
+    assert len(both.peer_objects(peer, view(machine, flannel_v6=10)).objects) == 3
+    old = replace(peer, attrs=replace(peer.attrs, backend_v6_data=None))
+    found = both.peer_objects(old, view(machine, flannel=9, flannel_v6=10))
+    assert len(found.objects) == 3
+    assert "VTEP MAC" in found.problem
+    only4 = both.peer_objects(lease(2, "vxlan"), view(machine, flannel=9, flannel_v6=10))
+    assert (len(only4.objects), only4.problem) == (3, "")
+
+
+@pytest.mark.parametrize(
+    ("attrs", "problem"),
+    [
+        ({"backend_type": "host-gw"}, "backend type"),
+        ({"backend_data": '{"VtepMAC":"x"}'}, "VTEP MAC"),
+        ({"public_ip": IPv4Address(0)}, "no IPv4 address"),
+    ],
+)
+def test_a_peer_that_cannot_be_reached_is_ignored_with_the_reason(attrs, problem):
+    machine = Machine()
+    bad = replace(lease(2, "vxlan"), attrs=replace(lease(2, "vxlan").attrs, **attrs))
+    found = plan(machine).peer_objects(bad, view(machine, flannel=9))
+    assert found.objects == ()
+    assert problem in found.problem
+
+
+GOOD = VxlanAttrs(vni=1, link=2, local=IPv4Address("192.0.2.1"), port=8472)
+
+
+@pytest.mark.parametrize(
+    ("there", "difference"),
+    [
+        (GOOD, ""),
+        (replace(GOOD, vni=2), "VNI 2 instead of 1"),
+        (replace(GOOD, link=3), "underlying link"),
+        (replace(GOOD, local=IPv4Address("192.0.2.9")), "source address"),
+        (replace(GOOD, local=None), "source address"),
+        (replace(GOOD, group=IPv4Address("239.1.1.1")), "group"),
+        (replace(GOOD, port=4789), "port 4789 instead of 8472"),
+        (replace(GOOD, learning=True), "learning"),
+        (replace(GOOD, gbp=True), "GBP"),
+        (replace(GOOD, l2miss=True), "L2 miss"),
+        (None, "kind"),
+    ],
+)
+def test_a_device_is_kept_only_if_it_is_the_one_asked_for(there, difference):
+    link = Link(index=9, name="flannel.1", kind="vxlan" if there else "bridge", vxlan=there)
+    found = vxlan_difference(link, replace(GOOD, port=0))
+    assert difference in found
+    assert bool(found) is bool(difference)
+
+
+# The backend.
+
+
+def backend(machine: Machine, state_dir, *, seed=1, ipv6=False, **keys) -> VxlanBackend:
+    conf = config({"Type": "vxlan", **keys}, ipv6=ipv6)
+    return VxlanBackend(
+        machine.context(conf, state_dir),
+        write_sysctl=lambda _name, _value: True,
+        rng=random.Random(seed),
+    )
+
+
+def published(attrs: LeaseAttrs) -> str:
+    return json.loads(attrs.backend_data)["VtepMAC"]
+
+
+def test_the_mac_is_published_before_the_lease_and_is_the_devices(tmp_path):
+    async def scenario() -> None:
+        machine = Machine()
+        attrs = await backend(machine, tmp_path).prepare(None)
+        link = await machine.netlink.link("flannel.1")
+        assert link.mac == published(attrs)
+        assert not link.up
+        assert attrs.backend_type == "vxlan"
+        assert attrs.backend_v6_data is None
+
+    run(scenario())
+
+
+def test_the_mac_survives_a_restart_a_reboot_and_the_loss_of_the_state_file(tmp_path):
+    async def scenario() -> None:
+        machine = Machine()
+        first = await backend(machine, tmp_path, seed=1).prepare(None)
+        assert await backend(machine, tmp_path, seed=2).prepare(None) == first
+        assert await backend(Machine(), tmp_path, seed=3).prepare(None) == first
+        (tmp_path / "vtep-mac.json").unlink()
+        assert await backend(Machine(), tmp_path, seed=4).prepare(first) == first
+        (tmp_path / "vtep-mac.json").unlink()
+        assert await backend(Machine(), tmp_path, seed=5).prepare(None) != first
+
+    run(scenario())
+
+
+def test_a_cloned_disk_does_not_bring_the_mac_along(tmp_path):
+    """The file counts only at the address it was written at."""
+    external = Machine().external()
+    MacFile(str(tmp_path)).save(external, {"flannel.1": mac(5)})
+    assert MacFile(str(tmp_path)).load(external) == {"flannel.1": mac(5)}
+    elsewhere = replace(external, public_ip=IPv4Address("192.0.2.66"))
+    assert MacFile(str(tmp_path)).load(elsewhere) == {}
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"public_ip":"192.0.2.1","macs":{"a":1}}'])
+def test_a_damaged_state_file_is_a_warning(content, tmp_path, caplog):
+    (tmp_path / "vtep-mac.json").write_bytes(content)
+    assert MacFile(str(tmp_path)).load(Machine().external()) == {}
+    assert "unreadable" in caplog.text
+
+
+def test_a_state_directory_that_cannot_be_written_is_a_warning(tmp_path, caplog):
+    (tmp_path / "file").touch()
+
+    async def scenario() -> None:
+        await backend(Machine(), tmp_path / "file" / "dir").prepare(None)
+
+    run(scenario())
+    assert "not remembered" in caplog.text
+
+
+def test_a_device_with_wrong_settings_is_replaced_and_keeps_its_mac(tmp_path):
+    async def scenario() -> None:
+        machine = Machine()
+        first = await backend(machine, tmp_path).prepare(None)
+        assert await backend(machine, tmp_path, Port=4789).prepare(None) == first
+        assert (await machine.netlink.link("flannel.1")).vxlan.port == 4789
+
+    run(scenario())
+
+
+def test_an_mtu_changed_in_the_config_reaches_a_device_that_is_kept(tmp_path):
+    async def scenario() -> None:
+        machine = Machine()
+        first = backend(machine, tmp_path)
+        await first.prepare(None)
+        await first.attach(lease(1, "vxlan"))
+        index = (await machine.netlink.link("flannel.1")).index
+        again = backend(machine, tmp_path, MTU=1400)
+        await again.prepare(None)
+        assert (await again.attach(lease(1, "vxlan"))).mtu == 1350
+        link = await machine.netlink.link("flannel.1")
+        assert (link.index, link.mtu) == (index, 1350)
+
+    run(scenario())
+
+
+def test_a_mac_changed_before_attach_is_put_back(tmp_path):
+    """udev and network managers do that; what is published must be what is there."""
+
+    async def scenario() -> None:
+        machine = Machine()
+        made = backend(machine, tmp_path)
+        attrs = await made.prepare(None)
+        link = await machine.netlink.link("flannel.1")
+        await machine.netlink.set_link(link.index, mac=mac(66))
+        network = await made.attach(replace(lease(1, "vxlan"), attrs=attrs))
+        link = await machine.netlink.link("flannel.1")
+        assert (link.mac, link.up) == (published(attrs), True)
+        assert network.own_attrs() == attrs
+
+    run(scenario())
+
+
+def test_a_mac_that_cannot_be_put_back_is_published(tmp_path):
+    async def scenario() -> None:
+        machine = Machine()
+        made = backend(machine, tmp_path)
+        attrs = await made.prepare(None)
+        network = await made.attach(lease(1, "vxlan"))
+        link = await machine.netlink.link("flannel.1")
+        await machine.netlink.set_link(link.index, mac=mac(66))
+        machine.netlink.fail_next("set_link", errno.EBUSY)
+        with pytest.raises(PartlyApplied, match=r"flannel\.1 mac"):
+            await network.apply(full=True)
+        assert published(network.own_attrs()) == mac(66)
+        await network.apply(full=True)
+        assert network.own_attrs() == attrs
+
+    run(scenario())
+
+
+def test_a_lease_without_an_enabled_family_is_an_error(tmp_path):
+    async def scenario() -> None:
+        made = backend(Machine(), tmp_path, ipv6=True)
+        await made.prepare(None)
+        with pytest.raises(LeaseError, match="no IPv6 subnet"):
+            await made.attach(lease(1, "vxlan"))
+
+    run(scenario())
+
+
+def test_a_device_that_cannot_be_had_is_an_error_at_start(tmp_path):
+    async def scenario() -> None:
+        with pytest.raises(KernelError):
+            await backend(Machine(kinds=()), tmp_path).prepare(None)
+
+    run(scenario())
+
+
+def test_an_interface_without_address_or_room_is_a_config_error(tmp_path):
+    with pytest.raises(ConfigError, match="leaves 18 bytes"):
+        backend(Machine(mtu=68), tmp_path)
+    with pytest.raises(ConfigError, match="VNI"):
+        backend(Machine(), tmp_path, VNI=1 << 24)
+    machine = Machine()
+    context = machine.context(config({"Type": "vxlan"}), tmp_path)
+    with pytest.raises(ConfigError, match="no IPv4 address"):
+        VxlanBackend(replace(context, underlay=replace(context.underlay, address=None)))
+
+
+def test_it_follows_another_underlay_address_in_place(tmp_path):
+    async def scenario() -> None:
+        machine = Machine()
+        made = backend(machine, tmp_path)
+        attrs = await made.prepare(None)
+        network = await made.attach(lease(1, "vxlan"))
+        network.update([LeaseAdded(lease(2, "vxlan"))])
+        await network.apply(full=True)
+        here = IPv4Address("192.0.2.51")
+        moved = replace(machine.external(), address=here, public_ip=here, mtu=1400)
+        new = await network.rebase(moved)
+        assert new == replace(attrs, public_ip=here)
+        assert network.mtu == 1350
+        await network.apply(full=False)
+        link = await machine.netlink.link("flannel.1")
+        assert (link.vxlan.local, link.mac, link.mtu) == (here, published(attrs), 1350)
+        assert len(await machine.netlink.fdb(link.index)) == 1
+        with pytest.raises(ConfigError):
+            await network.rebase(replace(moved, address=None))
+
+    run(scenario())

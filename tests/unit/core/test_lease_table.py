@@ -1,0 +1,221 @@
+"""`LeaseTable`: what the store says becomes the difference that backends are told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyflannel.core.ip import Family, SubnetKey
+from pyflannel.core.lease import (
+    Changes,
+    Lease,
+    LeaseAdded,
+    LeaseAttrs,
+    LeaseDeleted,
+    LeaseEvent,
+    LeasePut,
+    LeaseRemoved,
+    LeaseTable,
+    LeaseUpdate,
+    Snapshot,
+)
+
+NETWORK = IPv4Network("10.5.0.0/16")
+NETWORK6 = IPv6Network("fd00:5::/48")
+
+
+def key(third: int, *, v6: bool = False) -> SubnetKey:
+    subnet6 = IPv6Network(f"fd00:5:0:{third:x}::/64") if v6 else None
+    return SubnetKey(IPv4Network(f"10.5.{third}.0/24"), subnet6)
+
+
+def lease(
+    third: int, host: int | None = None, *, data: str | None = None, v6: bool = False,
+    revision: int = 0,
+) -> Lease:  # fmt: skip
+    ip = IPv4Address(f"192.0.2.{host if host is not None else third}")
+    attrs = LeaseAttrs(public_ip=ip, backend_data=data)
+    return Lease(key=key(third, v6=v6), attrs=attrs, revision=revision, expires=float(revision))
+
+
+def table() -> LeaseTable:
+    return LeaseTable(network=NETWORK, network6=NETWORK6)
+
+
+def test_the_first_snapshot_adds_every_peer_and_an_equal_one_changes_nothing() -> None:
+    peers = table()
+    assert peers.apply(Snapshot([lease(1), lease(2)], 5)) == [
+        LeaseAdded(lease(1)),
+        LeaseAdded(lease(2)),
+    ]
+    assert peers.apply(Snapshot([lease(1), lease(2)], 9)) == []
+
+
+def test_a_renewal_is_no_change() -> None:
+    peers = table()
+    peers.apply(Snapshot([lease(1, revision=1)], 1))
+    assert peers.apply(Changes([LeasePut(lease(1, revision=2))], 2)) == []
+    assert peers.peers[key(1)].revision == 2
+
+
+def test_a_snapshot_reports_what_vanished_and_what_changed_while_we_were_away() -> None:
+    peers = table()
+    peers.apply(Snapshot([lease(1), lease(2), lease(3)], 5))
+    events = peers.apply(Snapshot([lease(2, host=9), lease(3, data='{"VNI":1}')], 9))
+    assert events == [
+        LeaseRemoved(lease(1)),
+        LeaseAdded(lease(2, host=9), lease(2)),
+        LeaseAdded(lease(3, data='{"VNI":1}'), lease(3)),
+    ]
+
+
+def test_a_removal_carries_the_attributes_that_were_known() -> None:
+    peers = table()
+    peers.apply(Snapshot([lease(1, data='"x"')], 5))
+    assert peers.apply(Changes([LeaseDeleted(key(1))], 6)) == [LeaseRemoved(lease(1, data='"x"'))]
+    assert peers.apply(Changes([LeaseDeleted(key(1))], 7)) == []
+
+
+def test_every_event_of_one_answer_counts_and_the_last_of_a_key_decides() -> None:
+    peers = table()
+    events = [LeasePut(lease(n)) for n in range(1, 101)]
+    assert len(peers.apply(Changes(events, 1))) == 100
+    flicker: list[LeasePut | LeaseDeleted] = [
+        LeaseDeleted(key(1)),
+        LeasePut(lease(1)),
+        LeasePut(lease(2)),
+        LeaseDeleted(key(2)),
+    ]
+    assert peers.apply(Changes(flicker, 2)) == [LeaseRemoved(lease(2))]
+
+
+def test_removals_come_first_so_that_a_subnet_that_moved_between_keys_stays() -> None:
+    peers = table()
+    peers.apply(Snapshot([lease(1)], 1))
+    moved = lease(1, v6=True)
+    events = peers.apply(Changes([LeasePut(moved), LeaseDeleted(key(1))], 2))
+    assert events == [LeaseRemoved(lease(1)), LeaseAdded(moved)]
+
+
+def test_our_own_lease_is_never_reported() -> None:
+    peers = table()
+    assert peers.set_own(key(1)) == []
+    assert peers.apply(Snapshot([lease(1), lease(2)], 1)) == [LeaseAdded(lease(2))]
+    assert peers.apply(Changes([LeasePut(lease(1, host=9)), LeaseDeleted(key(1))], 2)) == []
+    assert peers.apply(Snapshot([lease(2)], 3)) == []
+
+
+def test_a_peer_whose_lease_becomes_ours_is_removed() -> None:
+    peers = table()
+    peers.apply(Snapshot([lease(1), lease(2)], 1))
+    assert peers.set_own(key(1)) == [LeaseRemoved(lease(1))]
+    assert list(peers.peers) == [key(2)]
+
+
+def test_what_lies_outside_the_network_is_rejected_with_a_reason() -> None:
+    peers = table()
+    outside = Lease(key=SubnetKey(IPv4Network("10.6.1.0/24")), attrs=LeaseAttrs())
+    outside6 = Lease(
+        key=SubnetKey(IPv4Network("10.5.1.0/24"), IPv6Network("fd99::/64")), attrs=LeaseAttrs()
+    )
+    wider = Lease(key=SubnetKey(IPv4Network("10.0.0.0/8")), attrs=LeaseAttrs())
+    assert peers.apply(Snapshot([outside, outside6, wider, lease(2)], 1)) == [LeaseAdded(lease(2))]
+    assert set(peers.rejected) == {outside.key, outside6.key, wider.key}
+    assert "10.6.1.0/24 is outside the network 10.5.0.0/16" in peers.rejected[outside.key]
+
+
+def test_a_rejection_is_forgotten_when_its_key_goes_or_a_snapshot_comes() -> None:
+    peers = table()
+    outside = Lease(key=SubnetKey(IPv4Network("10.6.1.0/24")), attrs=LeaseAttrs())
+    peers.apply(Changes([LeasePut(outside)], 1))
+    assert outside.key in peers.rejected
+    peers.apply(Changes([LeaseDeleted(outside.key)], 2))
+    assert peers.rejected == {}
+    peers.apply(Changes([LeasePut(outside)], 3))
+    peers.apply(Snapshot([], 4))
+    assert peers.rejected == {}
+
+
+def test_a_lease_of_the_other_family_only_is_no_peer() -> None:
+    only4 = LeaseTable(network=NETWORK, network6=None)
+    v6_only = Lease(key=SubnetKey(None, IPv6Network("fd00:5:0:1::/64")), attrs=LeaseAttrs())
+    assert only4.apply(Snapshot([v6_only], 1)) == []
+    assert v6_only.key in only4.rejected
+    # A dual-stack peer in a network that uses IPv4 only is still a peer.
+    assert only4.apply(Snapshot([lease(1, v6=True)], 2)) == [LeaseAdded(lease(1, v6=True))]
+    only6 = LeaseTable(network=None, network6=NETWORK6)
+    assert only6.apply(Snapshot([v6_only], 1)) == [LeaseAdded(v6_only)]
+
+
+def test_a_lease_gives_its_parts_by_family() -> None:
+    dual = lease(1, v6=True)
+    assert dual.subnet(Family.V6) == IPv6Network("fd00:5:0:1::/64")
+    assert dual.attrs.underlay(Family.V4) == IPv4Address("192.0.2.1")
+    assert dual.attrs.underlay(Family.V6) is None
+    assert LeaseAttrs(backend_v6_data="1").data(Family.V6) == "1"
+    assert lease(1).is_reservation
+
+
+_leases = st.builds(
+    lambda third, host, v6: lease(third, host, v6=v6),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.booleans(),
+)
+_strangers = st.just(Lease(key=SubnetKey(IPv4Network("10.6.1.0/24")), attrs=LeaseAttrs()))
+_any_lease = _leases | _strangers
+_updates: st.SearchStrategy[list[LeaseUpdate]] = st.lists(
+    st.lists(_any_lease, max_size=5, unique_by=lambda one: one.key).map(
+        lambda all_: Snapshot(all_, 0)
+    )
+    | st.lists(
+        _any_lease.map(LeasePut) | _any_lease.map(lambda one: LeaseDeleted(one.key)), max_size=5
+    ).map(lambda events: Changes(events, 0)),
+    max_size=8,
+)
+
+
+def replay(peers: dict[SubnetKey, Lease], events: Sequence[LeaseEvent]) -> None:
+    """What a backend does with events; checks that each makes sense to it."""
+    for event in events:
+        if isinstance(event, LeaseRemoved):
+            assert peers.pop(event.lease.key) == event.lease
+        else:
+            assert peers.get(event.lease.key) == event.previous
+            assert event.previous != event.lease
+            peers[event.lease.key] = event.lease
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=200)
+@given(_updates, st.none() | st.builds(key, st.integers(1, 4)))
+def test_replayed_events_give_what_the_store_holds_less_our_own_and_strangers(
+    updates: list[LeaseUpdate], own: SubnetKey | None
+) -> None:
+    stored: dict[SubnetKey, Lease] = {}
+    known: dict[SubnetKey, Lease] = {}
+    peers = table()
+    peers.set_own(own)
+    for update in updates:
+        if isinstance(update, Snapshot):
+            stored = {one.key: one for one in update.leases}
+        else:
+            for event in update.events:
+                if isinstance(event, LeasePut):
+                    stored[event.lease.key] = event.lease
+                else:
+                    stored.pop(event.key, None)
+        events = peers.apply(update)
+        assert all(event.lease.key != own for event in events)
+        replay(known, events)
+        expected = {
+            k: one
+            for k, one in stored.items()
+            if k != own and k.v4 is not None and k.v4.subnet_of(NETWORK)
+        }
+        assert known == expected == peers.peers
+        assert set(peers.rejected) == {k for k in stored if k.v4 and not k.v4.subnet_of(NETWORK)}

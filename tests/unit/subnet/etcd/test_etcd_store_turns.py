@@ -1,0 +1,376 @@
+"""Which endpoint is asked, and what becomes of a write that got no answer; without any network."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from pyflannel.core.errors import (
+    StoreConflict,
+    StoreDenied,
+    StoreError,
+    StoreLeaseNotFound,
+    StoreUnavailable,
+)
+from pyflannel.core.options import EtcdOptions
+from pyflannel.subnet.etcd import gateway
+from pyflannel.subnet.etcd.failures import Code, EndpointFailure, Refused
+from pyflannel.subnet.etcd.store import EtcdStore
+
+HEADER = {"revision": "9", "cluster_id": "1", "member_id": "2"}
+OK = {"header": HEADER}
+REFUSED = EndpointFailure("connection refused")
+SILENT = EndpointFailure("no answer in time", unsure=True, silent=True)
+DROPPED = EndpointFailure("connection reset", unsure=True, dropped=True)
+
+
+def kv(key: bytes, value: bytes, *, revision: int = 7, lease: int = 0) -> dict[str, object]:
+    return {
+        "key": base64.b64encode(key).decode(),
+        "value": base64.b64encode(value).decode(),
+        "mod_revision": str(revision),
+        "version": "1",
+        "lease": str(lease),
+    }
+
+
+def found(*kvs: dict[str, object]) -> dict[str, object]:
+    return {"header": HEADER, "kvs": list(kvs)}
+
+
+def lost(*kvs: dict[str, object]) -> dict[str, object]:
+    """A transaction whose condition did not hold."""
+    return {"header": HEADER, "responses": [{"response_range": {"kvs": list(kvs)}}]}
+
+
+Reply = "dict[str, object] | Exception | Callable[[dict[str, Any]], dict[str, object]]"
+
+
+class Scripted(EtcdStore):
+    """An `EtcdStore` whose endpoints answer by script: (endpoint's letter, path, answer)."""
+
+    def __init__(self, *script: tuple[str, str, Any], user: str = "", count: int = 2) -> None:
+        hosts = "abc"[:count]
+        super().__init__(
+            EtcdOptions(
+                endpoints=tuple(f"http://{host}:1" for host in hosts),
+                username=user,
+                password=user,
+            )
+        )
+        self.script = list(script)
+        self.sent: list[tuple[str, dict[str, Any], str]] = []
+
+    async def _post(self, endpoint, path, body, token):
+        assert self.script, f"unexpected request {path} to {endpoint}"
+        host, expected, reply = self.script.pop(0)
+        assert (endpoint.host, path) == (host, expected)
+        self.sent.append((path, dict(body), token))
+        if isinstance(reply, Exception):
+            raise reply
+        return reply(body) if callable(reply) else reply
+
+
+def play(store: Scripted, work: Callable[[Scripted], Coroutine[Any, Any, Any]]) -> Any:
+    async def main() -> Any:
+        try:
+            return await work(store)
+        finally:
+            await store.close()
+
+    result = asyncio.run(main())
+    assert not store.script, "requests that were never sent"
+    return result
+
+
+def test_a_dead_endpoint_is_passed_over_and_the_good_one_remembered():
+    store = Scripted(
+        ("a", gateway.RANGE, REFUSED),
+        ("b", gateway.RANGE, found()),
+        ("b", gateway.RANGE, found()),
+    )
+
+    async def work(store):
+        await store.get(b"k")
+        await store.get(b"k")
+
+    play(store, work)
+
+
+def test_when_the_good_one_dies_the_others_are_tried_again():
+    store = Scripted(
+        ("a", gateway.RANGE, REFUSED),
+        ("b", gateway.RANGE, found()),
+        ("b", gateway.RANGE, SILENT),
+        ("a", gateway.RANGE, found()),
+        ("a", gateway.RANGE, found()),
+    )
+
+    async def work(store):
+        for _ in range(3):
+            await store.get(b"k")
+
+    play(store, work)
+
+
+def test_when_all_are_down_each_is_named():
+    store = Scripted(("a", gateway.RANGE, REFUSED), ("b", gateway.RANGE, SILENT))
+    with pytest.raises(StoreUnavailable, match=r"a:1: connection refused; http://b:1: no answer"):
+        play(store, lambda s: s.get(b"k"))
+
+
+def test_something_else_that_listens_there_is_passed_over():
+    store = Scripted(("a", gateway.RANGE, {"hello": "world"}), ("b", gateway.RANGE, found()))
+    assert play(store, lambda s: s.get(b"k")).kvs == ()
+
+
+def test_a_connection_from_before_a_restart_is_made_anew_once():
+    store = Scripted(("a", gateway.RANGE, DROPPED), ("a", gateway.RANGE, found()))
+    assert play(store, lambda s: s.get(b"k")).kvs == ()
+    store = Scripted(
+        ("a", gateway.RANGE, DROPPED), ("a", gateway.RANGE, DROPPED), ("b", gateway.RANGE, found())
+    )
+    assert play(store, lambda s: s.get(b"k")).kvs == ()
+
+
+def test_a_lost_creation_is_recognised_as_ours_by_value_and_lease():
+    """The first attempt was carried out and its answer got lost; the second finds its traces."""
+    store = Scripted(
+        ("a", gateway.TXN, SILENT), ("b", gateway.TXN, lost(kv(b"k", b"v", revision=8, lease=5)))
+    )
+    header = play(store, lambda s: s.put(b"k", b"v", lease=5, if_mod_revision=0))
+    assert header.revision == 8
+
+
+@pytest.mark.parametrize(
+    "there", [kv(b"k", b"other", lease=5), kv(b"k", b"v", lease=6), kv(b"k", b"v")]
+)
+def test_a_creation_that_somebody_else_won_is_a_conflict(there):
+    store = Scripted(("a", gateway.TXN, SILENT), ("b", gateway.TXN, lost(there)))
+    with pytest.raises(StoreConflict):
+        play(store, lambda s: s.put(b"k", b"v", lease=5, if_mod_revision=0))
+
+
+def test_the_same_value_without_a_doubtful_attempt_is_a_conflict():
+    store = Scripted(("a", gateway.TXN, lost(kv(b"k", b"v", lease=5))))
+    with pytest.raises(StoreConflict, match="is at 7"):
+        play(store, lambda s: s.put(b"k", b"v", lease=5, if_mod_revision=0))
+
+
+def test_an_attempt_that_never_arrived_leaves_no_doubt():
+    store = Scripted(("a", gateway.TXN, REFUSED), ("b", gateway.TXN, lost(kv(b"k", b"v"))))
+    with pytest.raises(StoreConflict):
+        play(store, lambda s: s.put(b"k", b"v", if_mod_revision=0))
+
+
+def test_a_plain_write_without_an_answer_is_looked_for_and_not_sent_again():
+    store = Scripted(
+        ("a", gateway.PUT, SILENT),
+        ("a", gateway.RANGE, REFUSED),
+        ("b", gateway.RANGE, found(kv(b"k", b"v", revision=8, lease=5))),
+    )
+    assert play(store, lambda s: s.put(b"k", b"v", lease=5)).revision == 8
+
+
+def test_a_plain_write_that_cannot_be_found_may_still_happen_and_the_caller_is_told():
+    store = Scripted(("a", gateway.PUT, SILENT), ("a", gateway.RANGE, found(kv(b"k", b"old"))))
+    with pytest.raises(StoreUnavailable, match="not known"):
+        play(store, lambda s: s.put(b"k", b"v"))
+
+
+def test_a_plain_write_that_never_arrived_is_sent_to_the_next():
+    store = Scripted(("a", gateway.PUT, REFUSED), ("b", gateway.PUT, OK))
+    assert play(store, lambda s: s.put(b"k", b"v")).revision == 9
+
+
+def test_a_plain_write_on_a_connection_that_broke_is_not_sent_again():
+    store = Scripted(("a", gateway.PUT, DROPPED), ("a", gateway.RANGE, found()))
+    with pytest.raises(StoreUnavailable, match="not known"):
+        play(store, lambda s: s.put(b"k", b"v"))
+
+
+def test_a_deletion_without_an_answer_is_done_when_the_key_is_gone():
+    store = Scripted(("a", gateway.DELETE, SILENT), ("a", gateway.RANGE, found()))
+    assert play(store, lambda s: s.delete(b"k")) is True
+    store = Scripted(("a", gateway.DELETE, SILENT), ("a", gateway.RANGE, found(kv(b"k", b"v"))))
+    with pytest.raises(StoreUnavailable):
+        play(store, lambda s: s.delete(b"k"))
+
+
+def test_a_conditional_deletion_may_be_sent_twice():
+    store = Scripted(("a", gateway.TXN, SILENT), ("b", gateway.TXN, lost()))
+    assert play(store, lambda s: s.delete(b"k", if_mod_revision=4)) is True
+    store = Scripted(("a", gateway.TXN, SILENT), ("b", gateway.TXN, lost(kv(b"k", b"v"))))
+    assert play(store, lambda s: s.delete(b"k", if_mod_revision=4)) is False
+    store = Scripted(("a", gateway.TXN, lost()))
+    assert play(store, lambda s: s.delete(b"k", if_mod_revision=4)) is False
+
+
+def test_a_grant_may_be_sent_twice_because_we_choose_the_id():
+    exists = Refused(Code.FAILED_PRECONDITION, "etcdserver: lease already exists")
+    store = Scripted(
+        ("a", gateway.GRANT, SILENT),
+        ("b", gateway.GRANT, exists),
+        (
+            "b",
+            gateway.TIME_TO_LIVE,
+            lambda body: {"ID": body["ID"], "TTL": "59", "grantedTTL": "60"},
+        ),
+    )
+    status = play(store, lambda s: s.grant(60))
+    assert (status.ttl, status.granted_ttl) == (59, 60)
+    assert store.sent[0][1] == store.sent[1][1]
+    assert status.id == int(store.sent[0][1]["ID"]) > 0
+
+
+def test_a_grant_that_exists_without_a_doubtful_attempt_is_an_error():
+    exists = Refused(Code.FAILED_PRECONDITION, "etcdserver: lease already exists")
+    with pytest.raises(StoreError, match="already exists"):
+        play(Scripted(("a", gateway.GRANT, exists)), lambda s: s.grant(60))
+
+
+def test_ids_of_leases_are_ours_and_never_the_same():
+    store = Scripted(*[("a", gateway.GRANT, {"header": HEADER, "TTL": "60"})] * 5)
+
+    async def work(store):
+        return [(await store.grant(60)).id for _ in range(5)]
+
+    ids = play(store, work)
+    assert len(set(ids)) == 5
+    assert all(0 < lease < 2**63 for lease in ids)
+
+
+def test_a_write_on_a_lease_that_is_gone_says_so():
+    gone = Refused(Code.NOT_FOUND, "etcdserver: requested lease not found")
+    with pytest.raises(StoreLeaseNotFound):
+        play(Scripted(("a", gateway.TXN, gone)), lambda s: s.put(b"k", b"v", if_mod_revision=0))
+
+
+def test_an_error_that_all_members_would_give_is_raised_at_once():
+    big = Refused(Code.INVALID_ARGUMENT, "etcdserver: request is too large")
+    with pytest.raises(StoreError, match="too large"):
+        play(Scripted(("a", gateway.PUT, big)), lambda s: s.put(b"k", b"v"))
+
+
+NO_TOKEN = Refused(Code.INVALID_ARGUMENT, "etcdserver: user name is empty")
+BAD_TOKEN = Refused(Code.UNAUTHENTICATED, "etcdserver: invalid auth token")
+NO_AUTH = Refused(Code.FAILED_PRECONDITION, "etcdserver: authentication is not enabled")
+WRONG = Refused(Code.INVALID_ARGUMENT, "etcdserver: authentication failed, invalid user ID …")
+
+
+def test_the_token_is_fetched_once_and_sent_with_every_request():
+    store = Scripted(
+        ("a", gateway.AUTHENTICATE, {"header": HEADER, "token": "t.1"}),
+        ("a", gateway.RANGE, found()),
+        ("a", gateway.RANGE, found()),
+        user="flannel",
+    )
+
+    async def work(store):
+        await store.get(b"k")
+        await store.get(b"k")
+
+    play(store, work)
+    assert [token for _, _, token in store.sent] == ["", "t.1", "t.1"]
+
+
+def test_requests_that_start_together_share_one_authentication():
+    store = Scripted(
+        ("a", gateway.AUTHENTICATE, {"header": HEADER, "token": "t.1"}),
+        *[("a", gateway.RANGE, found())] * 3,
+        user="flannel",
+    )
+
+    async def work(store):
+        await asyncio.gather(*(store.get(b"k") for _ in range(3)))
+
+    play(store, work)
+
+
+@pytest.mark.parametrize("complaint", [BAD_TOKEN, NO_TOKEN])
+def test_an_outdated_token_is_renewed_and_the_request_repeated(complaint):
+    store = Scripted(
+        ("a", gateway.AUTHENTICATE, {"header": HEADER, "token": "t.1"}),
+        ("a", gateway.PUT, complaint),
+        ("a", gateway.AUTHENTICATE, {"header": HEADER, "token": "t.2"}),
+        ("a", gateway.PUT, OK),
+        user="flannel",
+    )
+    play(store, lambda s: s.put(b"k", b"v"))
+    assert store.sent[-1][2] == "t.2"
+
+
+def test_a_token_that_is_refused_though_fresh_is_a_denial():
+    store = Scripted(
+        ("a", gateway.AUTHENTICATE, {"header": HEADER, "token": "t.1"}),
+        ("a", gateway.RANGE, BAD_TOKEN),
+        ("a", gateway.AUTHENTICATE, {"header": HEADER, "token": "t.2"}),
+        ("a", gateway.RANGE, BAD_TOKEN),
+        user="flannel",
+    )
+    with pytest.raises(StoreDenied):
+        play(store, lambda s: s.get(b"k"))
+
+
+def test_a_wrong_password_is_a_denial_without_the_password():
+    store = Scripted(("a", gateway.AUTHENTICATE, WRONG), user="hunter2")
+    with pytest.raises(StoreDenied, match="--etcd-password") as caught:
+        play(store, lambda s: s.get(b"k"))
+    assert str(caught.value).count("hunter2") == 1, "the user's name, which is the same here"
+
+
+def test_a_server_without_authentication_is_used_without_and_remembered():
+    store = Scripted(
+        ("a", gateway.AUTHENTICATE, NO_AUTH),
+        ("a", gateway.RANGE, found()),
+        ("a", gateway.RANGE, found()),
+        ("a", gateway.RANGE, NO_TOKEN),
+        ("a", gateway.AUTHENTICATE, {"header": HEADER, "token": "t.1"}),
+        ("a", gateway.RANGE, found()),
+        user="flannel",
+    )
+
+    async def work(store):
+        for _ in range(3):
+            await store.get(b"k")
+
+    play(store, work)
+
+
+def test_silence_throws_the_token_away():
+    """A restored etcd waits for the log entry of a token it has never made."""
+    store = Scripted(
+        ("a", gateway.AUTHENTICATE, {"header": HEADER, "token": "t.1"}),
+        ("a", gateway.RANGE, SILENT),
+        ("b", gateway.AUTHENTICATE, {"header": HEADER, "token": "t.2"}),
+        ("b", gateway.RANGE, found()),
+        user="flannel",
+    )
+    play(store, lambda s: s.get(b"k"))
+
+
+def test_without_credentials_a_server_that_wants_them_is_a_denial():
+    with pytest.raises(StoreDenied, match="--etcd-username"):
+        play(Scripted(("a", gateway.RANGE, NO_TOKEN)), lambda s: s.get(b"k"))
+
+
+def test_a_closed_store_says_so():
+    async def main():
+        store = EtcdStore(EtcdOptions())
+        await store.close()
+        await store.close()
+        with pytest.raises(StoreUnavailable, match="closed"):
+            await store.get(b"k")
+        with pytest.raises(StoreUnavailable, match="closed"):
+            await anext(store.watch_prefix(b"k", 1))
+
+    asyncio.run(main())
+
+
+def test_the_endpoints_are_described_without_secrets():
+    store = EtcdStore(EtcdOptions(username="flannel", password="hunter2"))
+    assert store.describe() == "http://127.0.0.1:4001, http://127.0.0.1:2379"

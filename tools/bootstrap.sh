@@ -1,0 +1,133 @@
+#!/usr/bin/env bash
+# Makes everything that the other targets of the Makefile need, as far as it is missing:
+# system packages (Debian and its kin, as root), then .venv/ with pyflannel and its tools in it.
+# Says what it does; says nothing and takes a moment when there is nothing to do.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# One at a time: two `make` in one tree would build one environment twice into each other.
+exec 9<pyproject.toml
+flock 9
+
+PACKAGES=(
+    python3 python3-venv python3-dev   # the interpreter, and what a C extension is built against
+    gcc libc6-dev                      # the native data path
+    clang llvm libbpf-dev              # the eBPF data path's object, and fuzzing
+    iproute2 mount procps              # the lab; `ip` and `sysctl` for the daemon as well
+    iptables nftables                  # the traffic rules
+    ethtool iputils-ping tcpdump iperf3
+    etcd-server                        # a second etcd version for the tests, beside the wheel's
+    ca-certificates                    # for whatever is fetched over TLS
+)
+
+say() { printf '==> %s\n' "$*"; }
+
+# A command, silent unless it fails.
+quietly() {
+    local output
+    output=$("$@" 2>&1) || {
+        printf '%s\n' "$output" >&2
+        return 1
+    }
+}
+
+missing_packages() {
+    local name
+    for name in "${PACKAGES[@]}"; do
+        [[ "$(dpkg-query -W -f '${db:Status-Status}' "$name" 2>/dev/null)" == installed ]] ||
+            printf '%s\n' "$name"
+    done
+}
+
+install_packages() {
+    export DEBIAN_FRONTEND=noninteractive
+    # A package's services are not wanted, neither now (policy-rc.d, the way Debian provides for
+    # that) nor after the next boot.
+    local policy=/usr/sbin/policy-rc.d ours=no
+    if [[ ! -e $policy ]]; then
+        ours=yes
+        printf '#!/bin/sh\nexit 101\n' >"$policy"
+        chmod 755 "$policy"
+        trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+    fi
+    quietly apt-get -y update
+    quietly apt-get -y --no-install-recommends -o Dpkg::Use-Pty=0 install "$@"
+    if [[ $ours == yes ]]; then
+        rm -f "$policy"
+        trap - EXIT
+    fi
+    if [[ " $* " == *" etcd-server "* ]] && command -v systemctl >/dev/null; then
+        quietly systemctl disable etcd.service
+    fi
+}
+
+system_packages() {
+    if ! command -v dpkg-query >/dev/null; then
+        say "not a Debian system: these packages, or their like, must be there: ${PACKAGES[*]}"
+        return
+    fi
+    local missing
+    mapfile -t missing < <(missing_packages)
+    ((${#missing[@]})) || return 0
+    if [[ $EUID -eq 0 ]]; then
+        say "installing system packages: ${missing[*]}"
+        install_packages "${missing[@]}"
+    else
+        say "not root, going on without these system packages: ${missing[*]}"
+        say "to have them: sudo apt-get install --no-install-recommends ${missing[*]}"
+    fi
+}
+
+# The interpreter: the system's if it is new enough, else the one in PATH.
+find_python() {
+    local candidate
+    for candidate in /usr/bin/python3 "$(command -v python3 || true)"; do
+        [[ -x $candidate ]] || continue
+        "$candidate" - <<'PYTHON' 2>/dev/null || continue
+import sys
+assert sys.version_info >= (3, 11)
+import ensurepip, venv
+PYTHON
+        printf '%s\n' "$candidate"
+        return
+    done
+    say "no Python 3.11 or later with its venv module (Debian: python3-venv)" >&2
+    return 1
+}
+
+# All that decides what is in the environment; a change of any of it makes it anew.
+fingerprint() {
+    {
+        "$1" -c 'import sys; print(sys.version, sys.executable)'
+        pwd
+        printf 'native: %s %s\n' "${PYFLANNEL_SKIP_NATIVE:-}" "${PYFLANNEL_REQUIRE_NATIVE:-}"
+        cat pyproject.toml tools/bootstrap.sh
+        [[ ! -f setup.py ]] || cat setup.py
+        find pyflannel -name '*.[ch]' -print0 | sort -z | xargs -0 -r cat
+    } | sha256sum | cut -d ' ' -f 1
+}
+
+environment() {
+    local python stamp=.venv/.pyflannel-stamp wanted
+    python=$(find_python)
+    wanted=$(fingerprint "$python")
+    if [[ -f $stamp && $(<"$stamp") == "$wanted" ]] && .venv/bin/python -c '' 2>/dev/null; then
+        return
+    fi
+    say "making .venv with $("$python" --version) ($python)"
+    rm -f "$stamp"
+    # An environment of another interpreter, or of another place, is of no use.
+    if ! .venv/bin/python -c 'import sys; sys.exit(sys.base_prefix == sys.prefix)' 2>/dev/null ||
+        [[ $(head -n 1 .venv/bin/pip 2>/dev/null) != "#!$PWD/.venv/bin/python"* ]]; then
+        rm -rf .venv
+    fi
+    [[ -d .venv ]] || "$python" -m venv .venv
+    # Dependency groups (PEP 735) came with pip 25.1; Debian's is older.
+    quietly .venv/bin/python -m pip --disable-pip-version-check install --upgrade 'pip>=25.1'
+    quietly .venv/bin/python -m pip --disable-pip-version-check install --group dev --editable .
+    printf '%s\n' "$wanted" >"$stamp"
+    say "ready: commands are in .venv/bin/"
+}
+
+system_packages
+environment
