@@ -264,8 +264,6 @@ class Engine:
                 table.held.clear()
         await self._write(done)
 
-    # The three steps follow in this order: devices, desired state, actual state; then the writing.
-
     async def _ensure_links(self, done: _Pass) -> bool:
         """Looks after every device; returns whether anything was written or replaced."""
         underlay = await self._netlink.link(self._plan.underlay)
@@ -449,6 +447,8 @@ class Engine:
         def add(operation: Operation, table: TableState, key: Key | None) -> None:
             operations.append(operation)
             origin.append((table, key))
+            # Here and not afterwards: nobody knows what came of a batch that was interrupted.
+            table.forget_listing()
 
         ranked = [
             table for _, table in sorted(self._tables.items(), key=lambda item: RANK[item[0][0]])
@@ -487,7 +487,6 @@ class Engine:
         # The first sweep removes what an earlier run left behind: nobody broke anything.
         sweeping = self._synced and not self._swept
         for position, (operation, (table, key)) in enumerate(zip(operations, origin, strict=True)):
-            table.forget_listing()
             kind = KIND[type(operation.object)]
             error = failures.get(position)
             if key is None:

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import errno
 
-from pyflannel.backend.plan import TableEntry
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.errors import KernelError
 from pyflannel.core.ip import Family, IPAddress, IPNetwork, SubnetKey, family_of
@@ -31,6 +30,7 @@ from pyflannel.kernel.base import (
     RTN_UNICAST,
     RTPROT_BOOT,
     RTPROT_KERNEL,
+    KernelObject,
     Link,
     Route,
 )
@@ -118,7 +118,7 @@ def direct_link(path: Route | None) -> int | None:
     return path.oif
 
 
-def explain(error: KernelError, thing: TableEntry) -> KernelError:
+def explain(error: KernelError, thing: KernelObject) -> KernelError:
     """The error with the likely cause, where the kernel's own words do not give it."""
     off_link = error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH)
     if not off_link or not isinstance(thing, Route) or thing.gateway is None or thing.onlink:

@@ -126,6 +126,7 @@ class LeaseTable:
         self._network = network
         self._network6 = network6
         self._own: SubnetKey | None = None
+        self._at_own: Lease | None = None
         self._peers: dict[SubnetKey, Lease] = {}
         self.rejected: dict[SubnetKey, str] = {}
         """Leases that are not peers, each with the reason; for `status`."""
@@ -144,11 +145,21 @@ class LeaseTable:
         return fresh
 
     def set_own(self, own: SubnetKey | None) -> list[LeaseEvent]:
-        """Tells which lease is ours; it is never reported. If a peer was known there, it goes."""
-        self._own = own
+        """Tells which lease is ours; it is never reported.
+
+        A peer that was known there goes. Whoever holds the key that was ours until now is a peer
+        from now on: that is why we lost it.
+        """
+        if own == self._own:
+            return []
+        events: list[LeaseEvent] = []
         if own is not None and own in self._peers:
-            return [LeaseRemoved(self._peers.pop(own))]
-        return []
+            events.append(LeaseRemoved(self._peers.pop(own)))
+        self._own, heir, self._at_own = own, self._at_own, None
+        if heir is not None and self._accept(heir):
+            self._peers[heir.key] = heir
+            events.append(LeaseAdded(heir))
+        return events
 
     def apply(self, update: LeaseUpdate) -> list[LeaseEvent]:
         """Takes one update and returns what changed, removals first.
@@ -159,6 +170,7 @@ class LeaseTable:
         if isinstance(update, Snapshot):
             wanted: dict[SubnetKey, Lease | None] = dict.fromkeys(self._peers)
             self.rejected = {}
+            self._at_own = None
             for lease in update.leases:
                 wanted[lease.key] = lease if self._accept(lease) else None
         else:
@@ -166,6 +178,8 @@ class LeaseTable:
             for event in update.events:
                 if isinstance(event, LeaseDeleted):
                     wanted[event.key] = None
+                    if event.key == self._own:
+                        self._at_own = None
                     self.rejected.pop(event.key, None)
                 else:
                     wanted[event.lease.key] = event.lease if self._accept(event.lease) else None
@@ -188,6 +202,7 @@ class LeaseTable:
 
     def _accept(self, lease: Lease) -> bool:
         if lease.key == self._own:
+            self._at_own = lease
             return False
         reason = self._why_not(lease.key)
         if reason:
@@ -201,6 +216,8 @@ class LeaseTable:
     def _why_not(self, key: SubnetKey) -> str:
         if key.v4 is not None and (self._network is None or not key.v4.subnet_of(self._network)):
             return f"{key.v4} is outside the network {self._network}"
+        if key.v4 is not None and key.v4 == self._network:
+            return f"{key.v4} is the whole network"
         if key.v6 is not None and self._network6 is not None:
             if not key.v6.subnet_of(self._network6):
                 return f"{key.v6} is outside the IPv6 network {self._network6}"

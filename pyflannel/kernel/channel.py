@@ -267,7 +267,8 @@ class Subscription:
     """Notifications, as an asynchronous iterator. Subscribed from construction until closed.
 
     Nothing is read before it is asked for: the kernel's buffer is the queue, and if it runs over,
-    `Topic.OVERFLOW` says so. Belongs to one consumer; closing it ends his iteration.
+    `Topic.OVERFLOW` says so and the rest of it is forgotten. Belongs to one consumer; closing it
+    ends his iteration.
     """
 
     def __init__(self) -> None:
@@ -306,8 +307,12 @@ class Subscription:
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise KernelError("receive", "notifications", error.errno or 0) from error
+                # Until the queue is empty the kernel drops more, without saying so again: whoever
+                # compares everything now would miss what happens meanwhile. A new socket is empty.
+                self._socket = _open(NOTIFICATION_BUFFER_BYTES, rtnl.NOTIFICATION_GROUPS)
+                sock.close()
                 self._pending.append(Notification(topic=Topic.OVERFLOW))
-                continue
+                return True
             for message in rtnl.split(datagram):
                 notification = rtnl.decode_notification(message)
                 if notification is not None:

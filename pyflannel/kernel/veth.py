@@ -71,13 +71,13 @@ def create_pair(name: str, peer: str, *, mtu: int) -> None:
         KernelError: EEXIST if one of the names is taken; EOPNOTSUPP without veth.
     """
     flags = IFF_UP | IFF_NOARP
-    info = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, flags, flags)
+    info = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
     ends = _attribute(IFLA_MTU, struct.pack("=I", mtu))
     data = _attribute(VETH_INFO_PEER, info + _name(peer) + ends)
     link = _attribute(IFLA_INFO_KIND, b"veth\0") + _attribute(IFLA_INFO_DATA, data)
     body = info + _name(name) + ends + _attribute(IFLA_LINKINFO, link)
     _request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body, "link add", f"{name} peer {peer}")
-    # `up` in a creation counts for the peer only while the first end does not exist yet.
+    # Not in the creation: an end cannot come up before it has its peer (ENOTCONN).
     for end in (name, peer):
         change = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, socket.if_nametoindex(end), flags, flags)
         _request(RTM_NEWLINK, 0, change, "link set", f"{end} up")

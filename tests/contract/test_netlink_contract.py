@@ -1,6 +1,6 @@
 """Every behaviour that `pyflannel/kernel/base.py` promises, on the fake and on the real kernel.
 
-Each test builds its own little world: an underlay bridge and a vxlan device over it, in memory or in
+Each test builds its own little world: an underlay bridge and vxlan devices over it, in memory or in
 a network namespace of its own (under plain asyncio and under uvloop). What "somebody else" does is
 done through the fake's own doors, or with `ip` and `bridge`.
 """
@@ -341,17 +341,17 @@ class TestLinks:
 
         async def body(w: World) -> None:
             expected = await w.link()
-            index = expected.index
-            await w.netlink.set_link(index, mtu=1400)
-            assert await w.link() == (expected := replace(expected, mtu=1400))
-            await w.netlink.set_link(index, mac=MAC)
-            assert await w.link() == (expected := replace(expected, mac=MAC))
-            await w.netlink.set_link(index, txqlen=5)
-            assert await w.link() == (expected := replace(expected, txqlen=5))
-            await w.netlink.set_link(index, up=False)
-            assert await w.link() == (expected := replace(expected, up=False, running=False))
-            await w.netlink.set_link(index, up=True, mtu=1399)
-            assert await w.link() == replace(expected, up=True, running=True, mtu=1399)
+            changes: list[tuple[dict[str, Any], dict[str, Any]]] = [
+                ({"mtu": 1400}, {"mtu": 1400}),
+                ({"mac": MAC}, {"mac": MAC}),
+                ({"txqlen": 5}, {"txqlen": 5}),
+                ({"up": False}, {"up": False, "running": False}),
+                ({"up": True, "mtu": 1399}, {"up": True, "running": True, "mtu": 1399}),
+            ]
+            for given, seen in changes:
+                await w.netlink.set_link(expected.index, **given)
+                expected = replace(expected, **seen)
+                assert await w.link() == expected
 
         check(body)
 
@@ -841,7 +841,7 @@ class TestRoutes:
     def test_a_route_without_a_way_is_refused(
         self, check: Check, dst: str, one: str, two: str
     ) -> None:
-        """No link, a missing link, onlink without a link, a source that is not ours, a link down."""
+        """No link, a missing one, one that is down; a source that is not ours."""
 
         async def body(w: World) -> None:
             for route in (
@@ -858,6 +858,39 @@ class TestRoutes:
                 await w.netlink.set_link(index, up=False)
             assert (await w.refusal(Set(w.route(dst, one)))).errno == errno.ENETDOWN
             assert await w.routes(dst) == []
+
+        check(body)
+
+    def test_a_route_through_another_link_does_not_keep_a_gateway_from_ours(
+        self, check: Check
+    ) -> None:
+        """Be it the one that is replaced, or a wider one. (IPv6 alone refuses that.)"""
+
+        async def body(w: World) -> None:
+            ours = w.route("fd00:5:7::/64", "fd00:5:7::")
+            for elsewhere in (
+                w.route("fd00:5:7::/64", oif=w.under.index),
+                w.route("fd00::/16", oif=w.under.index),
+            ):
+                await w.done(Set(elsewhere))
+                await w.done(Set(ours))
+                assert await w.routes("fd00:5:7::/64") == [ours]
+                # The last word stays the last.
+                await w.done(Set(elsewhere), Set(ours), Delete(ours))
+                assert ours not in await w.routes("fd00:5:7::/64")
+                await w.done(Delete(elsewhere))
+
+        check(body)
+
+    def test_a_gateway_that_belongs_elsewhere_is_refused(self, check: Check) -> None:
+        """A cheaper route to it leads through another link; nothing half-done is left."""
+
+        async def body(w: World) -> None:
+            cheaper = w.route("fd00:5:7::/64", oif=w.under.index, metric=1)
+            await w.done(Set(cheaper))
+            refusal = await w.refusal(Set(w.route("fd00:5:7::/64", "fd00:5:7::")))
+            assert refusal.errno == errno.EINVAL
+            assert await w.routes("fd00:5:7::/64") == [cheaper]
 
         check(body)
 

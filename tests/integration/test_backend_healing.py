@@ -182,6 +182,31 @@ def test_dual_stack_vxlan_heals_a_lost_ipv6_device(underlay: Underlay, tmp_path:
         assert a.pings(b)
 
 
+@pytest.mark.parametrize("backend", ["vxlan", "host-gw"])
+def test_ipv6_alone_works_and_heals(backend: str, underlay: Underlay, tmp_path: Path) -> None:
+    """No IPv4 in the overlay; the kernel's IPv6 has rules of its own (metrics, kept addresses)."""
+    nodes = [
+        underlay.node(config({"Type": backend}, ipv4=False, ipv6=True), tmp_path) for _ in range(2)
+    ]
+    for node in nodes:
+        node.start()
+        node.drive()
+    underlay.introduce()
+    a, b = nodes
+    eventually(lambda: a.pings(b, ipv6=True), 3, "first ping")
+    gateway = "2001:db8::99"
+    for fault in (
+        ("-6", "route", "del", "fd00:5:0:2::/64"),
+        ("-6", "route", "replace", "fd00:5:0:2::/64", "via", gateway, "dev", "eth0"),
+        ("-6", "route", "append", "fd00:5:0:2::/64", "via", gateway, "dev", "eth0"),
+        ("-6", "route", "replace", "blackhole", "fd00:5:0:2::/64"),
+    ):
+        a.ip(*fault)
+        eventually(lambda: a.pings(b, ipv6=True), HEALED_WITHIN_S, f"ping after {fault}")
+        eventually(lambda: gateway not in a.ip("-6", "route"), HEALED_WITHIN_S, f"{fault} undone")
+    assert a.driver.stats.defects == 0
+
+
 def test_restart_keeps_the_device_and_drops_no_packet(underlay: Underlay, tmp_path: Path) -> None:
     """`kill -9` and a new start under a ping every 10 ms."""
     a, b = pair(underlay, {"Type": "vxlan"}, tmp_path)

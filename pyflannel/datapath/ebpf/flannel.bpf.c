@@ -54,6 +54,7 @@ struct settings {
 	__u32 local;        /* network byte order, as all addresses here */
 	__u32 network, mask;
 	__u32 overlay_if;   /* ifindex of flannel0 */
+	__u32 underlay_if;  /* ifindex of the external interface */
 	__u32 gro_if;       /* ifindex of the veth end that leads to gro_in; 0 = none */
 	__u16 port;         /* network byte order */
 	__u16 mtu;          /* of flannel0, host byte order */
@@ -178,7 +179,7 @@ int overlay_out(struct __sk_buff *skb)
 	way.tot_len = longest;
 	way.ipv4_src = conf->local;
 	way.ipv4_dst = peer->address;
-	way.ifindex = skb->ifindex;
+	way.ifindex = conf->underlay_if;
 	switch (bpf_fib_lookup(skb, &way, sizeof(way), BPF_FIB_LOOKUP_OUTPUT)) {
 	case BPF_FIB_LKUP_RET_SUCCESS:
 	case BPF_FIB_LKUP_RET_NO_NEIGH:

@@ -26,7 +26,7 @@ BPFFS: Final = "/sys/fs/bpf"
 BPF_FS_MAGIC: Final = 0xCAFE4A11
 """linux/magic.h."""
 OBJECT: Final = "flannel.bpf.o"
-SETTINGS: Final = struct.Struct("=4s4s4sIIHHB6sx")
+SETTINGS: Final = struct.Struct("=4s4s4sIIIHHB6sx")
 """`struct settings` in flannel.bpf.c; addresses and port in network byte order."""
 PREFIX: Final = struct.Struct("=I4s")
 ZERO_KEY: Final = bytes(4)
@@ -172,7 +172,7 @@ class EbpfDatapath:
             raise DatapathError(f"ebpf data path: no interface of {names}") from error
         self._loaded = loaded = _Programs(self._pins)
         gro = self._gro_pair()
-        loaded.maps["config"].set(ZERO_KEY, self._settings(overlay, gro))
+        loaded.maps["config"].set(ZERO_KEY, self._settings(overlay, underlay, gro))
         self._peers = self._pinned_peers(loaded.maps["peers"])
         self._before = self._read_counters(loaded.maps["counters"])
         points = [
@@ -253,13 +253,14 @@ class EbpfDatapath:
             return None
         return directory
 
-    def _settings(self, overlay: int, gro: tuple[int, bytes] | None) -> bytes:
+    def _settings(self, overlay: int, underlay: int, gro: tuple[int, bytes] | None) -> bytes:
         config = self._config
         return SETTINGS.pack(
             config.underlay_address.packed,
             config.network.network_address.packed,
             config.network.netmask.packed,
             overlay,
+            underlay,
             gro[0] if gro is not None else 0,
             socket.htons(config.port),
             config.mtu,

@@ -174,8 +174,8 @@ def explain(error: BaseException, *, tls: bool | None) -> str:
     """The cause of a failed connection or request in a few words, with a hint if one is known.
 
     Args:
-        tls: whether we spoke TLS, for the hint when a server just hangs up; `None` if the connection
-            had worked before, so that no hint is wanted.
+        tls: whether we spoke TLS, for the hint when a server just hangs up; `None` if the
+            connection had worked before, so that no hint is wanted.
     """
     found = list(causes(error))
     if any(_hung_up(cause) for cause in found):
@@ -206,17 +206,14 @@ _HANG_UP_HINTS: Final = {
         "certificate (--etcd-certfile, --etcd-keyfile)"
     ),
 }
-"""By whether we spoke TLS. etcd hangs up without a word on plain HTTP at its TLS port, on TLS at its
-plain port, and sometimes on a client without the certificate that it wants."""
+"""By whether we spoke TLS. etcd hangs up without a word on plain HTTP at its TLS port, on TLS at
+its plain port, and sometimes on a client without the certificate that it wants."""
 
 
 def _hung_up(error: BaseException) -> bool:
     # `ServerDisconnectedError` is aiohttp's; by name, so that aiohttp need not be imported here.
-    return (
-        isinstance(error, ConnectionResetError | BrokenPipeError)
-        or isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError)
-        or type(error).__name__ == "ServerDisconnectedError"
-    )
+    kinds = (ConnectionResetError, BrokenPipeError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
+    return isinstance(error, kinds) or type(error).__name__ == "ServerDisconnectedError"
 
 
 def tls_reason(error: BaseException) -> str:

@@ -219,3 +219,22 @@ def test_replayed_events_give_what_the_store_holds_less_our_own_and_strangers(
         }
         assert known == expected == peers.peers
         assert set(peers.rejected) == {k for k in stored if k.v4 and not k.v4.subnet_of(NETWORK)}
+
+
+def test_whoever_took_our_subnet_is_a_peer_as_soon_as_we_have_another():
+    """The takeover is seen under our own key, before we know where we are going."""
+    table = LeaseTable(network=IPv4Network("10.0.0.0/16"), network6=None)
+    ours, other = (SubnetKey(IPv4Network(f"10.0.{n}.0/24")) for n in (1, 2))
+    table.set_own(ours)
+    thief = Lease(key=ours, attrs=LeaseAttrs(public_ip=IPv4Address("192.0.2.99")))
+    assert table.apply(Changes([LeasePut(thief)], 5)) == []
+    assert table.set_own(other) == [LeaseAdded(thief)]
+    assert table.peers == {ours: thief}
+
+
+def test_a_lease_on_the_whole_network_is_no_peer():
+    """It would draw every packet of the cluster to one node."""
+    table = LeaseTable(network=IPv4Network("10.0.0.0/16"), network6=None)
+    greedy = Lease(key=SubnetKey(IPv4Network("10.0.0.0/16")), attrs=LeaseAttrs())
+    assert table.apply(Snapshot([greedy], 1)) == []
+    assert table.rejected == {greedy.key: "10.0.0.0/16 is the whole network"}

@@ -1,0 +1,297 @@
+"""What only the real kernel can show: rights, overflows, and that pyroute2 reads the same."""
+
+import asyncio
+import errno
+import os
+import subprocess
+import time
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface
+from pathlib import Path
+
+import pytest
+import uvloop
+
+from pyflannel.core.errors import DeviceUnavailable, KernelError, NotPermitted
+from pyflannel.core.ip import Family
+from pyflannel.kernel import rtnl
+from pyflannel.kernel.base import (
+    Address,
+    Delete,
+    FdbEntry,
+    IpipAttrs,
+    LinkSpec,
+    Neighbour,
+    Route,
+    Set,
+    Topic,
+    VxlanAttrs,
+)
+from pyflannel.kernel.channel import Channel
+from pyflannel.kernel.netlink import KernelNetlink
+from tests.support.netns import in_new_netns
+
+pytestmark = pytest.mark.root
+NOBODY = 65534
+LOOPS = pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+
+
+def _output(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def _descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def overlay(netlink: KernelNetlink) -> int:
+    """A vxlan device that is up, with an address; its index."""
+    vxlan = VxlanAttrs(vni=1, local=IPv4Address("192.0.2.1"))
+    device = await netlink.create_link(LinkSpec(name="flannel.1", kind="vxlan", vxlan=vxlan))
+    await netlink.set_link(device.index, up=True)
+    own = Address(index=device.index, interface=IPv4Interface("10.5.0.0/32"))
+    assert await netlink.apply([Set(own)]) == {}
+    return device.index
+
+
+def test_without_the_capability_everything_that_writes_is_not_permitted() -> None:
+    """And what only reads works. The message says what is missing."""
+
+    async def scenario() -> None:
+        netlink = KernelNetlink()
+        index = await overlay(netlink)
+        await netlink.close()
+        os.setgroups([])
+        os.setuid(NOBODY)
+        netlink = KernelNetlink()
+        assert len(await netlink.links()) == 2
+        assert len(await netlink.addresses(index=index)) >= 1
+        assert await netlink.routes(Family.V4) == []
+        refusals = await netlink.apply(
+            [
+                Set(Route(dst=IPv4Network("10.5.7.0/24"), oif=index)),
+                Set(Neighbour(index=index, ip=IPv4Address("10.5.7.0"), mac="0e:00:00:00:00:02")),
+                Set(FdbEntry(index=index, mac="0e:00:00:00:00:02", dst=IPv4Address("192.0.2.7"))),
+                Set(Address(index=index, interface=IPv4Interface("10.5.9.0/32"))),
+            ]
+        )
+        assert sorted(refusals) == [0, 1, 2, 3]
+        for refusal in refusals.values():
+            assert isinstance(refusal, NotPermitted)
+            assert "CAP_NET_ADMIN" in str(refusal)
+        with pytest.raises(NotPermitted):
+            await netlink.set_link(index, up=False)
+        with pytest.raises(NotPermitted):
+            await netlink.create_link(LinkSpec(name="x", kind="bridge"))
+        with pytest.raises(NotPermitted):
+            await netlink.delete_link(index)
+        stream = netlink.notifications()  # with the buffer that everybody may have
+        await netlink.close()
+        with pytest.raises(StopAsyncIteration):
+            await anext(stream)
+
+    in_new_netns(lambda: asyncio.run(scenario()))
+
+
+@pytest.mark.slow
+@LOOPS
+def test_a_listener_that_is_too_slow_is_told_so(run) -> None:
+    """What the kernel dropped is made up for by one notice; whatever changes after it is heard."""
+
+    async def scenario() -> None:
+        netlink = KernelNetlink()
+        index = await overlay(netlink)
+        stream = netlink.notifications()
+        routes = [Route(dst=IPv4Network(f"10.6.{i}.0/24"), oif=index) for i in range(200)]
+        for _ in range(60):
+            assert await netlink.apply([Set(route) for route in routes]) == {}
+            assert await netlink.apply([Delete(route) for route in routes]) == {}
+        async with asyncio.timeout(5):
+            assert (await anext(stream)).topic is Topic.OVERFLOW
+            mark = Route(dst=IPv4Network("203.0.113.0/24"), oif=index)
+            assert await netlink.apply([Set(mark)]) == {}
+            assert (await anext(stream)).dst == mark.dst
+        await netlink.close()
+
+    in_new_netns(lambda: run(scenario()))
+
+
+def test_routes_of_other_tables_are_neither_listed_nor_told() -> None:
+    """Policy routing is other people's."""
+
+    async def scenario() -> None:
+        netlink = KernelNetlink()
+        index = await overlay(netlink)
+        stream = netlink.notifications()
+        for words in ("10.6.0.0/24 dev flannel.1 table 100", "10.7.0.0/24 dev flannel.1 tos 0x10"):
+            subprocess.run(["ip", "route", "add", *words.split()], check=True)
+        ours = Route(dst=IPv4Network("10.8.0.0/24"), oif=index)
+        assert await netlink.apply([Set(ours)]) == {}
+        assert await netlink.routes(Family.V4) == [ours]
+        first = await anext(stream)
+        while first.topic is not Topic.ROUTE or first.family is Family.V6:
+            first = await anext(stream)
+        assert first.dst == ours.dst
+        await netlink.close()
+
+    in_new_netns(lambda: asyncio.run(scenario()))
+
+
+def test_an_address_with_a_peer_is_replaced_and_deleted() -> None:
+    """It looks like ours, and is another one to the kernel."""
+
+    async def scenario() -> None:
+        netlink = KernelNetlink()
+        index = await overlay(netlink)
+        add = ["ip", "addr", "add", "10.5.2.0", "peer", "10.7.0.1/32", "dev", "flannel.1"]
+        ours = Address(index=index, interface=IPv4Interface("10.5.2.0/32"))
+        for operations, expected in (([Set(ours)], 1), ([Delete(ours)], 0)):
+            subprocess.run(add, check=True)
+            assert await netlink.apply(operations) == {}
+            listing = _output("ip", "-o", "addr", "show", "dev", "flannel.1")
+            assert "peer" not in listing
+            assert listing.count("10.5.2.0") == expected
+        await netlink.close()
+
+    in_new_netns(lambda: asyncio.run(scenario()))
+
+
+def test_an_ipv6_address_is_usable_at_once() -> None:
+    """It is never tentative, so it can be a source address right away."""
+
+    async def scenario() -> None:
+        netlink = KernelNetlink()
+        index = await overlay(netlink)
+        own = Address(index=index, interface=IPv6Interface("fd00:5::/128"))
+        assert await netlink.apply([Set(own)]) == {}
+        assert "fd00:5::" not in _output("ip", "-o", "-6", "addr", "show", "tentative")
+        await netlink.close()
+
+    in_new_netns(lambda: asyncio.run(scenario()))
+
+
+def test_our_codec_and_pyroute2_read_the_same_addresses() -> None:
+    """Two decoders for one thing: those that are listed, and those that a batch looks at."""
+
+    async def scenario() -> None:
+        netlink, channel = KernelNetlink(), Channel()
+        index = await overlay(netlink)
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        for words in (
+            "192.0.2.5/24 dev lo",
+            "192.0.2.6/24 dev lo",
+            "2001:db8::5/64 dev lo",
+            "2001:db8::6/64 dev lo preferred_lft 0",
+            "2001:db8::7/64 dev lo valid_lft 100 preferred_lft 50",
+            "10.5.2.0 peer 10.7.0.1/32 dev flannel.1",
+        ):
+            subprocess.run(["ip", "addr", "add", *words.split()], check=True)
+        _, messages = await channel.dump("addresses", rtnl.dump_addresses())
+        ours = [rtnl.decode_address(message.body) for message in messages]
+        theirs = await netlink.addresses()
+        assert ours == theirs
+        by_text = {str(address.interface.ip): address for address in theirs}
+        assert by_text["2001:db8::6"].deprecated
+        assert not by_text["2001:db8::7"].permanent
+        assert by_text["2001:db8::5"].permanent
+        assert not by_text["192.0.2.6"].temporary
+        assert index in {address.index for address in theirs}
+        await netlink.close()
+        await channel.close()
+
+    in_new_netns(lambda: asyncio.run(scenario()))
+
+
+def test_a_kernel_without_ipip_says_so() -> None:
+    """The message names the module. (Where there is one the device is made and read back.)"""
+
+    async def scenario() -> None:
+        netlink = KernelNetlink()
+        attrs = IpipAttrs(local=IPv4Address("192.0.2.1"))
+        spec = LinkSpec(name="flannel.ipip", kind="ipip", ipip=attrs)
+        link = refusal = None
+        try:
+            link = await netlink.create_link(spec)
+        except DeviceUnavailable as error:
+            refusal = error
+        await netlink.close()
+        if refusal is None:
+            assert link is not None
+            assert link.ipip == attrs
+        else:
+            assert refusal.errno == errno.EOPNOTSUPP
+            assert "modprobe ipip" in str(refusal)
+
+    in_new_netns(lambda: asyncio.run(scenario()))
+
+
+def test_a_route_with_an_ipv6_gateway_is_read() -> None:
+    """RFC 5549, as BGP daemons make them."""
+
+    async def scenario() -> None:
+        netlink = KernelNetlink()
+        index = await overlay(netlink)
+        _output("ip", "route", "add", "10.6.0.0/24", "via", "inet6", "fe80::7", "dev", "flannel.1")
+        (found,) = await netlink.routes(Family.V4, oif=index)
+        assert found.gateway == IPv6Address("fe80::7")
+        looked_up = await netlink.route_lookup(IPv4Address("10.6.0.9"))
+        assert looked_up is not None
+        assert looked_up.gateway == IPv6Address("fe80::7")
+        assert await netlink.apply([Delete(found)]) == {}
+        assert await netlink.routes(Family.V4, oif=index) == []
+        await netlink.close()
+
+    in_new_netns(lambda: asyncio.run(scenario()))
+
+
+@pytest.mark.slow
+def test_a_thousand_peers_are_set_and_listed_quickly() -> None:
+    """Neighbour, FDB entry and route of each. The limit is ten times what a quiet machine takes."""
+
+    async def scenario() -> None:
+        netlink = KernelNetlink()
+        index = await overlay(netlink)
+        operations: list[Set] = []
+        for i in range(1000):
+            gateway = IPv4Address(f"10.{100 + i // 256}.{i % 256}.0")
+            mac = f"0e:00:00:01:{i >> 8:02x}:{i & 255:02x}"
+            route = Route(
+                dst=IPv4Network((int(gateway), 24)), gateway=gateway, oif=index, onlink=True
+            )
+            operations += [
+                Set(Neighbour(index=index, ip=gateway, mac=mac)),
+                Set(FdbEntry(index=index, mac=mac, dst=IPv4Address("172.16.0.0") + i)),
+                Set(route),
+            ]
+        start = time.perf_counter()
+        assert await netlink.apply(operations) == {}
+        assert len(await netlink.routes(Family.V4, oif=index)) == 1000
+        assert len(await netlink.neighbours(index, Family.V4)) == 1000
+        assert len(await netlink.fdb(index)) == 1000
+        assert time.perf_counter() - start < 0.6
+        await netlink.close()
+
+    in_new_netns(lambda: asyncio.run(scenario()))
+
+
+def test_no_descriptor_is_left_behind() -> None:
+    """After hundreds of calls, cancelled ones among them, and a close."""
+
+    async def scenario() -> None:
+        before = _descriptors()
+        netlink = KernelNetlink()
+        await overlay(netlink)
+        for _ in range(20):
+            stream = netlink.notifications()
+            task = asyncio.create_task(netlink.routes(Family.V4))
+            await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await netlink.links()
+            await stream.aclose()
+        netlink.notifications()
+        await netlink.close()
+        assert _descriptors() == before
+        with pytest.raises(KernelError):
+            await netlink.links()
+
+    in_new_netns(lambda: asyncio.run(scenario()))
