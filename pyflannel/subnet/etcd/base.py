@@ -1,11 +1,12 @@
 """The seam to etcd: the dozen requests that flannel needs, as values.
 
 `store.py` speaks to a real etcd (etcd3gw for single requests, aiohttp for the watch, both on the v3
-JSON gateway); `testing/fakestore.py` is a complete one in memory. One contract suite runs over both.
-Keys and values are bytes. Every method raises `StoreError` or one of its subclasses and nothing else
-but `asyncio.CancelledError`; every single request has a deadline, tries the endpoints in turn, and
-is not repeated by itself when it might have been carried out (a timed-out write): the caller reads
-before it writes again.
+JSON gateway); `testing/fakestore.py` is a complete one in memory. One contract suite runs over
+both. Keys and values are bytes. Every method raises `StoreError` or one of its subclasses and
+nothing else but `asyncio.CancelledError`. Every single request has a deadline and tries the
+endpoints in turn; a write that might have been carried out is repeated only where that does no harm
+(under a condition, say). After `StoreUnavailable` a write may have happened all the same: the caller
+reads before it writes again.
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ class Store(Protocol):
         ...
 
     async def revoke(self, lease: int) -> None:
-        """Ends an etcd lease and deletes the keys that hang on it; one that is gone is well ended."""
+        """Ends an etcd lease and deletes its keys; one that is gone already is well ended."""
         ...
 
     def watch_prefix(
