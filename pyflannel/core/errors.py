@@ -3,7 +3,7 @@
 Each class carries the exit code with which the commands end when it reaches them (the table is in
 `docs/differences.md` and in every `--help`). A message names the operation, the object, the answer
 and, where it is known, the way out. Rooms at the edge translate foreign exceptions into these with
-`raise … from`; nothing inside ever sees a `requests` or `pyroute2` exception. Nobody compares texts.
+`raise … from`; inside nobody sees an exception of a library, and nobody compares texts.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What it means when our own lease key is seen in the store: ours still, renewed, or lost.
 
-Upstream looks at nothing but the key's existence, so a second host that writes the same key is taken
-for a renewal and both route one subnet. Here every sighting is judged by value.
+Upstream looks at nothing but the key's existence, so a second host that writes the same key is
+taken for a renewal and both route one subnet. Here every sighting is judged by value.
 """
 
 from __future__ import annotations

@@ -13,9 +13,10 @@
  * The way in. A decapsulated packet that is redirected straight into flannel0 has missed GRO: the
  * kernel has none for a UDP port nobody registered, so a TCP stream would climb the stack a segment
  * at a time. TCP segments with payload are therefore sent through a veth pair whose receiving end
- * joins them (NAPI GRO) and whose program then redirects the whole into flannel0. Where super
- * packets cross the underlay whole (it is a virtual one) nothing is left to join, and two ways for
- * one flow would reorder it: as long as such packets are seen, all take the direct way.
+ * joins them (NAPI GRO) and whose program then redirects the whole into flannel0. Super packets that
+ * cross a virtual underlay whole go the same way, to be cut and joined again: two ways for one flow
+ * would reorder it, and the tunnel's mark (skb->encapsulation, which no helper of this kernel takes
+ * off) would have them cut at the next device anyway, for good. The rest goes directly.
  *
  * Checks of underlay_in, the same as in user space: the inner source lies in a subnet of exactly
  * the peer whose address the datagram came from; the inner destination lies in the network; TTL;
@@ -72,10 +73,6 @@ struct hop {
 	__u32 address;
 };
 
-/* How long after a super packet the direct way is kept. Longer than any pause within a flow that
- * matters; a change of ways may reorder the packets in flight, once. */
-#define DIRECT_NS (10ULL * 1000 * 1000 * 1000)
-
 enum counter { TUN_PACKETS, TUN_BYTES, UDP_PACKETS, UDP_BYTES, TUN_ERRORS, UDP_ERRORS, COUNTERS };
 
 struct map_definition peers SEC("maps") = {
@@ -84,9 +81,6 @@ struct map_definition config SEC("maps") = {
 	BPF_MAP_TYPE_ARRAY, sizeof(__u32), sizeof(struct settings), 1, 0};
 struct map_definition counters SEC("maps") = {
 	BPF_MAP_TYPE_PERCPU_ARRAY, sizeof(__u32), sizeof(__u64), COUNTERS, 0};
-
-struct map_definition last_super SEC("maps") = {
-	BPF_MAP_TYPE_ARRAY, sizeof(__u32), sizeof(__u64), 1, 0};
 
 static __always_inline void add(enum counter which, __u64 n)
 {
@@ -231,21 +225,6 @@ int overlay_out(struct __sk_buff *skb)
 	return bpf_redirect_neigh(way.ifindex, &next, sizeof(next), 0);
 }
 
-/* Whether super packets have been seen of late; notes it if this is one. */
-static __always_inline int goes_direct(struct __sk_buff *skb)
-{
-	__u32 zero = 0;
-	__u64 *last = bpf_map_lookup_elem(&last_super, &zero);
-
-	if (!last)
-		return 1;
-	if (skb->gso_size) {
-		*last = bpf_ktime_get_ns();
-		return 1;
-	}
-	return *last && bpf_ktime_get_ns() - *last < DIRECT_NS;
-}
-
 /* Whether GRO may find something to join: a TCP segment that carries data. */
 static __always_inline int is_joinable(struct __sk_buff *skb, const struct iphdr *inner)
 {
@@ -291,7 +270,7 @@ int underlay_in(struct __sk_buff *skb)
 		    (packet.inner.daddr & conf->mask) != conf->network)
 			return TC_ACT_OK;
 	}
-	joinable = conf->gro_if && !goes_direct(skb) && is_joinable(skb, &packet.inner);
+	joinable = conf->gro_if && is_joinable(skb, &packet.inner);
 	decrement_ttl(&packet.inner);
 	bpf_skb_store_bytes(skb, ETH_HLEN + OUTER_BYTES, &packet.inner, sizeof(packet.inner), 0);
 	/* This also forgets that a device has verified the outer checksum, which says nothing about

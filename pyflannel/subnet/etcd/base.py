@@ -5,8 +5,8 @@ JSON gateway); `testing/fakestore.py` is a complete one in memory. One contract 
 both. Keys and values are bytes. Every method raises `StoreError` or one of its subclasses and
 nothing else but `asyncio.CancelledError`. Every single request has a deadline and tries the
 endpoints in turn; a write that might have been carried out is repeated only where that does no harm
-(under a condition, say). After `StoreUnavailable` a write may have happened all the same: the caller
-reads before it writes again.
+(under a condition, say). After `StoreUnavailable` a write may have happened all the same: the
+caller reads before it writes again.
 """
 
 from __future__ import annotations

@@ -155,8 +155,9 @@ class LeaseFeed:
     async def _in_time(self, pending: asyncio.Future[WatchResponse], deadline: float) -> bool:
         """Whether an answer comes before the deadline."""
         left = asyncio.ensure_future(self._clock.sleep(deadline - self._clock.monotonic()))
+        waits: set[asyncio.Future[WatchResponse] | asyncio.Future[None]] = {pending, left}
         try:
-            await asyncio.wait({pending, left}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
             left.cancel()
         return pending.done()

@@ -315,7 +315,7 @@ class EtcdSubnetManager:
 
     async def _next_sighting(self) -> bool:
         """Waits for a sighting (`True`) or for the time to renew (`False`)."""
-        waits = {asyncio.ensure_future(self._sighted.wait())}
+        waits: set[asyncio.Future[object]] = {asyncio.ensure_future(self._sighted.wait())}
         due = self._renewal.deadline if self._renewal is not None else None
         if due is not None:
             left = max(0.0, due - self._clock.monotonic())
