@@ -28,6 +28,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from pathlib import Path
 from typing import Final
 
 from pyflannel.backend.base import Applied, BackendContext, Network
@@ -327,6 +328,8 @@ class UdpNetwork:
     async def _open_tun(self) -> None:
         choice = self._choose()
         capabilities = choice.factory.capabilities
+        if not capabilities.outlives_daemon and Path(BPFFS, "pyflannel").is_dir():
+            _remove_pinned()
         self._tun = open_tun(DEVICE, vnet_hdr=capabilities.wants_vnet_hdr)
         self._tun.set_persistent(capabilities.outlives_daemon)
         try_write_sysctl(f"net/ipv4/conf/{DEVICE}/accept_local", "1")
@@ -397,6 +400,14 @@ class UdpNetwork:
         if self._tun is not None:
             self._tun.close()
             self._tun = None
+
+
+def _remove_pinned() -> None:
+    """Detaches programs that an earlier run with the eBPF data path has left forwarding."""
+    from pyflannel.datapath.ebpf import remove_leftovers
+
+    if remove_leftovers(BPFFS):
+        log.info("removed what the eBPF data path had left behind")
 
 
 def _attrs(underlay: ExternalInterface) -> LeaseAttrs:

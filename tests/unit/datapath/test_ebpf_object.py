@@ -1,0 +1,65 @@
+"""The BPF object that is shipped, and the reader that loads it without libbpf."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from pyflannel.core.errors import DatapathError
+from pyflannel.datapath.ebpf import bpf
+from pyflannel.datapath.ebpf.path import COUNTED, OBJECT, PREFIX, SETTINGS
+
+ROOT = Path(__file__).parents[3]
+PROGRAMS = ("tcx/overlay_out", "tcx/underlay_in", "tcx/gro_in")
+
+
+def shipped() -> bytes:
+    return resources.files("pyflannel.datapath.ebpf").joinpath(OBJECT).read_bytes()
+
+
+def test_the_maps_are_as_the_loader_fills_them():
+    """Sizes of keys and values agree between C and Python."""
+    maps = bpf.BpfObject(shipped()).maps
+    assert set(maps) == {"peers", "config", "counters"}
+    assert maps["peers"].key_bytes == PREFIX.size
+    assert maps["config"].value_bytes == SETTINGS.size
+    assert maps["counters"].entries == len(COUNTED)
+
+
+def test_map_references_become_descriptors():
+    """Every 64-bit load that the compiler left open carries the map's descriptor afterwards."""
+    found = bpf.BpfObject(shipped())
+    maps = {"peers": 101, "config": 102, "counters": 103}
+    for section in PROGRAMS:
+        code = found.instructions(section, maps)
+        loads = [
+            int.from_bytes(code[at + 4 : at + 8], "little")
+            for at in range(0, len(code), 8)
+            if code[at] == 0x18 and code[at + 1] >> 4 == bpf.PSEUDO_MAP_FD
+        ]
+        assert loads
+        assert set(loads) <= set(maps.values())
+
+
+@pytest.mark.parametrize("cut", [0, 3, 64, 500, 2000])
+def test_a_damaged_object_is_an_error_with_a_name(cut):
+    with pytest.raises(DatapathError, match="BPF object is damaged"):
+        bpf.BpfObject(shipped()[:cut])
+
+
+@pytest.mark.slow
+def test_the_object_is_what_its_source_compiles_to(tmp_path):
+    """Reproducible: built again with the installed clang, instruction for instruction."""
+    clang = shutil.which("clang")
+    assert clang is not None, "clang is missing: tools/bootstrap.sh installs it"
+    output = tmp_path / OBJECT
+    subprocess.run([str(ROOT / "tools" / "build-ebpf.sh"), str(output)], check=True, cwd=tmp_path)
+    maps = {"peers": 1, "config": 2, "counters": 3}
+    ours, again = bpf.BpfObject(shipped()), bpf.BpfObject(output.read_bytes())
+    assert again.maps == ours.maps
+    for section in PROGRAMS:
+        assert again.instructions(section, maps) == ours.instructions(section, maps)
