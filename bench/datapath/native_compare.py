@@ -3,11 +3,11 @@
     pod a -- node a (bridge, flannel0, eth0) -- underlay veth -- node b -- pod b
 
 Candidates: `vxlan` (the kernel's), `native` (ours), `upstream` (the real daemon named by
-`PYFLANNEL_UPSTREAM`, with an etcd of its own) and any program given as `--program NAME=COMMAND`, in
-which `{tun}`, `{local}`, `{peer_net}` and `{peer}` are filled in. Three underlays: `asis` (veth passes
-super packets whole), `plain` (no TSO/GSO/USO, GRO on) and `bare` (no GRO either). Rounds alternate
-over the candidates; medians are printed. Both nodes and both ends of the traffic share this machine's
-cores: ratios count, absolute figures do not.
+`PYFLANNEL_UPSTREAM`, with an etcd of its own) and any program given as `--program NAME=COMMAND`,
+in which `{tun}`, `{local}`, `{peer_net}` and `{peer}` are filled in. Three underlays: `asis` (veth
+passes super packets whole), `plain` (no TSO/GSO/USO, GRO on) and `bare` (no GRO either). Rounds
+alternate over the candidates; medians are printed. Both nodes and both ends of the traffic share
+this machine's cores: ratios count, absolute figures do not.
 
     sudo python bench/datapath/native_compare.py --mode plain --rounds 3 native vxlan
 """
@@ -100,8 +100,11 @@ class Lab:
         return child
 
     def cpu_seconds(self) -> float:
-        """CPU time of the children so far. Softirq work is charged to whom it interrupts, so most of
-        the kernel's part is in it; unlike a rate it does not depend on who else uses the machine."""
+        """CPU time of the children so far.
+
+        Softirq work is charged to whom it interrupts, so most of the kernel's part is in it; and
+        unlike a rate it does not depend on who else uses the machine.
+        """
         total = 0.0
         for child in self.processes:
             fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
@@ -156,7 +159,8 @@ def start_vxlan(lab: Lab) -> dict[str, str]:
         )
         run(f"ip -n {node} addr add {SUBNET[end]}.0/32 dev flannel.1")
         run(f"ip -n {node} link set flannel.1 mtu 1450 up")
-        run(f"ip -n {node} route add {SUBNET[other]}.0/24 via {SUBNET[other]}.0 dev flannel.1 onlink")
+        via = f"via {SUBNET[other]}.0 dev flannel.1 onlink"
+        run(f"ip -n {node} route add {SUBNET[other]}.0/24 {via}")
         mac = f"02:00:00:00:00:0{other}"
         run(f"ip -n {node} neigh add {SUBNET[other]}.0 lladdr {mac} dev flannel.1 nud permanent")
         run(f"bridge -n {node} fdb add {mac} dev flannel.1 dst {UNDERLAY[other]} self permanent")
@@ -199,15 +203,12 @@ def start_upstream(lab: Lab) -> dict[str, str]:
         f"{etcd} --data-dir {state}/etcd --listen-client-urls {url} --advertise-client-urls {url} "
         f"--listen-peer-urls http://127.0.0.1:2380",
     )
-    put = (
-        f"curl -sf {url}/v3/kv/put -d "
-        + shlex.quote(
-            json.dumps(
-                {
-                    "key": "L2NvcmVvcy5jb20vbmV0d29yay9jb25maWc=",
-                    "value": "eyJOZXR3b3JrIjoiMTAuNzcuMC4wLzE2IiwiQmFja2VuZCI6eyJUeXBlIjoidWRwIn19",
-                }
-            )
+    put = f"curl -sf {url}/v3/kv/put -d " + shlex.quote(
+        json.dumps(
+            {
+                "key": "L2NvcmVvcy5jb20vbmV0d29yay9jb25maWc=",
+                "value": "eyJOZXR3b3JrIjoiMTAuNzcuMC4wLzE2IiwiQmFja2VuZCI6eyJUeXBlIjoidWRwIn19",
+            }
         )
     )  # /coreos.com/network/config = {"Network":"10.77.0.0/16","Backend":{"Type":"udp"}}
     execute = f"ip netns exec {lab.ns('node', 'a')} "
@@ -269,7 +270,9 @@ def measure(lab: Lab, target: str, traffic: str, seconds: float, what: str) -> d
     if "u" in what:
         lab.spawn(there, f"{traffic} udp-server 7000")
         time.sleep(0.2)
-        sample["64 B kpps"] = float(run(execute + f"{traffic} udp {target} 7000 {seconds} 64")) / 1e3
+        sample["64 B kpps"] = (
+            float(run(execute + f"{traffic} udp {target} 7000 {seconds} 64")) / 1e3
+        )
     if "r" in what:
         lab.spawn(there, f"{traffic} tcp-server 7001")
         wait_for(lambda: ":7001" in run(f"ip netns exec {there} ss -ltn"), "tcp-server")
@@ -285,7 +288,9 @@ def main() -> None:
     parser.add_argument("--mode", choices=("asis", "plain", "bare"), default="asis")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2)
-    parser.add_argument("--what", default="tur", help="t: TCP 1 flow, 4: 4 flows, u: UDP, r: latency")
+    parser.add_argument(
+        "--what", default="tur", help="t: TCP 1 flow, 4: 4 flows, u: UDP, r: latency"
+    )
     parser.add_argument("--program", action="append", default=[], metavar="NAME=COMMAND")
     parser.add_argument("--json", type=Path, help="every sample, to this file")
     options = parser.parse_args()
@@ -303,7 +308,9 @@ def main() -> None:
             order = options.candidates if turn % 2 == 0 else options.candidates[::-1]
             for name in order:
                 with candidate(name, options.mode, programs) as (lab, target):
-                    samples[name].append(measure(lab, target, traffic, options.seconds, options.what))
+                    samples[name].append(
+                        measure(lab, target, traffic, options.seconds, options.what)
+                    )
     for name, rows in samples.items():
         cells = [
             f"{key} {statistics.median(row[key] for row in rows):8.2f} "

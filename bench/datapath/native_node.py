@@ -7,36 +7,27 @@ SIGTERM ends it; with `BENCH_VERBOSE` set, the counters and offloads are printed
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
-import socket
-import struct
 import sys
 from ipaddress import IPv4Address, IPv4Network
 
 from pyflannel.core.lpm import Peer, RouteTable
 from pyflannel.datapath.base import DatapathConfig
 from pyflannel.datapath.native import NativeDatapath
-
-TUNSETIFF = 0x400454CA
-IFF_TUN_NO_PI = 0x1001
-IFF_VNET_HDR = 0x4000
+from pyflannel.kernel.tun import open_tun
+from pyflannel.kernel.udp import IP_PMTUDISC_DO, open_udp
 
 
 def main() -> None:
     """Runs until SIGTERM."""
     tun_name, local, address, network, mtu, port, *peers = sys.argv[1:]
     vnet = os.environ.get("BENCH_VNET", "1") != "0"
-    tun = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-    flags = IFF_TUN_NO_PI | (IFF_VNET_HDR if vnet else 0)
-    fcntl.ioctl(tun, TUNSETIFF, struct.pack("16sH22x", tun_name.encode(), flags))
-    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    udp.bind((local, int(port)))
-    udp.setblocking(False)
+    tun = open_tun(tun_name, vnet_hdr=vnet)
+    udp = open_udp(IPv4Address(local), int(port), mtu_discover=IP_PMTUDISC_DO)
     datapath = NativeDatapath(
         DatapathConfig(
-            tun_fd=tun,
+            tun_fd=tun.fd,
             udp_fd=udp.fileno(),
             tun_name=tun_name,
             tun_address=IPv4Address(address),

@@ -18,6 +18,8 @@ from pyflannel.core.errors import CommandError
 
 OUTPUT_LIMIT: Final = 16 << 20
 """Bytes kept of each stream. The rules of a node with 10,000 services are some 5 MB."""
+REAP_S: Final = 1.0
+"""For a killed child to be gone; the kernel needs milliseconds."""
 _CHUNK: Final = 1 << 16
 
 
@@ -102,7 +104,15 @@ async def _reap(child: asyncio.subprocess.Process, *, kill: bool) -> None:
     if kill:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
-    # There is no public way to close the pipes, and a grandchild that went into a session of its
-    # own keeps them open: newer Pythons would wait for that in wait().
-    child._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001
+    try:
+        # First of all the child itself: a loop that is closed before uvloop has heard of its end
+        # complains.
+        async with asyncio.timeout(REAP_S):
+            await asyncio.shield(child.wait())
+    except TimeoutError:
+        pass
+    finally:
+        # There is no public way to close the pipes, and a grandchild that went into a session of
+        # its own keeps them open: newer Pythons would wait for that in wait().
+        child._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001
     await asyncio.shield(child.wait())

@@ -27,12 +27,13 @@
 #include "engine.h"
 #include "segment.h"
 
-enum { FLOWS = 12, MTU = 1472, TUN_MAX = 10 + IP4_MAX_PACKET };
+enum { FLOWS = 12, MTU = 1472, TUN_MAX = 10 + IP4_MAX_PACKET, WINDOW = 800 };
 
 static uint32_t fault_rate;
 static _Atomic bool finished;
 static _Atomic uint64_t delivered, faults;
 static int writer_tun, reader_tun;
+static struct engine *engine_a, *engine_b;
 static struct sockaddr_in address_a, address_b;
 
 #define REQUIRE(condition) \
@@ -195,6 +196,23 @@ static size_t build_train(uint8_t *out, unsigned flow, uint32_t *position, uint1
     return length;
 }
 
+static uint64_t counted(struct engine *e, enum counter which)
+{
+    uint64_t sum = 0;
+
+    for (size_t i = 0; i < ENGINE_WORKERS; i++)
+        sum += atomic_load(&e->worker[i].counters[which]);
+    return sum;
+}
+
+/* Packets between the engines and the reader: kept below what the socket's buffer holds, since UDP
+ * drops the rest in silence. */
+static bool window_full(void)
+{
+    return counted(engine_a, COUNT_tun_packets) >
+           atomic_load(&delivered) + counted(engine_b, COUNT_udp_write_error) + WINDOW;
+}
+
 static void *writer(void *seed)
 {
     static uint8_t out[TUN_MAX];
@@ -206,6 +224,10 @@ static void *writer(void *seed)
         unsigned flow = random32() % FLOWS, kind = random32() % 16;
         size_t length;
 
+        if (window_full()) {
+            poll(NULL, 0, 1);
+            continue;
+        }
         if (kind == 0) {
             length = 1 + random32() % 2000;
             for (size_t i = 0; i < length; i++)
@@ -381,6 +403,8 @@ int main(int argc, char **argv)
     reader_tun = pair_b[1];
     a = make_engine(pair_a[0], udp_a, 0x0a050100, (unsigned)atoi(argv[2]));
     b = make_engine(pair_b[0], udp_b, 0x0a050200, (unsigned)atoi(argv[2]));
+    engine_a = a;
+    engine_b = b;
     {
         struct table_row rows[2] = {{0x0a050100, 24, 0x7f000001}, {0x0a050200, 24, 0x7f000002}};
 
@@ -402,7 +426,6 @@ int main(int argc, char **argv)
         REQUIRE(!engine_replace_table(a, rows, more) && !engine_replace_table(b, rows, more));
         engine_counters(a, count_a);
         engine_counters(b, count_b);
-        REQUIRE(engine_retired(a) <= 64 && engine_retired(b) <= 64);
         REQUIRE(!atomic_load(&a->failure) && !atomic_load(&b->failure));
     }
     atomic_store(&finished, true);
@@ -418,6 +441,7 @@ int main(int argc, char **argv)
     printf("sent %llu delivered %llu faults %llu swaps %llu\n",
            (unsigned long long)count_a[COUNT_tun_packets], (unsigned long long)atomic_load(&delivered),
            (unsigned long long)atomic_load(&faults), (unsigned long long)swaps);
+    REQUIRE(engine_retired(a) == 0 && engine_retired(b) == 0);
     REQUIRE(count_a[COUNT_tun_packets] > 1000 && atomic_load(&delivered) > 1000);
     REQUIRE(count_a[COUNT_tun_malformed] > 0 && count_b[COUNT_udp_malformed] > 0);
     REQUIRE(count_b[COUNT_udp_ttl] > 0 && count_b[COUNT_udp_unknown_sender] > 0);

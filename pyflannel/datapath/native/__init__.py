@@ -9,9 +9,9 @@ only what a machine's owner may want to change:
 costs more than it brings there. With more, receiving has a thread of its own. A TUN that was opened
 with IFF_MULTI_QUEUE gets further queues, each with a transmitting thread.
 
-*Offloads.* Each can be forced off by name, with `PYFLANNEL_NATIVE_OFF=gso,gro` or by parameter. What
-the kernel refuses at start is `off (not supported: …)`; what it refuses later, on a packet, is
-`withdrawn (…)`, is not tried again, and is logged once.
+*Offloads.* Each can be forced off by name, with `PYFLANNEL_NATIVE_OFF=gso,gro` or by parameter.
+What the kernel refuses at start is `off (not supported: …)`; what it refuses later, on a packet,
+is `withdrawn (…)`, is not tried again, and is logged once.
 
 Environment: `PYFLANNEL_NATIVE_OFF`, `PYFLANNEL_NATIVE_THREADS`, `PYFLANNEL_NATIVE_QUEUES`,
 `PYFLANNEL_NATIVE_SPIN_US`; parameters win.
@@ -27,9 +27,10 @@ from array import array
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Final
 
-from pyflannel.core.errors import DatapathError
+from pyflannel.core.errors import DatapathError, KernelError
 from pyflannel.core.lpm import RouteTable
 from pyflannel.datapath.base import COUNTERS, Capabilities, DatapathConfig
+from pyflannel.kernel.tun import IFF_MULTI_QUEUE, TunDevice, open_tun
 from pyflannel.logs import get_logger
 
 if TYPE_CHECKING:
@@ -50,8 +51,8 @@ OFF_GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
     "join_tcp": ("join_tcp",),
     "join_udp": ("join_udp",),
 }
-"""What can be forced off, by the names that `PYFLANNEL_NATIVE_OFF` takes: `csum`, `tso`, `uso` are
-the TUN's offloads towards us, `gso` and `gro` the socket's, `join` is the super packets we write."""
+"""What can be forced off, by the names that `PYFLANNEL_NATIVE_OFF` takes. `csum`, `tso`, `uso` are
+the TUN's offloads towards us, `gso` and `gro` the socket's, `join` the super packets we write."""
 
 MAX_QUEUES: Final = 16
 """`ENGINE_QUEUES` in engine.h; one thread each."""
@@ -61,9 +62,7 @@ SPIN_US: Final = 0
 _STATES: Final = ("off (forced)", "off (not supported: {})", "on", "withdrawn ({})")
 """In the order of `enum offload_state`."""
 
-_TUNSETIFF: Final = 0x400454CA
 _TUNGETIFF: Final = 0x800454D2
-_IFF_MULTI_QUEUE: Final = 0x0100
 _IFREQ: Final = struct.Struct("16sH22x")
 # linux/if_tun.h, struct ifreq.
 
@@ -95,7 +94,8 @@ def parse_off(text: str) -> frozenset[str]:
     for word in words:
         if word not in OFF_GROUPS:
             raise DatapathError(
-                f"PYFLANNEL_NATIVE_OFF: there is no offload {word!r}; known: {', '.join(OFF_GROUPS)}"
+                f"PYFLANNEL_NATIVE_OFF: there is no offload {word!r}; "
+                f"known: {', '.join(OFF_GROUPS)}"
             )
     return frozenset(name for word in words for name in OFF_GROUPS[word])
 
@@ -186,11 +186,11 @@ class NativeDatapath:
         if self._engine is not None:
             raise DatapathError("the native data path was started already; make a new one")
         config = self._config
-        extra: list[int] = []
+        extra: TunDevice | None = None
         try:
             extra = self._open_queues()
             engine = self._native.Engine(
-                tun_fds=(config.tun_fd, *extra),
+                tun_fds=(config.tun_fd, *(extra.fds if extra else ())),
                 udp_fd=config.udp_fd,
                 tun_address=int(config.tun_address),
                 network=int(config.network.network_address),
@@ -212,9 +212,11 @@ class NativeDatapath:
             raise DatapathError(
                 f"start the native data path on {config.tun_name}: {_spell(error.errno or 0)}"
             ) from error
+        except KernelError as error:
+            raise DatapathError(f"start the native data path: {error}") from error
         finally:
-            for fd in extra:
-                os.close(fd)  # the engine has its own duplicates
+            if extra:
+                extra.close()  # the engine has its own duplicates
         self._engine = engine
 
     def replace_table(self, table: RouteTable) -> None:
@@ -269,26 +271,21 @@ class NativeDatapath:
                     reason=state,
                 )
 
-    def _open_queues(self) -> list[int]:
-        """Further queues of a TUN that allows them; `OSError` if the kernel gives none."""
-        request = bytearray(_IFREQ.size)
+    def _open_queues(self) -> TunDevice | None:
+        """Further queues of a TUN that allows them, `None` if there are to be none."""
         try:
-            fcntl.ioctl(self._config.tun_fd, _TUNGETIFF, request)
+            answer = fcntl.ioctl(self._config.tun_fd, _TUNGETIFF, bytes(_IFREQ.size))
         except OSError:
-            return []  # not a TUN
-        name, flags = _IFREQ.unpack(request)
-        fds: list[int] = []
-        if not flags & _IFF_MULTI_QUEUE:
-            return fds
-        try:
-            for _ in range(self._queues - 1):
-                fds.append(os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))  # noqa: PERF401
-                fcntl.ioctl(fds[-1], _TUNSETIFF, _IFREQ.pack(name, flags))
-        except OSError:
-            for fd in fds:
-                os.close(fd)
-            raise
-        return fds
+            return None  # not a TUN
+        name, flags = _IFREQ.unpack(answer)
+        if not flags & IFF_MULTI_QUEUE or self._queues == 1:
+            return None
+        return open_tun(
+            name.rstrip(b"\0").decode(),
+            vnet_hdr=self._config.vnet_hdr,
+            multi_queue=True,
+            queues=self._queues - 1,
+        )
 
 
 def _spell(code: int) -> str:

@@ -227,13 +227,14 @@ static bool worker_wait(struct worker *w, struct pollfd fds[3], bool *busy)
     return !atomic_load_explicit(&e->stopping, memory_order_relaxed);
 }
 
+/* For `top -H` and the like. */
 static void worker_name(const struct worker *w)
 {
     char name[16];
 
     snprintf(name, sizeof name, "flannel-%s%zu", w->tx && w->rx ? "io" : w->tx ? "tx" : "rx",
              (size_t)(w - w->engine->worker));
-    pthread_setname_np(pthread_self(), name);
+    pthread_setname_np(w->thread, name);
 }
 
 static void *worker_main(void *argument)
@@ -246,7 +247,6 @@ static void *worker_main(void *argument)
     bool more = false, busy = false;
     unsigned trouble = 0;
 
-    worker_name(w);
     while (more ? !atomic_load_explicit(&e->stopping, memory_order_relaxed)
                 : worker_wait(w, fds, &busy)) {
         const struct table *t;
@@ -260,6 +260,8 @@ static void *worker_main(void *argument)
                 engine_fail(e, EPIPE);
             else if (++trouble > TROUBLE_ROUNDS)
                 poll(&wake, 1, TROUBLE_MS);
+            if (w->rx && (udp & POLLERR))
+                rx_errors(w->rx);
         } else {
             trouble = 0;
         }
@@ -277,54 +279,52 @@ static void *worker_main(void *argument)
     return NULL;
 }
 
+/* Whether all queues of the TUN take these offloads; 0 or errno. */
+static int tun_ask(const struct engine *e, unsigned flags)
+{
+    if (!e->config.vnet_header)
+        return ENOPROTOOPT;
+    if (e->config.assume_offloads)
+        return 0;
+    for (size_t q = 0; q < e->config.queues; q++) {
+        if (ioctl(e->config.tun_fds[q], TUNSETOFFLOAD, (unsigned long)flags))
+            return errno;
+    }
+    return 0;
+}
+
 /* Asks for each of the TUN's offloads on its own, on top of those it has granted already. */
 static void tun_offloads(struct engine *e)
 {
     static const struct {
         enum offload which;
-        unsigned flags;
+        unsigned flags, needs; /* one of `needs` must be there before the kernel listens */
     } steps[] = {
-        {OFFLOAD_csum, TUN_F_CSUM},
-        {OFFLOAD_tso4, TUN_F_TSO4},
-        {OFFLOAD_tso6, TUN_F_TSO6},
-        {OFFLOAD_tso_ecn, TUN_F_TSO_ECN},
-        {OFFLOAD_uso, TUN_F_USO4 | TUN_F_USO6}, /* the kernel takes them together only; 6.2 */
+        {OFFLOAD_csum, TUN_F_CSUM, 0},
+        {OFFLOAD_tso4, TUN_F_TSO4, TUN_F_CSUM},
+        {OFFLOAD_tso6, TUN_F_TSO6, TUN_F_CSUM},
+        {OFFLOAD_tso_ecn, TUN_F_TSO_ECN, TUN_F_TSO4 | TUN_F_TSO6},
+        {OFFLOAD_uso, TUN_F_USO4 | TUN_F_USO6, TUN_F_CSUM}, /* only together; 6.2 */
     };
+    bool is_tun = !tun_ask(e, TUN_F_CSUM);
+    bool uso_known = !tun_ask(e, TUN_F_CSUM | TUN_F_USO4 | TUN_F_USO6);
     unsigned granted = 0;
-    bool uso_known = false, is_tun = true;
 
     for (size_t i = 0; i < sizeof steps / sizeof *steps; i++) {
         enum offload which = steps[i].which;
-        unsigned ask = granted | steps[i].flags;
-        int error = 0;
+        unsigned needs = steps[i].needs;
+        int error;
 
-        if (!e->config.vnet_header)
-            error = ENOPROTOOPT;
-        else if (!e->config.assume_offloads) {
-            /* Every step rests on the checksum: the kernel refuses TSO without it. */
-            for (size_t q = 0; q < e->config.queues && !error; q++) {
-                if (ioctl(e->config.tun_fds[q], TUNSETOFFLOAD, (unsigned long)(ask | TUN_F_CSUM)))
-                    error = errno;
-            }
-        }
-        if (which == OFFLOAD_csum)
-            is_tun = !error;
-        if (which == OFFLOAD_uso)
-            uso_known = !error;
-        if (error)
-            offload_set(e, which, OFFLOAD_OFF_UNSUPPORTED, error);
-        else if (!offload_wanted(e, which) ||
-                 (which != OFFLOAD_csum && !offload_on(e, OFFLOAD_csum)))
+        if (!offload_wanted(e, which) || (is_tun && needs && !(granted & needs))) {
             offload_set(e, which, OFFLOAD_OFF_FORCED, 0);
-        else {
-            offload_set(e, which, OFFLOAD_ON, 0);
-            granted = ask;
+            continue;
         }
+        error = tun_ask(e, granted | steps[i].flags);
+        offload_set(e, which, error ? OFFLOAD_OFF_UNSUPPORTED : OFFLOAD_ON, error);
+        if (!error)
+            granted |= steps[i].flags;
     }
-    if (e->config.vnet_header && !e->config.assume_offloads) {
-        for (size_t q = 0; q < e->config.queues; q++)
-            ioctl(e->config.tun_fds[q], TUNSETOFFLOAD, (unsigned long)granted);
-    }
+    tun_ask(e, granted);
     /* What may be written depends on the kernel, not on what we asked for: virtio headers at all,
      * and VIRTIO_NET_HDR_GSO_UDP_L4 since the kernel that knows TUN_F_USO4. */
     for (enum offload which = OFFLOAD_join_tcp; which <= OFFLOAD_join_udp; which++) {
@@ -374,10 +374,7 @@ static void offloads_undo(struct engine *e)
     int zero = 0;
 
     setsockopt(e->config.udp_fd, IPPROTO_UDP, UDP_GRO, &zero, sizeof zero);
-    if (e->config.vnet_header && !e->config.assume_offloads) {
-        for (size_t q = 0; q < e->config.queues; q++)
-            ioctl(e->config.tun_fds[q], TUNSETOFFLOAD, 0ul);
-    }
+    tun_ask(e, 0);
 }
 
 struct engine *engine_new(const struct engine_config *config)
@@ -432,6 +429,8 @@ static int start_workers(struct engine *e)
     for (size_t i = 0; i < e->workers && !error; i++) {
         error = pthread_create(&e->worker[i].thread, NULL, worker_main, &e->worker[i]);
         e->worker[i].started = !error;
+        if (!error)
+            worker_name(&e->worker[i]);
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     return error;

@@ -163,5 +163,7 @@ bool tx_batch(struct tx *tx, const struct table *t, bool busy);
 struct rx *rx_new(struct worker *w);
 void rx_free(struct rx *rx);
 bool rx_batch(struct rx *rx, const struct table *t);
+/* Throws away what waits in the socket's error queue, should somebody have set IP_RECVERR. */
+void rx_errors(struct rx *rx);
 
 #endif

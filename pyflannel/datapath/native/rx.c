@@ -217,6 +217,16 @@ static void rx_message(struct rx *rx, const struct table *t, size_t i)
     } while (left);
 }
 
+void rx_errors(struct rx *rx)
+{
+    for (size_t i = 0; i < RX_MESSAGES; i++) {
+        struct msghdr nothing = {0};
+
+        if (recvmsg(rx->worker->engine->config.udp_fd, &nothing, MSG_ERRQUEUE | MSG_DONTWAIT) < 0)
+            return;
+    }
+}
+
 bool rx_batch(struct rx *rx, const struct table *t)
 {
     struct engine *e = rx->worker->engine;

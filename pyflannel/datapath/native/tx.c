@@ -270,7 +270,9 @@ static void refused(struct tx *tx, const struct run *run, struct msghdr *message
     struct worker *w = tx->worker;
     struct engine *e = w->engine;
 
-    if (error == EAGAIN && wait_writable(e, e->config.udp_fd))
+    /* Once more: EAGAIN is worth a moment's patience, and any other error may have been an earlier
+     * datagram's. An ICMP answer from the network stays with the socket until the next call. */
+    if (error != EAGAIN || wait_writable(e, e->config.udp_fd))
         error = send_message(tx, message);
     if (error == 0) {
         count_add(w, COUNT_tun_packets, run->count);
