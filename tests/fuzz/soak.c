@@ -350,7 +350,7 @@ static struct engine *make_engine(int tun, int udp, uint32_t address, unsigned t
         .tun_fds = {tun}, .queues = 1, .udp_fd = udp, .tun_address = address,
         .network = 0x0a050000, .netmask = 0xffff0000, .mtu = MTU,
         .port = ntohs(address_a.sin_port), .vnet_header = true, .assume_offloads = true,
-        .threads = threads,
+        .threads = threads, .gather_us = 100,
     };
     struct engine *e = engine_new(&config);
 

@@ -14,7 +14,7 @@ What the kernel refuses at start is `off (not supported: …)`; what it refuses 
 is `withdrawn (…)`, is not tried again, and is logged once.
 
 Environment: `PYFLANNEL_NATIVE_OFF`, `PYFLANNEL_NATIVE_THREADS`, `PYFLANNEL_NATIVE_QUEUES`,
-`PYFLANNEL_NATIVE_SPIN_US`; parameters win.
+`PYFLANNEL_NATIVE_SPIN_US`, `PYFLANNEL_NATIVE_GATHER_US`; parameters win.
 """
 
 from __future__ import annotations
@@ -57,7 +57,12 @@ the TUN's offloads towards us, `gso` and `gro` the socket's, `join` the super pa
 MAX_QUEUES: Final = 16
 """`ENGINE_QUEUES` in engine.h; one thread each."""
 SPIN_US: Final = 0
-"""Microseconds for which a worker looks for more before it sleeps."""
+"""Microseconds for which a worker looks for more before it sleeps. On two cores that carry both nodes
+and both ends of the traffic, 50 made the median round trip of requests shorter in quiet moments
+(58 µs for 78) and p99 up to three times as long; so it is for machines with cores to spare."""
+GATHER_US: Final = 100
+"""Microseconds for which small packets may gather while more than 40,000 a second come in. Measured
+with 64-byte packets, in thousands a second: 0 → 125–195, 30 → 180, 60 → 205, 100 → 230, 200 → 200."""
 
 _STATES: Final = ("off (forced)", "off (not supported: {})", "on", "withdrawn ({})")
 """In the order of `enum offload_state`."""
@@ -127,6 +132,7 @@ class NativeDatapath:
         threads: 1 = one thread for both directions, 2 = one each.
         queues: how many queues of a multi-queue TUN to use; `None` = up to four, one per two CPUs.
         spin_us: see `SPIN_US`.
+        gather_us: see `GATHER_US`.
         assume_offloads: take the TUN's offloads as granted without asking, for a socket pair that
             stands in for a TUN and whose other end understands virtio-net headers.
 
@@ -142,6 +148,7 @@ class NativeDatapath:
         threads: int | None = None,
         queues: int | None = None,
         spin_us: int | None = None,
+        gather_us: int | None = None,
         assume_offloads: bool = False,
     ) -> None:
         missing = _load()
@@ -163,6 +170,11 @@ class NativeDatapath:
             _from_environment("PYFLANNEL_NATIVE_SPIN_US", SPIN_US, 0, 1000)
             if spin_us is None
             else spin_us
+        )
+        self._gather_us = (
+            _from_environment("PYFLANNEL_NATIVE_GATHER_US", GATHER_US, 0, 1000)
+            if gather_us is None
+            else gather_us
         )
         self._assume_offloads = assume_offloads
         self._native = _native
@@ -205,6 +217,7 @@ class NativeDatapath:
                 assume_offloads=self._assume_offloads,
                 threads=self._threads,
                 spin_us=self._spin_us,
+                gather_us=self._gather_us,
             )
             engine.replace_table(self._rows)
             engine.start()

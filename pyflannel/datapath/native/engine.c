@@ -13,6 +13,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -208,6 +209,24 @@ void engine_counters(struct engine *e, uint64_t out[COUNTERS])
     table_reclaim(e);
 }
 
+/* Leaves the TUN alone for the rest of the gathering time (tx.c says when); the socket is heard. */
+static void worker_gather(struct worker *w, struct pollfd fds[3], uint64_t start)
+{
+    uint64_t left = w->gather_until - start;
+    struct timespec timeout = {.tv_nsec = (long)left}; /* below a second */
+    int tun = fds[1].fd;
+
+    fds[1].fd = -1;
+    if (ppoll(fds, 3, &timeout, NULL) < 0)
+        fds[0].revents = fds[2].revents = 0;
+    fds[1].fd = tun;
+    fds[1].revents = 0;
+    if (now_ns() >= w->gather_until) {
+        w->gather_until = 0;
+        fds[1].revents = POLLIN;
+    }
+}
+
 /* Waits until a half has something to do. Gives false if the worker is to end; `busy` is whether
  * something was there without sleeping for it. */
 static bool worker_wait(struct worker *w, struct pollfd fds[3], bool *busy)
@@ -216,6 +235,14 @@ static bool worker_wait(struct worker *w, struct pollfd fds[3], bool *busy)
     uint64_t start = now_ns();
     int ready = 0;
 
+    if (w->tx && w->gather_until == 0 && e->config.gather_us && tx_gathers(w->tx, start))
+        w->gather_until = start + e->config.gather_us * 1000ull;
+    if (w->gather_until > start) {
+        worker_gather(w, fds, start);
+        *busy = true;
+        return !atomic_load_explicit(&e->stopping, memory_order_relaxed);
+    }
+    w->gather_until = 0;
     if (e->config.spin_us) {
         do
             ready = poll(fds, 3, 0);
@@ -247,6 +274,8 @@ static void *worker_main(void *argument)
     bool more = false, busy = false;
     unsigned trouble = 0;
 
+    /* Timeouts are late by up to this; the default of 50 us is half of what we gather for. */
+    prctl(PR_SET_TIMERSLACK, 1000ul);
     while (more ? !atomic_load_explicit(&e->stopping, memory_order_relaxed)
                 : worker_wait(w, fds, &busy)) {
         const struct table *t;

@@ -84,6 +84,7 @@ struct engine_config {
     bool assume_offloads; /* take the TUN's offloads as granted: a stand-in that is not a TUN */
     unsigned threads;     /* 1 or 2, see above */
     unsigned spin_us;     /* how long to look for more before sleeping, 0 = not at all */
+    unsigned gather_us;   /* how long small packets may gather under load, 0 = not at all */
 };
 
 struct tx;
@@ -95,6 +96,7 @@ struct worker {
     struct rx *rx; /* or NULL */
     pthread_t thread;
     bool started;
+    uint64_t gather_until; /* CLOCK_MONOTONIC, ns; 0 = not gathering */
     _Alignas(CACHE_LINE) _Atomic uint64_t epoch;
     _Atomic uint64_t counters[COUNTERS];
 };
@@ -159,6 +161,9 @@ int tx_descriptor(const struct tx *tx);
 /* Moves one batch; `busy` says that the worker has not slept since the last one. True if there is
  * likely more to read at once. */
 bool tx_batch(struct tx *tx, const struct table *t, bool busy);
+
+/* Whether to let packets gather before the next batch; `now` is CLOCK_MONOTONIC in ns. */
+bool tx_gathers(struct tx *tx, uint64_t now);
 
 struct rx *rx_new(struct worker *w);
 void rx_free(struct rx *rx);

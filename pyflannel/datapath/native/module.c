@@ -58,18 +58,19 @@ static PyObject *Engine_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
 {
     static char *names[] = {"tun_fds",     "udp_fd",     "tun_address",     "network", "netmask",
                             "mtu",         "port",       "accept_any",      "vnet_header",
-                            "forced_off",  "assume_offloads", "threads",    "spin_us", NULL};
+                            "forced_off",  "assume_offloads", "threads",    "spin_us", "gather_us",
+                            NULL};
     struct engine_config config = {0};
     PyObject *fds;
     int accept_any, vnet_header, assume_offloads;
     EngineObject *self;
     allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!iIIIIHppIpII", names, &PyTuple_Type, &fds,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!iIIIIHppIpIII", names, &PyTuple_Type, &fds,
                                      &config.udp_fd, &config.tun_address, &config.network,
                                      &config.netmask, &config.mtu, &config.port, &accept_any,
                                      &vnet_header, &config.forced_off, &assume_offloads,
-                                     &config.threads, &config.spin_us) ||
+                                     &config.threads, &config.spin_us, &config.gather_us) ||
         fill_queues(&config, fds))
         return NULL;
     config.accept_any = accept_any;

@@ -33,7 +33,7 @@ enum {
      * short datagram that is touched, into the same sets of the caches. */
     RX_BUFFER = 65536 + 5 * CACHE_LINE,
     /* Long messages: no more than this many bytes a batch, in messages of the size seen last. */
-    RX_BATCH_BYTES = 1024 * 1024,
+    RX_BATCH_BYTES = 512 * 1024,
 };
 
 struct rx {

@@ -7,6 +7,12 @@
  * a lone packet is sent at once, without a second read that finds nothing, and a stream is read in
  * long batches.
  *
+ * Many small packets are a special case. Reading is faster than whoever produces them, so each would
+ * be sent alone or with few others, and each send costs as much as a long run. While more than
+ * TX_GATHER_RATE small packets a second come in, the TUN is left alone for `gather_us` after each
+ * batch, as network cards moderate their interrupts. Nothing waits below that rate: request and
+ * response, or a stream in super packets, never come near it.
+ *
  * A packet to send is one or two slices of memory: a super packet's segment is a header in `headers`
  * and payload in the arena, any other packet lies in the arena whole; neighbouring slices are one.
  * Equal-sized packets to one peer make a *run*, which is one sendmsg() with UDP_SEGMENT: the kernel
@@ -39,6 +45,9 @@ enum {
     TX_BATCH_BYTES = 256 * 1024,
     TX_ARENA = TX_BATCH_BYTES + IP4_MAX_PACKET + 1,
     TX_LIMIT_MAX = 256,
+    TX_GATHER_RATE = 40000,
+    TX_GATHER_BYTES = 1000, /* a packet, on average; what is longer comes in super packets anyway */
+    TX_WINDOW_NS = 500000,  /* over which the rate is taken */
     /* With so much read already, one more system call that finds nothing is no matter, and a run
      * that goes on across super packets saves the stub of a run that each would end with. */
     TX_BULK_BYTES = 8 * 1024,
@@ -75,6 +84,8 @@ struct tx {
     size_t limit;
     size_t segments; /* most packets in a run */
     size_t used, runs, slices, headers_used;
+    uint64_t window_start, window_packets, window_bytes; /* for the rate */
+    bool gathers;
     struct run run[TX_RUNS];
     struct slice slice[TX_SLICES];
     struct iovec vectors[TX_SLICES];
@@ -477,6 +488,21 @@ static void tx_packet(struct tx *tx, const struct table *t, uint8_t *p, size_t l
     }
 }
 
+bool tx_gathers(struct tx *tx, uint64_t now)
+{
+    uint64_t passed = now - tx->window_start;
+
+    if (passed >= TX_WINDOW_NS) {
+        uint64_t packets = tx->window_packets, most = TX_WINDOW_NS * 4;
+
+        tx->gathers = passed < most && packets * 1000000000u > passed * TX_GATHER_RATE &&
+                      tx->window_bytes < packets * TX_GATHER_BYTES;
+        tx->window_start = now;
+        tx->window_packets = tx->window_bytes = 0;
+    }
+    return tx->gathers;
+}
+
 bool tx_batch(struct tx *tx, const struct table *t, bool busy)
 {
     struct engine *e = tx->worker->engine;
@@ -514,6 +540,8 @@ bool tx_batch(struct tx *tx, const struct table *t, bool busy)
     }
     if (tx->runs)
         tx_flush(tx);
+    tx->window_packets += packets;
+    tx->window_bytes += tx->used;
     if (dry)
         tx->limit = packets ? packets : 1;
     else if (busy && packets >= tx->limit && tx->limit < TX_LIMIT_MAX)

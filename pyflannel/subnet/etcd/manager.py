@@ -86,6 +86,7 @@ class EtcdSubnetManager:
         self._random = rng or random.Random()  # noqa: S311 - spreads choices, protects nothing
         self._report = report
         self._config: NetworkConfig | None = None
+        self._config_revision = 0
         self._lease: Lease | None = None
         self._renewal: Renewal | None = None
         self._writing = asyncio.Lock()
@@ -149,6 +150,7 @@ class EtcdSubnetManager:
             else:
                 parsed = parse_network_config(found.kvs[0].value)
                 if parsed.config is not None:
+                    self._config_revision = found.kvs[0].mod_revision
                     log_problems(parsed.problems, key.decode())
                     self._report("")
                     self._config = parsed.config
@@ -162,14 +164,14 @@ class EtcdSubnetManager:
         """The raw config whenever it is written or deleted (`None`), for ever."""
         key = codec.config_key(self._prefix)
         backoff = Backoff()
-        known: int | None = None
+        known = self._config_revision
         while True:
             try:
                 found = await self._store.get(key)
                 revision = found.kvs[0].mod_revision if found.kvs else 0
-                if known not in (None, revision):
+                if known != revision:
+                    known = revision
                     yield found.kvs[0].value if found.kvs else None
-                known = revision
                 async for response in self._store.watch_prefix(key, found.header.revision + 1):
                     backoff.reset()
                     for event in response.events:

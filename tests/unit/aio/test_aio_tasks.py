@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 import pytest
 
 from pyflannel.aio import tasks
 from pyflannel.core.errors import EXIT_DEFECT
+
+T = TypeVar("T")
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Runs a test that must not hang even if the code under test does."""
+
+    async def main() -> T:
+        async with asyncio.timeout(5):
+            return await work
+
+    return asyncio.run(main())
 
 
 async def nothing() -> None:
@@ -31,7 +45,7 @@ def test_a_task_that_should_run_for_ever_and_returns_is_a_defect():
         assert other.cancelled()
 
     with pytest.raises(ExceptionGroup) as caught:
-        asyncio.run(main())
+        run(main())
     (error,) = caught.value.exceptions
     assert isinstance(error, tasks.TaskEnded)
     assert error.exit_code == EXIT_DEFECT
@@ -45,7 +59,7 @@ def test_an_exception_carries_the_name_of_its_task(starter):
             assert starter(group, "watch leases", fail()).get_name() == "watch leases"
 
     with pytest.raises(ExceptionGroup) as caught:
-        asyncio.run(main())
+        run(main())
     (error,) = caught.value.exceptions
     assert isinstance(error, ValueError)
     assert error.__notes__ == ["in task 'watch leases'"]
@@ -60,7 +74,7 @@ def test_a_task_that_may_end_gives_its_result():
             task = tasks.start(group, "answer", answer())
         return task.result()
 
-    assert asyncio.run(main()) == 42
+    assert run(main()) == 42
 
 
 def test_cancelling_a_task_for_ever_is_no_defect():
@@ -70,7 +84,7 @@ def test_cancelling_a_task_for_ever_is_no_defect():
             await asyncio.sleep(0)
             task.cancel()
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_a_deadline_says_what_was_not_done():
@@ -79,7 +93,7 @@ def test_a_deadline_says_what_was_not_done():
             await for_ever()
 
     with pytest.raises(tasks.DeadlineExceeded, match="reading the config did not end within 0 s"):
-        asyncio.run(main())
+        run(main())
 
 
 def test_a_deadline_that_is_kept_changes_nothing():
@@ -90,7 +104,7 @@ def test_a_deadline_that_is_kept_changes_nothing():
             async with tasks.deadline(60, "x"):
                 await fail()
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_a_timeout_of_the_body_itself_is_not_renamed():
@@ -99,7 +113,7 @@ def test_a_timeout_of_the_body_itself_is_not_renamed():
             raise TimeoutError("inner")
 
     with pytest.raises(TimeoutError, match="inner"):
-        asyncio.run(main())
+        run(main())
 
 
 def test_finishing_a_task_waits_for_its_cleanup_and_takes_its_exception():
@@ -119,7 +133,7 @@ def test_finishing_a_task_waits_for_its_cleanup_and_takes_its_exception():
         assert await tasks.finish(task, within=5)
         return done
 
-    assert asyncio.run(main()) == ["cleaned"]
+    assert run(main()) == ["cleaned"]
 
 
 def test_a_task_that_does_not_heed_cancellation_is_reported():
@@ -139,4 +153,4 @@ def test_a_task_that_does_not_heed_cancellation_is_reported():
         release.set()
         await task
 
-    asyncio.run(main())
+    run(main())

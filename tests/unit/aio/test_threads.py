@@ -5,10 +5,24 @@ from __future__ import annotations
 import asyncio
 import threading
 import weakref
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 import pytest
 
 from pyflannel.aio.threads import ThreadPool
+
+T = TypeVar("T")
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Runs a test that must not hang even if the code under test does."""
+
+    async def main() -> T:
+        async with asyncio.timeout(5):
+            return await work
+
+    return asyncio.run(main())
 
 
 def threads_named(name: str) -> list[threading.Thread]:
@@ -23,7 +37,7 @@ def test_results_and_exceptions_come_back():
             await pool.run(lambda: 1 // 0)
         assert await pool.close(5)
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_threads_are_reused_limited_and_gone_after_close():
@@ -44,7 +58,7 @@ def test_threads_are_reused_limited_and_gone_after_close():
         with pytest.raises(RuntimeError, match="closed"):
             await pool.run(lambda: None)
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_a_cancelled_call_that_waits_in_line_never_runs():
@@ -62,7 +76,7 @@ def test_a_cancelled_call_that_waits_in_line_never_runs():
         assert not ran.is_set()
         assert await pool.close(5)
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_close_does_not_wait_for_a_call_that_hangs_and_drops_the_rest():
@@ -79,7 +93,7 @@ def test_close_does_not_wait_for_a_call_that_hangs_and_drops_the_rest():
         await hanging
         assert await pool.close(5)
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_an_idle_thread_keeps_no_result_alive():
@@ -93,7 +107,7 @@ def test_an_idle_thread_keeps_no_result_alive():
         assert seen() is None
         assert await pool.close(5)
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_threads_do_not_hold_up_the_end_of_the_program():
@@ -102,4 +116,4 @@ def test_threads_do_not_hold_up_the_end_of_the_program():
         assert await pool.run(lambda: threading.current_thread().daemon)
         assert await pool.close(5)
 
-    asyncio.run(main())
+    run(main())

@@ -170,6 +170,7 @@ class TestConfig:
 
         async def scenario(etcd, make):
             node = make()
+            await node.manager.network_config()
             seen: list[bytes | None] = []
 
             async def watch() -> None:
