@@ -7,6 +7,7 @@
  * tcp: one byte to and fro with TCP_NODELAY, each round trip timed; percentiles are printed.
  *
  *   native_traffic udp-server PORT            native_traffic udp IP PORT SECONDS BYTES -> packets/s
+ *   native_traffic flood IP PORT SECONDS BYTES RATE (to udp-server) -> packets/s delivered, lost share
  *   native_traffic tcp-server PORT            native_traffic tcp IP PORT SECONDS -> p50 p99 count (us)
  */
 #define _GNU_SOURCE
@@ -125,6 +126,35 @@ static void udp_client(const char *ip, const char *port, double seconds, size_t 
     printf("%.0f\n", (double)delivered / (now() - start));
 }
 
+/* Sends at a rate, whatever arrives; tells what was sent and what share of it was lost. */
+static void udp_flood(const char *ip, const char *port, double seconds, size_t bytes, double rate)
+{
+    struct sockaddr_in peer = endpoint(ip, port);
+    int s = socket(AF_INET, SOCK_DGRAM, 0), big = 4 << 20;
+    uint64_t sequence = 0, delivered = 0;
+    double start = now(), end = start + seconds, sent_until;
+    struct ack ack;
+
+    setsockopt(s, SOL_SOCKET, SO_RCVBUFFORCE, &big, sizeof big);
+    check(connect(s, (void *)&peer, sizeof peer), "connect");
+    while (now() < end) {
+        if ((double)sequence > (now() - start) * rate)
+            continue;
+        for (int i = 0; i < ACK_EVERY; i++, sequence++) {
+            memcpy(payload[i], &sequence, sizeof sequence);
+            vectors[i] = (struct iovec){payload[i], bytes};
+            messages[i].msg_hdr = (struct msghdr){.msg_iov = &vectors[i], .msg_iovlen = 1};
+        }
+        sendmmsg(s, messages, ACK_EVERY, 0);
+    }
+    sent_until = now();
+    usleep(300000); /* what is on the way arrives */
+    while (recv(s, &ack, sizeof ack, MSG_DONTWAIT) == sizeof ack)
+        delivered = ack.delivered;
+    printf("%.0f %.4f\n", (double)delivered / (sent_until - start),
+           1 - (double)delivered / (double)sequence);
+}
+
 static void tcp_server(const char *port)
 {
     struct sockaddr_in local = endpoint(NULL, port);
@@ -183,6 +213,8 @@ int main(int argc, char **argv)
         tcp_server(argv[2]);
     else if (argc == 6 && !strcmp(argv[1], "udp") && atoi(argv[5]) >= 8 && atoi(argv[5]) <= MAX_BYTES)
         udp_client(argv[2], argv[3], atof(argv[4]), (size_t)atoi(argv[5]));
+    else if (argc == 7 && !strcmp(argv[1], "flood") && atoi(argv[5]) >= 8 && atoi(argv[5]) <= MAX_BYTES)
+        udp_flood(argv[2], argv[3], atof(argv[4]), (size_t)atoi(argv[5]), atof(argv[6]));
     else if (argc == 5 && !strcmp(argv[1], "tcp"))
         tcp_client(argv[2], argv[3], atof(argv[4]));
     else {

@@ -9,8 +9,8 @@ Two chains of our own hold the rules, one jump each leads there:
 
 The present state is read with `iptables-save` of the one table; if it differs, the chain is
 rewritten and a missing jump appended in one `iptables-restore --noflush`, which replaces a
-table's rules in one step. A jump that is there stays where it is: it is appended, never moved to the front, so rules
-that an operator placed before it keep winning.
+table's rules in one step. A jump that is there stays where it is: it is appended, never moved to
+the front, so rules that an operator placed before it keep winning.
 
 Between two looks nothing is spawned. With the nft flavour of iptables the kernel announces changes
 (`traffic.monitor`); with the legacy one the size of the table is asked for through getsockopt(2);
