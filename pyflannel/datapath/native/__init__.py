@@ -5,9 +5,10 @@ with `engine.h`). This module is the shell that the `Datapath` protocol asks for
 configuration into numbers, the peer table into rows, and numbers back into sentences. It decides
 only what a machine's owner may want to change:
 
-*Threads.* With one or two CPUs one thread does both directions; handing packets between two threads
-costs more than it brings there. With more, receiving has a thread of its own. A TUN that was opened
-with IFF_MULTI_QUEUE gets further queues, each with a transmitting thread.
+*Threads.* One for each direction, so that a stream's acknowledgements do not wait behind its data;
+with a single CPU, one for both. On two cores that carry both nodes and both ends of the traffic two
+threads gave 13 % more TCP than one, 6 % fewer small packets, and the same round trips. A TUN that
+was opened with IFF_MULTI_QUEUE gets further queues, each with a transmitting thread.
 
 *Offloads.* Each can be forced off by name, with `PYFLANNEL_NATIVE_OFF=gso,gro` or by parameter.
 What the kernel refuses at start is `off (not supported: …)`; what it refuses later, on a packet,
@@ -161,7 +162,7 @@ class NativeDatapath:
         words = os.environ.get("PYFLANNEL_NATIVE_OFF", "") if off is None else ",".join(off)
         self._off = parse_off(words)
         self._threads = threads or _from_environment(
-            "PYFLANNEL_NATIVE_THREADS", 1 if cpus <= 2 else 2, 1, 2
+            "PYFLANNEL_NATIVE_THREADS", 1 if cpus == 1 else 2, 1, 2
         )
         self._queues = queues or _from_environment(
             "PYFLANNEL_NATIVE_QUEUES", max(1, min(4, cpus // 2)), 1, MAX_QUEUES

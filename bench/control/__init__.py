@@ -1,0 +1,1 @@
+"""Benchmarks of the daemon itself: start-up, leases, memory, CPU at rest."""
