@@ -1,0 +1,117 @@
+"""Upstream's daemon and ours in one cluster, on one etcd and one overlay.
+
+Needs upstream's binary: `PYFLANNEL_UPSTREAM=/path/to/flanneld`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+
+import pytest
+
+from pyflannel.lab import Lab, LabSpec
+
+UPSTREAM = os.environ.get("PYFLANNEL_UPSTREAM", "")
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not UPSTREAM, reason="PYFLANNEL_UPSTREAM (path of upstream's flanneld) is not set"
+    ),
+]
+
+BACKENDS = {"udp": 60, "vxlan": 62, "host-gw": 62}
+"""Backend and the TTL that is left of 64 at the other pod."""
+
+
+def ready(lab, number):
+    lab.wait(lab.node(number).is_ready, 15, what=f"node {number} is ready")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+class TestMixed:
+    def spec(self, backend, **more):
+        # One data path in user space: what the kernel encapsulates must not cross a veth with
+        # its checksum unfinished (LabSpec.tx_checksums).
+        return LabSpec(
+            nodes=3,
+            backend=backend,
+            name=f"mixed-{backend}",
+            node_commands={2: UPSTREAM},
+            datapath="native" if backend == "udp" else "",
+            **more,
+        )
+
+    def test_all_pairs_ping_and_the_stored_bytes_have_one_shape(self, backend):
+        with Lab(self.spec(backend)) as lab:
+            lab.wait(lambda: lab.ping_all().ok, 10, what="all pairs")
+            matrix = lab.ping_all()
+            assert set(matrix.ttls) == {BACKENDS[backend]}
+            assert not matrix.foreign_sources
+            shapes = set()
+            for stored in lab.etcd.leases():
+                attrs = json.loads(stored.value)
+                assert json.dumps(attrs, separators=(",", ":")) == stored.value
+                data = attrs.get("BackendData")
+                shapes.add((tuple(attrs), tuple(data) if data else None))
+            assert len(shapes) == 1
+
+    def test_ours_takes_upstreams_place_and_gives_it_back(self, backend):
+        """The same subnet each time; where the kernel carries the packets, none is lost."""
+        with Lab(self.spec(backend)) as lab:
+            lab.wait(lambda: lab.ping_all().ok, 10, what="all pairs")
+            node, source = lab.node(2), lab.node(1)
+            subnet = node.subnet_env()["FLANNEL_SUBNET"]
+            keys = {stored.key: stored.value for stored in lab.etcd.leases()}
+            pinging = source.pod.popen(
+                ["ping", "-q", "-i", "0.02", "-c", "200", node.pod_address()],
+                stdout=subprocess.PIPE,
+            )
+            node.stop_daemon()
+            ours = node.space.popen(
+                [
+                    "pyflanneld",
+                    f"-etcd-endpoints={lab.etcd.endpoint}",
+                    "-iface=eth0",
+                    *(["--datapath=native"] if backend == "udp" else []),
+                ],
+                stderr=subprocess.STDOUT,
+            )
+            try:
+                status = ["pyflannel", "status", "--json"]
+                lab.wait(
+                    lambda: node.exec(status, check=False).returncode == 0, 10, what="ours is ready"
+                )
+                out, _ = pinging.communicate(timeout=30)
+                if backend != "udp":
+                    assert " 0% packet loss" in out, out
+                assert node.subnet_env()["FLANNEL_SUBNET"] == subnet
+                assert {s.key: s.value for s in lab.etcd.leases()} == keys
+                lab.wait(lambda: lab.ping_all().ok, 10, what="all pairs with ours")
+            finally:
+                ours.terminate()
+                ours.communicate(timeout=10)
+            node.start_daemon()
+            ready(lab, 2)
+            lab.wait(lambda: lab.ping_all().ok, 10, what="all pairs with upstream's again")
+            assert node.subnet_env()["FLANNEL_SUBNET"] == subnet
+
+    def test_each_follows_what_the_other_changes(self, backend):
+        """A node of ours that moves to another subnet is followed by upstream's, and a node of
+        upstream's that joins by ours."""
+        with Lab(self.spec(backend)) as lab:
+            lab.wait(lambda: lab.ping_all().ok, 10, what="all pairs")
+            node = lab.node(1)
+            former = node.subnet_env()["FLANNEL_SUBNET"]
+            key = f"{lab.spec.prefix}/subnets/{former.replace('.1/24', '.0-24')}"
+            lab.etcd.put(key, '{"PublicIP":"192.0.2.99","PublicIPv6":null}')
+            lab.wait(
+                lambda: node.subnet_env()["FLANNEL_SUBNET"] != former, 10, what="another subnet"
+            )
+            lab.etcd.delete(key)
+            node.attach_pod()
+            lab.add_node(command=UPSTREAM)
+            lab.wait(lambda: lab.ping_all().ok, 15, what="all pairs of four")
