@@ -48,6 +48,10 @@ class TrafficManager(Protocol):
         """Stops listening for changes; the rules stay."""
         ...
 
+    async def leftovers(self) -> list[str]:
+        """What `remove` would remove, in words; empty if there is nothing of ours."""
+        ...
+
     async def remove(self) -> None:
         """Removes all rules and chains of this manager, best-effort (for the one not in use)."""
         ...

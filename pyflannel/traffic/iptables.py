@@ -203,20 +203,36 @@ class IptablesManager:
         """As in `TrafficManager`."""
         self._monitor.close()
 
+    async def leftovers(self) -> list[str]:
+        """As in `TrafficManager`."""
+        found = []
+        for family in await self._usable():
+            for chain in (MASQUERADE, FORWARD):
+                saved = await self._command(f"{BINARY[family]}-save", "-t", chain.table)
+                present = read_table(saved, chain)
+                if present.exists or present.jumps:
+                    found.append(f"{BINARY[family]} chain {chain.name} of table {chain.table}")
+        return found
+
     async def remove(self) -> None:
         """As in `TrafficManager`; a missing binary means that there is nothing of ours."""
-        for family in Family:
-            try:
-                flavour = await self._flavour(family)
-            except CommandError:
-                continue
-            if not flavour.nft:
-                continue  # listing a legacy table would create it
+        for family in await self._usable():
             for chain in (MASQUERADE, FORWARD):
                 try:
                     await self._ensure_chain(family, chain, ())
                 except FlannelError as error:
                     log.debug("chain not removed", chain=chain.name, family=family, error=error)
+
+    async def _usable(self) -> list[Family]:
+        """Families whose iptables is there and can be listed without creating tables."""
+        usable = []
+        for family in Family:
+            try:
+                if (await self._flavour(family)).nft:
+                    usable.append(family)
+            except CommandError as error:
+                log.debug("iptables is not there", family=family, error=error)
+        return usable
 
     async def _ensure_chain(self, family: Family, chain: Chain, wanted: tuple[Rule, ...]) -> bool:
         flavour = await self._flavour(family)

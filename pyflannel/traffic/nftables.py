@@ -256,6 +256,17 @@ class NftablesManager:
         """As in `TrafficManager`."""
         self._monitor.close()
 
+    async def leftovers(self) -> list[str]:
+        """As in `TrafficManager`."""
+        found = []
+        for family in Family:
+            try:
+                if await self._present(family) != {}:
+                    found.append(f"nft table {NFT_FAMILY[family]} {TABLE[family]}")
+            except FlannelError as error:
+                log.debug("nft cannot be asked", family=family, error=error)
+        return found
+
     async def remove(self) -> None:
         """As in `TrafficManager`."""
         for family in Family:

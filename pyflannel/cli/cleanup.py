@@ -1,0 +1,146 @@
+"""`pyflannel cleanup`: removes every trace of a stopped daemon on this node, and nothing else.
+
+Devices, host-gw routes, the blackhole route, firewall rules of both managers, eBPF programs, files.
+The lease in etcd is left: it runs out by itself, or is used again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from pyflannel.cli.common import Parser
+from pyflannel.core import subnetenv, traces
+from pyflannel.core.errors import EXIT_OK, EXIT_UNAVAILABLE, FlannelError, NotPermitted
+from pyflannel.core.ip import Family
+from pyflannel.core.options import DaemonOptions
+from pyflannel.kernel.base import RTN_BLACKHOLE, RTN_UNICAST, RTPROT_BOOT, Delete, Netlink, Route
+from pyflannel.kernel.files import FileText, read_text_if_exists
+from pyflannel.kernel.lock import SingleInstance
+from pyflannel.kernel.netlink import KernelNetlink
+from pyflannel.traffic.iptables import IptablesManager
+from pyflannel.traffic.nftables import NftablesManager
+
+STATE_FILES = ("lease.json", "vtep-mac.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """One thing that was left behind, and how it is removed."""
+
+    what: str
+    remove: Callable[[], Awaitable[None]]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns 69 if something could not be removed."""
+    parser = Parser("pyflannel cleanup", __doc__ or "")
+    defaults = DaemonOptions()
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    for name in ("subnet-file", "docker-opts-file", "status-socket", "state-dir"):
+        default = getattr(defaults, name.replace("-", "_"))
+        parser.add_argument(f"--{name}", metavar="PATH", default=default, help=f"({default})")
+    given = parser.parse_args(argv)
+    if os.geteuid() != 0:
+        raise NotPermitted("clean up", "this node", 1, "run it as root")
+    with SingleInstance(given.subnet_file) as lock:
+        files = [given.subnet_file, given.docker_opts_file, given.status_socket, str(lock.path)]
+        files += [f"{given.state_dir}/{name}" for name in STATE_FILES]
+        found, failed = asyncio.run(_run(given.subnet_file, files, dry_run=given.dry_run))
+    removed = [what for what in found if what not in failed]
+    if given.json:
+        report = {"dry_run": given.dry_run, "found": found, "failed": failed}
+        print(json.dumps(report, indent=2))
+    else:
+        verb = "would remove" if given.dry_run else "removed"
+        for what in removed:
+            print(f"{verb} {what}")
+        for what, why in failed.items():
+            print(f"NOT removed: {what}: {why}")
+        if not found:
+            print("nothing of flannel's is here")
+    return EXIT_UNAVAILABLE if failed else EXIT_OK
+
+
+async def _run(
+    subnet_file: str, files: Sequence[str], *, dry_run: bool
+) -> tuple[list[str], dict[str, str]]:
+    content = read_text_if_exists(subnet_file)
+    former = subnetenv.parse(content.text if isinstance(content, FileText) else "")
+    netlink = KernelNetlink()
+    failed: dict[str, str] = {}
+    try:
+        found = await _find(netlink, former, files)
+        if not dry_run:
+            for trace in found:
+                try:
+                    await trace.remove()
+                except (FlannelError, OSError) as error:
+                    failed[trace.what] = str(error)
+    finally:
+        await netlink.close()
+    return [trace.what for trace in found], failed
+
+
+async def _find(netlink: Netlink, former: subnetenv.SubnetEnv, files: Sequence[str]) -> list[Trace]:
+    found = [
+        *_bpf_traces(),
+        *(
+            Trace(f"device {link.name}", partial(netlink.delete_link, link.index))
+            for link in await netlink.links()
+            if traces.is_our_device(link.name, link.kind)
+        ),
+    ]
+    for family in Family:
+        found += [
+            Trace(str(route), partial(_delete, netlink, route))
+            for route in await netlink.routes(family)
+            if _is_ours(former, route)
+        ]
+    for manager in (IptablesManager(), NftablesManager()):
+        left = await manager.leftovers()
+        # One removal takes all rules of a manager along; the others of its list are then gone.
+        found += [Trace(what, manager.remove) for what in left]
+    found += [Trace(f"file {path}", partial(_unlink, path)) for path in files if _exists(path)]
+    return found
+
+
+def _bpf_traces() -> list[Trace]:
+    from pyflannel.datapath.ebpf import path as ebpf
+
+    async def remove() -> None:
+        ebpf.remove_leftovers()
+
+    directory = ebpf.pin_directory()
+    return [Trace(f"eBPF programs and maps in {directory}", remove)] if directory.is_dir() else []
+
+
+def _is_ours(former: subnetenv.SubnetEnv, route: Route) -> bool:
+    plain = (
+        route.protocol == RTPROT_BOOT
+        and route.type == RTN_UNICAST
+        and route.metric == 0
+        and route.src is None
+    )
+    return traces.is_peer_route(
+        former, route.dst, route.gateway, plain=plain
+    ) or traces.is_own_blackhole(former, route.dst, blackhole=route.type == RTN_BLACKHOLE)
+
+
+async def _delete(netlink: Netlink, route: Route) -> None:
+    for error in (await netlink.apply([Delete(route)])).values():
+        raise error
+
+
+def _exists(path: str) -> bool:
+    return bool(path) and os.path.lexists(path)
+
+
+async def _unlink(path: str) -> None:
+    Path(path).unlink(missing_ok=True)

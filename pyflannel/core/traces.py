@@ -1,0 +1,54 @@
+"""What a stopped daemon has left behind, told from what is there: pure, for `pyflannel cleanup`.
+
+Nothing is remembered for this; devices are known by name and kind, routes by the rule that the
+backends use themselves, the network and the own subnet from `subnet.env`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from pyflannel.core.ip import IPAddress, IPNetwork
+from pyflannel.core.subnetenv import SubnetEnv
+
+DEVICES: Final = (
+    (re.compile(r"flannel\d+"), "tun"),
+    (re.compile(r"flannel\.\d+"), "vxlan"),
+    (re.compile(r"flannel-v6\.\d+"), "vxlan"),
+    (re.compile(r"flannel\.ipip"), "ipip"),
+    (re.compile(r"flannelgro0"), "veth"),
+)
+"""Names and kinds of our devices. Its other end goes with `flannelgro0`."""
+
+
+def is_our_device(name: str, kind: str) -> bool:
+    """Whether a device is one of flannel's; a foreign device that only has the name is not."""
+    return any(kind == ours and pattern.fullmatch(name) for pattern, ours in DEVICES)
+
+
+def is_peer_route(
+    former: SubnetEnv, dst: IPNetwork, gateway: IPAddress | None, *, plain: bool
+) -> bool:
+    """Whether a route leads to a peer as host-gw writes it.
+
+    Args:
+        former: what `subnet.env` says; without it no route can be told from an operator's.
+        plain: protocol boot, unicast, no metric, no source.
+    """
+    network, own = (
+        (former.network, former.subnet)
+        if dst.version == 4
+        else (former.ipv6_network, former.ipv6_subnet)
+    )
+    if not plain or gateway is None or network is None or own is None:
+        return False
+    if dst == own or dst.prefixlen != own.prefixlen or dst.version != network.version:
+        return False
+    low, high = int(network.network_address), int(network.broadcast_address)
+    return low <= int(dst.network_address) <= high
+
+
+def is_own_blackhole(former: SubnetEnv, dst: IPNetwork, *, blackhole: bool) -> bool:
+    """Whether a route is the one that `--ip-blackhole-route` made."""
+    return blackhole and dst in (former.subnet, former.ipv6_subnet)

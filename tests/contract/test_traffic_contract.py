@@ -1,0 +1,231 @@
+"""One suite over both traffic managers, on the real kernel in a namespace of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import time
+from ipaddress import IPv4Network, IPv6Network
+
+import pytest
+
+from pyflannel.core.config import NetworkConfig
+from pyflannel.core.ip import SubnetKey
+from pyflannel.core.rules import RuleSet, build
+from pyflannel.traffic.iptables import IptablesManager
+from pyflannel.traffic.nftables import NftablesManager
+from tests.support.netns import in_new_netns
+
+pytestmark = [pytest.mark.root, pytest.mark.slow]
+
+CONFIG = NetworkConfig(
+    network=IPv4Network("10.0.0.0/16"), ipv6_network=IPv6Network("fd00::/48"), enable_ipv6=True
+)
+KEY = SubnetKey(IPv4Network("10.0.5.0/24"), IPv6Network("fd00:0:0:5::/64"))
+OTHER = SubnetKey(IPv4Network("10.0.6.0/24"), IPv6Network("fd00:0:0:6::/64"))
+MANAGERS = {"iptables": IptablesManager, "nftables": NftablesManager}
+
+
+def rules(key=KEY, *, ip_masq=True, forward=True) -> RuleSet:
+    return build(CONFIG, key, ip_masq=ip_masq, forward=forward)
+
+
+def sh(command: str) -> str:
+    return subprocess.run(command, shell=True, check=True, capture_output=True, text=True).stdout
+
+
+def everything() -> str:
+    return sh("nft -s list ruleset")
+
+
+@pytest.fixture(params=MANAGERS)
+def play(request):
+    """Runs a scenario with a fresh manager in a fresh network namespace."""
+
+    def run(scenario) -> None:
+        async def go() -> None:
+            manager = MANAGERS[request.param]()
+            try:
+                await scenario(manager)
+            finally:
+                manager.close()
+
+        in_new_netns(lambda: asyncio.run(go()))
+
+    return run
+
+
+def test_what_is_there_already_is_not_written_again(play):
+    async def scenario(manager):
+        assert (await manager.ensure(rules())).changed
+        before = everything()
+        assert "10.0.5.0/24" in before
+        assert "fd00:0:0:5::/64" in before
+        later = type(manager)()  # the next run of the daemon
+        try:
+            assert not (await later.ensure(rules())).changed
+        finally:
+            later.close()
+        assert everything() == before
+
+    play(scenario)
+
+
+def test_another_subnet_leaves_nothing_of_the_former(play):
+    async def scenario(manager):
+        await manager.ensure(rules())
+        await manager.ensure(rules(OTHER), previous=rules())
+        assert "10.0.5.0/24" not in everything()
+        assert "10.0.6.0/24" in everything()
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("damage", ["flush", "one rule"])
+def test_removed_rules_are_noticed_and_back_within_five_seconds(play, damage):
+    async def scenario(manager):
+        await manager.ensure(rules())
+        before = everything()
+        nft = isinstance(manager, NftablesManager)
+        if damage == "flush":
+            sh("nft flush ruleset")
+        elif nft:
+            sh("nft flush chain ip flannel-ipv4 forward")
+        else:
+            sh("iptables -D FLANNEL-FWD 1")
+        start = time.monotonic()
+        async with asyncio.timeout(5):
+            assert await manager.changed()
+            while not (applied := await manager.ensure(rules())).changed:
+                await manager.changed()
+        assert applied.repaired
+        assert time.monotonic() - start < 5
+        assert sorted(everything().split()) == sorted(before.split())
+
+    play(scenario)
+
+
+def test_rules_of_others_are_left_alone_and_not_waited_upon(play):
+    """A firewall that somebody else changes all the time does not keep us busy."""
+
+    async def scenario(manager):
+        await manager.ensure(rules())
+        sh("nft add table ip theirs; nft add chain ip theirs c")
+        await manager.ensure(rules())
+        waiting = asyncio.ensure_future(manager.changed())
+        await asyncio.sleep(2.5)  # our own writes are over; a look that they caused has been had
+        if waiting.done():
+            waiting = asyncio.ensure_future(manager.changed())
+        for _ in range(20):
+            sh("nft add rule ip theirs c accept")
+        done, _ = await asyncio.wait({waiting}, timeout=1)
+        assert not done
+        waiting.cancel()
+        await manager.remove()
+        assert "theirs" in everything()
+
+    play(scenario)
+
+
+def test_nothing_of_ours_is_left_after_removal(play):
+    async def scenario(manager):
+        await manager.ensure(rules())
+        assert await manager.leftovers()
+        await manager.remove()
+        assert await manager.leftovers() == []
+        assert "flannel" not in everything().lower()
+
+    play(scenario)
+
+
+def test_a_part_that_is_no_longer_wanted_goes(play):
+    async def scenario(manager):
+        await manager.ensure(rules())
+        await manager.ensure(rules(ip_masq=False))
+        assert "masquerade" not in everything().lower()
+        assert "10.0.0.0/16" in everything()
+
+    play(scenario)
+
+
+def test_the_kernel_masquerades_the_same_packets(play):
+    """Packets from a pod, from a stranger, from this host; to outside, to a local and a remote pod:
+    which source they arrive with. Addresses on veth ends in two more namespaces."""
+
+    async def scenario(manager):
+        sh(
+            "ip link set lo up; echo 1 > /proc/sys/net/ipv4/ip_forward;"
+            "ip link add pod type veth peer name podx; ip link add out type veth peer name outx;"
+            "ip addr add 10.0.5.1/24 dev pod; ip addr add 192.0.2.1/24 dev out;"
+            "ip link set pod up; ip link set out up; ip link set podx up; ip link set outx up"
+        )
+        await manager.ensure(rules())
+        holders = [
+            subprocess.Popen(["unshare", "-n", "sleep", "60"]),
+            subprocess.Popen(["unshare", "-n", "sleep", "60"]),
+        ]
+        try:
+            pod, far = holders
+            await asyncio.sleep(0.3)  # until both have their namespace
+            sh(f"ip link set podx netns {pod.pid}; ip link set outx netns {far.pid}")
+            sh(
+                f"nsenter -n -t {pod.pid} sh -c '"
+                "ip link set lo up; ip addr add 10.0.5.2/24 dev podx; ip link set podx up; ip route add default via 10.0.5.1'"
+            )
+            # The far side is both a remote pod (10.0.9.2) and a stranger (203.0.113.9).
+            sh(
+                f"nsenter -n -t {far.pid} sh -c '"
+                "ip link set lo up; ip addr add 192.0.2.2/24 dev outx; ip addr add 10.0.9.2/32 dev lo; ip addr add 203.0.113.9/32 dev lo;"
+                " ip link set outx up; ip route add 10.0.5.0/24 via 192.0.2.1'"
+            )
+            sh("ip route add 10.0.9.0/24 via 192.0.2.2; ip route add 203.0.113.0/24 via 192.0.2.2")
+            here = "10.0.5.1"
+            seen = {
+                "pod to outside": source(pod.pid, far.pid, "203.0.113.9"),
+                "pod to remote pod": source(pod.pid, far.pid, "10.0.9.2"),
+                "host to remote pod": source(None, far.pid, "10.0.9.2", bind="192.0.2.1"),
+                "pod's gateway to remote pod": source(None, far.pid, "10.0.9.2", bind=here),
+                "stranger to local pod": source(far.pid, pod.pid, "10.0.5.2", bind="203.0.113.9"),
+                "marked, pod to outside": source(pod.pid, far.pid, "203.0.113.9", mark=True),
+            }
+            assert seen == {
+                "pod to outside": "192.0.2.1",
+                "pod to remote pod": "10.0.5.2",
+                "host to remote pod": "192.0.2.1",
+                "pod's gateway to remote pod": here,
+                "stranger to local pod": "203.0.113.9",
+                "marked, pod to outside": "10.0.5.2",
+            }
+        finally:
+            for holder in holders:
+                holder.kill()
+                holder.wait()
+
+    play(scenario)
+
+
+RECEIVE = (
+    "import socket; s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM); s.bind(('{to}',7777));"
+    "s.settimeout(5); print('ready',flush=True); print(s.recvfrom(9)[1][0])"
+)
+SEND = (
+    "import socket; s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM); s.bind(('{bind}',0));"
+    "s.sendto(b'x',('{to}',7777))"
+)
+
+
+def source(sender: int | None, receiver: int, to: str, *, bind: str = "0.0.0.0", mark=False) -> str:
+    """The source address with which a datagram arrives."""
+    enter = ["nsenter", "-n", "-t"]
+    if mark:
+        sh("iptables -t mangle -A PREROUTING -j MARK --set-xmark 0x4000/0x4000")
+    with subprocess.Popen(
+        [*enter, str(receiver), "python3", "-c", RECEIVE.format(to=to)],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as taking:
+        assert taking.stdout is not None
+        assert taking.stdout.readline().strip() == "ready"
+        prefix = [] if sender is None else [*enter, str(sender)]
+        subprocess.run([*prefix, "python3", "-c", SEND.format(to=to, bind=bind)], check=True)
+        return taking.stdout.readline().strip()

@@ -1,0 +1,66 @@
+"""`pyflannel cleanup`: every trace of a stopped daemon goes, nothing else does."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pyflannel.lab import Lab, LabSpec
+
+pytestmark = [pytest.mark.root, pytest.mark.slow]
+
+FOREIGN = (
+    "ip route add 10.0.77.0/25 via 192.0.2.254",
+    "ip route add 198.51.100.0/24 via 192.0.2.254",
+    "ip link add flannel9x type bridge",
+    "iptables -A FORWARD -s 198.51.100.0/24 -j ACCEPT",
+)
+
+
+def state(node):
+    """What others could miss: routes, links, rules."""
+    return [
+        node.exec(command.split()).stdout
+        for command in ("ip route", "ip -o -br link show type bridge", "iptables -S")
+    ]
+
+
+@pytest.mark.parametrize("backend", ["udp", "vxlan", "host-gw"])
+def test_all_of_ours_goes_and_nothing_else(backend):
+    spec = LabSpec(nodes=2, backend=backend, name=f"clean-{backend}", start_daemons=False)
+    spec_args = ["--ip-masq", "--ip-blackhole-route", "--iptables-resync=1"]
+    with Lab(spec) as lab:
+        node = lab.node(1)
+        for command in FOREIGN:
+            node.exec(command.split())
+        before = state(node)
+        for number in (1, 2):
+            lab.node(number).start_daemon(spec_args)
+        lab.wait_ready(15)
+        lab.wait(
+            lambda: "blackhole" in node.exec(["ip", "route"]).stdout, 10, what="the blackhole route"
+        )
+        refused = node.exec(["pyflannel", "cleanup"], check=False)
+        assert refused.returncode == 69
+        assert f"pid {node.pid}" in refused.stderr
+        assert node.stop_daemon() == 0
+
+        planned = json.loads(node.exec(["pyflannel", "cleanup", "--dry-run", "--json"]).stdout)
+        assert planned["found"]
+        assert node.path("/run/flannel/subnet.env").exists()
+        done = json.loads(node.exec(["pyflannel", "cleanup", "--json"]).stdout)
+        assert done["failed"] == {}
+        assert done["found"] == planned["found"]
+        after = state(node)
+        assert after[0] == before[0]
+        assert after[1] == before[1]
+        assert after[2] == before[2]
+        links = node.exec(["ip", "-o", "link"]).stdout
+        assert "flannel0" not in links
+        assert "flannel.1" not in links
+        nat = node.exec(["iptables", "-t", "nat", "-S"]).stdout
+        assert "FLANNEL" not in nat
+        assert not node.path("/run/flannel/subnet.env").exists()
+        again = json.loads(node.exec(["pyflannel", "cleanup", "--json"]).stdout)
+        assert [what for what in again["found"] if not what.endswith(".lock")] == []

@@ -1,0 +1,107 @@
+"""The iptables rules to the byte, and the least that must be written."""
+
+from __future__ import annotations
+
+import pytest
+
+from pyflannel.core.config import NetworkConfig
+from pyflannel.core.ip import Family, SubnetKey
+from pyflannel.core.rules import build
+from pyflannel.traffic.iptables import (
+    FORWARD,
+    MASQUERADE,
+    Present,
+    difference,
+    parse_version,
+    read_table,
+    render,
+)
+from tests.unit.core.test_rules import OWN4, V4
+
+RULES = build(NetworkConfig(network=V4), SubnetKey(OWN4), ip_masq=True, forward=True).of(Family.V4)
+GOLDEN = """\
+-A FLANNEL-POSTRTG -m mark --mark 0x4000/0x4000 -m comment --comment "flanneld masq" -j RETURN
+-A FLANNEL-POSTRTG -s 10.0.5.0/24 -d 10.0.0.0/16 -m comment --comment "flanneld masq" -j RETURN
+-A FLANNEL-POSTRTG -s 10.0.0.0/16 -d 10.0.5.0/24 -m comment --comment "flanneld masq" -j RETURN
+-A FLANNEL-POSTRTG ! -s 10.0.0.0/16 -d 10.0.5.0/24 -m comment --comment "flanneld masq" -j RETURN
+-A FLANNEL-POSTRTG -s 10.0.0.0/16 ! -d 224.0.0.0/4 -m comment --comment "flanneld masq" -j \
+MASQUERADE --random-fully
+-A FLANNEL-POSTRTG ! -s 10.0.0.0/16 -d 10.0.0.0/16 -m comment --comment "flanneld masq" -j \
+MASQUERADE --random-fully
+"""
+"""Upstream v0.28.9's rules, as it was seen to write them."""
+
+
+def lines(chain=MASQUERADE, *, fully_random=True):
+    rules = RULES.masquerade if chain is MASQUERADE else RULES.forward
+    return tuple(render(rule, chain, fully_random=fully_random) for rule in rules)
+
+
+def saved(rules, jump=MASQUERADE.jump, extra=""):
+    body = "\n".join([*rules, jump])
+    return f"*nat\n:POSTROUTING ACCEPT [0:0]\n:FLANNEL-POSTRTG - [0:0]\n{extra}{body}\nCOMMIT\n"
+
+
+def test_the_masquerade_rules_are_upstreams_to_the_byte():
+    assert "\n".join(lines()) + "\n" == GOLDEN
+
+
+def test_the_forward_rules_are_upstreams_to_the_byte():
+    assert lines(FORWARD) == (
+        '-A FLANNEL-FWD -s 10.0.0.0/16 -m comment --comment "flanneld forward" -j ACCEPT',
+        '-A FLANNEL-FWD -d 10.0.0.0/16 -m comment --comment "flanneld forward" -j ACCEPT',
+    )
+    assert FORWARD.jump == '-A FORWARD -m comment --comment "flanneld forward" -j FLANNEL-FWD'
+
+
+@pytest.mark.parametrize(
+    ("text", "nft", "fully_random", "wait"),
+    [
+        ("iptables v1.4.21", False, False, ()),
+        ("iptables v1.6.1", False, False, ()),
+        ("iptables v1.6.2", False, True, ("--wait",)),
+        ("iptables v1.8.7 (nf_tables)", True, True, ("--wait",)),
+        ("iptables v1.8.9 (legacy)", False, True, ("--wait",)),
+        ("what?", False, False, ()),
+    ],
+)
+def test_what_a_version_can_do(text, nft, fully_random, wait):
+    flavour = parse_version(text)
+    assert (flavour.nft, flavour.fully_random, flavour.restore_wait) == (nft, fully_random, wait)
+
+
+def test_nothing_is_written_where_all_is_as_it_should_be():
+    assert difference(MASQUERADE, lines(), read_table(saved(lines()), MASQUERADE)) == ""
+
+
+def test_a_missing_rule_rewrites_the_chain_and_leaves_the_jump_where_it_is():
+    payload = difference(MASQUERADE, lines(), read_table(saved(lines()[:-1]), MASQUERADE))
+    assert payload.startswith("*nat\n:FLANNEL-POSTRTG - [0:0]\n")
+    assert payload.endswith("COMMIT\n")
+    assert "POSTROUTING" not in payload
+
+
+def test_another_order_is_a_difference():
+    swapped = (*lines()[1:], lines()[0])
+    assert difference(MASQUERADE, lines(), read_table(saved(swapped), MASQUERADE)) != ""
+
+
+def test_a_missing_jump_is_appended_and_a_double_one_removed():
+    none = read_table(saved(lines(), jump=""), MASQUERADE)
+    assert MASQUERADE.jump in difference(MASQUERADE, lines(), none).splitlines()
+    twice = read_table(saved(lines(), extra=f"{MASQUERADE.jump}\n"), MASQUERADE)
+    payload = difference(MASQUERADE, lines(), twice)
+    assert payload.count(f"-D {MASQUERADE.jump.removeprefix('-A ')}") == 1
+
+
+def test_foreign_rules_are_not_ours():
+    """Also one whose comment or chain merely looks alike."""
+    text = "*nat\n-A POSTROUTING -j FLANNEL-POSTRTG2\n-A POSTROUTING -j MASQUERADE\nCOMMIT\n"
+    assert read_table(text, MASQUERADE) == Present(exists=False, rules=(), jumps=())
+
+
+def test_removing_takes_the_jump_before_the_chain():
+    payload = difference(MASQUERADE, (), read_table(saved(lines()), MASQUERADE)).splitlines()
+    assert payload[1].startswith("-D POSTROUTING")
+    assert payload[2:4] == ["-F FLANNEL-POSTRTG", "-X FLANNEL-POSTRTG"]
+    assert difference(MASQUERADE, (), Present(exists=False, rules=(), jumps=())) == ""
