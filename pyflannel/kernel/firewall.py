@@ -2,8 +2,9 @@
 
 nf_tables (the `nft` command and the nft flavour of iptables) announces every change to the
 multicast group NFNLGRP_NFTABLES (linux/netfilter/nfnetlink.h); each message names its table in
-attribute 1, whatever object it is about. Legacy iptables announces nothing, but tells the number of
-entries and the size of a table through getsockopt(2) (linux/netfilter_ipv4/ip_tables.h, `struct ipt_getinfo`).
+attribute 1, whatever object it is about. Legacy iptables announces nothing, but tells the number
+of entries and the size of a table through getsockopt(2) (linux/netfilter_ipv4/ip_tables.h,
+`struct ipt_getinfo`).
 """
 
 from __future__ import annotations

@@ -168,15 +168,21 @@ def test_the_kernel_masquerades_the_same_packets(play):
             pod, far = holders
             await asyncio.sleep(0.3)  # until both have their namespace
             sh(f"ip link set podx netns {pod.pid}; ip link set outx netns {far.pid}")
-            sh(
-                f"nsenter -n -t {pod.pid} sh -c '"
-                "ip link set lo up; ip addr add 10.0.5.2/24 dev podx; ip link set podx up; ip route add default via 10.0.5.1'"
+            inside(
+                pod,
+                "ip addr add 10.0.5.2/24 dev podx",
+                "ip link set podx up",
+                "ip route add default via 10.0.5.1",
             )
             # The far side is both a remote pod (10.0.9.2) and a stranger (203.0.113.9).
-            sh(
-                f"nsenter -n -t {far.pid} sh -c '"
-                "ip link set lo up; ip addr add 192.0.2.2/24 dev outx; ip addr add 10.0.9.2/32 dev lo; ip addr add 203.0.113.9/32 dev lo;"
-                " ip link set outx up; ip route add 10.0.5.0/24 via 192.0.2.1'"
+            inside(
+                far,
+                "ip link set lo up",
+                "ip addr add 192.0.2.2/24 dev outx",
+                "ip addr add 10.0.9.2/32 dev lo",
+                "ip addr add 203.0.113.9/32 dev lo",
+                "ip link set outx up",
+                "ip route add 10.0.5.0/24 via 192.0.2.1",
             )
             sh("ip route add 10.0.9.0/24 via 192.0.2.2; ip route add 203.0.113.0/24 via 192.0.2.2")
             here = "10.0.5.1"
@@ -202,6 +208,11 @@ def test_the_kernel_masquerades_the_same_packets(play):
                 holder.wait()
 
     play(scenario)
+
+
+def inside(holder: subprocess.Popen, *commands: str) -> None:
+    for command in commands:
+        sh(f"nsenter -n -t {holder.pid} {command}")
 
 
 RECEIVE = (
