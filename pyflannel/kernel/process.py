@@ -55,10 +55,18 @@ async def run(
     """
     command = " ".join(argv)
     pipe = asyncio.subprocess.PIPE
-    try:
-        child = await asyncio.create_subprocess_exec(
+    starting = asyncio.ensure_future(
+        asyncio.create_subprocess_exec(
             *argv, stdin=pipe, stdout=pipe, stderr=pipe, env=env, start_new_session=True
         )
+    )
+    try:
+        child = await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        # Half started it would be nobody's: neither killed nor reaped.
+        with contextlib.suppress(OSError, ValueError):
+            await _reap(await starting, kill=True)
+        raise
     except OSError as error:
         raise CommandError(f"{command}: cannot be started: {error.strerror}") from error
     except ValueError as error:  # a zero byte in an argument
