@@ -56,10 +56,10 @@ class Node:
         def live():
             try:
                 netns.enter_new()
-                for line in self._commands.strip().splitlines():
+                for line in filter(str.strip, self._commands.splitlines()):
                     subprocess.run(["ip", *line.split()], check=True)
                 outcome["found"] = asyncio.run(self._find(families, DaemonOptions(**options)))
-            except BaseException as error:  # handed over to the test's own thread
+            except BaseException as error:  # noqa: BLE001 - handed over to the test's own thread
                 outcome["error"] = error
 
         thread = threading.Thread(target=live)

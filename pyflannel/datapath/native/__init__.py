@@ -59,12 +59,11 @@ MAX_QUEUES: Final = 16
 """`ENGINE_QUEUES` in engine.h; one thread each."""
 SPIN_US: Final = 0
 """Microseconds for which a worker looks for more before it sleeps. On two cores that carry both
-nodes and both ends of the traffic, 50 made the median round trip of requests shorter in quiet moments
-(58 µs for 78) and p99 up to three times as long; so it is for machines with cores to spare."""
+nodes and both ends of the traffic, 50 made the median round trip shorter in quiet moments (58 µs
+for 78) and p99 up to three times as long; so it is for machines with cores to spare."""
 GATHER_US: Final = 100
-"""Microseconds for which small packets may gather while more than 40,000 a second come in.
-Measured with 64-byte packets, in thousands a second: 0 → 125–195, 30 → 180, 60 → 205, 100 → 230,
-200 → 200."""
+"""Microseconds for which small packets may gather while more than 40,000 a second come in. With
+64-byte packets, in thousands a second: 0 → 125–195, 30 → 180, 60 → 205, 100 → 230, 200 → 200."""
 
 _STATES: Final = ("off (forced)", "off (not supported: {})", "on", "withdrawn ({})")
 """In the order of `enum offload_state`."""
