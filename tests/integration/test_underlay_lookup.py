@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -14,7 +14,7 @@ from pyflannel.core.options import DaemonOptions
 from pyflannel.kernel import lookup, netns
 from pyflannel.kernel.netlink import KernelNetlink
 
-pytestmark = [pytest.mark.root, pytest.mark.slow]
+pytestmark = pytest.mark.root
 
 V4 = (Family.V4,)
 V6 = (Family.V6,)
@@ -38,7 +38,7 @@ addr add 2001:db8:1::1/64 dev eth1 nodad
 """
 DEFAULTS = """
 route add default via 192.0.2.254
--6 route add default via 2001:db8::fe
+route add default via 2001:db8::fe
 route add 203.0.113.0/24 via 198.51.100.254 src 198.51.100.2
 """
 
@@ -51,23 +51,14 @@ class Node:
 
     def find(self, families, **options):
         """Chooses there; every call has a fresh namespace, so tests cannot disturb each other."""
-        outcome = {}
 
         def live():
-            try:
-                netns.enter_new()
-                for line in filter(str.strip, self._commands.splitlines()):
-                    subprocess.run(["ip", *line.split()], check=True)
-                outcome["found"] = asyncio.run(self._find(families, DaemonOptions(**options)))
-            except BaseException as error:  # noqa: BLE001 - handed over to the test's own thread
-                outcome["error"] = error
+            netns.enter_new()
+            subprocess.run(["ip", "-batch", "-"], input=self._commands, text=True, check=True)
+            return asyncio.run(self._find(families, DaemonOptions(**options)))
 
-        thread = threading.Thread(target=live)
-        thread.start()
-        thread.join(timeout=30)
-        if "error" in outcome:
-            raise outcome["error"]
-        return outcome["found"]
+        with ThreadPoolExecutor(max_workers=1) as thread:
+            return thread.submit(live).result(timeout=30)
 
     @staticmethod
     async def _find(families, options):
