@@ -22,7 +22,7 @@ import gc
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import pyflannel
 from pyflannel import logs
@@ -34,7 +34,7 @@ from pyflannel.backend.base import BackendContext, Network
 from pyflannel.backend.driver import Driver
 from pyflannel.core import rules, subnetenv
 from pyflannel.core.config import NetworkConfig, effective, parse_network_config
-from pyflannel.core.errors import FlannelError, KernelError, StoreDenied, StoreError
+from pyflannel.core.errors import KernelError, StoreDenied, StoreError
 from pyflannel.core.ip import Family
 from pyflannel.core.lease import Lease, LeaseAttrs, LeaseTable, Snapshot
 from pyflannel.core.options import DaemonOptions
@@ -47,6 +47,7 @@ from pyflannel.logs import get_logger
 from pyflannel.node import process
 from pyflannel.node.envfiles import EnvFiles
 from pyflannel.node.follow import UnderlayFollower
+from pyflannel.node.patience import while_starting
 from pyflannel.subnet.etcd.manager import EtcdSubnetManager, log_problems
 from pyflannel.subnet.etcd.store import EtcdStore
 from pyflannel.subnet.record import LeaseRecord
@@ -113,7 +114,8 @@ class Daemon:
             options=self._options.describe(),
         )
         async with contextlib.AsyncExitStack() as stack:
-            await self._start(stack)
+            async with while_starting(self._notifier):
+                await self._start(stack)
             self._notifier.ready()
             self._phase(f"running with subnet {self._lease.key.describe()}")
             log.info(
@@ -121,7 +123,7 @@ class Daemon:
             )
             gc.collect()
             gc.freeze()  # what was made so far stays; later collections need not look at it
-            await self._serve(stack)
+            await self._serve()
 
     @property
     def _lease(self) -> Lease:
@@ -258,7 +260,9 @@ class Daemon:
             options.subnet_file,
             subnetenv.render(self._config, key, mtu=mtu, ip_masq=ip_masq),
             options.docker_opts_file,
-            subnetenv.render_docker_opts(self._config, key, mtu=mtu, ip_masq=ip_masq),
+            subnetenv.render_docker_opts(
+                self._config, key, mtu=mtu, ip_masq=ip_masq, combined=options.docker_opts_keys
+            ),
         )
 
     def _warn_about_bridges(self) -> None:
@@ -276,7 +280,7 @@ class Daemon:
 
     # Running
 
-    async def _serve(self, stack: contextlib.AsyncExitStack) -> None:
+    async def _serve(self) -> None:
         self.board.sources |= {"network": self._driver.status, "etcd": self._etcd_status}
         log.info("Running backend.")
         async with asyncio.TaskGroup() as group:
@@ -297,7 +301,8 @@ class Daemon:
             if (interval := watchdog_interval_s()) is not None:
                 forever(group, "watchdog", self._feed_watchdog(interval))
             forever(group, "network config", self._watch_config())
-            await self._serve_status(stack)
+            if self._options.status_socket:
+                forever(group, "status socket", self._serve_status())
 
     async def _watch_leases(self) -> None:
         log.info("Watching for new subnet leases")
@@ -330,8 +335,14 @@ class Daemon:
                 mtu=underlay.mtu,
                 former=self._underlay.mtu,
             )
+        moved = (underlay.address, underlay.address6) != (
+            self._underlay.address,
+            self._underlay.address6,
+        )
         self._underlay = underlay
         attrs = await self._driver.rebase(underlay, None)
+        if moved:
+            self._store.reconnect("the external interface has another address")
         await self._manager.update_attrs(attrs)
         self._show_lease()
 
@@ -367,18 +378,10 @@ class Daemon:
             else:
                 self.board.problem("network config", "")
 
-    async def _serve_status(self, stack: contextlib.AsyncExitStack) -> None:
-        path = self._options.status_socket
-        if not path:
-            return
+    async def _serve_status(self) -> NoReturn:
         app = await asyncio.to_thread(__import__, "pyflannel.api.app", fromlist=["app"])
-        try:
-            runner = await app.serve_status(self.board, path)
-        except FlannelError as error:
-            log.warning(f"no status socket: {error}")
-            self.board.problem("status socket", str(error))
-        else:
-            stack.push_async_callback(app.stop_serving, runner, path)
+        await app.keep_status(self.board, self._options.status_socket)
+        raise AssertionError("an endless task ended")
 
     async def _feed_watchdog(self, interval_s: float) -> None:
         """Tells systemd that the event loop turns."""

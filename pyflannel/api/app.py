@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import errno
 from pathlib import Path
+from typing import NoReturn
 
 from aiohttp import web
 
@@ -22,6 +23,8 @@ log = get_logger(__name__)
 
 SHUTDOWN_S = 0.25
 """A probe that hangs must not hold up SIGTERM; aiohttp waits up to twice this (measured)."""
+CHECK_INTERVAL_S = 1.0
+"""Between two looks whether the status socket is still there; a stat(2) costs nothing."""
 
 
 def _plain(text: str, status: int = 200) -> web.Response:
@@ -109,6 +112,45 @@ async def serve_status(board: StatusBoard, path: str) -> web.AppRunner:
         await runner.cleanup()
         raise
     return runner
+
+
+async def keep_status(board: StatusBoard, path: str) -> NoReturn:
+    """Keeps the status socket there until cancelled: a deleted one is made again.
+
+    A clean-up of `/run` must not leave a daemon that nobody can ask. That it cannot be had is said
+    once and shown on the board, and tried again.
+    """
+    runner: web.AppRunner | None = None
+    made: tuple[int, int] | None = None
+    try:
+        while True:
+            if runner is not None and _identity(path) != made:
+                log.warning("status socket was deleted, making it again", path=path)
+                await runner.cleanup()
+                runner = None
+            if runner is None:
+                try:
+                    runner = await serve_status(board, path)
+                except DeviceUnavailable as error:
+                    if board.problems.get("status socket") != str(error):
+                        log.warning(f"no status socket: {error}")
+                    board.problem("status socket", str(error))
+                else:
+                    board.problem("status socket", "")
+                    made = _identity(path)
+            await asyncio.sleep(CHECK_INTERVAL_S)
+    finally:
+        if runner is not None:
+            await stop_serving(runner, path if _identity(path) == made else "")
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """Which file it is, `None` if there is none."""
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 async def _refuse_live_socket(path: str) -> None:

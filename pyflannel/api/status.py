@@ -30,6 +30,8 @@ class StatusBoard:
     lease: Mapping[str, object] | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     """Each file we keep with its state: `written`, or why not."""
+    files_restored: int = 0
+    """How often one of them was written again because somebody had deleted it."""
     problems: dict[str, str] = field(default_factory=dict)
     """What is wrong right now, by subject; empty on a healthy node."""
     sources: dict[str, Callable[[], object]] = field(default_factory=dict)
@@ -61,6 +63,7 @@ class StatusBoard:
             "underlay": self.underlay,
             "lease": self.lease,
             "files": dict(self.files),
+            "files_restored": self.files_restored,
             "problems": dict(self.problems),
         }
         for name, source in self.sources.items():

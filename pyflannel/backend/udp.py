@@ -57,6 +57,8 @@ OVERHEAD_BYTES: Final = 28
 """Outer IPv4 header (20) and UDP header (8); the payload is the overlay packet itself."""
 BPFFS: Final = "/sys/fs/bpf"
 """Where systemd mounts the BPF file system."""
+QUEUE_PACKETS: Final = 500
+"""What the kernel gives a TUN (`TUN_READQ_SIZE` of drivers/net/tun.c), and upstream leaves."""
 MINIMUM_MTU: Final = 68
 """RFC 791 §3.2: what every internet module must be able to forward."""
 
@@ -312,6 +314,7 @@ class UdpNetwork:
             name=DEVICE,
             open=self._reopen_tun,
             mtu=overlay_mtu(self._underlay.mtu),
+            txqlen=QUEUE_PACKETS,
             addresses=(IPv4Interface((subnet.network_address, 32)),),
             networks=(network,),
         )

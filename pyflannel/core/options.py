@@ -26,6 +26,7 @@ MAX_PORT: Final = 0xFFFF
 _KUBE: Final = "taking subnets from Kubernetes"
 _USER_INFO: Final = re.compile(r"//[^/@,]*@")
 """User and password inside a URL."""
+_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,14 +73,22 @@ class DaemonOptions:
     udp_accept: str = "peers"
     docker_opts_file: str = "/run/docker_opts.env"
     """Empty for none."""
+    docker_opts_keys: tuple[str, ...] = ("DOCKER_OPTS",)
+    """Names of the variables in it that hold all options."""
     status_socket: str = "/run/flannel/pyflannel.sock"
     state_dir: str = "/var/lib/pyflannel"
     log_format: str = "auto"
 
     def describe(self) -> str:
-        """All options in one line for the log, `name=value …`, secrets as `***`."""
+        """The options that are not at their defaults, `name=value …`, for the log.
+
+        Secrets are `***`.
+        """
         values = _values_of(self)
-        values["etcd-endpoints"] = _USER_INFO.sub("//***@", ",".join(self.etcd.endpoints))
+        defaults = _values_of(_DEFAULTS)
+        values = {name: value for name, value in values.items() if value != defaults[name]}
+        if "etcd-endpoints" in values:
+            values["etcd-endpoints"] = _USER_INFO.sub("//***@", ",".join(self.etcd.endpoints))
         return " ".join(
             f"{flag.name}={goflag.show(flag, values[flag.name])}"
             for flag in FLAGS
@@ -367,6 +376,13 @@ FLAGS: Final = (
         since="pyflannel",
     ),
     Flag(
+        name="docker-opts-keys",
+        kind=Kind.STRING,
+        default=",".join(_DEFAULTS.docker_opts_keys),
+        help="variables in that file that hold all options, separated by commas",
+        since="pyflannel",
+    ),
+    Flag(
         name="status-socket",
         kind=Kind.STRING,
         default=_DEFAULTS.status_socket,
@@ -522,6 +538,11 @@ def _check_values(flags: Flags) -> list[str]:
         except ValueError as error:
             errors.append(f"-{name}: {error}")
     errors += [
+        f"-docker-opts-keys: {key!r} is not the name of a variable"
+        for key in flags.text("docker-opts-keys").split(",")
+        if not _VARIABLE.fullmatch(key)
+    ]
+    errors += [
         f"-{name} is empty, expected a path"
         for name in ("subnet-file", "status-socket", "state-dir")
         if not flags.text(name)
@@ -551,6 +572,7 @@ def _daemon_options(flags: Flags) -> DaemonOptions:
         datapath=flags.text("datapath"),
         udp_accept=flags.text("udp-accept"),
         docker_opts_file=flags.text("docker-opts-file"),
+        docker_opts_keys=tuple(flags.text("docker-opts-keys").split(",")),
         status_socket=flags.text("status-socket"),
         state_dir=flags.text("state-dir"),
         log_format=flags.text("log-format"),
@@ -579,5 +601,6 @@ def _values_of(options: DaemonOptions) -> dict[str, goflag.Value]:
             value = getattr(options.etcd, field.removeprefix("etcd_"))
             values[flag.name] = ",".join(value) if flag.name == "etcd-endpoints" else value
         elif field in DaemonOptions.__dataclass_fields__:
-            values[flag.name] = getattr(options, field)
+            value = getattr(options, field)
+            values[flag.name] = ",".join(value) if flag.name == "docker-opts-keys" else value
     return values

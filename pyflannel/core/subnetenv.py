@@ -9,7 +9,7 @@ passed over with a reason for the log, and no content whatsoever makes the reade
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final, TypeVar
@@ -70,16 +70,31 @@ def render(config: NetworkConfig, key: SubnetKey, *, mtu: int, ip_masq: bool) ->
     return "".join(f"{name}={value}\n" for name, value in pairs.items()).encode("ascii")
 
 
-def render_docker_opts(config: NetworkConfig, key: SubnetKey, *, mtu: int, ip_masq: bool) -> bytes:
+def render_docker_opts(
+    config: NetworkConfig,
+    key: SubnetKey,
+    *,
+    mtu: int,
+    ip_masq: bool,
+    combined: Sequence[str] = (dockeropts.DOCKER_OPTS,),
+) -> bytes:
     """The bytes of `docker_opts.env`: what mk-docker-opts, run without options, makes of the above.
 
     Only of the above: variables of our own environment do not get in.
+
+    Args:
+        combined: names of the variables that get all options; units of different distributions
+            refer to different ones.
 
     Raises:
         ValueError: as `render`.
     """
     variables = _variables(config, key, mtu=mtu, ip_masq=ip_masq)
-    return dockeropts.compose(variables, dockeropts.Request()).encode("ascii")
+    first, *others = combined
+    text = dockeropts.compose(variables, dockeropts.Request(key=first))
+    for name in others:
+        text += dockeropts.compose(variables, dockeropts.Request(individual=False, key=name))
+    return text.encode("ascii")
 
 
 def _variables(config: NetworkConfig, key: SubnetKey, *, mtu: int, ip_masq: bool) -> dict[str, str]:

@@ -345,9 +345,8 @@ class Netlink(Protocol):
     def notifications(self) -> Notifications:
         """Kernel notifications of links, addresses, routes and neighbours (FDB included), for ever.
 
-        Subscribed when this returns, own changes included. Left out is what happens all the time:
-        cached routes, other tables, and the states that a neighbour goes through which is not
-        permanent, but for its end.
+        Subscribed when this returns, own changes included. Left out is what concerns nobody: cached
+        routes, other tables, and neighbours that the kernel makes for itself (`noarp`).
         """
         ...
 

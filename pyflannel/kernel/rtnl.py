@@ -558,7 +558,9 @@ def decode_notification(message: Message) -> Notification | None:
 
     Returns:
         `None` for what happens all the time and concerns nobody here: cached routes, other tables,
-        the states an ordinary neighbour goes through, and what bridges say about their ports.
+        the kernel's own neighbours, and what bridges say about their ports. The states that an
+        ordinary neighbour goes through are told: one that was ours and permanent may have been made
+        ordinary, and which device's are of interest is known elsewhere.
     """
     kind, _, _, body = message
     if kind in (RTM_NEWROUTE, RTM_DELROUTE):
@@ -566,7 +568,7 @@ def decode_notification(message: Message) -> Notification | None:
     if kind in (RTM_NEWNEIGH, RTM_DELNEIGH):
         af, index, state, _, _ = _NDMSG.unpack_from(body)
         deleted = kind == RTM_DELNEIGH
-        if af != AF_BRIDGE and not deleted and not state & NUD_PERMANENT:
+        if af != AF_BRIDGE and not deleted and state & NUD_NOARP:
             return None
         return Notification(topic=Topic.NEIGHBOUR, index=index, deleted=deleted, family=_family(af))
     if kind in (RTM_NEWADDR, RTM_DELADDR):

@@ -56,6 +56,7 @@ class EnvFiles:
                     self._write(path)
                 elif not path.exists():
                     log.warning("environment file was deleted, writing it again", path=path)
+                    self._board.files_restored += 1
                     self._write(path)
 
     def _write(self, path: Path) -> None:

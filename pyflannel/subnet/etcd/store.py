@@ -397,6 +397,22 @@ class EtcdStore:
                 self._clients[endpoint] = client
             return client
 
+    def reconnect(self, reason: str) -> None:
+        """Breaks every connection; requests under way and watches go on over new ones.
+
+        For when our own address has changed: what was connected from the old one gets no answer any
+        more, and no word either. Single requests would notice after their deadline, a watch only by
+        TCP keepalive.
+        """
+        with self._clients_lock:
+            clients = list(self._clients.values())
+            self._clients.clear()
+        for client in clients:
+            client.abort()
+            client.close()
+        if self._watch_client is not None:
+            self._watch_client.abort(reason)
+
     async def close(self) -> None:
         """As in `Store`."""
         with self._clients_lock:

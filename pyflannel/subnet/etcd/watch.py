@@ -106,10 +106,14 @@ class WatchClient:
             raise
         return watch
 
+    def abort(self, reason: str) -> None:
+        """Breaks all watches; whoever waits for one of them fails at once."""
+        for watch in list(self._open_watches):
+            watch.abort(reason)
+
     async def close(self) -> None:
         """Breaks all watches and closes their connections."""
-        for watch in list(self._open_watches):
-            watch.abort("the store is closed")
+        self.abort("the store is closed")
         await self._session.close()
 
 

@@ -75,6 +75,19 @@ class TestRender:
             b'DOCKER_OPTS=" --bip=10.5.72.1/24 --ip-masq=true --mtu=1472"\n'
         )
 
+    def test_all_options_are_there_under_each_name_that_a_unit_may_refer_to(self):
+        written = subnetenv.render_docker_opts(
+            CONFIG,
+            key("10.5.72.0-24"),
+            mtu=1472,
+            ip_masq=False,
+            combined=("DOCKER_OPTS", "DOCKER_NETWORK_OPTIONS"),
+        )
+        *_, first, second = written.decode().splitlines()
+        options = '=" --bip=10.5.72.1/24 --ip-masq=true --mtu=1472"'
+        assert (first, second) == (f"DOCKER_OPTS{options}", f"DOCKER_NETWORK_OPTIONS{options}")
+        assert written.count(b"DOCKER_OPT_BIP") == 1
+
     def test_docker_gets_no_bridge_address_in_an_ipv6_only_network(self):
         written = subnetenv.render_docker_opts(
             V6_ONLY, key("0.0.0.0-0&2001:cafe:42:1::-64"), mtu=1400, ip_masq=True

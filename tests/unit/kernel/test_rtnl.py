@@ -390,13 +390,13 @@ class TestNotifications:
 
     @pytest.mark.parametrize(
         ("kind", "state", "told"),
-        [(28, 0x80, True), (28, 0x02, False), (28, 0x20, False), (29, 0x02, True)],
-        ids=["permanent", "reachable", "failed", "deleted"],
+        [(28, 0x80, True), (28, 0x04, True), (28, 0x40, False), (29, 0x02, True)],
+        ids=["permanent", "stale", "noarp", "deleted"],
     )
-    def test_ordinary_neighbours_are_told_only_when_deleted(
+    def test_neighbours_are_told_but_for_the_kernels_own(
         self, kind: int, state: int, told: bool
     ) -> None:
-        """ARP must not wake anybody."""
+        """One that turned stale may have been a permanent one of ours."""
         neighbour = Neighbour(index=3, ip=IPv4Address("10.5.7.0"), mac=MAC, state=state)
         notification = heard(kind, rtnl.set_request(neighbour).body)
         assert (notification is not None) == told

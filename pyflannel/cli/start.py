@@ -1,0 +1,76 @@
+"""`pyflanneld-start`: what the systemd unit runs. The daemon, with the environment translated.
+
+`core.sysconfig` says how. No second process: the daemon goes on in this one, so that it is the
+unit's main process, which is the one that systemd listens to.
+
+`--check-only`, as the first word, starts nothing: it checks the options and the network config in
+etcd as a start would, for `systemctl reload`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, NoReturn
+
+# First, because it installs the handlers of SIGTERM and SIGINT that hold during the other imports.
+from pyflannel.cli import pyflanneld
+from pyflannel.core.errors import EXIT_CONFIG, EXIT_OK, FlannelError, UsageError
+
+if TYPE_CHECKING:
+    from pyflannel.core.options import RunDaemon
+
+CHECK_ONLY: Final = "--check-only"
+
+
+def main() -> NoReturn:
+    """Entry point; ends the process."""
+    from pyflannel.core.sysconfig import translate
+
+    arguments = sys.argv[1:]
+    checking = arguments[:1] == [CHECK_ONLY]
+    try:
+        launch = translate(arguments[1:] if checking else arguments, os.environ)
+    except UsageError as error:
+        sys.exit(pyflanneld.last_words(error))
+    for warning in launch.warnings:
+        print(f"pyflanneld-start: warning: {warning}", file=sys.stderr)
+    if checking:
+        sys.exit(check(launch.argv))
+    pyflanneld.main(launch.argv)
+
+
+def check(argv: Sequence[str]) -> int:
+    """Says on stderr what a start like this would stumble over; returns its exit code."""
+    from pyflannel.core.options import RunDaemon, parse_daemon
+
+    try:
+        parsed = parse_daemon(["pyflanneld", *argv], os.environ)
+        if not isinstance(parsed, RunDaemon):
+            raise UsageError("-help and -version start no daemon")
+        for warning in parsed.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        return _check_network_config(parsed)
+    except FlannelError as error:
+        return pyflanneld.last_words(error)
+
+
+def _check_network_config(parsed: RunDaemon) -> int:
+    from pyflannel.cli.common import with_store
+    from pyflannel.core.config import parse_network_config
+    from pyflannel.subnet.etcd import codec
+
+    etcd = parsed.options.etcd
+    key = codec.config_key(etcd.prefix)
+    found = with_store(etcd, lambda store: store.get(key))
+    if not found.kvs:
+        print(f"error: no network config under {key.decode()}", file=sys.stderr)
+        return EXIT_CONFIG
+    config = parse_network_config(found.kvs[0].value)
+    for problem in config.problems:
+        print(f"{problem.severity}: {problem}", file=sys.stderr)
+    if config.config is None:
+        return EXIT_CONFIG
+    print("options and network config are fit for a restart", file=sys.stderr)
+    return EXIT_OK

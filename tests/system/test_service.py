@@ -1,0 +1,294 @@
+"""The unit on a real systemd: started, stopped, killed, frozen, rebooted, without its etcd."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import time
+from contextlib import contextmanager
+
+import pytest
+
+from tests.support.machine import ETCD, Node, Site, until
+
+pytestmark = [pytest.mark.root, pytest.mark.slow]
+
+LATE_S = float(os.environ.get("PYFLANNEL_LATE_S", "15"))
+"""How long etcd is away while a unit with `TimeoutStartSec=5` starts."""
+COMMANDS = ("pyflanneld", "pyflanneld-start", "pyflannel", "pyflannel-mk-docker-opts")
+
+
+@pytest.fixture(scope="module")
+def site(package):
+    """Two nodes with the package installed, and an etcd."""
+    with Site() as site:
+        site.start_etcd()
+        for _ in range(2):
+            node = site.add_node()
+            node.install(package)
+            node.write("/etc/default/pyflannel", f"FLANNELD_ETCD_ENDPOINTS={ETCD}\n")
+        configure(site, "vxlan")
+        yield site
+
+
+def configure(site: Site, backend: str) -> None:
+    """Another network config; the nodes' daemons are stopped and their traces removed before."""
+    for node in site.nodes:
+        node.run("systemctl", "stop", "pyflannel")
+        node.run("pyflannel", "cleanup", check=False)
+        node.run("ip", "link", "del", "cni0", check=False)
+        node.run("systemctl", "reset-failed", check=False)
+    config = {"Network": "10.5.0.0/16", "Backend": {"Type": backend}}
+    file = site.directory / "config.json"
+    file.write_text(json.dumps(config))
+    site.pyflannel("config", "set", file)
+
+
+def start(node: Node) -> None:
+    """Starts the daemon and puts a bridge into the leased subnet, as docker would."""
+    node.run("systemctl", "start", "pyflannel", check=False)
+    assert active(node), node.journal()
+    node.run("ip", "link", "add", "cni0", "type", "bridge", check=False)
+    node.run("ip", "addr", "flush", "dev", "cni0")
+    node.run("ip", "addr", "add", node.subnet(), "dev", "cni0")
+    node.run("ip", "link", "set", "cni0", "up")
+
+
+@contextmanager
+def drop_in(node: Node, text: str):
+    """The unit with other settings."""
+    path = "/run/systemd/system/pyflannel.service.d/test.conf"
+    node.write(path, f"[Service]\n{text}\n")
+    node.run("systemctl", "daemon-reload")
+    try:
+        yield
+    finally:
+        node.run("rm", path)
+        node.run("systemctl", "daemon-reload")
+
+
+@contextmanager
+def ping(source: Node, target: Node):
+    """A hundred pings a second across the overlay meanwhile; gives a list of (sent, received)."""
+    result: list[tuple[int, int]] = []
+    near, far = source.subnet().split("/")[0], target.subnet().split("/")[0]
+    until("the overlay carries", lambda: "1 received" in source.run(
+        "ping", "-c", "1", "-W", "1", "-I", near, far, check=False))  # fmt: skip
+    child = source.popen("ping", "-q", "-i", "0.01", "-w", "60", "-I", near, far)
+    begin = time.monotonic()
+    try:
+        yield result
+    finally:
+        # Some before, some after it, and what is under way arrives.
+        time.sleep(max(0.3, 1.0 - (time.monotonic() - begin)))
+        child.send_signal(signal.SIGINT)  # makes it sum up
+        output, _ = child.communicate(timeout=10)
+        counts = re.search(r"(\d+) packets transmitted, (\d+) received", output)
+        assert counts, output
+        result.append((int(counts[1]), int(counts[2])))
+
+
+def active(node: Node) -> bool:
+    """Whether the unit is up."""
+    return node.show("ActiveState") == "active"
+
+
+def test_the_package_brings_its_commands_pages_and_units(site):
+    node = site.nodes[0]
+    for command in COMMANDS:
+        assert node.exists(f"/usr/bin/{command}")
+    node.run("pyflannel", "--version")
+    output = node.run("/usr/libexec/pyflannel/mk-docker-opts.sh", "-h", check=False)
+    assert "COMBINED-KEY" in output
+    for page in ("pyflanneld", "pyflannel", "pyflannel-mk-docker-opts"):
+        assert node.exists(f"/usr/share/man/man8/{page}.8.gz")
+    native = "from pyflannel.datapath.native import _native"
+    node.run("/usr/lib/pyflannel/bin/python", "-c", native)
+
+
+def test_systemd_finds_nothing_wrong_with_the_unit_and_rates_it_well(site):
+    node = site.nodes[0]
+    unit = "/usr/lib/systemd/system/pyflannel.service"
+    assert node.run("systemd-analyze", "--man=no", "verify", unit) == ""
+    rating = node.run("systemd-analyze", "--no-pager", "security", "pyflannel")
+    level = re.search(r"Overall exposure level.*: ([0-9.]+)", rating)
+    assert level
+    assert float(level[1]) <= 3.5, rating
+
+
+def test_start_returns_when_the_files_exist(site):
+    node = site.nodes[0]
+    node.run("systemctl", "stop", "pyflannel")
+    node.run("rm", "-rf", "/run/docker_opts.env", "/run/flannel/subnet.env")
+    node.run("systemctl", "start", "pyflannel")
+    found = node.shell("cat /run/flannel/subnet.env /run/docker_opts.env")
+    assert "FLANNEL_SUBNET=10.5." in found
+    assert 'DOCKER_OPTS=" --bip=10.5.' in found
+    assert 'DOCKER_NETWORK_OPTIONS=" --bip=10.5.' in found
+    assert "running with subnet 10.5." in node.show("StatusText")
+
+
+def test_stop_takes_less_than_two_seconds_and_is_no_failure(site):
+    node = site.nodes[0]
+    node.run("systemctl", "start", "pyflannel")
+    begin = time.monotonic()
+    node.run("systemctl", "stop", "pyflannel")
+    assert time.monotonic() - begin < 2.0
+    assert node.show("Result") == "success"
+    assert node.exists("/run/flannel/subnet.env")
+
+
+def test_a_reload_tells_whether_a_restart_would_work_and_leaves_the_daemon_alone(site):
+    node = site.nodes[0]
+    node.run("systemctl", "start", "pyflannel")
+    pid = node.main_pid()
+    node.run("systemctl", "reload", "pyflannel")
+    try:
+        node.write("/etc/default/pyflannel", "FLANNEL_OPTIONS=--iptables-resync=0\n")
+        node.run("systemctl", "reload", "pyflannel", check=False)
+        assert "iptables-resync" in node.journal()
+    finally:
+        node.write("/etc/default/pyflannel", f"FLANNELD_ETCD_ENDPOINTS={ETCD}\n")
+    assert active(node)
+    assert node.main_pid() == pid
+
+
+def test_a_wrong_option_fails_the_start_and_is_tried_again_once_it_is_corrected(site):
+    node = site.nodes[0]
+    node.run("systemctl", "stop", "pyflannel")
+    try:
+        node.write("/etc/default/pyflannel", "FLANNEL_OPTIONS=--iptables-resync=0\n")
+        output = node.run("systemctl", "start", "pyflannel", check=False)
+        assert "failed" in output
+        assert node.show("ExecMainStatus") == "78"
+        assert "pyflanneld: -iptables-resync" in node.journal()
+    finally:
+        node.write("/etc/default/pyflannel", f"FLANNELD_ETCD_ENDPOINTS={ETCD}\n")
+    until("it has come up by itself", lambda: active(node))
+
+
+def test_a_command_line_that_cannot_be_read_is_not_tried_again(site):
+    node = site.nodes[0]
+    node.run("systemctl", "stop", "pyflannel")
+    try:
+        node.write("/etc/default/pyflannel", "FLANNEL_OPTIONS=--no-such-flag\n")
+        node.run("systemctl", "start", "pyflannel", check=False)
+        assert node.show("ActiveState") == "failed"
+        assert node.show("ExecMainStatus") == "2"
+        assert node.show("NRestarts") == "0"
+    finally:
+        node.write("/etc/default/pyflannel", f"FLANNELD_ETCD_ENDPOINTS={ETCD}\n")
+        node.run("systemctl", "reset-failed", "pyflannel")
+
+
+def test_the_names_of_centos_are_understood_and_a_contradiction_is_named(site):
+    node = site.nodes[0]
+    node.run("systemctl", "stop", "pyflannel")
+    try:
+        node.write(
+            "/etc/sysconfig/flanneld",
+            f'FLANNEL_ETCD="{ETCD}"\nFLANNEL_ETCD_KEY="/coreos.com/network"\n'
+            'FLANNEL_OPTIONS="-iface=eth0 -ip-masq"\n',
+        )
+        node.write("/etc/default/pyflannel", "FLANNELD_ETCD_ENDPOINTS=http://192.0.2.99:2379\n")
+        node.run("systemctl", "start", "pyflannel")
+        assert "FLANNEL_IPMASQ=true" in node.read("/run/flannel/subnet.env")
+        assert "contradict each other; FLANNEL_ETCD counts" in node.journal()
+    finally:
+        node.run("rm", "/etc/sysconfig/flanneld")
+        node.write("/etc/default/pyflannel", f"FLANNELD_ETCD_ENDPOINTS={ETCD}\n")
+        node.run("systemctl", "restart", "pyflannel")
+
+
+def test_with_etcd_late_nothing_fails_and_it_comes_up_by_itself(site):
+    node = site.nodes[0]
+    node.run("systemctl", "stop", "pyflannel")
+    with drop_in(node, "TimeoutStartSec=5"):
+        site.stop_etcd()
+        node.run("systemctl", "start", "--no-block", "pyflannel")
+        until("it is starting", lambda: node.show("ActiveState") == "activating")
+        begin = time.monotonic()
+        while time.monotonic() - begin < LATE_S:
+            assert node.show("ActiveState") == "activating", node.journal()
+            time.sleep(0.5)
+        assert "etcd" in node.show("StatusText")
+        site.start_etcd()
+        until("it is up", lambda: active(node), 20)
+    assert node.show("NRestarts") == "0"
+    assert "timeout" not in node.show("Result")
+
+
+@pytest.fixture(scope="class", params=["vxlan", "host-gw", "udp"])
+def backend(site, request):
+    """Each backend in turn, running on both nodes."""
+    configure(site, request.param)
+    for node in site.nodes:
+        start(node)
+    return request.param
+
+
+class TestUnderTraffic:
+    """What a hundred pings a second across the overlay see of it."""
+
+    def test_a_restart_loses_no_packet(self, site, backend):
+        """Backend udp neither: its eBPF programs are pinned."""
+        a, b = site.nodes
+        with ping(a, b) as counted:
+            b.run("systemctl", "restart", "pyflannel")
+        ((sent, received),) = counted
+        print(f"restart, {backend}: {sent - received} of {sent} pings lost")
+        assert sent > 50
+        assert received == sent
+
+    def test_after_kill_9_it_is_restarted_with_the_same_subnet(self, site, backend):
+        a, b = site.nodes
+        subnet, pid = b.subnet(), b.main_pid()
+        with ping(a, b) as counted:
+            b.run("kill", "-9", str(pid))
+            until("another daemon is up", lambda: active(b) and b.main_pid() not in {0, pid})
+        ((sent, received),) = counted
+        print(f"kill -9, {backend}: {sent - received} of {sent} pings lost")
+        assert b.subnet() == subnet
+        assert received == sent
+
+
+def test_a_frozen_daemon_is_killed_by_the_watchdog_and_started_again(site):
+    node = site.nodes[0]
+    with drop_in(node, "WatchdogSec=2"):
+        node.run("systemctl", "restart", "pyflannel")
+        subnet, pid = node.subnet(), node.main_pid()
+        node.run("kill", "-STOP", str(pid))
+        until("another daemon", lambda: active(node) and node.main_pid() not in {0, pid}, 30)
+    assert "watchdog" in node.journal().lower()
+    assert node.subnet() == subnet
+
+
+def test_after_a_reboot_the_node_has_its_subnet_again(site):
+    node = site.nodes[0]
+    node.run("systemctl", "enable", "pyflannel")
+    node.run("systemctl", "start", "pyflannel")
+    subnet = node.subnet()
+    node.reboot()
+    until("the daemon is up after the boot", lambda: active(node), 30)
+    assert node.subnet() == subnet
+    assert node.read("/proc/sys/net/ipv4/ip_forward").strip() == "1"
+
+
+def test_removal_leaves_nothing_behind(site, package):
+    node = site.nodes[1]
+    node.run("systemctl", "start", "pyflannel")
+    node.run("dpkg", "--purge", "pyflannel")
+    left = node.shell(
+        "find / -xdev \\( -path /proc -o -path /sys -o -path /var/lib/docker \\) -prune"
+        " -o -name '*flannel*' -print"
+    )
+    left = "\n".join(x for x in left.splitlines() if not x.startswith("/var/tmp/"))
+    assert left == ""
+    assert "flannel" not in node.run("ip", "link")
+    assert "10.5." not in node.run("ip", "route", "show", "proto", "boot")
+    assert "flannel" not in node.run("nft", "list", "ruleset", check=False).lower()
+    node.install(package)
+    node.write("/etc/default/pyflannel", f"FLANNELD_ETCD_ENDPOINTS={ETCD}\n")
+    node.run("systemctl", "start", "pyflannel")
