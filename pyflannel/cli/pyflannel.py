@@ -26,6 +26,8 @@ COMMANDS: Final[dict[str, Command]] = {
     "leases": Command("pyflannel.cli.leases", "who has which subnet"),
     "status": Command("pyflannel.cli.status", "this node, as its daemon sees it"),
     "cleanup": Command("pyflannel.cli.cleanup", "remove every trace of a stopped daemon"),
+    "doctor": Command("pyflannel.cli.doctor", "what keeps docker out of the leased subnet"),
+    "docker-setup": Command("pyflannel.cli.dockersetup", "start docker in the leased subnet"),
     "mk-docker-opts": Command(
         "pyflannel.cli.dockeropts", "docker's options from subnet.env (mk-docker-opts.sh)"
     ),

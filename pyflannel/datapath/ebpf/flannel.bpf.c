@@ -165,8 +165,10 @@ int overlay_out(struct __sk_buff *skb)
 	if (!conf || skb->protocol != bpf_htons(ETH_P_IP) ||
 	    bpf_skb_load_bytes(skb, 0, &inner, sizeof(inner)))
 		return TC_ACT_OK;
+	/* A joined packet close to 64 KB has no room for the outer header's 16-bit length: not ours,
+	 * so it is cut on its way to the TUN. */
 	if (inner.version != 4 || inner.ihl != 5 || bpf_ntohs(inner.tot_len) != bytes ||
-	    inner.ttl <= 1)
+	    inner.ttl <= 1 || bytes + OUTER_BYTES > 0xffff)
 		return TC_ACT_OK;
 	peer = find_peer(inner.daddr);
 	if (!peer)
@@ -175,20 +177,18 @@ int overlay_out(struct __sk_buff *skb)
 	if (!longest || longest > (__u32)conf->mtu + OUTER_BYTES)
 		return TC_ACT_OK;
 	/* One look-up gives interface and next hop, and knows the path's MTU; the socket's would
-	 * answer EMSGSIZE, so what does not fit goes there for its ICMP. */
+	 * answer EMSGSIZE, so what does not fit goes there for its ICMP. The neighbour is looked up
+	 * once, by bpf_redirect_neigh(), which also resolves it. */
 	way.family = AF_INET;
 	way.l4_protocol = IPPROTO_UDP;
 	way.tot_len = longest;
 	way.ipv4_src = conf->local;
 	way.ipv4_dst = peer->address;
 	way.ifindex = conf->underlay_if;
-	switch (bpf_fib_lookup(skb, &way, sizeof(way), BPF_FIB_LOOKUP_OUTPUT)) {
-	case BPF_FIB_LKUP_RET_SUCCESS:
-	case BPF_FIB_LKUP_RET_NO_NEIGH:
-		break;
-	default:
+	if (bpf_fib_lookup(skb, &way, sizeof(way),
+			   BPF_FIB_LOOKUP_OUTPUT | BPF_FIB_LOOKUP_SKIP_NEIGH) !=
+	    BPF_FIB_LKUP_RET_SUCCESS)
 		return TC_ACT_OK;
-	}
 	decrement_ttl(&inner);
 	bpf_skb_store_bytes(skb, 0, &inner, sizeof(inner), 0);
 	if (bpf_skb_adjust_room(skb, OUTER_BYTES, BPF_ADJ_ROOM_MAC,

@@ -1,0 +1,56 @@
+"""`pyflannel docker-setup`: the drop-in that starts docker in the leased subnet."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pyflannel.cli.common import Parser
+from pyflannel.core import dockeropts, dockersetup
+from pyflannel.core.errors import EXIT_OK, ConfigError, DeviceUnavailable
+from pyflannel.diagnose.docker import DROP_IN, UNIT, read_unit
+from pyflannel.kernel.files import write_atomically
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command."""
+    parser = Parser(
+        "pyflannel docker-setup",
+        "Writes the drop-in that starts docker in the leased subnet, fitting the unit that is\n"
+        "installed (Debian's, docker's own, CentOS's).",
+    )
+    parser.add_argument("--print", action="store_true", dest="show", help="print it, write nothing")
+    parser.add_argument("--unit", metavar="NAME", default=UNIT, help=f"docker's unit ({UNIT})")
+    parser.add_argument("--root", metavar="DIR", default="/", help="of another machine's tree (/)")
+    parser.add_argument(
+        "--docker-opts-file",
+        metavar="PATH",
+        default=dockeropts.DOCKER_ENV,
+        help=f"as pyflanneld's ({dockeropts.DOCKER_ENV})",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="overwrite a drop-in that is not from here"
+    )
+    given = parser.parse_args(argv)
+    root = Path(given.root)
+    unit = read_unit(root, given.unit, without_ours=True)
+    if unit is None and not given.show:
+        raise DeviceUnavailable(
+            "set up", given.unit, 0, "no such unit; install docker first, or name it with --unit"
+        )
+    text = dockersetup.drop_in(unit, given.docker_opts_file)
+    if given.show:
+        print(text, end="")
+        return EXIT_OK
+    target = root / "etc/systemd/system" / f"{given.unit}.d" / DROP_IN
+    found = target.read_text() if target.is_file() else None
+    if found == text:
+        print(f"{target} is as it should be")
+        return EXIT_OK
+    if found is not None and not found.startswith(dockersetup.MARK) and not given.force:
+        raise ConfigError(f"{target} is not from pyflannel; look at it, then --force overwrites it")
+    write_atomically(target, text.encode(), make_parents=True)
+    print(f"wrote {target}")
+    print("now: systemctl daemon-reload && systemctl restart docker", file=sys.stderr)
+    return EXIT_OK

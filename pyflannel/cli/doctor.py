@@ -1,0 +1,67 @@
+"""`pyflannel doctor`: names the mistakes that people run into, each with what to type."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final
+
+from pyflannel.cli.common import Parser
+from pyflannel.core import dockercheck, dockeropts
+from pyflannel.core.dockercheck import Finding, State
+from pyflannel.core.errors import EXIT_CONFIG, EXIT_OK
+from pyflannel.diagnose.docker import gather
+from pyflannel.kernel.netlink import KernelNetlink
+
+SUBJECTS: Final = ("docker",)
+_SIGNS: Final = {State.OK: "ok     ", State.PROBLEM: "PROBLEM", State.UNKNOWN: "unknown"}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns 78 if there is a problem."""
+    parser = Parser(
+        "pyflannel doctor",
+        "Looks for what keeps containers from reaching each other. Changes nothing.\n"
+        "Exit code 78 if there is a problem.",
+    )
+    parser.add_argument("subject", nargs="?", choices=SUBJECTS, default=SUBJECTS[0])
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--root", metavar="DIR", default="/", help="look at files below it (/)")
+    for name, default in (
+        ("docker-opts-file", dockeropts.DOCKER_ENV),
+        ("subnet-file", dockeropts.FLANNEL_ENV),
+    ):
+        parser.add_argument(f"--{name}", metavar="PATH", default=default, help=f"({default})")
+    given = parser.parse_args(argv)
+    found = asyncio.run(_docker(given.root, given.docker_opts_file, given.subnet_file))
+    problems = [finding for finding in found if finding.state is State.PROBLEM]
+    if given.json:
+        print(json.dumps({"findings": [asdict(finding) for finding in found]}, indent=2))
+    else:
+        print("\n".join(map(render, found)))
+        print(f"{len(problems)} problems" if problems else "nothing is wrong")
+    return EXIT_CONFIG if problems else EXIT_OK
+
+
+async def _docker(root: str, options_file: str, subnet_file: str) -> list[Finding]:
+    netlink = KernelNetlink()
+    try:
+        facts = await gather(
+            netlink, Path(root), options_file=options_file, subnet_file=subnet_file
+        )
+    finally:
+        await netlink.close()
+    return dockercheck.findings(facts)
+
+
+def render(finding: Finding) -> str:
+    """For people: one line, and for a problem what comes of it and the way out."""
+    lines = [f"{_SIGNS[finding.state]}  {finding.check}: {finding.seen}"]
+    if finding.consequence:
+        lines.append(f"         so: {finding.consequence}")
+    if finding.remedy:
+        lines.append(f"         do: {finding.remedy}")
+    return "\n".join(lines)

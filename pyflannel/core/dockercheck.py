@@ -1,0 +1,344 @@
+"""Why docker is not in the leased subnet: facts in, findings out.
+
+Each check looks at what was gathered (`diagnose.docker`) and says what it saw, what comes of it and
+what to type. A fact that could not be had makes its checks `unknown`, never `ok`.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Interface
+from typing import Final
+
+from pyflannel.core import dockeropts
+from pyflannel.core.dockersetup import KEYS, referenced
+from pyflannel.core.errors import ConfigError
+from pyflannel.core.subnetenv import SubnetEnv
+from pyflannel.core.unitfile import Unit, variables
+
+_JSON_KEYS: Final = {"--bip": "bip", "--mtu": "mtu", "--ip-masq": "ip-masq"}
+"""Docker's flags that we give, and their names in daemon.json."""
+RESTART: Final = "systemctl restart docker"
+
+
+class State(enum.StrEnum):
+    """How a check came out."""
+
+    OK = "ok"
+    PROBLEM = "problem"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """The outcome of one check."""
+
+    check: str
+    state: State
+    seen: str
+    consequence: str = ""
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DockerFacts:
+    """What was seen of a node. `None` is: could not be found out, or is not there."""
+
+    unit: Unit | None = None
+    """docker's unit with all drop-ins; `None`: no such unit."""
+    options_file: str = dockeropts.DOCKER_ENV
+    options_text: str | None = None
+    subnet: SubnetEnv | None = None
+    daemon_json: str | None = None
+    """Contents of /etc/docker/daemon.json; `None`: there is none."""
+    arguments: tuple[str, ...] | None = None
+    """The running dockerd's command line; `None`: it does not run."""
+    bridge: tuple[IPv4Interface, ...] | None = None
+    """Addresses of docker0; `None`: no such device."""
+    bridge_mtu: int | None = None
+    forward_policy: str | None = None
+    """Policy of iptables' chain FORWARD."""
+    forward_rules: bool = False
+    """Whether our rules that accept the overlay's packets are in it."""
+    ip_forward: bool | None = None
+
+
+def findings(facts: DockerFacts) -> list[Finding]:
+    """All checks, those about what docker is told before those about what it does."""
+    return [
+        *_lease(facts),
+        *_options(facts),
+        *_unit(facts),
+        *_daemon_json(facts),
+        *_running(facts),
+        *_bridge(facts),
+        *_masquerade(facts),
+        *_forwarding(facts),
+    ]
+
+
+def _ok(check: str, seen: str) -> Finding:
+    return Finding(check=check, state=State.OK, seen=seen)
+
+
+def _unknown(check: str, seen: str) -> Finding:
+    return Finding(check=check, state=State.UNKNOWN, seen=seen)
+
+
+def _problem(check: str, seen: str, consequence: str, remedy: str) -> Finding:
+    return Finding(
+        check=check, state=State.PROBLEM, seen=seen, consequence=consequence, remedy=remedy
+    )
+
+
+def _lease(facts: DockerFacts) -> Iterator[Finding]:
+    if facts.subnet is None or facts.subnet.subnet is None:
+        yield _problem(
+            "lease",
+            "no subnet in subnet.env",
+            "there is nothing that docker could use",
+            "systemctl start pyflannel; systemctl status pyflannel says what it waits for",
+        )
+    else:
+        yield _ok("lease", f"subnet {facts.subnet.subnet}")
+
+
+def _variables_of(facts: DockerFacts) -> dict[str, str]:
+    try:
+        return dockeropts.parse_shell(facts.options_text or "")
+    except ConfigError:
+        return {}
+
+
+def _options(facts: DockerFacts) -> Iterator[Finding]:
+    if facts.options_text is None:
+        yield _problem(
+            "options file",
+            f"no {facts.options_file}",
+            "docker starts with a subnet of its own",
+            "start pyflannel without an empty --docker-opts-file, or write it with"
+            f" pyflannel mk-docker-opts -d {facts.options_file}",
+        )
+        return
+    names = [key for key in _variables_of(facts) if key in KEYS]
+    if not names:
+        yield _problem(
+            "options file",
+            f"{facts.options_file} has none of {', '.join(KEYS)}",
+            "docker gets no option from it",
+            "delete it; pyflanneld writes it again",
+        )
+        return
+    yield _ok("options file", f"{facts.options_file} has {', '.join(names)}")
+
+
+def _unit(facts: DockerFacts) -> Iterator[Finding]:
+    if facts.unit is None:
+        yield _unknown("docker's unit", "no docker.service here")
+        return
+    if facts.options_file in facts.unit.environment_files:
+        yield _ok("EnvironmentFile", f"docker.service reads {facts.options_file}")
+    else:
+        yield _problem(
+            "EnvironmentFile",
+            f"docker.service does not read {facts.options_file}",
+            "docker gets no option from it",
+            f"pyflannel docker-setup && systemctl daemon-reload && {RESTART}",
+        )
+    yield _reference(facts, facts.unit)
+    if "pyflannel.service" in facts.unit.words("Unit", "After"):
+        yield _ok("order", "docker is started after pyflannel")
+    else:
+        yield _problem(
+            "order",
+            "docker.service has no After=pyflannel.service",
+            "at boot docker may start before its subnet is leased",
+            "pyflannel docker-setup && systemctl daemon-reload",
+        )
+
+
+def _reference(facts: DockerFacts, unit: Unit) -> Finding:
+    check = "command line"
+    used = variables(unit.command_line)
+    ours = referenced(unit)
+    if not ours:
+        words = [key for key in KEYS if key in used]
+        seen = (
+            f"ExecStart passes ${{{words[0]}}} as one word"
+            if words
+            else f"ExecStart refers to none of ${', $'.join(KEYS)}"
+        )
+        return _problem(
+            check,
+            f"{seen}: {unit.command_line}",
+            "docker does not get the options"
+            if not words
+            else "docker cannot read the options: they are one argument with blanks in it",
+            f"pyflannel docker-setup && systemctl daemon-reload && {RESTART}",
+        )
+    had = _variables_of(facts)
+    if facts.options_text is not None and not any(had.get(key) for key in ours):
+        return _problem(
+            check,
+            f"ExecStart refers to ${ours[0]}, which {facts.options_file} does not set",
+            "docker does not get the options",
+            f"start pyflanneld with --docker-opts-keys={','.join(KEYS)}",
+        )
+    return _ok(check, f"ExecStart passes ${ours[0]}")
+
+
+def _configured(facts: DockerFacts) -> dict[str, object] | None:
+    """daemon.json's object; empty if there is none, `None` if it is none."""
+    if facts.daemon_json is None or not facts.daemon_json.strip():
+        return {}
+    try:
+        found = json.loads(facts.daemon_json)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _daemon_json(facts: DockerFacts) -> Iterator[Finding]:
+    check = "daemon.json"
+    configured = _configured(facts)
+    if configured is None:
+        yield _problem(
+            check,
+            "/etc/docker/daemon.json is not a JSON object",
+            "dockerd refuses to start",
+            "correct it, or remove it",
+        )
+        return
+    flags = {word.partition("=")[0] for word in _given_options(facts)}
+    twice = [name for flag, name in _JSON_KEYS.items() if flag in flags and name in configured]
+    if twice:
+        yield _problem(
+            check,
+            f"/etc/docker/daemon.json sets {', '.join(twice)} as well",
+            "dockerd refuses to start: specified both as a flag and in the configuration file",
+            f"remove {', '.join(twice)} from /etc/docker/daemon.json",
+        )
+    else:
+        yield _ok(check, "nothing is set twice")
+
+
+def _given_options(facts: DockerFacts) -> tuple[str, ...]:
+    """What docker is to be started with, as words."""
+    had = _variables_of(facts)
+    for key in KEYS:
+        if had.get(key):
+            return tuple(had[key].split())
+    return ()
+
+
+def _running(facts: DockerFacts) -> Iterator[Finding]:
+    check = "running docker"
+    if facts.arguments is None:
+        yield _unknown(check, "dockerd does not run")
+        return
+    wanted = _given_options(facts)
+    missing = [option for option in wanted if option not in facts.arguments]
+    if missing:
+        yield _problem(
+            check,
+            f"dockerd runs without {' '.join(missing)}",
+            "it was started before the file was there, or before it was as it is now",
+            f"{RESTART} (containers without --live-restore are stopped)",
+        )
+    elif wanted:
+        yield _ok(check, f"dockerd runs with {' '.join(wanted)}")
+    else:
+        yield _unknown(check, "no options to compare with")
+
+
+def _bridge(facts: DockerFacts) -> Iterator[Finding]:
+    if facts.bridge is None:
+        yield _unknown("docker0", "no device docker0")
+        return
+    shown = ", ".join(map(str, facts.bridge)) or "no address"
+    subnet = facts.subnet.subnet if facts.subnet is not None else None
+    if subnet is None:
+        yield _unknown("docker0", shown)
+    elif any(address.network == subnet for address in facts.bridge):
+        yield _ok("docker0", shown)
+    else:
+        yield _problem(
+            "docker0",
+            f"docker0 has {shown}, the leased subnet is {subnet}",
+            "containers are outside the overlay",
+            RESTART,
+        )
+    mtu = facts.subnet.mtu if facts.subnet is not None else None
+    # A bridge has the default until the first container comes: docker's --mtu is about the
+    # containers' interfaces.
+    told = f"--mtu={mtu}" in (facts.arguments or ())
+    if mtu is not None and facts.bridge_mtu is not None and facts.bridge_mtu > mtu and not told:
+        yield _problem(
+            "MTU",
+            f"docker0 has {facts.bridge_mtu}, the overlay carries {mtu}",
+            "large packets are fragmented or lost",
+            RESTART,
+        )
+
+
+def _masquerade(facts: DockerFacts) -> Iterator[Finding]:
+    check = "masquerade"
+    ours = facts.subnet.ip_masq if facts.subnet is not None else None
+    if facts.arguments is None or ours is None:
+        yield _unknown(check, "docker or the lease is not there")
+        return
+    configured = _configured(facts) or {}
+    theirs = _masquerades(facts.arguments, configured.get("ip-masq"))
+    if ours and theirs:
+        yield _problem(
+            check,
+            "pyflannel masquerades, and docker as well",
+            "packets to other nodes' containers get the node's address as source",
+            f"{RESTART}, so that it takes --ip-masq=false from the options file",
+        )
+    elif not ours and not theirs:
+        yield _problem(
+            check,
+            "neither pyflannel nor docker masquerades",
+            "containers reach nothing outside of the overlay",
+            "set FLANNELD_IP_MASQ=true for pyflannel, or take --ip-masq=false from docker",
+        )
+    else:
+        yield _ok(check, f"done by {'pyflannel' if ours else 'docker'}")
+
+
+def _masquerades(arguments: Sequence[str], configured: object) -> bool:
+    for word in reversed(arguments):
+        name, _, value = word.partition("=")
+        if name == "--ip-masq":
+            return value not in {"false", "0", "f", "F", "False", "FALSE"}
+    return configured is not False
+
+
+def _forwarding(facts: DockerFacts) -> Iterator[Finding]:
+    if facts.ip_forward is None:
+        yield _unknown("ip_forward", "not readable")
+    elif facts.ip_forward:
+        yield _ok("ip_forward", "on")
+    else:
+        yield _problem(
+            "ip_forward",
+            "net.ipv4.ip_forward is 0",
+            "the node passes no packet of a container on",
+            "sysctl -w net.ipv4.ip_forward=1",
+        )
+    if facts.forward_policy is None:
+        yield _unknown("FORWARD", "iptables did not tell")
+    elif facts.forward_policy == "ACCEPT" or facts.forward_rules:
+        how = "our rules accept the overlay" if facts.forward_rules else "policy ACCEPT"
+        yield _ok("FORWARD", how)
+    else:
+        yield _problem(
+            "FORWARD",
+            f"policy {facts.forward_policy}, and no rule accepts the overlay",
+            "docker sets this policy: packets between nodes' containers are dropped",
+            "start pyflanneld without --iptables-forward-rules=false",
+        )

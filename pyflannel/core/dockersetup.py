@@ -1,0 +1,60 @@
+"""The drop-in that gives docker's unit the options for the leased subnet.
+
+Two things differ between docker's units. Debian's has `$DOCKER_OPTS` on its command line, CentOS's
+`$DOCKER_NETWORK_OPTIONS`: an `EnvironmentFile=` is enough there, since the daemon can write both
+(`-docker-opts-keys`). Docker's own has neither: its command line is taken over with one added.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pyflannel.core import dockeropts, unitfile
+from pyflannel.core.unitfile import Unit
+
+NETWORK_OPTIONS: Final = "DOCKER_NETWORK_OPTIONS"
+KEYS: Final = (dockeropts.DOCKER_OPTS, NETWORK_OPTIONS)
+"""The variables that units of the distributions refer to."""
+MARK: Final = "# docker in the subnet that pyflannel leased."
+"""First line of a drop-in of ours: that it may be overwritten."""
+
+
+def referenced(unit: Unit) -> tuple[str, ...]:
+    """Which of our variables docker's command line refers to as words of their own."""
+    used = unitfile.variables(unit.command_line)
+    return tuple(key for key in KEYS if used.get(key))
+
+
+def drop_in(unit: Unit | None, options_file: str = dockeropts.DOCKER_ENV) -> str:
+    """The text of the drop-in.
+
+    Args:
+        unit: docker's, without a drop-in that we made before; `None` for the one that fits units
+            which have one of the variables already.
+    """
+    lines = [
+        MARK,
+        "[Unit]",
+        "# Wants, not Requires: stopping pyflannel must not stop docker.",
+        "Wants=pyflannel.service",
+        "After=pyflannel.service",
+        "",
+        "[Service]",
+        "# Optional: without a lease yet, docker starts with its own subnet.",
+        f"EnvironmentFile=-{options_file}",
+    ]
+    if unit is not None and not referenced(unit):
+        command = _without_references(unit.command_line)
+        lines += [
+            f"# This unit's own command line, with ${dockeropts.DOCKER_OPTS} added.",
+            "ExecStart=",
+            f"ExecStart={command} ${dockeropts.DOCKER_OPTS}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _without_references(command_line: str) -> str:
+    """A command line without references that pass all options as one word, which never works."""
+    for key in KEYS:
+        command_line = command_line.replace(f'"${{{key}}}"', "").replace(f"${{{key}}}", "")
+    return command_line.rstrip()

@@ -1,0 +1,133 @@
+"""Gathers what `core.dockercheck` judges: docker's unit and files, its process, the kernel's part.
+
+Reads only. Everything that is missing, or that we may not see, is a fact as well (`None`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import subprocess
+from ipaddress import IPv4Interface
+from pathlib import Path
+from typing import Final
+
+from pyflannel.core import dockeropts, subnetenv, unitfile
+from pyflannel.core.dockercheck import DockerFacts
+from pyflannel.core.errors import FlannelError
+from pyflannel.core.unitfile import Unit
+from pyflannel.kernel.base import Netlink
+
+UNIT: Final = "docker.service"
+DROP_IN: Final = "pyflannel.conf"
+BRIDGE: Final = "docker0"
+CHILD_S: Final = 5.0
+"""iptables waits for its lock, but not that long."""
+_POLICY: Final = re.compile(r"^-P FORWARD (\w+)$", re.MULTILINE)
+
+
+def read_unit(root: Path, name: str = UNIT, *, without_ours: bool = False) -> Unit | None:
+    """A unit with its drop-ins, from the files below `root`; `None` if there is none.
+
+    Args:
+        root: `/`, or where another machine's tree is.
+        name: of the unit.
+        without_ours: leave the drop-in out that `docker-setup` writes.
+    """
+    directories = [root / directory.lstrip("/") for directory in unitfile.SEARCH_PATH]
+    main = next((found for d in directories if (found := d / name).is_file()), None)
+    if main is None:
+        return None
+    texts = [(str(main), _text(main) or "")]
+    listed = [d / f"{name}.d" for d in directories]
+    names = [[p.name for p in d.iterdir()] if d.is_dir() else [] for d in listed]
+    for index, entry in unitfile.drop_ins(names):
+        path = listed[index] / entry
+        # A link to /dev/null switches a drop-in off: empty text.
+        if not (without_ours and entry == DROP_IN):
+            texts.append((str(path), _text(path) or ""))
+    return unitfile.merge(texts)
+
+
+async def gather(
+    netlink: Netlink,
+    root: Path = Path("/"),
+    *,
+    options_file: str = dockeropts.DOCKER_ENV,
+    subnet_file: str = dockeropts.FLANNEL_ENV,
+) -> DockerFacts:
+    """All facts about docker on this node, or about the tree of another one.
+
+    Args:
+        netlink: of the network namespace that docker0 is in.
+        root: where files are looked for. Processes and kernel are this machine's.
+        options_file: as the daemon's `-docker-opts-file`.
+        subnet_file: as its `-subnet-file`.
+    """
+    subnet = _text(root / subnet_file.lstrip("/"))
+    addresses, mtu = await _bridge(netlink)
+    policy, rules = _forward_chain()
+    forward = _text(Path("/proc/sys/net/ipv4/ip_forward"))
+    return DockerFacts(
+        unit=read_unit(root),
+        options_file=options_file,
+        options_text=_text(root / options_file.lstrip("/")),
+        subnet=None if subnet is None else subnetenv.parse(subnet),
+        daemon_json=_text(root / "etc/docker/daemon.json"),
+        arguments=_dockerd(),
+        bridge=addresses,
+        bridge_mtu=mtu,
+        forward_policy=policy,
+        forward_rules=rules,
+        ip_forward=None if forward is None else forward.strip() == "1",
+    )
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return None
+
+
+async def _bridge(netlink: Netlink) -> tuple[tuple[IPv4Interface, ...] | None, int | None]:
+    try:
+        link = next((link for link in await netlink.links() if link.name == BRIDGE), None)
+        if link is None:
+            return None, None
+        mine = [a.interface for a in await netlink.addresses() if a.index == link.index]
+    except FlannelError:
+        return None, None
+    return tuple(a for a in mine if isinstance(a, IPv4Interface)), link.mtu
+
+
+def _dockerd() -> tuple[str, ...] | None:
+    """The command line of the dockerd in our network namespace."""
+    ours = Path("/proc/self/ns/net")
+    for directory in Path("/proc").iterdir():
+        if not directory.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            if (directory / "comm").read_text() != "dockerd\n":
+                continue
+            if not (directory / "ns/net").samefile(ours):
+                continue
+            words = (directory / "cmdline").read_bytes().split(b"\0")
+            return tuple(word.decode(errors="replace") for word in words[:-1])
+    return None
+
+
+def _forward_chain() -> tuple[str | None, bool]:
+    """The policy of FORWARD, and whether our chain is called from it."""
+    try:
+        done = subprocess.run(
+            ["iptables", "-w", "2", "-S", "FORWARD"],
+            capture_output=True,
+            text=True,
+            timeout=CHILD_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None, False
+    policy = _POLICY.search(done.stdout)
+    return (policy[1] if policy else None), "FLANNEL-FWD" in done.stdout

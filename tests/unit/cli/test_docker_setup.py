@@ -1,0 +1,102 @@
+"""`docker-setup` and `doctor` on a tree of files."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pyflannel.cli import dockersetup, doctor
+from pyflannel.core.errors import ConfigError, DeviceUnavailable
+
+UNIT = "[Service]\nExecStart=/usr/bin/dockerd -H fd://\n"
+TARGET = "etc/systemd/system/docker.service.d/pyflannel.conf"
+
+
+@pytest.fixture
+def root(tmp_path):
+    unit = tmp_path / "usr/lib/systemd/system/docker.service"
+    unit.parent.mkdir(parents=True)
+    unit.write_text(UNIT)
+    return tmp_path
+
+
+def run(root, *words):
+    return dockersetup.main(["--root", str(root), *words])
+
+
+def test_it_writes_the_drop_in_and_says_what_to_do_next(root, capsys):
+    assert run(root) == 0
+    said = capsys.readouterr()
+    assert str(root / TARGET) in said.out
+    assert "daemon-reload" in said.err
+    assert "ExecStart=/usr/bin/dockerd -H fd:// $DOCKER_OPTS\n" in (root / TARGET).read_text()
+
+
+def test_a_second_time_nothing_changes(root, capsys):
+    run(root)
+    before = (root / TARGET).read_text()
+    capsys.readouterr()
+    assert run(root) == 0
+    assert "as it should be" in capsys.readouterr().out
+    assert (root / TARGET).read_text() == before
+
+
+def test_a_unit_that_changed_meanwhile_is_followed(root):
+    run(root)
+    unit = root / "usr/lib/systemd/system/docker.service"
+    unit.write_text("[Service]\nExecStart=/usr/sbin/dockerd --new\n")
+    run(root)
+    assert "ExecStart=/usr/sbin/dockerd --new $DOCKER_OPTS\n" in (root / TARGET).read_text()
+
+
+def test_print_writes_nothing(root, capsys):
+    assert run(root, "--print") == 0
+    assert "EnvironmentFile=-/run/docker_opts.env" in capsys.readouterr().out
+    assert not (root / TARGET).exists()
+
+
+def test_somebody_elses_drop_in_of_that_name_is_kept_unless_forced(root):
+    (root / TARGET).parent.mkdir(parents=True)
+    (root / TARGET).write_text("[Service]\nNice=5\n")
+    with pytest.raises(ConfigError, match="--force"):
+        run(root)
+    assert (root / TARGET).read_text() == "[Service]\nNice=5\n"
+    assert run(root, "--force") == 0
+    assert "pyflannel.service" in (root / TARGET).read_text()
+
+
+def test_without_docker_there_is_nothing_to_set_up(tmp_path):
+    with pytest.raises(DeviceUnavailable, match=r"docker\.service"):
+        run(tmp_path)
+
+
+def test_a_masked_drop_in_counts_for_nothing(root):
+    directory = root / "etc/systemd/system/docker.service.d"
+    directory.mkdir(parents=True)
+    (directory / "x.conf").symlink_to("/dev/null")
+    shadowed = root / "usr/lib/systemd/system/docker.service.d"
+    shadowed.mkdir()
+    (shadowed / "x.conf").write_text("[Service]\nExecStart=\nExecStart=/other\n")
+    run(root)
+    assert "ExecStart=/usr/bin/dockerd -H fd:// $DOCKER_OPTS\n" in (root / TARGET).read_text()
+
+
+def test_the_doctor_sees_the_tree_before_and_after(root, capsys):
+    (root / "run/flannel").mkdir(parents=True)
+    (root / "run/flannel/subnet.env").write_text("FLANNEL_SUBNET=10.5.7.1/24\nFLANNEL_MTU=1450\n")
+    (root / "run/docker_opts.env").write_text('DOCKER_OPTS=" --bip=10.5.7.1/24"\n')
+
+    def states():
+        code = doctor.main(["docker", "--root", str(root), "--json"])
+        found = json.loads(capsys.readouterr().out)["findings"]
+        return code, {finding["check"]: finding["state"] for finding in found}
+
+    code, before = states()
+    assert code == 78
+    checks = ("lease", "options file", "EnvironmentFile", "command line", "order")
+    assert [before[name] for name in checks] == ["ok", "ok", "problem", "problem", "problem"]
+    run(root)
+    capsys.readouterr()
+    _, after = states()
+    assert [after[name] for name in checks] == ["ok"] * 5

@@ -1,0 +1,124 @@
+"""What people run into with docker is named, and nothing else is."""
+
+from __future__ import annotations
+
+import dataclasses
+from ipaddress import IPv4Interface
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyflannel.core.dockercheck import DockerFacts, Finding, State, findings
+from pyflannel.core.dockersetup import drop_in
+from pyflannel.core.subnetenv import parse
+from pyflannel.core.unitfile import Unit, merge
+
+OPTIONS = " --bip=10.5.7.1/24 --ip-masq=true --mtu=1450"
+DEBIAN = "[Service]\nExecStart=/usr/sbin/dockerd -H fd:// $DOCKER_OPTS\n"
+SUBNET = (
+    "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.7.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ="
+)
+
+
+def unit(text: str = DEBIAN) -> Unit:
+    return merge([("docker.service", text), ("pyflannel.conf", drop_in(None))])
+
+
+GOOD = DockerFacts(
+    unit=unit(),
+    options_text=f'DOCKER_OPTS="{OPTIONS}"\n',
+    subnet=parse(SUBNET + "false"),
+    daemon_json='{"log-driver": "journald"}',
+    arguments=("/usr/sbin/dockerd", "-H", "fd://", *OPTIONS.split()),
+    bridge=(IPv4Interface("10.5.7.1/24"),),
+    bridge_mtu=1450,
+    forward_policy="DROP",
+    forward_rules=True,
+    ip_forward=True,
+)
+
+
+def problems(**changes: object) -> dict[str, Finding]:
+    found = findings(dataclasses.replace(GOOD, **changes))  # type: ignore[arg-type]
+    return {finding.check: finding for finding in found if finding.state is State.PROBLEM}
+
+
+def test_on_a_good_node_everything_is_ok() -> None:
+    assert {finding.state for finding in findings(GOOD)} == {State.OK}
+
+
+CASES = [
+    ("lease", {"subnet": None}),
+    ("lease", {"subnet": parse("FLANNEL_MTU=1450")}),
+    ("options file", {"options_text": None}),
+    ("options file", {"options_text": 'DOCKER_OPT_MTU="--mtu=1450"\n'}),
+    ("options file", {"options_text": "DOCKER_OPTS=$(reboot)\n"}),
+    ("EnvironmentFile", {"unit": merge([("docker.service", DEBIAN)])}),
+    ("order", {"unit": merge([("docker.service", DEBIAN)])}),
+    ("command line", {"unit": unit("[Service]\nExecStart=/usr/bin/dockerd -H fd://\n")}),
+    ("command line", {"unit": unit("[Service]\nExecStart=/usr/bin/dockerd ${DOCKER_OPTS}\n")}),
+    ("command line", {"unit": unit("[Service]\nExecStart=/d $DOCKER_NETWORK_OPTIONS\n")}),
+    ("daemon.json", {"daemon_json": '{"bip": "10.9.0.1/24"}'}),
+    ("daemon.json", {"daemon_json": '{"mtu": 1500}'}),
+    ("daemon.json", {"daemon_json": '{"ip-masq": false}'}),
+    ("daemon.json", {"daemon_json": "{"}),
+    ("daemon.json", {"daemon_json": "[]"}),
+    ("running docker", {"arguments": ("/usr/sbin/dockerd", "-H", "fd://")}),
+    ("docker0", {"bridge": (IPv4Interface("172.17.0.1/16"),)}),
+    ("docker0", {"bridge": ()}),
+    ("MTU", {"bridge_mtu": 1500, "arguments": ("/usr/sbin/dockerd",)}),
+    ("masquerade", {"subnet": parse(SUBNET + "true")}),
+    ("masquerade", {"arguments": (*(GOOD.arguments or ()), "--ip-masq=false")}),
+    ("ip_forward", {"ip_forward": False}),
+    ("FORWARD", {"forward_rules": False}),
+]
+
+
+@pytest.mark.parametrize(("check", "changes"), CASES)
+def test_a_mistake_is_named_with_its_consequence_and_a_way_out(
+    check: str, changes: dict[str, object]
+) -> None:
+    finding = problems(**changes)[check]
+    assert finding.seen
+    assert finding.consequence
+    assert finding.remedy
+
+
+@pytest.mark.parametrize(
+    ("check", "changes"),
+    [
+        ("docker's unit", {"unit": None}),
+        ("running docker", {"arguments": None}),
+        ("docker0", {"bridge": None}),
+        ("masquerade", {"arguments": None}),
+        ("ip_forward", {"ip_forward": None}),
+        ("FORWARD", {"forward_policy": None}),
+    ],
+)
+def test_what_could_not_be_seen_is_unknown_and_not_ok(
+    check: str, changes: dict[str, object]
+) -> None:
+    states = {f.check: f.state for f in findings(dataclasses.replace(GOOD, **changes))}  # type: ignore[arg-type]
+    assert states[check] is State.UNKNOWN
+
+
+def test_docker_masquerades_where_we_do_not_whether_by_flag_or_by_default() -> None:
+    plain = tuple(word for word in GOOD.arguments or () if "masq" not in word)
+    options = GOOD.options_text.replace("--ip-masq=true ", "") if GOOD.options_text else ""
+    assert problems(arguments=plain, options_text=options) == {}
+
+
+def test_a_bridge_without_ports_may_have_the_default_mtu() -> None:
+    """Docker's --mtu is about the containers' interfaces; the bridge follows the first of them."""
+    assert problems(bridge_mtu=1500) == {}
+
+
+def test_the_other_variable_is_as_good() -> None:
+    centos = unit("[Service]\nExecStart=/usr/bin/dockerd-current $DOCKER_NETWORK_OPTIONS\n")
+    assert problems(unit=centos, options_text=f'DOCKER_NETWORK_OPTIONS="{OPTIONS}"\n') == {}
+
+
+@given(st.text(), st.text(), st.text())
+def test_any_contents_of_files_are_judged(options: str, json: str, subnet: str) -> None:
+    problems(options_text=options, daemon_json=json, subnet=parse(subnet))

@@ -1,0 +1,65 @@
+"""The drop-in fits docker's unit, whoever packaged it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pyflannel.core.dockersetup import KEYS, MARK, drop_in, referenced
+from pyflannel.core.unitfile import Unit, merge
+
+UNITS = {
+    "debian": "ExecStart=/usr/sbin/dockerd -H fd:// --containerd=/run/c.sock $DOCKER_OPTS",
+    "docker": "ExecStart=/usr/bin/dockerd -H fd:// --containerd=/run/c.sock",
+    "centos": "ExecStart=/usr/bin/dockerd-current \\\n  --exec-opt native.cgroupdriver=systemd"
+    " \\\n  $OPTIONS $DOCKER_STORAGE_OPTIONS $DOCKER_NETWORK_OPTIONS",
+    "one word": "ExecStart=/usr/bin/dockerd -H fd:// ${DOCKER_OPTS}",
+}
+
+
+def unit(name: str) -> tuple[str, str]:
+    return "/lib/docker.service", f"[Unit]\nAfter=network.target\n[Service]\n{UNITS[name]}\n"
+
+
+def with_drop_in(name: str) -> Unit:
+    return merge([unit(name), ("/etc/pyflannel.conf", drop_in(merge([unit(name)])))])
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_with_it_docker_gets_the_options_and_waits_for_us(name: str) -> None:
+    whole = with_drop_in(name)
+    assert "/run/docker_opts.env" in whole.environment_files
+    assert "pyflannel.service" in whole.words("Unit", "After")
+    assert "pyflannel.service" in whole.words("Unit", "Wants")
+    assert referenced(whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "rewritten"), list(zip(UNITS, (False, True, False, True), strict=True))
+)
+def test_the_command_line_is_taken_over_only_where_it_has_to_be(name: str, rewritten: bool) -> None:
+    before = merge([unit(name)]).command_line
+    after = with_drop_in(name).command_line
+    if rewritten:
+        assert after == f"{before.replace(' ${DOCKER_OPTS}', '')} $DOCKER_OPTS"
+    else:
+        assert after == before
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_of_a_unit_that_has_it_the_same_comes_out(name: str) -> None:
+    """Looked at without it, as `docker-setup` does, nothing changes the second time."""
+    assert drop_in(merge([unit(name)])) == drop_in(merge([unit(name)]))
+    assert drop_in(merge([unit(name)])).startswith(MARK)
+
+
+def test_the_packaged_drop_in_is_the_one_for_units_that_have_a_variable() -> None:
+    packaged = Path(__file__).parents[3] / "systemd/docker.service.d/pyflannel.conf"
+    assert packaged.read_text() == drop_in(None) == drop_in(merge([unit("debian")]))
+
+
+def test_the_unit_has_the_daemon_write_both_variables() -> None:
+    service = Path(__file__).parents[3] / "systemd/pyflannel.service"
+    found = merge([(str(service), service.read_text())])
+    assert f"FLANNELD_DOCKER_OPTS_KEYS={','.join(KEYS)}" in found.values("Service", "Environment")
