@@ -19,8 +19,11 @@ engine knows *how*:
    entry, route); deletes in the reverse order.
 
 One changed lease costs the objects of that lease, whatever the number of peers. Reading back is
-done for what a notification pointed at, and for everything on `full`; a notification of our own
-write is recognised (`echoes.py`) and costs nothing.
+done for what a notification pointed at, and for everything on `full`. A notification that reports
+what is wanted anyway, or the end of what nobody wants, costs nothing: this is how the kernel echoes
+our own writes. (To expect an echo for each write, and swallow it, was tried and is wrong: the
+kernel is silent about a write that changes nothing, and the expectation then swallows the next
+change that somebody else makes.)
 
 What the engine never does: delete anything it cannot recognise as its own; sweep leftovers before
 `synced`; let one failing peer hold up another. Every failure is named in `PartlyApplied`, stays
@@ -31,15 +34,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from pyflannel.backend.base import Applied, PartlyApplied
 from pyflannel.backend.devices import DeviceKeeper, SysctlWriter
-from pyflannel.backend.echoes import Echoes
 from pyflannel.backend.plan import Device, Plan, Table, TableEntry, View
 from pyflannel.backend.routes import explain
 from pyflannel.backend.tables import KIND, RANK, Key, Owner, TableId, TableState, table_id
@@ -112,7 +113,6 @@ class Engine:
         netlink: the kernel.
         plan: what to keep; `follow` replaces it.
         write_sysctl: how a sysctl is written; by default the file under /proc/sys.
-        clock: monotonic seconds.
     """
 
     def __init__(
@@ -121,12 +121,10 @@ class Engine:
         plan: Plan,
         *,
         write_sysctl: SysctlWriter = try_write_sysctl,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._netlink = netlink
         self._plan = plan
         self._keeper = DeviceKeeper(netlink, write_sysctl)
-        self._echoes = Echoes(clock)
         self._paths: dict[IPAddress, Route | None] = {}
         self._view = View(paths=self._paths)
         self._specs: dict[str, Device] = {}
@@ -188,10 +186,8 @@ class Engine:
 
     def notice(self, notification: Notification) -> bool:
         """Whether a notification may concern the plan; what it points at is read back next time."""
-        if notification.topic is Topic.OVERFLOW:
-            self._echoes.clear()
         dirty = self._pointed_at(notification)
-        if dirty is None or self._echoes.swallow(notification):
+        if dirty is None:
             return False
         self._dirty.add(dirty)
         return True
@@ -202,14 +198,15 @@ class Engine:
             case Topic.OVERFLOW:
                 return _Dirty.all()
             case Topic.NEIGHBOUR:
-                if notification.index not in indexes:
+                if notification.index not in indexes or not self._is_news(notification):
                     return None
                 return _Dirty(kinds={FdbEntry if notification.family is None else Neighbour})
             case Topic.ROUTE:
-                ours = notification.dst is None or self._plan.concerns(notification.dst)
+                if notification.dst is None or self._plan.concerns(notification.dst):
+                    return _Dirty(kinds={Route}) if self._is_news(notification) else None
                 # A route of somebody else may be the way to a peer, or to one that failed so far.
                 failing = any(table.held for table in self._tables.values())
-                return _Dirty(kinds={Route}) if ours or self._paths or failing else None
+                return _Dirty(kinds={Route}) if self._paths or failing else None
             case Topic.LINK | Topic.ADDRESS:
                 if self._view.underlay is not None:
                     indexes.add(self._view.underlay.index)
@@ -217,6 +214,22 @@ class Engine:
                 unknown = notification.index == 0 and not notification.name
                 known = notification.index in indexes and notification.index != 0
                 return _Dirty.all() if named or known or unknown else None
+
+    def _is_news(self, notification: Notification) -> bool:
+        """Whether what is reported is other than wanted.
+
+        Reports come in the order of the changes: after that of what is right, any change is
+        reported again.
+        """
+        thing = notification.object
+        table = self._tables.get(table_id(thing)) if thing is not None else None
+        if thing is None or table is None or table.held:
+            return True
+        wanted = table.delta.desired.get(thing.key)
+        if notification.deleted or thing == wanted:
+            return notification.deleted and wanted is not None
+        startup = not self._swept
+        return wanted is not None or self._plan.is_ours(thing, self._view, startup=startup)
 
     async def ensure_devices(self) -> Applied:
         """Makes the plan's devices right, and nothing else. For what must exist before a lease.
@@ -469,7 +482,6 @@ class Engine:
                 if key not in table.held:
                     add(Delete(thing), table, key)
         if operations:
-            self._echoes.expect(operations)
             failures = await self._netlink.apply(operations)
             self._account(operations, origin, failures, done)
         for table in ranked:

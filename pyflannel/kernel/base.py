@@ -38,6 +38,8 @@ RT_SCOPE_UNIVERSE = 0
 RT_SCOPE_LINK = 253
 RTN_UNICAST = 1
 RTN_BLACKHOLE = 6
+NUD_STALE = 0x04
+NUD_FAILED = 0x20
 NUD_NOARP = 0x40
 NUD_PERMANENT = 0x80
 """Values of linux/rtnetlink.h and linux/neighbour.h."""
@@ -259,6 +261,9 @@ class Notification:
     """Family of the address, route or neighbour; `None` for links and FDB entries."""
     dst: IPNetwork | None = None
     """Destination of the route, for `Topic.ROUTE`."""
+    object: Route | Neighbour | FdbEntry | None = None
+    """What stands now, or stood, in the words of a listing; `None` for links, addresses, and what
+    a listing would not show."""
 
 
 class Notifications(Protocol):

@@ -570,7 +570,13 @@ def decode_notification(message: Message) -> Notification | None:
         deleted = kind == RTM_DELNEIGH
         if af != AF_BRIDGE and not deleted and state & NUD_NOARP:
             return None
-        return Notification(topic=Topic.NEIGHBOUR, index=index, deleted=deleted, family=_family(af))
+        return Notification(
+            topic=Topic.NEIGHBOUR,
+            index=index,
+            deleted=deleted,
+            family=_family(af),
+            object=decode_fdb(body) if af == AF_BRIDGE else decode_neighbour(body),
+        )
     if kind in (RTM_NEWADDR, RTM_DELADDR):
         af, _, _, _, index = _IFADDRMSG.unpack_from(body)
         return Notification(
@@ -592,14 +598,14 @@ def decode_notification(message: Message) -> Notification | None:
 
 
 def _route_notification(body: bytes, *, deleted: bool) -> Notification | None:
-    key = key_of_body(body)
-    if key is None:
+    route = decode_route(body)
+    if route is None:
         return None
-    value = _attributes(body, _RTMSG.size).get(_RTA_OIF)
     return Notification(
         topic=Topic.ROUTE,
-        index=_U32.unpack(value)[0] if value is not None else 0,
+        index=route.oif or 0,
         deleted=deleted,
-        family=_family(key.af),
-        dst=_network(key.dst, key.length),
+        family=Family.V4 if route.dst.version == 4 else Family.V6,
+        dst=route.dst,
+        object=route,
     )

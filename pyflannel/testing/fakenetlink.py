@@ -33,6 +33,7 @@ from typing import Final, NamedTuple, Self
 from pyflannel.core.errors import DeviceUnavailable, KernelError, NotPermitted
 from pyflannel.core.ip import Family, IPAddress, IPNetwork, family_of
 from pyflannel.kernel.base import (
+    NUD_FAILED,
     RT_SCOPE_LINK,
     RT_SCOPE_UNIVERSE,
     RTPROT_KERNEL,
@@ -760,13 +761,18 @@ class FakeNetlink:
         if device.neighbours.get(neighbour.ip) != neighbour:
             device.neighbours[neighbour.ip] = neighbour
             family = family_of(neighbour.ip)
-            self._announce(Topic.NEIGHBOUR, neighbour.index, family=family)
+            self._announce(Topic.NEIGHBOUR, neighbour.index, family=family, thing=neighbour)
 
     def _delete_neighbour(self, neighbour: Neighbour) -> None:
         device = self._devices.get(neighbour.index)
-        if device is not None and device.neighbours.pop(neighbour.ip, None) is not None:
+        former = device.neighbours.pop(neighbour.ip, None) if device is not None else None
+        if former is not None:
             family = family_of(neighbour.ip)
-            self._announce(Topic.NEIGHBOUR, neighbour.index, deleted=True, family=family)
+            # Taken down before it is told: the kernel reports it without what it was.
+            thing = replace(former, mac="", state=NUD_FAILED)
+            self._announce(
+                Topic.NEIGHBOUR, neighbour.index, deleted=True, family=family, thing=thing
+            )
 
     def _set_fdb(self, entry: FdbEntry) -> None:
         def refuse(code: int) -> KernelError:
@@ -786,13 +792,13 @@ class FakeNetlink:
         device.learned.pop(entry.mac, None)
         if device.fdb.get(entry.mac) != entry:
             device.fdb[entry.mac] = entry
-            self._announce(Topic.NEIGHBOUR, entry.index)
+            self._announce(Topic.NEIGHBOUR, entry.index, thing=entry)
 
     def _delete_fdb(self, entry: FdbEntry) -> None:
         device = self._devices.get(entry.index)
         if device is not None and device.fdb.get(entry.mac) == entry:
             del device.fdb[entry.mac]
-            self._announce(Topic.NEIGHBOUR, entry.index, deleted=True)
+            self._announce(Topic.NEIGHBOUR, entry.index, deleted=True, thing=entry)
 
     def _set_up(self, device: _Device) -> None:
         link = device.link = replace(device.link, up=True, running=device.carrier)
@@ -877,13 +883,22 @@ class FakeNetlink:
                 deleted=deleted,
                 family=family_of(route.dst),
                 dst=route.dst,
+                object=route,
             )
         )
 
     def _announce(
-        self, topic: Topic, index: int, *, deleted: bool = False, family: Family | None = None
+        self,
+        topic: Topic,
+        index: int,
+        *,
+        deleted: bool = False,
+        family: Family | None = None,
+        thing: Neighbour | FdbEntry | None = None,
     ) -> None:
-        self.notify(Notification(topic=topic, index=index, deleted=deleted, family=family))
+        self.notify(
+            Notification(topic=topic, index=index, deleted=deleted, family=family, object=thing)
+        )
 
 
 def _error(operation: str, subject: str, code: int, hint: str = "") -> KernelError:

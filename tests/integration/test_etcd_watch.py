@@ -286,3 +286,25 @@ def test_a_program_that_is_stuck_with_a_frozen_server_can_end(server, tmp_path):
         assert done.stderr == ""
     finally:
         server.thaw()
+
+
+def test_after_reconnect_requests_work_and_open_watches_end_at_once(server):
+    """What an address change of ours breaks without a word is given up instead of waited for."""
+
+    async def work(store: EtcdStore) -> None:
+        start = (await store.put(b"/moved/k", b"1")).revision + 1
+        async with aclosing(store.watch_prefix(b"/moved/", start)) as stream:
+            await anext(stream)
+            waiting = asyncio.ensure_future(anext(stream))
+            await asyncio.sleep(0)
+            store.reconnect("another address")
+            with pytest.raises(StoreUnavailable, match="another address"):
+                async with asyncio.timeout(1.0):
+                    await waiting
+        assert (await store.get(b"/moved/k")).kvs[0].value == b"1"
+        async with aclosing(store.watch_prefix(b"/moved/", start)) as stream:
+            await anext(stream)
+            await store.put(b"/moved/k", b"2")
+            assert [event.kv.value for event in await events(stream, 1)] == [b"2"]
+
+    run(server, work)

@@ -377,7 +377,9 @@ class TestNotifications:
         """Set and deleted, with link and destination."""
         route = Route(dst=IPv4Network("10.5.7.0/24"), oif=3)
         body = rtnl.set_request(route).body
-        expected = Notification(topic=Topic.ROUTE, index=3, family=Family.V4, dst=route.dst)
+        expected = Notification(
+            topic=Topic.ROUTE, index=3, family=Family.V4, dst=route.dst, object=route
+        )
         assert heard(24, body) == expected
         assert heard(25, body) == replace(expected, deleted=True)
 
@@ -407,7 +409,7 @@ class TestNotifications:
         """They are told in any state."""
         entry = FdbEntry(index=3, mac=MAC, dst=IPv4Address("192.0.2.7"))
         body = rtnl.set_request(entry).body
-        assert heard(28, body) == Notification(topic=Topic.NEIGHBOUR, index=3)
+        assert heard(28, body) == Notification(topic=Topic.NEIGHBOUR, index=3, object=entry)
 
     def test_addresses(self) -> None:
         """With the link they are on."""

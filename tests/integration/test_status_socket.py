@@ -1,0 +1,101 @@
+"""The status socket is there, whoever removes it."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import socket
+
+import pytest
+
+from pyflannel.api import app
+from pyflannel.api.status import StatusBoard
+
+pytestmark = pytest.mark.slow
+
+
+def ask(path) -> int:
+    connection = http.client.HTTPConnection("localhost", timeout=5)
+    connection.sock = socket.socket(socket.AF_UNIX)
+    try:
+        connection.sock.connect(str(path))
+        connection.request("GET", "/status")
+        return connection.getresponse().status
+    except OSError:
+        return 0
+    finally:
+        connection.close()
+
+
+async def until(probe) -> None:
+    async with asyncio.timeout(10):
+        while not await asyncio.to_thread(probe):
+            await asyncio.sleep(0.01)
+
+
+def keep(path, scenario) -> None:
+    async def main() -> None:
+        board = StatusBoard()
+        task = asyncio.create_task(app.keep_status(board, str(path)))
+        try:
+            await scenario(board, task)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(main())
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(app, "CHECK_INTERVAL_S", 0.02)
+
+
+def test_a_deleted_socket_is_made_again(tmp_path):
+    path = tmp_path / "s.sock"
+
+    async def scenario(board, task) -> None:
+        await until(lambda: ask(path) == 200)
+        path.unlink()
+        await until(lambda: ask(path) == 200)
+
+    keep(path, scenario)
+
+
+def test_it_goes_with_the_daemon(tmp_path):
+    path = tmp_path / "s.sock"
+
+    async def scenario(board, task) -> None:
+        await until(lambda: ask(path) == 200)
+
+    keep(path, scenario)
+    assert not path.exists()
+
+
+def test_somebody_elses_socket_of_that_name_is_not_taken_along(tmp_path):
+    path = tmp_path / "s.sock"
+    other = socket.socket(socket.AF_UNIX)
+
+    async def scenario(board, task) -> None:
+        await until(lambda: ask(path) == 200)
+        path.unlink()
+        other.bind(str(path))
+        other.listen()
+
+    with other:
+        keep(path, scenario)
+        assert path.exists()
+
+
+def test_a_place_that_cannot_be_had_is_a_problem_on_the_board_until_it_can(tmp_path):
+    path = tmp_path / "later" / "s.sock"
+    path.parent.write_text("in the way")
+
+    async def scenario(board, task) -> None:
+        await until(lambda: "status socket" in board.problems)
+        path.parent.unlink()
+        path.parent.mkdir()
+        await until(lambda: ask(path) == 200)
+        assert "status socket" not in board.problems
+
+    keep(path, scenario)
