@@ -67,6 +67,17 @@ def test_pods_reach_each_other_with_the_ttl_of_every_data_path(lab):
     assert set(matrix.ttls) == {60}
 
 
+def test_the_first_packet_to_a_node_waits_for_its_neighbour(lab):
+    """It is the kernel that asks who has the peer's address, and keeps the packet meanwhile."""
+    ping = ["ping", "-c", "1", "-W", "2", lab.node(2).pod_address()]
+    for _ in range(3):
+        before = counters(lab, 1)
+        lab.node(1).exec(["ip", "neigh", "flush", "dev", "eth0"])
+        lab.node(1).exec(ping, pod=True)
+        after = counters(lab, 1)
+        assert after["tun_packets"] - before["tun_packets"] == 1
+
+
 def test_packets_are_counted_though_no_daemon_sees_them(lab):
     before = counters(lab, 1)
     lab.node(1).exec(["ping", "-c", "5", "-i", "0.1", lab.node(2).pod_address()], pod=True)

@@ -161,6 +161,7 @@ int overlay_out(struct __sk_buff *skb)
 	const struct hop *peer;
 	struct iphdr inner;
 	__u32 bytes = skb->len, longest;
+	long found;
 
 	if (!conf || skb->protocol != bpf_htons(ETH_P_IP) ||
 	    bpf_skb_load_bytes(skb, 0, &inner, sizeof(inner)))
@@ -177,17 +178,15 @@ int overlay_out(struct __sk_buff *skb)
 	if (!longest || longest > (__u32)conf->mtu + OUTER_BYTES)
 		return TC_ACT_OK;
 	/* One look-up gives interface and next hop, and knows the path's MTU; the socket's would
-	 * answer EMSGSIZE, so what does not fit goes there for its ICMP. The neighbour is looked up
-	 * once, by bpf_redirect_neigh(), which also resolves it. */
+	 * answer EMSGSIZE, so what does not fit goes there for its ICMP. */
 	way.family = AF_INET;
 	way.l4_protocol = IPPROTO_UDP;
 	way.tot_len = longest;
 	way.ipv4_src = conf->local;
 	way.ipv4_dst = peer->address;
 	way.ifindex = conf->underlay_if;
-	if (bpf_fib_lookup(skb, &way, sizeof(way),
-			   BPF_FIB_LOOKUP_OUTPUT | BPF_FIB_LOOKUP_SKIP_NEIGH) !=
-	    BPF_FIB_LKUP_RET_SUCCESS)
+	found = bpf_fib_lookup(skb, &way, sizeof(way), BPF_FIB_LOOKUP_OUTPUT);
+	if (found != BPF_FIB_LKUP_RET_SUCCESS && found != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return TC_ACT_OK;
 	decrement_ttl(&inner);
 	bpf_skb_store_bytes(skb, 0, &inner, sizeof(inner), 0);
@@ -220,6 +219,11 @@ int overlay_out(struct __sk_buff *skb)
 	bpf_skb_store_bytes(skb, 0, &ethernet, sizeof(ethernet), 0);
 	bpf_skb_store_bytes(skb, ETH_HLEN, &outer, sizeof(outer), 0);
 	count(skb, TUN_PACKETS, bytes);
+	/* A packet that waits for its neighbour is sent on by its route when that answers, so the
+	 * route must be the outer packet's, not the one that led here: without a next hop the helper
+	 * looks it up and attaches it. */
+	if (found == BPF_FIB_LKUP_RET_NO_NEIGH)
+		return bpf_redirect_neigh(way.ifindex, NULL, 0, 0);
 	next.nh_family = AF_INET;
 	next.ipv4_nh = way.ipv4_dst;
 	return bpf_redirect_neigh(way.ifindex, &next, sizeof(next), 0);
