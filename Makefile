@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo test check bench clean
+.PHONY: help install demo test system book check bench deb clean
 
 BIN := .venv/bin
 ARGS ?=
@@ -11,8 +11,11 @@ ARGS ?=
 help:
 	@echo "make demo      a flannel cluster on this machine, shown step by step"
 	@echo "make test      the whole test suite (ARGS=... goes to pytest)"
+	@echo "make system    the part of it on booted Debian nodes, with etcd three minutes late"
+	@echo "make book      the textbook's installation on two of those, shown step by step"
 	@echo "make check     formatter, linter, types, import contracts"
 	@echo "make bench     the benchmarks (ARGS=... goes to them)"
+	@echo "make deb       the Debian package, into dist/"
 	@echo "make install   what the others do first: system packages, .venv/"
 	@echo "make clean     takes away .venv/ and all caches"
 
@@ -24,6 +27,15 @@ demo: install
 
 test: install
 	@$(BIN)/python -m pytest $(ARGS)
+
+system: install
+	@PYFLANNEL_LATE_S=180 $(BIN)/python -m pytest tests/system $(ARGS)
+
+book: install
+	@$(BIN)/python -m pytest -q -s tests/system/test_book.py $(ARGS)
+
+deb: install
+	@tools/build-deb.sh
 
 check: install
 	$(BIN)/ruff format --check .

@@ -1,4 +1,4 @@
-"""Builds the optional C extension; everything else about the package is in pyproject.toml.
+"""Builds the optional C extension and lists the shared files; all else is in pyproject.toml.
 
 Without a compiler the package installs without it, and the python data path does the work.
 `PYFLANNEL_SKIP_NATIVE=1` does not even try; `PYFLANNEL_REQUIRE_NATIVE=1` fails instead.
@@ -48,4 +48,19 @@ def extensions() -> list[Extension]:
     ]
 
 
-setup(ext_modules=extensions(), options={"bdist_wheel": {"py_limited_api": "cp311"}})
+def shared() -> list[tuple[str, list[str]]]:
+    """Units and sample configs, for below `share/pyflannel` of wherever this is installed."""
+    found: dict[str, list[str]] = {}
+    for top in ("systemd", "config"):
+        for path in sorted(Path(top).rglob("*")):
+            if path.is_file():
+                where = f"share/pyflannel/{path.parent.as_posix()}"
+                found.setdefault(where, []).append(path.as_posix())
+    return list(found.items())
+
+
+setup(
+    ext_modules=extensions(),
+    data_files=shared(),
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+)

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 import pyflannel
 from pyflannel import logs
 from pyflannel.aio.clock import SystemClock
-from pyflannel.aio.tasks import forever
+from pyflannel.aio.tasks import finish, forever
 from pyflannel.api.status import StatusBoard
 from pyflannel.backend import registry
 from pyflannel.backend.base import BackendContext, Network
@@ -40,7 +40,7 @@ from pyflannel.core.lease import Lease, LeaseAttrs, LeaseTable, Snapshot
 from pyflannel.core.options import DaemonOptions
 from pyflannel.core.underlay import ExternalInterface
 from pyflannel.kernel.files import FileText, FileUnreadable, read_text_if_exists
-from pyflannel.kernel.lock import SingleInstance
+from pyflannel.kernel.lock import SingleInstance, upstream_daemons
 from pyflannel.kernel.lookup import find_interface
 from pyflannel.kernel.netlink import KernelNetlink
 from pyflannel.logs import get_logger
@@ -58,6 +58,11 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
+STATUS_DELAY_S: Final = 0.5
+"""How long a start may take before the status socket is made all the same; a start with everything
+at hand takes 0.3 s."""
+STATUS_END_S: Final = 1.0
+"""For the status socket to close: requests in flight are answered in milliseconds."""
 BRIDGE_SYSCTL: Final = {
     Family.V4: Path("/proc/sys/net/bridge/bridge-nf-call-iptables"),
     Family.V6: Path("/proc/sys/net/bridge/bridge-nf-call-ip6tables"),
@@ -104,6 +109,8 @@ class Daemon:
         self._follower: UnderlayFollower
         self._firewall: Firewall | None = None
         self._unpublished = asyncio.Event()
+        self._started = asyncio.Event()
+        self._status: asyncio.Task[NoReturn] | None = None
 
     async def run(self) -> None:
         """Starts, serves, and when cancelled takes down what does not outlive the daemon."""
@@ -116,6 +123,7 @@ class Daemon:
         async with contextlib.AsyncExitStack() as stack:
             async with while_starting(self._notifier):
                 await self._start(stack)
+            self._started.set()
             self._notifier.ready()
             self._phase(f"running with subnet {self._lease.key.describe()}")
             log.info(
@@ -136,6 +144,12 @@ class Daemon:
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
         options = self._options
         _take_lock(SingleInstance(options.subnet_file), stack)
+        for pid in upstream_daemons():
+            # Not refused: it may be about to end, and which of the two shall go is not ours to say.
+            log.warning("flanneld runs on this node too; two daemons fight, stop one", pid=pid)
+        if options.status_socket:
+            self._status = asyncio.create_task(self._serve_status(), name="status socket")
+            stack.push_async_callback(finish, self._status, within=STATUS_END_S)
         if options.healthz_port > 0:
             from pyflannel.api.app import serve_health
 
@@ -301,8 +315,8 @@ class Daemon:
             if (interval := watchdog_interval_s()) is not None:
                 forever(group, "watchdog", self._feed_watchdog(interval))
             forever(group, "network config", self._watch_config())
-            if self._options.status_socket:
-                forever(group, "status socket", self._serve_status())
+            if self._status is not None:
+                forever(group, "status socket", asyncio.shield(self._status))
 
     async def _watch_leases(self) -> None:
         log.info("Watching for new subnet leases")
@@ -379,6 +393,11 @@ class Daemon:
                 self.board.problem("network config", "")
 
     async def _serve_status(self) -> NoReturn:
+        # Not on the way to readiness, which it would delay; but a start that takes long (it waits
+        # for etcd) must be able to tell why.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STATUS_DELAY_S):
+                await self._started.wait()
         app = await asyncio.to_thread(__import__, "pyflannel.api.app", fromlist=["app"])
         await app.keep_status(self.board, self._options.status_socket)
         raise AssertionError("an endless task ended")

@@ -17,6 +17,8 @@ PACKAGES=(
     iptables nftables                  # the traffic rules
     ethtool iputils-ping tcpdump iperf3
     etcd-server                        # a second etcd version for the tests, beside the wheel's
+    mmdebstrap systemd-container       # the tests' nodes: whole Debian trees, booted
+    groff-base lintian                 # checks of the manual pages and of the Debian package
     ca-certificates                    # for whatever is fetched over TLS
 )
 

@@ -41,7 +41,8 @@ here=$(realpath "$stage")
 grep -rlIZ --exclude-dir=site-packages "$here" "$stage/$home" | xargs -0 -r sed -i "s|$here||g"
 # Of the libraries' commands nobody needs any.
 find "$stage/$home/bin" -mindepth 1 ! -name 'python*' ! -name 'pyflannel*' -delete
-rm -rf "$stage/$home/include" "$stage/$home/.gitignore"
+# Units and samples have their places below, the rest nobody needs.
+rm -rf "$stage/$home/include" "$stage/$home/share" "$stage/$home/.gitignore"
 find "$stage/$home" -path '*.dist-info/direct_url.json' -delete
 find "$stage/$home" -name 'tests' -path '*/site-packages/*' -type d -prune -exec rm -rf {} +
 ln -sf "$python" "$stage/$home/bin/python3"

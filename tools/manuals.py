@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -44,10 +45,18 @@ def roff(text: str) -> str:
     return "\n".join("\\&" + line if line.startswith(".") else line for line in lines)
 
 
+def date() -> str:
+    """Of the sources where a build says so, else today's."""
+    seconds = float(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
+    return time.strftime("%Y-%m-%d", time.gmtime(seconds))
+
+
 def page(name: str, section: int, summary: str, synopsis: str, body: Iterable[str]) -> str:
     """One page; `body` is troff already."""
     head = [
-        f'.TH {name.upper()} {section} "" "pyflannel {pyflannel.__version__}"',
+        f'.TH {name.upper()} {section} "{date()}" "pyflannel {pyflannel.__version__}"',
+        # Names of flags and variables are searched for, and copied.
+        ".nh",
         ".SH NAME",
         f"{roff(name)} \\- {roff(summary)}",
         ".SH SYNOPSIS",

@@ -17,6 +17,7 @@ packages=(
     systemd systemd-sysv dbus     # an init, and what systemctl talks through
     udev                          # reads the .link file
     python3                       # the package depends on the system's interpreter
+    python3-venv                  # for installing wheels without the package
     iproute2 iptables nftables procps kmod iputils-ping
     etcd-client                   # the chapter's etcdctl
 )

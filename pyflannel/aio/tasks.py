@@ -40,9 +40,7 @@ def start(group: asyncio.TaskGroup, name: str, work: Coroutine[Any, Any, T]) -> 
     return group.create_task(_named(name, work), name=name)
 
 
-def forever(
-    group: asyncio.TaskGroup, name: str, work: Coroutine[Any, Any, object]
-) -> asyncio.Task[None]:
+def forever(group: asyncio.TaskGroup, name: str, work: Awaitable[object]) -> asyncio.Task[None]:
     """Starts a task that must not end but by cancellation; if it returns, the group fails.
 
     Raises (inside the group):

@@ -16,12 +16,18 @@ from pathlib import Path
 
 from pyflannel.cli.common import Parser
 from pyflannel.core import subnetenv, traces
-from pyflannel.core.errors import EXIT_OK, EXIT_UNAVAILABLE, FlannelError, NotPermitted
+from pyflannel.core.errors import (
+    EXIT_OK,
+    EXIT_UNAVAILABLE,
+    DeviceUnavailable,
+    FlannelError,
+    NotPermitted,
+)
 from pyflannel.core.ip import Family
 from pyflannel.core.options import DaemonOptions
 from pyflannel.kernel.base import RTN_BLACKHOLE, RTN_UNICAST, RTPROT_BOOT, Delete, Netlink, Route
 from pyflannel.kernel.files import FileText, read_text_if_exists
-from pyflannel.kernel.lock import SingleInstance
+from pyflannel.kernel.lock import SingleInstance, upstream_daemons
 from pyflannel.kernel.netlink import KernelNetlink
 from pyflannel.traffic.iptables import IptablesManager
 from pyflannel.traffic.nftables import NftablesManager
@@ -49,6 +55,14 @@ def main(argv: Sequence[str]) -> int:
     given = parser.parse_args(argv)
     if os.geteuid() != 0:
         raise NotPermitted("clean up", "this node", 1, "run it as root")
+    upstream = [] if given.dry_run else upstream_daemons()
+    if upstream:
+        raise DeviceUnavailable(
+            "clean up",
+            "this node",
+            0,
+            f"flanneld runs (pid {upstream[0]}) and uses it: stop it first",
+        )
     with SingleInstance(given.subnet_file) as lock:
         files = [given.subnet_file, given.docker_opts_file, given.status_socket, str(lock.path)]
         files += [f"{given.state_dir}/{name}" for name in STATE_FILES]

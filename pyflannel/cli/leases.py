@@ -90,7 +90,7 @@ def _row(lease: Lease, ttl: int | None) -> tuple[str, str, str, str, str]:
     return (
         lease.key.describe(),
         " ".join(addresses) or "-",
-        attrs.backend_type or "(none)",
+        attrs.backend_type or "-",
         data or "-",
         "reserved" if ttl is None else _time(ttl),
     )

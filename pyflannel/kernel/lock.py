@@ -1,4 +1,4 @@
-"""One daemon per subnet file: a lock that the kernel takes away from whoever dies.
+"""One daemon at a time: a lock for each subnet file, which the kernel takes from whoever dies.
 
 The lock is `flock` on a file beside the one it protects (that one is replaced by every write, so
 its inode is no place for a lock). The file stays behind: removing it would let a third process lock
@@ -101,3 +101,37 @@ def _holder(fd: int) -> str:
         if text.isdigit():
             return text
     return ""
+
+
+def is_held(subnet_file: str | os.PathLike[str]) -> bool:
+    """Whether a daemon with this subnet file lives. Needs no permission to write."""
+    try:
+        fd = os.open(SingleInstance(subnet_file).path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def upstream_daemons() -> list[int]:
+    """Process ids of flannel's own daemon, `flanneld`, in our network namespace.
+
+    It takes no lock that we could see; it is known by its name. Processes that go meanwhile, or
+    that we may not look at, do not count.
+    """
+    found = []
+    with contextlib.suppress(OSError):
+        ours = Path("/proc/self/ns/net").stat().st_ino
+        for directory in Path("/proc").iterdir():
+            if directory.name.isdecimal() and int(directory.name) != os.getpid():
+                with contextlib.suppress(OSError):
+                    if (directory / "comm").read_bytes() == b"flanneld\n" and (
+                        directory / "ns/net"
+                    ).stat().st_ino == ours:
+                        found.append(int(directory.name))
+    return sorted(found)

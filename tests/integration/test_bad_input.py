@@ -4,6 +4,7 @@ nothing lost. One node with a real etcd; each case is a daemon of its own."""
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import socket
 import subprocess
@@ -180,6 +181,11 @@ class TestItWaits:
                 line = child.stdout.readline()
             assert "192.0.2.253:2379" in line
             assert "/coreos.com/network/config" in line
+            asked = node.exec(["pyflannel", "status", "--json"], check=False)
+            assert asked.returncode == 69
+            status = json.loads(asked.stdout)
+            assert "192.0.2.253:2379" in status["waiting_for"]
+            assert not status["ready"]
             start = time.monotonic()
             child.send_signal(signal.SIGTERM)
             assert child.wait(timeout=5) == 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -27,7 +29,7 @@ def state(node):
 
 
 @pytest.mark.parametrize("backend", ["udp", "vxlan", "host-gw"])
-def test_all_of_ours_goes_and_nothing_else(backend):
+def test_all_of_ours_goes_and_nothing_else(backend, tmp_path):
     spec = LabSpec(nodes=2, backend=backend, name=f"clean-{backend}", start_daemons=False)
     spec_args = ["--ip-masq", "--ip-blackhole-route", "--iptables-resync=1"]
     with Lab(spec) as lab:
@@ -45,6 +47,17 @@ def test_all_of_ours_goes_and_nothing_else(backend):
         assert refused.returncode == 69
         assert f"pid {node.pid}" in refused.stderr
         assert node.stop_daemon() == 0
+        shutil.copy("/bin/sleep", tmp_path / "flanneld")
+        child = node.space.popen([str(tmp_path / "flanneld"), "60"])
+        comm = Path(f"/proc/{child.pid}/comm")
+        lab.wait(lambda: comm.read_text() == "flanneld\n", 2, what="the other daemon")
+        try:
+            refused = node.exec(["pyflannel", "cleanup"], check=False)
+            assert refused.returncode == 69
+            assert f"flanneld runs (pid {child.pid})" in refused.stderr
+        finally:
+            child.kill()
+            child.communicate()
 
         planned = json.loads(node.exec(["pyflannel", "cleanup", "--dry-run", "--json"]).stdout)
         assert planned["found"]

@@ -1,6 +1,7 @@
 """One daemon per subnet file."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from pyflannel.core.errors import DeviceUnavailable
-from pyflannel.kernel.lock import SingleInstance
+from pyflannel.kernel.lock import SingleInstance, is_held, upstream_daemons
+from tests.support.machine import until
 
 HOLDER = """
 import sys, time
@@ -94,3 +96,27 @@ def test_a_place_that_cannot_be_written_is_an_error_of_ours(tmp_path: Path) -> N
     (tmp_path / "file").write_text("")
     with pytest.raises(KernelError, match=r"subnet\.env\.lock"):
         SingleInstance(tmp_path / "file" / "subnet.env").acquire()
+
+
+def test_whether_a_daemon_lives_can_be_asked_without_disturbing_it(holder, tmp_path: Path) -> None:
+    """Also afterwards, when the file is still there."""
+    subnet_file = tmp_path / "run" / "subnet.env"
+    assert is_held(subnet_file)
+    holder.kill()
+    holder.wait()
+    assert not is_held(subnet_file)
+    assert not is_held(tmp_path / "other" / "subnet.env")
+
+
+def test_flannels_own_daemon_is_found_by_its_name(tmp_path: Path) -> None:
+    """As long as it runs, and in our network namespace only."""
+    program = tmp_path / "flanneld"
+    shutil.copy("/bin/sleep", program)
+    before = upstream_daemons()
+    with subprocess.Popen([program, "60"]) as child:
+        try:
+            # Popen is back a moment before the kernel has given the process its new name.
+            until("it is found", lambda: upstream_daemons() == sorted([*before, child.pid]), 2)
+        finally:
+            child.kill()
+    assert upstream_daemons() == before

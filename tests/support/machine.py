@@ -19,13 +19,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self, TypeVar
@@ -111,6 +112,27 @@ def until(what: str, probe: Callable[[], T], timeout: float = 20.0) -> T:
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout:g} s: {what}")
         time.sleep(POLL_S)
+
+
+@contextlib.contextmanager
+def pinging(source: Node, target: Node) -> Iterator[list[tuple[int, int]]]:
+    """A hundred pings a second across the overlay meanwhile; gives a list of (sent, received)."""
+    result: list[tuple[int, int]] = []
+    near, far = source.subnet().split("/")[0], target.subnet().split("/")[0]
+    probe = ("ping", "-c", "1", "-W", "1", "-I", near, far)
+    until("the overlay carries", lambda: "1 received" in source.run(*probe, check=False))
+    child = source.popen("ping", "-q", "-i", "0.01", "-w", "300", "-I", near, far)
+    begin = time.monotonic()
+    try:
+        yield result
+    finally:
+        # Some before, some after it, and what is under way arrives.
+        time.sleep(max(0.3, 1.0 - (time.monotonic() - begin)))
+        child.send_signal(signal.SIGINT)  # makes it sum up
+        output, _ = child.communicate(timeout=10)
+        counts = re.search(r"(\d+) packets transmitted, (\d+) received", output)
+        assert counts, output
+        result.append((int(counts[1]), int(counts[2])))
 
 
 class Site:
@@ -318,7 +340,11 @@ class Node:
     ) -> str:
         """Runs a command inside; gives its output, both streams."""
         entered = ("nsenter", "-t", str(self._leader), *self._namespaces(), "--root", "--wd")
-        inside = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", **(env or {})}
+        inside = {
+            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "LC_ALL": "C.UTF-8",
+            **(env or {}),
+        }
         assignments = [f"{name}={value}" for name, value in inside.items()]
         return run(
             *(*entered, "--", "env", "-i", *assignments, *command),
@@ -376,6 +402,13 @@ class Node:
             line.split("=", 1) for line in self.read("/run/flannel/subnet.env").splitlines()
         )
         return lines["FLANNEL_SUBNET"]
+
+    def bridge(self) -> None:
+        """A bridge with the first address of the leased subnet, as docker would make it."""
+        self.run("ip", "link", "add", "cni0", "type", "bridge", check=False)
+        self.run("ip", "addr", "flush", "dev", "cni0")
+        self.run("ip", "addr", "add", self.subnet(), "dev", "cni0")
+        self.run("ip", "link", "set", "cni0", "up")
 
     def console(self) -> str:
         """What the console has shown."""

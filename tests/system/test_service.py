@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import time
 from contextlib import contextmanager
 
 import pytest
 
-from tests.support.machine import ETCD, Node, Site, until
+from tests.support.machine import ETCD, Node, Site, pinging, until
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -50,10 +49,7 @@ def start(node: Node) -> None:
     """Starts the daemon and puts a bridge into the leased subnet, as docker would."""
     node.run("systemctl", "start", "pyflannel", check=False)
     assert active(node), node.journal()
-    node.run("ip", "link", "add", "cni0", "type", "bridge", check=False)
-    node.run("ip", "addr", "flush", "dev", "cni0")
-    node.run("ip", "addr", "add", node.subnet(), "dev", "cni0")
-    node.run("ip", "link", "set", "cni0", "up")
+    node.bridge()
 
 
 @contextmanager
@@ -67,27 +63,6 @@ def drop_in(node: Node, text: str):
     finally:
         node.run("rm", path)
         node.run("systemctl", "daemon-reload")
-
-
-@contextmanager
-def ping(source: Node, target: Node):
-    """A hundred pings a second across the overlay meanwhile; gives a list of (sent, received)."""
-    result: list[tuple[int, int]] = []
-    near, far = source.subnet().split("/")[0], target.subnet().split("/")[0]
-    until("the overlay carries", lambda: "1 received" in source.run(
-        "ping", "-c", "1", "-W", "1", "-I", near, far, check=False))  # fmt: skip
-    child = source.popen("ping", "-q", "-i", "0.01", "-w", "60", "-I", near, far)
-    begin = time.monotonic()
-    try:
-        yield result
-    finally:
-        # Some before, some after it, and what is under way arrives.
-        time.sleep(max(0.3, 1.0 - (time.monotonic() - begin)))
-        child.send_signal(signal.SIGINT)  # makes it sum up
-        output, _ = child.communicate(timeout=10)
-        counts = re.search(r"(\d+) packets transmitted, (\d+) received", output)
-        assert counts, output
-        result.append((int(counts[1]), int(counts[2])))
 
 
 def active(node: Node) -> bool:
@@ -235,7 +210,7 @@ class TestUnderTraffic:
     def test_a_restart_loses_no_packet(self, site, backend):
         """Backend udp neither: its eBPF programs are pinned."""
         a, b = site.nodes
-        with ping(a, b) as counted:
+        with pinging(a, b) as counted:
             b.run("systemctl", "restart", "pyflannel")
         ((sent, received),) = counted
         print(f"restart, {backend}: {sent - received} of {sent} pings lost")
@@ -245,7 +220,7 @@ class TestUnderTraffic:
     def test_after_kill_9_it_is_restarted_with_the_same_subnet(self, site, backend):
         a, b = site.nodes
         subnet, pid = b.subnet(), b.main_pid()
-        with ping(a, b) as counted:
+        with pinging(a, b) as counted:
             b.run("kill", "-9", str(pid))
             until("another daemon is up", lambda: active(b) and b.main_pid() not in {0, pid})
         ((sent, received),) = counted
