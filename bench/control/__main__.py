@@ -3,11 +3,15 @@
 Measured per candidate and backend, over a lab of one node and its etcd:
 
 * `start`: from exec to `subnet.env`, ms;
-* `leases there`: from exec until 1,000 leases that are in etcd are programmed, s (kernel routes for
+* `leases_there`: from exec until all leases that are in etcd are programmed, s (kernel routes for
   vxlan and host-gw; for udp, where upstream's table cannot be seen, ours by its status);
-* `burst`: from the last of 1,000 puts while running until all are programmed, s;
-* `rss`: resident memory with 1 and with 1,000 leases, MiB;
-* `idle`: CPU over some seconds at rest with 1,000 leases, %.
+* `burst`: from the last of that many puts while running until all are programmed, s;
+* `change`: from before the put of one more lease until its route is there, median of ten, ms;
+* `rss_1`, `rss`: resident memory with one lease and with all, MiB;
+* `idle`: CPU over `IDLE_S` at rest with all leases, % of one CPU (the scheduler's clock);
+* `event`: CPU for one more lease, ms.
+
+"All" is 1,000, or `--leases`.
 
 Upstream's rows are there when `PYFLANNEL_UPSTREAM` names its binary.
 """
@@ -29,10 +33,11 @@ from bench.report import machine
 from pyflannel.lab import Lab, LabSpec
 from pyflannel.lab.nodes import Node
 
-LEASES = 1000
 BATCH = 100
 """Puts in one transaction; etcd takes at most 128 operations (--max-txn-ops)."""
-IDLE_S = 10.0
+IDLE_S = 20.0
+"""Two of our full comparisons."""
+CHANGES = 10
 DEADLINE_S = 60.0
 PREFIX = "/coreos.com/network"
 
@@ -96,12 +101,14 @@ def rss_mib(pid: int) -> float:
 
 
 def cpu_s(pid: int) -> float:
-    """User and system time of a process (proc(5), /proc/pid/stat)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """CPU time of all threads of a process (/proc/pid/task/tid/schedstat, ns)."""
+    spent = 0
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        spent += int((thread / "schedstat").read_text().split()[0])
+    return spent / 1e9
 
 
-def one(backend: str, upstream: str, number: int) -> dict[str, float]:
+def one(backend: str, upstream: str, number: int, leases: int) -> dict[str, float]:
     """One round over one candidate."""
     spec = LabSpec(
         name=f"control{os.getpid()}-{number}",
@@ -122,13 +129,14 @@ def one(backend: str, upstream: str, number: int) -> dict[str, float]:
         put_leases(lab, backend, 1)
         wait(lambda: count() >= 1)
         result["rss_1_mib"] = rss_mib(node.pid)
-        put_leases(lab, backend, LEASES, 1)
-        result["burst_s"] = wait(lambda: count() >= LEASES)
+        put_leases(lab, backend, leases - 1, 1)
+        result["burst_s"] = wait(lambda: count() >= leases)
         time.sleep(2)
-        result["rss_1000_mib"] = rss_mib(node.pid)
+        result["rss_mib"] = rss_mib(node.pid)
         before = cpu_s(node.pid)
         time.sleep(IDLE_S)
         result["idle_percent"] = (cpu_s(node.pid) - before) / IDLE_S * 100
+        result |= changes(lab, backend, count, leases)
         node.kill()
         for device in ("flannel.1",):
             node.exec(["ip", "link", "delete", device], check=False)
@@ -137,12 +145,28 @@ def one(backend: str, upstream: str, number: int) -> dict[str, float]:
         start = time.perf_counter()
         node.start_daemon()
         if skip:
-            wait(lambda: node.log()[skip:].count("Subnet added") >= LEASES)
+            wait(lambda: node.log()[skip:].count("Subnet added") >= leases)
         else:
-            wait(lambda: count() >= LEASES)
+            wait(lambda: count() >= leases)
         result["leases_there_s"] = time.perf_counter() - start
         node.stop_daemon()
     return result
+
+
+def changes(lab: Lab, backend: str, count: Callable[[], int], leases: int) -> dict[str, float]:
+    """Further leases, one by one: time to the kernel, and what each costs."""
+    pid = lab.node(1).pid
+    before, delays = cpu_s(pid), []
+    for n in range(leases, leases + CHANGES):
+        start = time.perf_counter()
+        put_leases(lab, backend, 1, n)
+        wait(lambda n=n: count() > n, 0.0005)  # type: ignore[misc]
+        delays.append(time.perf_counter() - start)
+    time.sleep(0.5)
+    return {
+        "change_ms": statistics.median(delays) * 1e3,
+        "event_cpu_ms": (cpu_s(pid) - before) / CHANGES * 1e3,
+    }
 
 
 def main() -> int:
@@ -151,6 +175,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--backend", action="append", choices=["udp", "vxlan", "host-gw"])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there")
+    parser.add_argument("--leases", type=int, default=1000, metavar="N")
     given = parser.parse_args()
     upstream = os.environ.get("PYFLANNEL_UPSTREAM", "")
     candidates = [("pyflannel", ""), *([("upstream", upstream)] if upstream else [])]
@@ -160,7 +185,7 @@ def main() -> int:
             order = candidates if turn % 2 == 0 else candidates[::-1]
             for name, command in order:
                 samples = results.setdefault(f"{backend} {name}", defaultdict(list))
-                for metric, sample in one(backend, command, turn).items():
+                for metric, sample in one(backend, command, turn, given.leases).items():
                     samples[metric].append(sample)
     for name, samples in results.items():
         cells = [
@@ -170,7 +195,7 @@ def main() -> int:
         print(f"{name:18} " + "  ".join(cells))
     if given.json:
         given.json.parent.mkdir(parents=True, exist_ok=True)
-        data = {"machine": machine(), "results": results}
+        data = {"machine": machine(), "leases": given.leases, "results": results}
         given.json.write_text(json.dumps(data, indent=1) + "\n")
     return 0
 

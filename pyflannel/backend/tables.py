@@ -135,9 +135,4 @@ class TableState:
         drifted = self.delta.replace_actual(actual)
         if self.listing is not None:
             self.drifted.update(drifted)
-        # Kept with our own objects in the place of equal ones: it costs a list and no more.
-        kept = self.delta.actual
-        self.listing = [
-            mine if (mine := kept.get(thing.key)) is not None and mine == thing else thing
-            for thing in listing
-        ]
+        self.listing = listing

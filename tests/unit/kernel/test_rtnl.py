@@ -433,3 +433,40 @@ class TestNotifications:
     def test_other_messages_are_not_told(self) -> None:
         """Rules, for instance."""
         assert heard(32, bytes(12)) is None
+
+
+class TestCachedRecords:
+    """A record that is read again is the same object, as long as it says the same."""
+
+    AGES = struct.pack("=HHI", 8, 4, 0) + struct.pack("=HHIIII", 20, 3, 1, 2, 3, 0)
+    OLDER = struct.pack("=HHI", 8, 4, 1) + struct.pack("=HHIIII", 20, 3, 900, 2, 3, 0)
+
+    @pytest.mark.parametrize("ip", [IPv4Address("20.0.3.0"), IPv6Address("fd00:5:7::")])
+    def test_the_age_of_a_neighbour_makes_no_other_one_of_it(self, ip) -> None:
+        """Nor does an address that looks like the header of the ages."""
+        body = rtnl.set_request(Neighbour(index=3, ip=ip, mac=MAC)).body
+        first = rtnl.decode_neighbour(body + self.AGES)
+        assert first == Neighbour(index=3, ip=ip, mac=MAC)
+        assert rtnl.decode_neighbour(body + self.OLDER) is first
+        other = rtnl.set_request(Neighbour(index=3, ip=ip, mac="02:00:00:00:00:77")).body
+        found = rtnl.decode_neighbour(other + self.AGES)
+        assert found is not None
+        assert found.mac == "02:00:00:00:00:77"
+
+    @pytest.mark.parametrize("dst", [IPv4Address("20.0.3.0"), IPv6Address("2001:db8::7")])
+    def test_nor_does_that_of_an_fdb_entry(self, dst) -> None:
+        """The destination counts."""
+        body = rtnl.set_request(FdbEntry(index=3, mac=MAC, dst=dst)).body
+        first = rtnl.decode_fdb(body + self.AGES)
+        assert first == FdbEntry(index=3, mac=MAC, dst=dst)
+        assert rtnl.decode_fdb(body + self.OLDER) is first
+        other = rtnl.set_request(FdbEntry(index=3, mac=MAC, dst=dst + 1)).body
+        found = rtnl.decode_fdb(other + self.AGES)
+        assert found is not None
+        assert found.dst == dst + 1
+
+    def test_a_neighbour_without_a_mac_is_decoded_as_well(self) -> None:
+        """Its ages stand elsewhere."""
+        body = rtnl.set_request(Neighbour(index=3, ip=IPv4Address("10.5.7.0"), mac=MAC)).body
+        found = rtnl.decode_neighbour(body[:20] + self.AGES)
+        assert found == Neighbour(index=3, ip=IPv4Address("10.5.7.0"), mac="")
