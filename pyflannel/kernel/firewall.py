@@ -14,6 +14,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 from pyflannel.core.errors import KernelError, NotPermitted
@@ -133,3 +134,12 @@ def _getsockopt_in_out(fd: int, level: int, option: int, request: bytes) -> byte
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
     return buffer.raw[: size.value]
+
+
+def legacy_tables(family: Family) -> tuple[str, ...]:
+    """The tables that legacy iptables has in this network namespace (to list one creates it)."""
+    name = "ip_tables_names" if family is Family.V4 else "ip6_tables_names"
+    try:
+        return tuple(Path("/proc/net", name).read_text().split())
+    except OSError:
+        return ()

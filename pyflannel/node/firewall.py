@@ -68,11 +68,13 @@ class Firewall:
         await self.ensure(previous=previous)
 
     async def keep(self) -> None:
-        """Cleans up after the manager that is not in use, then watches ours. Runs for ever."""
+        """Cleans up after earlier runs with other options, then watches. Runs for ever."""
         try:
             await self._other.remove()
+            async with self._lock:
+                await self._manager.remove(but=self._rules)
         except FlannelError as error:
-            log.debug("rules of the other traffic manager not removed", error=error)
+            log.debug("rules of an earlier run not removed", error=error)
         while True:
             if self._failing:
                 await asyncio.sleep(RETRY_S)

@@ -52,6 +52,12 @@ class TrafficManager(Protocol):
         """What `remove` would remove, in words; empty if there is nothing of ours."""
         ...
 
-    async def remove(self) -> None:
-        """Removes all rules and chains of this manager, best-effort (for the one not in use)."""
+    async def remove(self, *, but: RuleSet | None = None) -> None:
+        """Removes all rules and chains of ours in this manager, best-effort.
+
+        Args:
+            but: without it this is for the manager that is not in use. With it, for the one that
+                is: parts of an earlier run go which these rules do not have. `ensure` does not
+                look for those, because looking costs a process each, before the node is ready.
+        """
         ...

@@ -27,7 +27,7 @@ from typing import Final
 from pyflannel.core.errors import CommandError, FlannelError
 from pyflannel.core.ip import Family
 from pyflannel.core.rules import Action, Rule, RuleSet
-from pyflannel.kernel import process
+from pyflannel.kernel import firewall, process
 from pyflannel.logs import get_logger
 from pyflannel.traffic.base import RulesApplied
 from pyflannel.traffic.monitor import ChangeMonitor
@@ -206,33 +206,36 @@ class IptablesManager:
     async def leftovers(self) -> list[str]:
         """As in `TrafficManager`."""
         found = []
-        for family in await self._usable():
-            for chain in (MASQUERADE, FORWARD):
-                saved = await self._command(f"{BINARY[family]}-save", "-t", chain.table)
-                present = read_table(saved, chain)
-                if present.exists or present.jumps:
-                    found.append(f"{BINARY[family]} chain {chain.name} of table {chain.table}")
+        for family, chain in await self._listable():
+            saved = await self._command(f"{BINARY[family]}-save", "-t", chain.table)
+            present = read_table(saved, chain)
+            if present.exists or present.jumps:
+                found.append(f"{BINARY[family]} chain {chain.name} of table {chain.table}")
         return found
 
-    async def remove(self) -> None:
+    async def remove(self, *, but: RuleSet | None = None) -> None:
         """As in `TrafficManager`; a missing binary means that there is nothing of ours."""
-        for family in await self._usable():
-            for chain in (MASQUERADE, FORWARD):
-                try:
-                    await self._ensure_chain(family, chain, ())
-                except FlannelError as error:
-                    log.debug("chain not removed", chain=chain.name, family=family, error=error)
+        for family, chain in await self._listable():
+            part = (but or RuleSet()).of(family)
+            if part.masquerade if chain is MASQUERADE else part.forward:
+                continue
+            try:
+                await self._ensure_chain(family, chain, ())
+            except FlannelError as error:
+                log.debug("chain not removed", chain=chain.name, family=family, error=error)
 
-    async def _usable(self) -> list[Family]:
-        """Families whose iptables is there and can be listed without creating tables."""
-        usable = []
+    async def _listable(self) -> list[tuple[Family, Chain]]:
+        """Where iptables is there and can be asked without making a table by that."""
+        found = []
         for family in Family:
             try:
-                if (await self._flavour(family)).nft:
-                    usable.append(family)
+                nft = (await self._flavour(family)).nft
             except CommandError as error:
                 log.debug("iptables is not there", family=family, error=error)
-        return usable
+                continue
+            there = () if nft else firewall.legacy_tables(family)
+            found += [(family, c) for c in (MASQUERADE, FORWARD) if nft or c.table in there]
+        return found
 
     async def _ensure_chain(self, family: Family, chain: Chain, wanted: tuple[Rule, ...]) -> bool:
         flavour = await self._flavour(family)

@@ -267,8 +267,10 @@ class NftablesManager:
                 log.debug("nft cannot be asked", family=family, error=error)
         return found
 
-    async def remove(self) -> None:
+    async def remove(self, *, but: RuleSet | None = None) -> None:
         """As in `TrafficManager`."""
+        if but is not None:
+            return  # `ensure` rewrites whole tables
         for family in Family:
             try:
                 if await self._present(family) != {}:
@@ -299,11 +301,12 @@ class NftablesManager:
             probe = (
                 "table ip flannel-probe { chain probe {\n"
                 "type nat hook postrouting priority srcnat; policy accept;\n"
-                "masquerade fully-random\n} }\n"
+                "masquerade fully-random\n}\n}\n"
             )
             try:
                 await self._nft.run(probe, check_only=True)
-            except CommandError:
+            except CommandError as error:
+                log.info("masquerading without fully-random", reason=error)
                 self._fully_random = False
             else:
                 self._fully_random = True

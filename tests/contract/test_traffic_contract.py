@@ -138,6 +138,25 @@ def test_nothing_of_ours_is_left_after_removal(play):
     play(scenario)
 
 
+@pytest.mark.parametrize("name", MANAGERS)
+@pytest.mark.parametrize("wanted", [True, False])
+def test_source_ports_are_fully_random_unless_that_is_switched_off(name, wanted):
+    """Every kernel since 3.13 and both tools of this decade can do it."""
+
+    async def go() -> None:
+        manager = MANAGERS[name](fully_random=wanted)
+        try:
+            await manager.ensure(rules())
+            text = everything().lower()
+            # How iptables' own rules print here depends on the version of nft.
+            printed = sh("iptables-save") if name == "iptables" else text
+            assert ("fully" in printed) == wanted
+        finally:
+            manager.close()
+
+    in_new_netns(lambda: asyncio.run(go()))
+
+
 def test_a_part_that_is_no_longer_wanted_goes(play):
     async def scenario(manager):
         await manager.ensure(rules())

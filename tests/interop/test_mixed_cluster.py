@@ -115,3 +115,106 @@ class TestMixed:
             node.attach_pod()
             lab.add_node(command=UPSTREAM)
             lab.wait(lambda: lab.ping_all().ok, 15, what="all pairs of four")
+
+
+class TestRules:
+    """Rules of the one are those of the other: neither doubles, adds to, or takes away."""
+
+    @staticmethod
+    def iptables(node) -> list[str]:
+        lines = [
+            line
+            for command in ("iptables-save", "ip6tables-save")
+            for line in node.exec([command]).stdout.splitlines()
+        ]
+        return [line for line in lines if "FLANNEL" in line or "flanneld" in line]
+
+    def test_iptables_rules_are_the_same_whoever_made_them(self):
+        spec = LabSpec(
+            nodes=1,
+            backend="vxlan",
+            name="rules-mixed",
+            node_commands={1: UPSTREAM},
+            start_daemons=False,
+        )
+        with Lab(spec) as lab:
+            node = lab.node(1)
+            node.start_daemon(["-ip-masq"])
+            lab.wait(lambda: len(self.iptables(node)) > 6, 10, what="upstream's rules")
+            upstreams = self.iptables(node)
+            node.stop_daemon()
+            ours = [
+                "pyflanneld",
+                f"-etcd-endpoints={lab.etcd.endpoint}",
+                "-iface=eth0",
+                "-ip-masq",
+            ]
+            status = ["pyflannel", "status"]
+            for damage in (None, "iptables -t nat -F FLANNEL-POSTRTG", "iptables -F FLANNEL-FWD"):
+                if damage:
+                    node.exec(damage.split())
+                child = node.space.popen(ours, stderr=subprocess.STDOUT)
+                try:
+                    lab.wait(
+                        lambda: node.exec(status, check=False).returncode == 0, 10, what="ours"
+                    )
+                    lab.wait(lambda: self.iptables(node) == upstreams, 5, what="same rules")
+                finally:
+                    child.terminate()
+                    child.communicate(timeout=10)
+            node.start_daemon(["-ip-masq"])
+            ready(lab, 1)
+            skip = len(node.log())
+            lab.wait(lambda: self.iptables(node) == upstreams, 10, what="the same rules again")
+            assert "rror" not in node.log()[skip:]
+
+    @pytest.mark.parametrize("ours_first", [True, False])
+    def test_the_nftables_table_is_handed_over(self, ours_first):
+        """Upstream's own rules in it are of another order; who runs has his own."""
+        spec = LabSpec(
+            nodes=1,
+            name="nft-mixed",
+            config={
+                "Network": "10.0.0.0/16",
+                "EnableNFTables": True,
+                "Backend": {"Type": "vxlan"},
+            },
+            node_commands={1: UPSTREAM},
+            start_daemons=False,
+        )
+
+        def table(node) -> str:
+            listed = node.exec(["nft", "-s", "list", "table", "ip", "flannel-ipv4"], check=False)
+            return listed.stdout
+
+        with Lab(spec) as lab:
+            node = lab.node(1)
+
+            def run_ours() -> str:
+                argv = ["pyflanneld", f"-etcd-endpoints={lab.etcd.endpoint}", "-iface=eth0"]
+                child = node.space.popen([*argv, "-ip-masq"], stderr=subprocess.STDOUT)
+                try:
+                    status = ["pyflannel", "status"]
+                    lab.wait(
+                        lambda: node.exec(status, check=False).returncode == 0, 10, what="ours"
+                    )
+                    lab.wait(lambda: "masquerade" in table(node), 5, what="our table")
+                    return table(node)
+                finally:
+                    child.terminate()
+                    child.communicate(timeout=10)
+
+            def run_upstreams() -> str:
+                node.start_daemon(["-ip-masq"])
+                ready(lab, 1)
+                lab.wait(lambda: "masquerade" in table(node), 10, what="upstream's table")
+                found = table(node)
+                node.stop_daemon()
+                return found
+
+            if ours_first:
+                first, second, again = run_ours(), run_upstreams(), run_ours()
+            else:
+                first, second, again = run_upstreams(), run_ours(), run_upstreams()
+            assert again == first
+            assert second.count("masquerade") <= first.count("masquerade") + 1
