@@ -408,10 +408,13 @@ class Lab:
         pid = node.space.holder.pid
         ip_batch(self.switch, topology.cable(node.number, pid, self.spec.underlay_mtu))
         ip_batch(node.space, topology.node_setup(node.number))
-        off = self.spec.features_off()
-        if off:
-            words = [word for feature in off for word in (feature, "off")]
-            for space, device in ((node.space, "eth0"), (self.switch, node.name)):
+        off = [word for feature in self.spec.features_off() for word in (feature, "off")]
+        on = [word for feature in self.spec.features_on() for word in (feature, "on")]
+        for space, device, words in (
+            (node.space, "eth0", [*off, *on]),
+            (self.switch, node.name, off),
+        ):
+            if words:
                 space.run([need("ethtool"), "-K", device, *words])
         self.nodes.append(node)
 

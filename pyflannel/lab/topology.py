@@ -143,6 +143,13 @@ class LabSpec:
         """Features to switch off on every underlay device, as `ethtool -K` calls them."""
         return _FEATURES_OFF[self.underlay] + (() if self.tx_checksums else ("tx",))
 
+    def features_on(self) -> tuple[str, ...]:
+        """Features to switch on at the nodes' end: a veth has no GRO until it is asked for.
+
+        The switch's end gets none: a switch joins no packets.
+        """
+        return ("gro",) if self.underlay is Underlay.PLAIN else ()
+
     def to_json(self) -> dict[str, object]:
         """The spec as JSON values; `spec_from_json` is the inverse."""
         return {

@@ -397,6 +397,16 @@ class TestEtcd:
 
 
 class TestUnderlay:
+    def test_plain_is_a_card_that_joins_what_it_receives_and_cuts_nothing(self, base):
+        with Lab(spec(underlay=Underlay.PLAIN), base=base) as lab:
+            features = lab.node(1).exec(["ethtool", "-k", "eth0"]).stdout
+            assert "generic-receive-offload: on" in features
+            for name in ("tcp-segmentation-offload", "generic-segmentation-offload"):
+                assert f"{name}: off" in features
+            port = lab.switch.run(["ethtool", "-k", "node1"]).stdout
+            assert "generic-receive-offload: off" in port
+            assert lab.ping_all().ok
+
     def test_bare_means_that_nothing_is_helped(self, base):
         wanted = spec(underlay=Underlay.BARE, underlay_mtu=1450, tx_checksums=False)
         with Lab(wanted, base=base) as lab:

@@ -94,7 +94,9 @@ class TestSpec:
         plain, bare = LabSpec(underlay=Underlay.PLAIN), LabSpec(underlay=Underlay.BARE)
         assert LabSpec().features_off() == ()
         assert set(plain.features_off()) < set(bare.features_off())
+        assert plain.features_on() == ("gro",)
         assert "gro" not in plain.features_off()
+        assert LabSpec().features_on() == bare.features_on() == ()
         assert LabSpec(tx_checksums=False).features_off() == ("tx",)
 
 
