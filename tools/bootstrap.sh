@@ -12,7 +12,8 @@ flock 9
 PACKAGES=(
     python3 python3-venv python3-dev   # the interpreter, and what a C extension is built against
     gcc libc6-dev                      # the native data path
-    clang llvm libbpf-dev              # the eBPF data path's object, and fuzzing
+    clang llvm libbpf-dev              # the eBPF data path's object
+    libclang-rt-dev                    # fuzzing: what the sanitizers link with
     iproute2 mount procps              # the lab; `ip` and `sysctl` for the daemon as well
     iptables nftables                  # the traffic rules
     ethtool iputils-ping tcpdump iperf3

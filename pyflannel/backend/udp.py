@@ -43,7 +43,7 @@ from pyflannel.core.lpm import Peer, RouteTable
 from pyflannel.core.underlay import ExternalInterface
 from pyflannel.datapath import select
 from pyflannel.datapath.base import Datapath, DatapathConfig
-from pyflannel.kernel.base import Link, Notification, Route
+from pyflannel.kernel.base import Link, Notification, Route, Topic
 from pyflannel.kernel.sysctl import try_write_sysctl
 from pyflannel.kernel.tun import TunDevice, open_tun
 from pyflannel.kernel.udp import IP_PMTUDISC_DO, open_udp
@@ -184,6 +184,7 @@ class UdpNetwork:
         self._datapath: Datapath | None = None
         self._engine = Engine(context.netlink, self._plan())
         self._starts = 0
+        self._worried = False
 
     @property
     def mtu(self) -> int:
@@ -235,8 +236,11 @@ class UdpNetwork:
         self._table_changed = True
 
     def notice(self, notification: Notification) -> bool:
-        """Whether the engine has something to look at."""
-        return self._engine.notice(notification)
+        """Whether the engine, or the data path, has something to look at."""
+        path = self._datapath
+        if path is not None and notification.topic in (Topic.LINK, Topic.OVERFLOW):
+            self._worried |= notification.name in ("", *path.capabilities.devices)
+        return self._engine.notice(notification) or self._worried
 
     async def apply(self, *, full: bool) -> Applied:
         """Table, device, address, route, and a data path that runs.
@@ -263,6 +267,9 @@ class UdpNetwork:
             while not await self._bring_up():
                 pass
             repaired["datapath"] = 1
+        elif full or self._worried:
+            self._worried = False
+            repaired |= dict.fromkeys(self._datapath.repair(), 1)
         return Applied(changed=applied.changed + changed, repaired=repaired)
 
     async def rebase(self, underlay: ExternalInterface, lease: Lease | None = None) -> LeaseAttrs:

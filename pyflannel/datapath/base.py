@@ -44,7 +44,7 @@ of 50; beyond that `icmp_suppressed` counts (only where an ICMP error would have
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from typing import Protocol
@@ -124,6 +124,9 @@ class Capabilities:
     outlives_daemon: bool = False
     """Whether it can go on forwarding without the process (ebpf), so that the TUN is made
     persistent and left behind, and a restart drops no packet."""
+    devices: tuple[str, ...] = ()
+    """Names of devices of its own that it keeps beside the TUN; when something happens to one of
+    them, `repair` is wanted soon."""
     offloads: Mapping[str, str] = field(default_factory=dict)
     """Each offload with `on`, `off (forced)`, `off (not supported: …)` or `withdrawn (EIO …)`."""
 
@@ -160,6 +163,17 @@ class Datapath(Protocol):
         """Why it no longer moves packets (`EBADFD: flannel0 is gone`), or `None` while all is well.
 
         The driver asks on every pass and then opens the device again and starts a new data path.
+        """
+        ...
+
+    def repair(self) -> Sequence[str]:
+        """Looks after what it keeps in the kernel beside the descriptors, if anything.
+
+        Called on every full pass, and after notifications about its `devices`. Takes milliseconds
+        at most, and never raises: what cannot be had is done without, and shows in `capabilities`.
+
+        Returns:
+            What was put right, by name.
         """
         ...
 

@@ -236,6 +236,10 @@ class PythonDatapath:
         """Why it no longer moves packets, or `None`."""
         return self._failure
 
+    def repair(self) -> tuple[str, ...]:
+        """Nothing: the descriptors are all there is."""
+        return ()
+
     def stop(self) -> None:
         """Stops at once. May be called twice."""
         if self._epoll is not None and self._loop is not None:

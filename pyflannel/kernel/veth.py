@@ -1,4 +1,4 @@
-"""A veth pair and the offloads of its ends, synchronously: three netlink requests and two ioctls.
+"""A veth pair and the offloads of its ends, synchronously: some netlink requests and ioctls.
 
 For the one caller that makes a pair as part of something else (the eBPF data path, at its start);
 everything that is reconciled goes through `kernel.netlink`.
@@ -12,15 +12,11 @@ import socket
 import struct
 from typing import Final
 
-from pyflannel.core.errors import KernelError, NotPermitted
+from pyflannel.core.errors import KernelError
+from pyflannel.kernel.request import NLM_F_CREATE, NLM_F_EXCL, attribute, request
 
 RTM_NEWLINK: Final = 16
 RTM_DELLINK: Final = 17
-NLM_F_REQUEST: Final = 0x01
-NLM_F_ACK: Final = 0x04
-NLM_F_EXCL: Final = 0x200
-NLM_F_CREATE: Final = 0x400
-NLMSG_ERROR: Final = 2
 IFLA_IFNAME: Final = 3
 IFLA_MTU: Final = 4
 IFLA_LINKINFO: Final = 18
@@ -34,34 +30,11 @@ SIOCETHTOOL: Final = 0x8946
 ETHTOOL_STSO: Final = 0x1F
 ETHTOOL_SGRO: Final = 0x2C
 """linux/ethtool.h: `struct ethtool_value` is a command and a value."""
-_NLMSGHDR: Final = struct.Struct("=IHHII")
 _IFINFOMSG: Final = struct.Struct("=BxHiII")
 
 
-def _attribute(kind: int, value: bytes) -> bytes:
-    length = 4 + len(value)
-    return struct.pack("=HH", length, kind) + value + bytes(-length % 4)
-
-
 def _name(name: str) -> bytes:
-    return _attribute(IFLA_IFNAME, name.encode() + b"\0")
-
-
-def _request(kind: int, flags: int, body: bytes, operation: str, subject: str) -> None:
-    header = _NLMSGHDR.pack(
-        _NLMSGHDR.size + len(body), kind, NLM_F_REQUEST | NLM_F_ACK | flags, 1, 0
-    )
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
-        netlink.settimeout(5.0)
-        netlink.bind((0, 0))
-        netlink.send(header + body)
-        answer = netlink.recv(65536)
-    _, answered, *_ = _NLMSGHDR.unpack_from(answer)
-    code = -struct.unpack_from("=i", answer, _NLMSGHDR.size)[0] if answered == NLMSG_ERROR else 0
-    if code in (errno.EPERM, errno.EACCES):
-        raise NotPermitted(operation, subject, code)
-    if code:
-        raise KernelError(operation, subject, code)
+    return attribute(IFLA_IFNAME, name.encode() + b"\0")
 
 
 def create_pair(name: str, peer: str, *, mtu: int) -> None:
@@ -72,22 +45,33 @@ def create_pair(name: str, peer: str, *, mtu: int) -> None:
     """
     flags = IFF_UP | IFF_NOARP
     info = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
-    ends = _attribute(IFLA_MTU, struct.pack("=I", mtu))
-    data = _attribute(VETH_INFO_PEER, info + _name(peer) + ends)
-    link = _attribute(IFLA_INFO_KIND, b"veth\0") + _attribute(IFLA_INFO_DATA, data)
-    body = info + _name(name) + ends + _attribute(IFLA_LINKINFO, link)
-    _request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body, "link add", f"{name} peer {peer}")
+    ends = attribute(IFLA_MTU, struct.pack("=I", mtu))
+    data = attribute(VETH_INFO_PEER, info + _name(peer) + ends)
+    link = attribute(IFLA_INFO_KIND, b"veth\0") + attribute(IFLA_INFO_DATA, data)
+    body = info + _name(name) + ends + attribute(IFLA_LINKINFO, link)
+    request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body, "link add", f"{name} peer {peer}")
     # Not in the creation: an end cannot come up before it has its peer (ENOTCONN).
     for end in (name, peer):
         change = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, socket.if_nametoindex(end), flags, flags)
-        _request(RTM_NEWLINK, 0, change, "link set", f"{end} up")
+        request(RTM_NEWLINK, 0, change, "link set", f"{end} up")
+
+
+def set_mtu(name: str, mtu: int) -> None:
+    """Sets the MTU of a link, in bytes.
+
+    Raises:
+        KernelError: EINVAL if the device cannot have it.
+    """
+    info = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, socket.if_nametoindex(name), 0, 0)
+    body = info + attribute(IFLA_MTU, struct.pack("=I", mtu))
+    request(RTM_NEWLINK, 0, body, "link set", f"{name} mtu {mtu}")
 
 
 def delete_link(name: str) -> None:
     """Deletes a link by name; one that is not there is well deleted."""
     body = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + _name(name)
     try:
-        _request(RTM_DELLINK, 0, body, "link delete", name)
+        request(RTM_DELLINK, 0, body, "link delete", name)
     except KernelError as error:
         if error.errno != errno.ENODEV:
             raise
@@ -105,10 +89,10 @@ def set_offload(name: str, command: int, *, on: bool) -> None:
     import ctypes
 
     value = ctypes.create_string_buffer(struct.pack("=II", command, int(on)), 8)
-    request = struct.pack("16sP16x", name.encode(), ctypes.addressof(value))
+    ifreq = struct.pack("16sP16x", name.encode(), ctypes.addressof(value))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
         try:
-            fcntl.ioctl(asking, SIOCETHTOOL, request)
+            fcntl.ioctl(asking, SIOCETHTOOL, ifreq)
         except OSError as error:
             raise KernelError("ethtool", f"{name} {command:#x}", error.errno or 0) from error
 

@@ -1464,7 +1464,7 @@ class TestBatches:
             counter = asyncio.create_task(count())
             await asyncio.sleep(0)
             before = turns
-            routes = [w.route(f"10.{6 + i // 250}.{i % 250}.0/24") for i in range(1000)]
+            routes = [w.route(f"10.{6 + i // 250}.{i % 250}.0/24") for i in range(4000)]
             await w.done(*[Set(route) for route in routes])
             assert turns - before >= 5
             counter.cancel()

@@ -7,10 +7,15 @@ import json
 import signal
 import socket
 import subprocess
+import time
 
 import pytest
+from scapy.layers.inet import IP, UDP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import Ether
 
-from pyflannel.lab import Lab, LabSpec
+from pyflannel.datapath.ebpf import gropair
+from pyflannel.lab import Lab, LabSpec, bench
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -133,6 +138,124 @@ def test_a_stranger_is_not_let_in_and_is_counted(lab):
         what="the datagram is counted as a stranger's",
     )
     assert counters(lab, 2)["udp_packets"] == before["udp_packets"]
+
+
+def strip(lab: Lab, number: int) -> str:
+    return network_status(lab, number)["datapath"]["offloads"]["strip"]
+
+
+def nudge(lab: Lab, number: int) -> None:
+    """The daemon looks after its pair when something happens to it, and every 10 s."""
+    lab.node(number).exec(["ip", "link", "set", "flannelgro0", "alias", str(time.monotonic())])
+
+
+def received(lab: Lab, number: int, device: str = "eth0", *, pod: bool = True) -> tuple[int, int]:
+    """Packets and bytes that an interface has received; a super packet is one."""
+    command = ["ip", "-s", "-j", "link", "show", "dev", device]
+    (link,) = json.loads(lab.node(number).exec(command, pod=pod).stdout)
+    return link["stats64"]["rx"]["packets"], link["stats64"]["rx"]["bytes"]
+
+
+def stream(lab: Lab) -> tuple[int, float]:
+    """Sends a TCP stream from pod 1 to pod 2.
+
+    Returns:
+        How many segments were cut and joined on the way, and the mean size of what reached the pod.
+    """
+    segments, before = received(lab, 2, "flannelgro1", pod=False)[0], received(lab, 2)
+    assert bench.tcp(lab.node(1), lab.node(2), seconds=0.5).gbit_per_s > 0.01
+    cut, after = received(lab, 2, "flannelgro1", pod=False)[0] - segments, received(lab, 2)
+    return cut, (after[1] - before[1]) / (after[0] - before[0])
+
+
+def is_whole(lab: Lab) -> bool:
+    """Whether super packets stay what they are from node to pod."""
+    cut, mean_bytes = stream(lab)
+    # The first segments of a stream are none, and nor is what the kernel says to a new device.
+    return cut < 100 and mean_bytes > 8000
+
+
+class TestSuperPackets:
+    """What crosses a virtual underlay whole is not cut on its way to the pod (flannel.bpf.c)."""
+
+    def test_they_reach_the_pod_whole(self, lab):
+        assert strip(lab, 2) == "on"
+        assert is_whole(lab)
+
+    def test_a_firewall_in_the_way_costs_speed_and_nothing_else(self, lab):
+        """Found by the test frame, told in the status, and found again when it is over."""
+        node = lab.node(2)
+        rule = ["-t", "raw", "{}", "PREROUTING", "-i", "flannelgro0", "-j", "DROP"]
+        node.exec(["ip6tables", *(word.format("-A") for word in rule)])
+        nudge(lab, 2)
+        lab.wait(lambda: "does not come through" in strip(lab, 2), 5, what="the way is closed")
+        assert not is_whole(lab)
+        node.exec(["ip6tables", *(word.format("-D") for word in rule)])
+        nudge(lab, 2)
+        lab.wait(lambda: strip(lab, 2) == "on", 5, what="the way is open again")
+        assert network_status(lab, 2)["repaired"]["strip"] >= 1
+        assert is_whole(lab)
+
+    @pytest.mark.parametrize(
+        "fault",
+        [
+            "ip -6 route flush dev flannelgro0",
+            "sysctl -qw net.ipv6.conf.flannelgro0.forwarding=0",
+            "sysctl -qw net.ipv6.conf.flannelgro0.disable_ipv6=1",
+        ],
+    )
+    def test_a_way_that_is_broken_is_mended(self, lab, fault):
+        """Until then packets are cut, without a gap: the program looks before it sends."""
+        lab.node(2).exec(fault.split())
+        assert not is_whole(lab)
+        nudge(lab, 2)
+        lab.wait(lambda: is_whole(lab), 5, what="whole packets again")
+
+    def test_a_pair_that_was_deleted_is_made_again(self, lab):
+        node = lab.node(2)
+        node.exec(["ip", "link", "del", "flannelgro0"])
+        lab.wait(
+            lambda: network_status(lab, 2)["repaired"].get("gro pair") == 1, 2, what="the pair"
+        )
+        assert strip(lab, 2) == "on", node.log()
+        assert is_whole(lab)
+
+    def test_nobody_else_gets_in_that_way(self, lab):
+        """A packet from outside, dressed like ours, is undressed by the kernel and then dropped."""
+        node = lab.node(2)
+        target = lab.node(2).pod_address()
+        listen = "import socket; s = socket.socket(type=2); s.bind(('', 7777)); print('up'); "
+        listen += "print(s.recv(99).decode())"
+        with node.pod.popen(["python3", "-uc", listen], stdout=subprocess.PIPE) as listening:
+            assert listening.stdout.readline().strip() == "up"
+            (link,) = json.loads(node.exec(["ip", "-j", "link", "show", "dev", "eth0"]).stdout)
+            inner = IP(src=lab.node(1).pod_address(), dst=target) / UDP(dport=7777) / b"forged"
+            frame = Ether(bytes(12) + b"\x81\x00\x00\x00\x08\x00") / inner
+            forged = bytes(
+                Ether(dst=link["address"])
+                / IPv6(src="2001:db8::99", dst=str(gropair.STRIP_TO), nh=143)
+                / bytes(frame)
+            )
+
+            def send() -> None:
+                with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire:
+                    wire.bind(("node2", 0))
+                    wire.send(forged)
+
+            before = received(lab, 2, "flannelgro0", pod=False)[0]
+            lab.switch.call(send)
+            lab.wait(
+                lambda: received(lab, 2, "flannelgro0", pod=False)[0] > before,
+                5,
+                what="the forged packet has been undressed",
+            )
+
+            def send_honestly() -> None:
+                with socket.socket(type=socket.SOCK_DGRAM) as sender:
+                    sender.sendto(b"honest", (target, 7777))
+
+            lab.node(1).pod.call(send_honestly)
+            assert listening.stdout.readline().strip() == "honest"
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])

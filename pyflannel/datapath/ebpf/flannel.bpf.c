@@ -1,22 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
 /* The udp backend's encapsulation inside the kernel: the same bytes on the wire.
  *
- * Theory of operation. Three small programs, attached with tcx, move what is ordinary; whatever is
- * not (TC_ACT_OK) goes on untouched, to the reader of the TUN or of the UDP socket, which is the
+ * Theory of operation. Small programs, attached with tcx, move what is ordinary; whatever is not
+ * (TC_ACT_OK) goes on untouched, to the reader of the TUN or of the UDP socket, which is the
  * user-space data path with its exact rules: ICMP errors, fragments, counters of drops. So nothing
  * is ever decided twice, and a mistake here can only make a packet slow.
  *
- *   overlay_out   egress of flannel0      look the destination up, TTL - 1, wrap, send to the peer
- *   underlay_in   ingress of the underlay check the sender as user space does, unwrap, TTL - 1
- *   gro_in        ingress of a veth end   hand joined packets on to flannel0
+ *   overlay_out   egress of flannel0       look the destination up, TTL - 1, wrap, send to the peer
+ *   underlay_in   ingress of the underlay  check the sender as user space does, unwrap, TTL - 1
+ *   gro_in        ingress of flannelgro1   hand joined packets on to flannel0
+ *   strip_out     egress of flannelgro1    the same for packets that have lost the tunnel's mark
  *
- * The way in. A decapsulated packet that is redirected straight into flannel0 has missed GRO: the
- * kernel has none for a UDP port nobody registered, so a TCP stream would climb the stack a segment
- * at a time. TCP segments with payload are therefore sent through a veth pair whose receiving end
- * joins them (NAPI GRO) and whose program then redirects the whole into flannel0. Super packets that
- * cross a virtual underlay whole go the same way, to be cut and joined again: two ways for one flow
- * would reorder it, and the tunnel's mark (skb->encapsulation, which no helper of this kernel takes
- * off) would have them cut at the next device anyway, for good. The rest goes directly.
+ * The way in, for a decapsulated packet, is one of three:
+ *
+ * 1. Straight into flannel0. The shortest, for whatever comes alone.
+ * 2. Through the veth pair, whose receiving end joins TCP segments (NAPI GRO): the kernel has no GRO
+ *    for a UDP port nobody registered, so a stream would climb the stack a segment at a time. For
+ *    segments of a peer that is sending many (BURST).
+ * 3. Through seg6local, for super packets that crossed a virtual underlay whole. They carry the
+ *    tunnel's mark (skb->encapsulation), with which the next bridge has them cut. No helper of this
+ *    kernel takes it off, but its own decapsulation does (iptunnel_pull_offloads): so the packet is
+ *    dressed as SRv6 and received on flannelgro0, whose route to the target undresses it (End.DX2,
+ *    RFC 8986 §4.9) and sends it out of flannelgro1, where strip_out expects it. Where that is not to
+ *    be had they go the second way, to be cut and joined again. That passes PREROUTING of IPv6, no other chain. Twelve random bytes in
+ *    the place of its MAC addresses tell such a packet from whatever else finds the route; a VLAN
+ *    tag is there because taking it off sets the header offsets right, which End.DX2 leaves behind.
+ *
+ * One flow must not take two ways at a time, or it is reordered. Which one a packet takes depends on
+ * what its peer has been sending: the longer way is kept until nothing can be left on it.
  *
  * Checks of underlay_in, the same as in user space: the inner source lies in a subnet of exactly
  * the peer whose address the datagram came from; the inner destination lies in the network; TTL;
@@ -29,11 +40,13 @@
  * License: bpf_fib_lookup() is there for programs under the GPL only, so this file (and nothing else)
  * may be used under the GPL as well.
  *
- * Sources: include/uapi/linux/bpf.h (helpers and their flags); net/core/filter.c. */
+ * Sources: include/uapi/linux/bpf.h (helpers and their flags); net/core/filter.c;
+ * net/ipv6/seg6_local.c; net/core/skbuff.c (__skb_vlan_pop). */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
 #include <linux/in.h>
 #include <linux/ip.h>
+#include <linux/ipv6.h>
 #include <linux/pkt_cls.h>
 #include <linux/tcp.h>
 #include <linux/udp.h>
@@ -42,10 +55,17 @@
 #include <stddef.h>
 
 #define AF_INET 2
+#define AF_INET6 10
 #define OUTER_BYTES 28   /* IPv4 and UDP header */
 #define OUTER_TTL 64     /* what a socket would use (net.ipv4.ip_default_ttl) */
 #define DF 0x4000        /* upstream's datagrams carry it */
 #define OFFSET_AND_MF 0x3fff
+#define TAG_BYTES 4      /* IEEE 802.1Q */
+/* Units of 2^20 ns. A TCP sender that has work pauses for a round trip at most, or it begins anew. */
+#define SUPER_MS 1000
+/* So many long segments within a unit are a burst; for so many units after one, segments are joined. */
+#define BURST_SEGMENTS 4
+#define BURST_MS 64
 
 /* The loader reads these five numbers from section "maps"; no BTF, no libbpf. */
 struct map_definition {
@@ -57,23 +77,41 @@ struct settings {
 	__u32 network, mask;
 	__u32 overlay_if;   /* ifindex of flannel0 */
 	__u32 underlay_if;  /* ifindex of the external interface */
-	__u32 gro_if;       /* ifindex of the veth end that leads to gro_in; 0 = none */
+	__u32 gro_if;       /* ifindex of flannelgro0; 0 = there is no pair */
+	__u32 strip_from[4], strip_to[4]; /* addresses of the third way */
 	__u16 port;         /* network byte order */
 	__u16 mtu;          /* of flannel0, host byte order */
 	__u8 accept_any;    /* upstream's behaviour: whoever sent it */
-	__u8 gro_mac[6];    /* of the receiving veth end */
-	__u8 unused;
+	__u8 strips;        /* whether the third way is open */
+	__u8 gro_mac[6];    /* of flannelgro1 */
+	__u8 strip_mac[6];  /* of flannelgro0 */
+	__u8 token[12];     /* what tells packets on the third way from others */
+	__u8 unused[2];
 };
 
 struct prefix {
 	__u32 bits, address;
 };
 
+/* A peer. The daemon writes the address, and 0 for the rest, which the programs keep: when a super
+ * packet last came from there; when the last burst was; and the long segments of the present unit. They are counted
+ * without a lock: a wrong count joins a little too early or too late. */
 struct hop {
 	__u32 address;
+	__u32 super_ms, burst_ms;
+	__u32 unit_ms, segments;
 };
 
-enum counter { TUN_PACKETS, TUN_BYTES, UDP_PACKETS, UDP_BYTES, TUN_ERRORS, UDP_ERRORS, COUNTERS };
+enum counter {
+	TUN_PACKETS,
+	TUN_BYTES,
+	UDP_PACKETS,
+	UDP_BYTES,
+	TUN_ERRORS,
+	UDP_ERRORS,
+	STRIP_TESTS,
+	COUNTERS
+};
 
 struct map_definition peers SEC("maps") = {
 	BPF_MAP_TYPE_LPM_TRIE, sizeof(struct prefix), sizeof(struct hop), 65536, BPF_F_NO_PREALLOC};
@@ -105,7 +143,7 @@ static __always_inline const struct settings *get_settings(void)
 	return bpf_map_lookup_elem(&config, &zero);
 }
 
-static __always_inline const struct hop *find_peer(__u32 address)
+static __always_inline struct hop *find_peer(__u32 address)
 {
 	struct prefix key = {.bits = 32, .address = address};
 
@@ -229,6 +267,88 @@ int overlay_out(struct __sk_buff *skb)
 	return bpf_redirect_neigh(way.ifindex, &next, sizeof(next), 0);
 }
 
+/* The time in units of 2^20 ns, a millisecond or so; never 0. */
+static __always_inline __u32 now_ms(void)
+{
+	return (__u32)(bpf_ktime_get_ns() >> 20) | 1;
+}
+
+/* Signed: another CPU's clock may have been read a moment later. */
+static __always_inline int is_recent(__u32 then, __u32 now, __s32 limit)
+{
+	return then && (__s32)(now - then) < limit;
+}
+
+/* Written once a unit: the other CPUs read it for every packet. */
+static __always_inline void saw_super(struct hop *sender, __u32 now)
+{
+	if (sender && sender->super_ms != now)
+		sender->super_ms = now;
+}
+
+/* Whether the peer of a segment is sending, or has just sent, many long ones. */
+static __always_inline int in_burst(struct hop *sender, __u32 now, int is_long)
+{
+	if (!sender)
+		return 1;
+	if (is_long) {
+		if (sender->unit_ms != now) {
+			sender->unit_ms = now;
+			sender->segments = 0;
+		}
+		if (sender->segments < BURST_SEGMENTS)
+			sender->segments++;
+		else if (sender->burst_ms != now)
+			sender->burst_ms = now;
+	}
+	return is_recent(sender->burst_ms, now, BURST_MS);
+}
+
+/* Whether the third way is open: a look-up that ends in a route of seg6local says so. */
+static __always_inline int can_strip(struct __sk_buff *skb, const struct settings *conf)
+{
+	struct bpf_fib_lookup way = {};
+
+	if (!conf->strips)
+		return 0;
+	way.family = AF_INET6;
+	way.ifindex = conf->gro_if;
+	__builtin_memcpy(way.ipv6_src, conf->strip_from, sizeof(way.ipv6_src));
+	__builtin_memcpy(way.ipv6_dst, conf->strip_to, sizeof(way.ipv6_dst));
+	return bpf_fib_lookup(skb, &way, sizeof(way), 0) == BPF_FIB_LKUP_RET_UNSUPP_LWT;
+}
+
+/* Sends a packet of so many bytes, in its Ethernet frame, the third way. */
+static __always_inline int strip(struct __sk_buff *skb, const struct settings *conf, __u32 bytes)
+{
+	struct {
+		struct ethhdr ethernet;
+		struct ipv6hdr ip;
+		__u8 token[12];
+		__be16 tag[2];
+		__be16 protocol;
+	} __attribute__((packed)) dress = {};
+
+	if (bpf_skb_adjust_room(skb, sizeof(dress) - ETH_HLEN, BPF_ADJ_ROOM_MAC,
+				BPF_F_ADJ_ROOM_FIXED_GSO)) {
+		add(UDP_ERRORS, 1);
+		return TC_ACT_SHOT;
+	}
+	__builtin_memcpy(dress.ethernet.h_dest, conf->strip_mac, ETH_ALEN);
+	dress.ethernet.h_proto = bpf_htons(ETH_P_IPV6);
+	dress.ip.version = 6;
+	dress.ip.payload_len = bpf_htons(bytes + ETH_HLEN + TAG_BYTES);
+	dress.ip.nexthdr = IPPROTO_ETHERNET;
+	dress.ip.hop_limit = OUTER_TTL;
+	__builtin_memcpy(&dress.ip.saddr, conf->strip_from, sizeof(dress.ip.saddr));
+	__builtin_memcpy(&dress.ip.daddr, conf->strip_to, sizeof(dress.ip.daddr));
+	__builtin_memcpy(dress.token, conf->token, sizeof(dress.token));
+	dress.tag[0] = bpf_htons(ETH_P_8021Q);
+	dress.protocol = bpf_htons(ETH_P_IP);
+	bpf_skb_store_bytes(skb, 0, &dress, sizeof(dress), 0);
+	return bpf_redirect(conf->gro_if, BPF_F_INGRESS);
+}
+
 /* Whether GRO may find something to join: a TCP segment that carries data. */
 static __always_inline int is_joinable(struct __sk_buff *skb, const struct iphdr *inner)
 {
@@ -246,14 +366,14 @@ SEC("tcx/underlay_in")
 int underlay_in(struct __sk_buff *skb)
 {
 	const struct settings *conf = get_settings();
-	const struct hop *sender;
+	struct hop *sender;
 	struct {
 		struct iphdr ip;
 		struct udphdr udp;
 		struct iphdr inner;
 	} packet;
-	__u32 bytes;
-	int joinable;
+	__u32 bytes, now;
+	int joins, strips;
 
 	if (!conf || skb->protocol != bpf_htons(ETH_P_IP) ||
 	    bpf_skb_load_bytes(skb, ETH_HLEN, &packet, sizeof(packet)))
@@ -268,13 +388,18 @@ int underlay_in(struct __sk_buff *skb)
 	    bytes + ETH_HLEN + OUTER_BYTES > skb->len || packet.inner.ihl < 5 ||
 	    packet.inner.ttl <= 1 || (!skb->gso_size && bytes > conf->mtu))
 		return TC_ACT_OK;
-	if (!conf->accept_any) {
-		sender = find_peer(packet.inner.saddr);
-		if (!sender || sender->address != packet.ip.saddr ||
-		    (packet.inner.daddr & conf->mask) != conf->network)
-			return TC_ACT_OK;
-	}
-	joinable = conf->gro_if && is_joinable(skb, &packet.inner);
+	sender = find_peer(packet.inner.saddr);
+	if (!conf->accept_any &&
+	    (!sender || sender->address != packet.ip.saddr ||
+	     (packet.inner.daddr & conf->mask) != conf->network))
+		return TC_ACT_OK;
+	now = now_ms();
+	if (skb->gso_size)
+		saw_super(sender, now);
+	strips = (skb->gso_size || (sender && is_recent(sender->super_ms, now, SUPER_MS))) &&
+		 can_strip(skb, conf);
+	joins = !strips && conf->gro_if && is_joinable(skb, &packet.inner) &&
+		(skb->gso_size || in_burst(sender, now, 2 * bytes > conf->mtu));
 	decrement_ttl(&packet.inner);
 	bpf_skb_store_bytes(skb, ETH_HLEN + OUTER_BYTES, &packet.inner, sizeof(packet.inner), 0);
 	/* This also forgets that a device has verified the outer checksum, which says nothing about
@@ -284,7 +409,9 @@ int underlay_in(struct __sk_buff *skb)
 		return TC_ACT_SHOT;
 	}
 	count(skb, UDP_PACKETS, bytes);
-	if (joinable) {
+	if (strips)
+		return strip(skb, conf, bytes);
+	if (joins) {
 		bpf_skb_store_bytes(skb, 0, conf->gro_mac, sizeof(conf->gro_mac), 0);
 		return bpf_redirect(conf->gro_if, 0);
 	}
@@ -292,11 +419,41 @@ int underlay_in(struct __sk_buff *skb)
 }
 
 SEC("tcx/gro_in")
-int gro_in(struct __sk_buff *skb __attribute__((unused)))
+int gro_in(struct __sk_buff *skb)
 {
 	const struct settings *conf = get_settings();
 
-	return conf ? bpf_redirect(conf->overlay_if, BPF_F_INGRESS) : TC_ACT_SHOT;
+	/* The kernel sends packets of its own into a device that is up. */
+	if (!conf || skb->protocol != bpf_htons(ETH_P_IP))
+		return TC_ACT_SHOT;
+	return bpf_redirect(conf->overlay_if, BPF_F_INGRESS);
+}
+
+SEC("tcx/strip_out")
+int strip_out(struct __sk_buff *skb)
+{
+	const struct settings *conf = get_settings();
+	struct {
+		__u32 token[3];
+		__be16 tag[2];
+		__be16 protocol;
+	} __attribute__((packed)) frame;
+	__u32 token[3];
+
+	if (!conf || bpf_skb_load_bytes(skb, 0, &frame, sizeof(frame)))
+		return TC_ACT_SHOT;
+	__builtin_memcpy(token, conf->token, sizeof(token));
+	if (frame.token[0] != token[0] || frame.token[1] != token[1] || frame.token[2] != token[2])
+		return TC_ACT_OK;
+	if (frame.protocol != bpf_htons(ETH_P_IP)) {
+		add(STRIP_TESTS, 1);
+		return TC_ACT_SHOT;
+	}
+	if (bpf_skb_vlan_pop(skb)) {
+		add(UDP_ERRORS, 1);
+		return TC_ACT_SHOT;
+	}
+	return bpf_redirect(conf->overlay_if, BPF_F_INGRESS);
 }
 
 char program_license[] SEC("license") = "GPL";

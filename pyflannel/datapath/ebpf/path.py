@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import os
 import socket
 import struct
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Final
@@ -15,7 +15,7 @@ from typing import Final
 from pyflannel.core.errors import DatapathError, FlannelError, KernelError
 from pyflannel.core.lpm import RouteTable
 from pyflannel.datapath.base import Capabilities, Datapath, DatapathConfig
-from pyflannel.datapath.ebpf import bpf
+from pyflannel.datapath.ebpf import bpf, gropair
 from pyflannel.datapath.python import PythonDatapath
 from pyflannel.kernel import veth
 from pyflannel.logs import get_logger
@@ -26,9 +26,11 @@ BPFFS: Final = "/sys/fs/bpf"
 BPF_FS_MAGIC: Final = 0xCAFE4A11
 """linux/magic.h."""
 OBJECT: Final = "flannel.bpf.o"
-SETTINGS: Final = struct.Struct("=4s4s4sIIIHHB6sx")
+SETTINGS: Final = struct.Struct("=4s4s4sIII16s16sHHBB6s6s12s2x")
 """`struct settings` in flannel.bpf.c; addresses and port in network byte order."""
 PREFIX: Final = struct.Struct("=I4s")
+HOP: Final = struct.Struct("=4s16x")
+"""`struct hop`: the address; what the programs remember of the peer begins at 0."""
 ZERO_KEY: Final = bytes(4)
 COUNTED: Final = (
     "tun_packets",
@@ -38,9 +40,16 @@ COUNTED: Final = (
     "tun_send_error",
     "udp_write_error",
 )
-"""`enum counter` in flannel.bpf.c, by the names of `datapath.base.COUNTERS`."""
-GRO_SENDER: Final = "flannelgro0"
-GRO_RECEIVER: Final = "flannelgro1"
+"""The first of `enum counter` in flannel.bpf.c, by the names of `datapath.base.COUNTERS`."""
+STRIP_TESTS: Final = len(COUNTED)
+"""The last one: test frames that came through (`gropair.py`)."""
+PROGRAMS: Final = {
+    "overlay_out": bpf.TCX_EGRESS,
+    "underlay_in": bpf.TCX_INGRESS,
+    "gro_in": bpf.TCX_INGRESS,
+    "strip_out": bpf.TCX_EGRESS,
+}
+"""Each program, and at which side of its device."""
 
 
 def probe() -> Capabilities | str:
@@ -79,7 +88,7 @@ def remove_leftovers(base: str = BPFFS) -> bool:
         with contextlib.suppress(OSError):
             directory.rmdir()
     with contextlib.suppress(KernelError):
-        veth.delete_link(GRO_SENDER)
+        veth.delete_link(gropair.SENDER)
     return found
 
 
@@ -100,11 +109,7 @@ class _Programs:
             for name, definition in self._object.maps.items():
                 self.maps[name] = self._map(name, definition)
             fds = {name: each.fd for name, each in self.maps.items()}
-            for name, where in (
-                ("overlay_out", bpf.TCX_EGRESS),
-                ("underlay_in", bpf.TCX_INGRESS),
-                ("gro_in", bpf.TCX_INGRESS),
-            ):
+            for name, where in PROGRAMS.items():
                 code = self._object.instructions(f"tcx/{name}", fds)
                 self.programs[name] = bpf.load_program(name, code, self._object.license, where)
         except BaseException:
@@ -116,7 +121,8 @@ class _Programs:
             return bpf.Map.create(name, definition)
         # The definition is part of the name: after an update that changes it, a map of the old
         # shape is not mistaken for ours.
-        shape = "-".join(str(n) for n in (definition.key_bytes, definition.value_bytes))
+        d = definition
+        shape = "-".join(str(n) for n in (d.key_bytes, d.value_bytes, d.entries))
         path = self._directory / f"{name}-{shape}"
         fd = bpf.get_pinned(str(path))
         if fd is not None:
@@ -142,8 +148,12 @@ class EbpfDatapath:
         self._slow: Datapath = PythonDatapath(config)
         self._pins = self._pin_directory()
         self._loaded: _Programs | None = None
-        self._links: list[int] = []
-        self._offloads = {"tcx": "off (not started)"}
+        self._links: dict[str, int] = {}
+        self._gro: gropair.GroPair | None = None
+        self._token = bytes(gropair.TOKEN_BYTES)
+        self._strips = False
+        self._why_not = "not started"
+        self._overlay = self._underlay = 0
         self._peers: dict[bytes, bytes] = {}
         self._before = dict.fromkeys(COUNTED, 0)
 
@@ -151,7 +161,15 @@ class EbpfDatapath:
     def capabilities(self) -> Capabilities:
         """What is in use."""
         return Capabilities(
-            name="ebpf", outlives_daemon=self._pins is not None, offloads=self._offloads
+            name="ebpf",
+            outlives_daemon=self._pins is not None,
+            offloads={
+                "tcx": "on" if self._links else "off (not started)",
+                "gro": "on" if self._gro is not None else "off (no veth pair)",
+                "strip": "on" if self._strips else f"off ({self._why_not})",
+                "pinned": str(self._pins) if self._pins is not None else "off (no bpffs)",
+            },
+            devices=(gropair.SENDER, gropair.RECEIVER),
         )
 
     def start(self) -> None:
@@ -171,35 +189,82 @@ class EbpfDatapath:
             names = f"{config.underlay_name}, {config.tun_name}"
             raise DatapathError(f"ebpf data path: no interface of {names}") from error
         self._loaded = loaded = _Programs(self._pins)
-        gro = self._gro_pair()
-        loaded.maps["config"].set(ZERO_KEY, self._settings(overlay, underlay, gro))
+        self._overlay, self._underlay = overlay, underlay
+        self._adopt(loaded)
+        self._build_pair()
+        self._slow.start()
+
+    def _adopt(self, loaded: _Programs) -> None:
+        """Takes over what an earlier run has left in the pinned maps; packets are on their way."""
         self._peers = self._pinned_peers(loaded.maps["peers"])
         self._before = self._read_counters(loaded.maps["counters"])
-        points = [
-            ("overlay_out", overlay, bpf.TCX_EGRESS),
-            ("underlay_in", underlay, bpf.TCX_INGRESS),
-        ]
-        if gro is not None:
-            points.append(("gro_in", socket.if_nametoindex(GRO_RECEIVER), bpf.TCX_INGRESS))
-        kept = {
-            self._attach(name, loaded.programs[name], ifindex, where)
-            for name, ifindex, where in points
-        }
-        self._drop_other_links(kept)
-        self._offloads = {
-            "tcx": "on",
-            "gro": "on" if gro is not None else "off (no veth pair)",
-            "pinned": str(self._pins) if self._pins is not None else "off (no bpffs)",
-        }
-        self._slow.start()
+        *_, strips, _gro, _strip, token = SETTINGS.unpack(
+            loaded.maps["config"].get(ZERO_KEY, SETTINGS.size) or bytes(SETTINGS.size)
+        )
+        self._strips = bool(strips)
+        self._token = token if any(token) else os.urandom(gropair.TOKEN_BYTES)
+
+    def _build_pair(self) -> None:
+        """All that depends on the veth pair: its ends, who is attached, the third way."""
+        try:
+            self._gro = gropair.ensure()
+        except (KernelError, OSError) as error:
+            self._gro = None
+            log.info("ebpf data path without a second GRO", reason=str(error))
+        places = {"overlay_out": self._overlay, "underlay_in": self._underlay}
+        if self._gro is not None:
+            places |= {"gro_in": self._gro.receiver, "strip_out": self._gro.receiver}
+        self._write_settings()
+        self._attach_all(places)
+        self._use_third_way(self._try_third_way(opened=False))
+
+    def repair(self) -> list[str]:
+        """Makes the pair anew when it is gone; closes the third way while it is blocked."""
+        if self._loaded is None:
+            return []
+        try:
+            there = gropair.look()
+        except (KernelError, OSError):
+            there = None
+        if there is None or there != self._gro:
+            self._build_pair()
+            return ["gro pair"] if self._gro is not None else []
+        was_open = self._strips
+        self._use_third_way(self._try_third_way(opened=was_open))
+        return ["strip"] if self._strips and not was_open else []
+
+    def _try_third_way(self, *, opened: bool) -> str:
+        """Opens it, if it is not open; why it cannot be used, or nothing."""
+        if self._gro is None:
+            return "no veth pair"
+        try:
+            gropair.write_settings()
+            if opened and gropair.comes_through(self._gro, self._token, self._tests_arrived):
+                return ""
+            gropair.put_routes(self._gro)
+            if gropair.comes_through(self._gro, self._token, self._tests_arrived):
+                return ""
+        except (KernelError, OSError) as error:
+            return str(error)
+        return "a test frame does not come through: does a rule of IPv6 drop it in PREROUTING?"
+
+    def _use_third_way(self, why_not: str) -> None:
+        if why_not and why_not != self._why_not:
+            log.info("ebpf data path cuts what arrives as super packets", reason=why_not)
+        elif not why_not and self._why_not:
+            log.debug("ebpf data path passes on super packets whole")
+        self._why_not = why_not
+        if self._strips == bool(why_not):
+            self._strips = not why_not
+            self._write_settings()
 
     def replace_table(self, table: RouteTable) -> None:
         """Puts the table's entries into the map, one by one; none is missing on the way."""
         self._slow.replace_table(table)
         wanted = {
-            PREFIX.pack(
-                peer.subnet.prefixlen, peer.subnet.network_address.packed
-            ): peer.address.packed
+            PREFIX.pack(peer.subnet.prefixlen, peer.subnet.network_address.packed): HOP.pack(
+                peer.address.packed
+            )
             for peer in table.peers
         }
         if self._loaded is None:
@@ -229,7 +294,7 @@ class EbpfDatapath:
     def stop(self) -> None:
         """Stops the user-space path; the programs stay if they are pinned."""
         self._slow.stop()
-        for link in self._links:
+        for link in self._links.values():
             os.close(link)
         self._links.clear()
         if self._loaded is not None:
@@ -237,7 +302,7 @@ class EbpfDatapath:
             self._loaded = None
             if self._pins is None:
                 with contextlib.suppress(KernelError):
-                    veth.delete_link(GRO_SENDER)
+                    veth.delete_link(gropair.SENDER)
 
     # Pieces of start
 
@@ -253,78 +318,80 @@ class EbpfDatapath:
             return None
         return directory
 
-    def _settings(self, overlay: int, underlay: int, gro: tuple[int, bytes] | None) -> bytes:
-        config = self._config
-        return SETTINGS.pack(
+    def _write_settings(self) -> None:
+        assert self._loaded is not None  # noqa: S101
+        config, gro = self._config, self._gro
+        settings = SETTINGS.pack(
             config.underlay_address.packed,
             config.network.network_address.packed,
             config.network.netmask.packed,
-            overlay,
-            underlay,
-            gro[0] if gro is not None else 0,
+            self._overlay,
+            self._underlay,
+            gro.sender if gro is not None else 0,
+            gropair.STRIP_FROM.packed,
+            gropair.STRIP_TO.packed,
             socket.htons(config.port),
             config.mtu,
             config.accept_any,
-            gro[1] if gro is not None else bytes(6),
+            self._strips and gro is not None,
+            gro.receiver_mac if gro is not None else bytes(6),
+            gro.sender_mac if gro is not None else bytes(6),
+            self._token,
         )
+        self._loaded.maps["config"].set(ZERO_KEY, settings)
 
-    def _gro_pair(self) -> tuple[int, bytes] | None:
-        """The sending end's ifindex and the receiving one's MAC; `None` if there is no pair."""
-        try:
-            try:
-                veth.create_pair(GRO_SENDER, GRO_RECEIVER, mtu=self._config.mtu)
-            except KernelError as error:
-                if error.errno != errno.EEXIST:
-                    raise
-            # veth joins packets only if the sending end could not have cut them
-            # (drivers/net/veth.c, veth_skb_is_eligible_for_gro).
-            veth.set_offload(GRO_SENDER, veth.ETHTOOL_STSO, on=False)
-            veth.set_offload(GRO_RECEIVER, veth.ETHTOOL_SGRO, on=True)
-            return socket.if_nametoindex(GRO_SENDER), veth.mac_of(GRO_RECEIVER)
-        except (KernelError, OSError) as error:
-            log.info("ebpf data path without a second GRO", reason=str(error))
-            return None
+    def _tests_arrived(self) -> int:
+        assert self._loaded is not None  # noqa: S101
+        return _total(self._loaded.maps["counters"], STRIP_TESTS)
 
-    def _attach(self, name: str, program: int, ifindex: int, where: int) -> str:
+    def _attach_all(self, places: Mapping[str, int]) -> None:
+        """Puts each program at its device, and takes away those at former ones."""
+        assert self._loaded is not None  # noqa: S101
+        entries = {f"link-{name}-{ifindex}": (name, ifindex) for name, ifindex in places.items()}
+        for entry, (name, ifindex) in entries.items():
+            if entry not in self._links:
+                program = self._loaded.programs[name]
+                self._links[entry] = self._attach(entry, program, ifindex, PROGRAMS[name])
+        for entry in self._links.keys() - entries.keys():
+            os.close(self._links.pop(entry))
+        if self._pins is not None:
+            for pin in self._pins.glob("link-*"):
+                if pin.name not in entries:
+                    pin.unlink(missing_ok=True)
+
+    def _attach(self, entry: str, program: int, ifindex: int, where: int) -> int:
         """Puts a program at its place, into the link of an earlier run if there is one."""
-        entry = f"link-{name}-{ifindex}"
         path = self._pins / entry if self._pins is not None else None
         link = bpf.get_pinned(str(path)) if path is not None else None
         if link is not None and path is not None:
             try:
                 bpf.update_link(link, program)
-                self._links.append(link)
-                return entry
+                return link
             except KernelError:
                 # The link of a device that is gone, whose number another one has now.
                 os.close(link)
                 path.unlink(missing_ok=True)
         link = bpf.attach_tcx(program, ifindex, where)
-        self._links.append(link)
         if path is not None:
             bpf.pin(link, str(path))
-        return entry
-
-    def _drop_other_links(self, kept: set[str]) -> None:
-        if self._pins is not None:
-            for entry in self._pins.glob("link-*"):
-                if entry.name not in kept:
-                    entry.unlink(missing_ok=True)
+        return link
 
     @staticmethod
     def _pinned_peers(peers: bpf.Map) -> dict[bytes, bytes]:
         found = {}
         for key in list(peers.keys()):
-            value = peers.get(key, 4)
+            value = peers.get(key, HOP.size)
             if value is not None:
-                found[key] = value
+                found[key] = HOP.pack(*HOP.unpack(value))
         return found
 
     @staticmethod
     def _read_counters(counters: bpf.Map) -> dict[str, int]:
-        cpus = bpf.possible_cpus()
-        totals = {}
-        for number, name in enumerate(COUNTED):
-            values = counters.get(struct.pack("=I", number), 8 * cpus) or bytes(8 * cpus)
-            totals[name] = sum(struct.unpack(f"={cpus}Q", values))
-        return totals
+        return {name: _total(counters, number) for number, name in enumerate(COUNTED)}
+
+
+def _total(counters: bpf.Map, number: int) -> int:
+    """One counter, over all CPUs."""
+    cpus = bpf.possible_cpus()
+    values = counters.get(struct.pack("=I", number), 8 * cpus) or bytes(8 * cpus)
+    return sum(struct.unpack(f"={cpus}Q", values))

@@ -257,6 +257,10 @@ class NativeDatapath:
         what = "end of file" if code == errno.EPIPE else _spell(code)
         return f"{what}: {self._config.tun_name} is gone"
 
+    def repair(self) -> tuple[str, ...]:
+        """Nothing: the descriptors are all there is."""
+        return ()
+
     def stop(self) -> None:
         """Ends the threads and waits for them, a few milliseconds at most. May be called twice."""
         if self._engine is not None:

@@ -11,10 +11,18 @@ import pytest
 
 from pyflannel.core.errors import DatapathError
 from pyflannel.datapath.ebpf import bpf
-from pyflannel.datapath.ebpf.path import COUNTED, OBJECT, PREFIX, SETTINGS
+from pyflannel.datapath.ebpf.path import (
+    COUNTED,
+    HOP,
+    OBJECT,
+    PREFIX,
+    PROGRAMS,
+    SETTINGS,
+    STRIP_TESTS,
+)
 
 ROOT = Path(__file__).parents[3]
-PROGRAMS = ("tcx/overlay_out", "tcx/underlay_in", "tcx/gro_in")
+SECTIONS = [f"tcx/{name}" for name in PROGRAMS]
 
 
 def shipped() -> bytes:
@@ -26,15 +34,16 @@ def test_the_maps_are_as_the_loader_fills_them():
     maps = bpf.BpfObject(shipped()).maps
     assert set(maps) == {"peers", "config", "counters"}
     assert maps["peers"].key_bytes == PREFIX.size
+    assert maps["peers"].value_bytes == HOP.size
     assert maps["config"].value_bytes == SETTINGS.size
-    assert maps["counters"].entries == len(COUNTED)
+    assert maps["counters"].entries == len(COUNTED) + 1 == STRIP_TESTS + 1
 
 
 def test_map_references_become_descriptors():
     """Every 64-bit load that the compiler left open carries the map's descriptor afterwards."""
     found = bpf.BpfObject(shipped())
     maps = {"peers": 101, "config": 102, "counters": 103}
-    for section in PROGRAMS:
+    for section in SECTIONS:
         code = found.instructions(section, maps)
         loads = [
             int.from_bytes(code[at + 4 : at + 8], "little")
@@ -61,5 +70,5 @@ def test_the_object_is_what_its_source_compiles_to(tmp_path):
     maps = {"peers": 1, "config": 2, "counters": 3}
     ours, again = bpf.BpfObject(shipped()), bpf.BpfObject(output.read_bytes())
     assert again.maps == ours.maps
-    for section in PROGRAMS:
+    for section in SECTIONS:
         assert again.instructions(section, maps) == ours.instructions(section, maps)

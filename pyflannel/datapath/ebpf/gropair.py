@@ -1,0 +1,151 @@
+"""The veth pair where decapsulated packets are joined, and lose the tunnel's mark.
+
+flannel.bpf.c says why. `flannelgro1` receives what is to be joined (NAPI GRO). `flannelgro0`
+receives what is dressed as SRv6; its route for `STRIP_TO` has the kernel undress it and send it out
+of `flannelgro1`. That third way leads through the IPv6 part of the network stack, where others have
+a say (IPv6 switched off, a rule that drops in PREROUTING), so it is used only while a test frame of
+ours comes through.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv6Address
+from typing import Final
+
+from pyflannel.core.errors import KernelError
+from pyflannel.kernel import seg6, veth
+from pyflannel.kernel.sysctl import write_sysctl
+
+SENDER: Final = "flannelgro0"
+RECEIVER: Final = "flannelgro1"
+MTU: Final = 65535
+"""The most a veth can have. A packet on the third way may be this long (End.DX2 checks)."""
+STRIP_FROM: Final = IPv6Address("fd66:6c61:6e6e:656c::2")
+STRIP_TO: Final = IPv6Address("fd66:6c61:6e6e:656c::1")
+"""Unique local addresses (RFC 4193; the prefix is "flannel" in ASCII) that never leave the node.
+The source has a route back to where it comes in, for those who check (reverse path filters)."""
+TOKEN_BYTES: Final = 12
+TEST_ETHERTYPE: Final = 0x88B5
+"""IEEE 802's first local experimental one."""
+
+_IPPROTO_ETHERNET: Final = 143
+_ETH_P_IPV6: Final = 0x86DD
+_ETH_P_8021Q: Final = 0x8100
+_SETTINGS: Final = (
+    # No addresses and no routers: nobody talks here.
+    ("addr_gen_mode", "1"),
+    ("accept_ra", "0"),
+    ("accept_dad", "0"),
+    ("disable_ipv6", "0"),
+    # bpf_fib_lookup() answers only where packets may be forwarded.
+    ("forwarding", "1"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class GroPair:
+    """Both ends, as the programs need them."""
+
+    sender: int
+    """ifindex of `flannelgro0`."""
+    receiver: int
+    """ifindex of `flannelgro1`."""
+    sender_mac: bytes
+    receiver_mac: bytes
+
+
+def ensure() -> GroPair:
+    """The pair, made if it is missing, with the offloads that it is for.
+
+    Raises:
+        KernelError, OSError: it cannot be had.
+    """
+    try:
+        veth.create_pair(SENDER, RECEIVER, mtu=MTU)
+    except KernelError as error:
+        if error.errno != errno.EEXIST:
+            raise
+        for end in (SENDER, RECEIVER):
+            veth.set_mtu(end, MTU)
+    # veth joins packets only if the sending end could not have cut them
+    # (drivers/net/veth.c, veth_skb_is_eligible_for_gro).
+    veth.set_offload(SENDER, veth.ETHTOOL_STSO, on=False)
+    veth.set_offload(RECEIVER, veth.ETHTOOL_SGRO, on=True)
+    return look()
+
+
+def look() -> GroPair:
+    """The pair that is there.
+
+    Raises:
+        KernelError, OSError: there is none.
+    """
+    return GroPair(
+        socket.if_nametoindex(SENDER),
+        socket.if_nametoindex(RECEIVER),
+        veth.mac_of(SENDER),
+        veth.mac_of(RECEIVER),
+    )
+
+
+def write_settings() -> None:
+    """What IPv6 must be like on `flannelgro0`; may be repeated.
+
+    Raises:
+        KernelError: this kernel or its administrator does not have it.
+    """
+    for name, value in _SETTINGS:
+        write_sysctl(f"net/ipv6/conf/{SENDER}/{name}", value)
+
+
+def put_routes(pair: GroPair) -> None:
+    """The routes of the third way; may be repeated.
+
+    Raises:
+        KernelError: this kernel does not have seg6local.
+    """
+    seg6.put_host_route(STRIP_FROM, pair.sender)
+    seg6.put_host_route(STRIP_TO, pair.sender, frames_to=pair.receiver)
+
+
+def test_frame(pair: GroPair, token: bytes) -> bytes:
+    """A frame as `strip` of flannel.bpf.c makes it, but for its innermost type."""
+    inner = token + struct.pack(">HHH", _ETH_P_8021Q, 0, TEST_ETHERTYPE)
+    ip = struct.pack(">IHBB", 6 << 28, len(inner), _IPPROTO_ETHERNET, 64)
+    ip += STRIP_FROM.packed + STRIP_TO.packed
+    return pair.sender_mac + pair.receiver_mac + struct.pack(">H", _ETH_P_IPV6) + ip + inner
+
+
+def send_test(pair: GroPair, token: bytes) -> None:
+    """Puts a test frame on the third way, whose end counts it.
+
+    Raises:
+        OSError: without the right to (CAP_NET_RAW), or without the device.
+    """
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sender:
+        sender.bind((RECEIVER, 0))
+        sender.send(test_frame(pair, token))
+
+
+def comes_through(pair: GroPair, token: bytes, arrived: Callable[[], int]) -> bool:
+    """Whether a test frame arrives.
+
+    It does before `send` returns, unless the kernel has put its work off.
+
+    Args:
+        arrived: how many did so far.
+    """
+    before = arrived()
+    send_test(pair, token)
+    deadline = time.monotonic() + 0.005
+    while arrived() == before:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.0002)
+    return True
