@@ -164,6 +164,9 @@ class Lab:
         self._switch = spaces[0]
         address = topology.underlay_address(topology.SWITCH_HOST)
         ip_batch(self._switch, topology.switch_setup(address))
+        # A switch has no firewall: with the module br_netfilter loaded, each packet would pay one.
+        for name in topology.SWITCH_SYSCTLS:
+            self._switch.run(["sysctl", "-q", "-e", "-w", f"{name}=0"])
         self._etcd = self._make_etcd()
         self._etcd.start(wait=False)
         for number in numbers:

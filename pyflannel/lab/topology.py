@@ -243,6 +243,12 @@ def node_number(text: str) -> int:
     return int(match[1])
 
 
+SWITCH_SYSCTLS: Final = tuple(
+    f"net.bridge.bridge-nf-call-{program}" for program in ("iptables", "ip6tables", "arptables")
+)
+"""What must be 0 in the switch's namespace; these are there only with the module br_netfilter."""
+
+
 def switch_setup(etcd_address: IPv4Interface) -> str:
     """Batch for the switch: its bridge, the underlay's gateway and etcd's interface as well."""
     gateway_v6 = underlay_address_v6(SWITCH_HOST)
