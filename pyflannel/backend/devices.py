@@ -41,6 +41,7 @@ class DeviceKeeper:
         self._netlink = netlink
         self._write_sysctl = write_sysctl
         self._as_made: dict[str, tuple[Device, Link]] = {}
+        self._kept: dict[str, Link] = {}
 
     async def keep(self, device: Device) -> Kept:
         """One device, right again as far as that is possible.
@@ -62,6 +63,7 @@ class DeviceKeeper:
         if link is not None:
             kept = Kept(link)
         else:
+            await self._delete_renamed(device)
             kept = Kept(await self._create(device), ["device"])
             log.info("device created", device=device.name, mac=kept.link.mac or None)
         corrected = await self._correct(device, kept)
@@ -72,7 +74,18 @@ class DeviceKeeper:
             kept.link = again
         if "device" not in kept.done:
             kept.done += corrected
+        self._kept[device.name] = kept.link
         return kept
+
+    async def _delete_renamed(self, device: Device) -> None:
+        """Deletes our device under the name that somebody gave it; two of one VNI cannot be."""
+        former = self._kept.pop(device.name, None)
+        if former is None or device.create is None:
+            return
+        for link in await self._netlink.links():
+            if _likeness(link) == _likeness(former):
+                log.warning("device was renamed", device=device.name, name=link.name)
+                await self._netlink.delete_link(link.index)
 
     def _mismatch(self, device: Device, link: Link) -> str:
         difference = device.mismatch(link)

@@ -6,8 +6,9 @@ one that we take over from, would see foreign routes.) On a device that is ours 
 On the external interface it takes all of this to be called *stray*, which means left over from an
 earlier run and to be deleted:
 
-* unicast, protocol `boot`, no metric, no source address, a single next hop with a gateway, through
-  the external interface, on-link or not exactly as the backend would write it;
+* unicast, protocol `boot`, no metric, no source address, nothing else that flannel never sets, a
+  single next hop with a gateway, through the external interface, on-link or not exactly as the
+  backend would write it;
 * a destination that is a subnet as flannel leases them (length SubnetLen, between SubnetMin and
   SubnetMax), not our own, and without a lease.
 
@@ -104,6 +105,7 @@ def is_stray(
         and route.scope == RT_SCOPE_UNIVERSE
         and route.metric == 0
         and route.src is None
+        and not route.altered
         and route.gateway is not None
         and route.onlink == onlink
         and route.dst.prefixlen == length

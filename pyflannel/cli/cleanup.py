@@ -141,6 +141,7 @@ def _is_ours(former: subnetenv.SubnetEnv, route: Route) -> bool:
         and route.type == RTN_UNICAST
         and route.metric == 0
         and route.src is None
+        and not route.altered
     )
     return traces.is_peer_route(
         former, route.dst, route.gateway, plain=plain

@@ -10,7 +10,7 @@ Conventions that every implementation keeps:
 * *Set is replace.* `Set(x)` makes the kernel hold exactly `x` under `x.key`, whatever stood there.
   If it is refused, what stood there may be gone.
 * *Delete is exact.* A route is deleted if type, gateway and link agree as well (no link said beside
-  a gateway: any link), an FDB entry if its destination does. A neighbour or an address is what its
+  a gateway: any link), an FDB entry if its destination does, with port, VNI and link. A neighbour or an address is what its
   key says, so that is all which counts. (The one case in which Linux can delete a route only by
   deleting a foreign one first, which stands before it under its key, is refused with `ENOTUNIQ`.)
 * *Deleting what is not there succeeds.* `ESRCH`, `ENOENT`, `EADDRNOTAVAIL`, `ENODEV`, `ENXIO` on
@@ -159,6 +159,9 @@ class Route:
     """RTA_PRIORITY; IPv6 turns 0 into 1024, which implementations report as 0 again."""
     src: IPAddress | None = None
     """Preferred source address."""
+    altered: bool = False
+    """On read: it has what we never give a route, metrics (an MTU), an encapsulation, or a next hop
+    object in the place of its own; so it equals none of ours."""
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -206,6 +209,12 @@ class FdbEntry:
     mac: str
     """Lower-case `aa:bb:…`."""
     dst: IPAddress
+    port: int = 0
+    """UDP port of the destination in host order; 0 = the device's own, as with all of ours."""
+    vni: int = 0
+    """VNI that the destination is told; 0 = the device's own."""
+    via: int = 0
+    """ifindex through which the destination is reached; 0 = as the device's own packets."""
 
     @property
     def key(self) -> tuple[object, ...]:

@@ -189,6 +189,7 @@ def _is_same_route(found: Route, wanted: Route) -> bool:
     """
     return (
         found.type == wanted.type
+        and found.altered == wanted.altered
         and found.gateway == wanted.gateway
         and (
             found.oif == wanted.oif
@@ -204,7 +205,7 @@ def _would_be_taken_for(other: Route, wanted: Route) -> bool:
     """
     if wanted.oif is None and wanted.type == RTN_UNICAST:
         return False  # several next hops: they are compared one by one
-    if other.protocol != wanted.protocol:
+    if other.protocol != wanted.protocol or (wanted.altered and not other.altered):
         return False
     if wanted.dst.version == 4 and (
         (other.type, other.scope) != (wanted.type, wanted.scope)

@@ -118,11 +118,18 @@ _RTA_OIF: Final = 4
 _RTA_GATEWAY: Final = 5
 _RTA_PRIORITY: Final = 6
 _RTA_PREFSRC: Final = 7
+_RTA_METRICS: Final = 8
 _RTA_MULTIPATH: Final = 9
 _RTA_TABLE: Final = 15
 _RTA_VIA: Final = 18
+_RTA_ENCAP: Final = 22
+_RTA_NH_ID: Final = 30
+_RTA_ALTERING: Final = frozenset((_RTA_METRICS, _RTA_ENCAP, _RTA_NH_ID))
+"""Attributes that make another route of one which looks like ours."""
 _NDA_DST: Final = 1
 _NDA_LLADDR: Final = 2
+_NDA_PORT: Final = 6
+_NDA_VNI: Final = 7
 _NDA_IFINDEX: Final = 8
 _NLMSGERR_ATTR_MSG: Final = 1
 
@@ -133,6 +140,7 @@ _NDMSG: Final = struct.Struct("=BxxxiHBB")
 _IFADDRMSG: Final = struct.Struct("=BBBBI")
 _IFINFOMSG: Final = struct.Struct("=BxHiII")
 _U32: Final = struct.Struct("=I")
+_BE16: Final = struct.Struct("!H")
 _S32: Final = struct.Struct("=i")
 _ATTRIBUTE_U32: Final = struct.Struct("=HHI")
 
@@ -398,11 +406,18 @@ def _fdb_body(entry: FdbEntry) -> bytes:
     # Without NTF_SELF the request is for the bridge that the device is a port of (EOPNOTSUPP), and
     # without a state that says who keeps it the vxlan driver refuses it. NOARP beside PERMANENT is
     # what `bridge fdb add … permanent` sends.
-    return (
+    body = (
         _NDMSG.pack(AF_BRIDGE, entry.index, NUD_PERMANENT | NUD_NOARP, _NTF_SELF, 0)
         + _attribute(_NDA_LLADDR, _packed_mac(entry.mac))
         + _attribute(_NDA_DST, entry.dst.packed)
     )
+    if entry.port:
+        body += _attribute(_NDA_PORT, _BE16.pack(entry.port))
+    if entry.vni:
+        body += _attribute_u32(_NDA_VNI, entry.vni)
+    if entry.via:
+        body += _attribute_u32(_NDA_IFINDEX, entry.via)
+    return body
 
 
 def _address_body(address: Address) -> bytes:
@@ -510,6 +525,7 @@ def decode_route(body: bytes) -> Route | None:
         type=kind,
         metric=metric,
         src=_ip(value) if value is not None else None,
+        altered=not _RTA_ALTERING.isdisjoint(attributes),
     )
 
 
@@ -556,7 +572,16 @@ def _decode_fdb(body: bytes) -> FdbEntry | None:
     mac, dst = attributes.get(_NDA_LLADDR), attributes.get(_NDA_DST)
     if mac is None or dst is None:
         return None
-    return FdbEntry(index=index, mac=_mac(mac), dst=_ip(dst))
+    # The kernel leaves these out where they are the device's own.
+    port, vni, via = map(attributes.get, (_NDA_PORT, _NDA_VNI, _NDA_IFINDEX))
+    return FdbEntry(
+        index=index,
+        mac=_mac(mac),
+        dst=_ip(dst),
+        port=_BE16.unpack(port)[0] if port else 0,
+        vni=_U32.unpack(vni)[0] if vni else 0,
+        via=_U32.unpack(via)[0] if via else 0,
+    )
 
 
 def decode_address(body: bytes) -> Address | None:

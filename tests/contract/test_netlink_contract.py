@@ -1058,6 +1058,26 @@ class TestNeighboursAndFdb:
 
         check(body)
 
+    @pytest.mark.parametrize("change", [{"port": 9999}, {"vni": 77}, {"via": 2}])
+    def test_an_fdb_entry_is_also_its_port_vni_and_link(
+        self, check: Check, change: dict[str, int]
+    ) -> None:
+        """One to the right host with a wrong port reaches nobody; it is seen, and replaced."""
+
+        async def body(w: World) -> None:
+            wanted = FdbEntry(index=w.device.index, mac=MAC, dst=IPv4Address("192.0.2.7"))
+            wrong = replace(wanted, **change)
+            await w.done(Set(wrong))
+            assert await w.netlink.fdb(w.device.index) == [wrong]
+            await w.done(Delete(wanted))
+            assert await w.netlink.fdb(w.device.index) == [wrong]
+            await w.done(Set(wanted))
+            assert await w.netlink.fdb(w.device.index) == [wanted]
+            await w.done(Set(wrong), Delete(wrong))
+            assert await w.netlink.fdb(w.device.index) == []
+
+        check(body)
+
     def test_what_the_device_learned_is_not_listed_and_not_in_the_way(self, check: Check) -> None:
         """A learned entry ages; only one that was set stays."""
 

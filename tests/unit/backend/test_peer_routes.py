@@ -35,6 +35,7 @@ def test_a_route_as_host_gw_writes_it_is_ours(route):
         replace(OURS, oif=3),
         replace(OURS, oif=None),
         replace(OURS, onlink=True),
+        replace(OURS, altered=True),
         replace(OURS, scope=253),
         replace(OURS, type=RTN_BLACKHOLE),
         replace(OURS, dst=IPv4Network("10.5.7.128/25")),
