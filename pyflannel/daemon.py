@@ -353,15 +353,15 @@ class Daemon:
             self._underlay.address,
             self._underlay.address6,
         )
+        await self._driver.rebase(underlay, None)
         self._underlay = underlay
-        attrs = await self._driver.rebase(underlay, None)
         if moved:
             self._store.reconnect("the external interface has another address")
-        await self._manager.update_attrs(attrs)
-        self._show_lease()
+        # By another task: while etcd is away, the next change must be followed all the same.
+        self._unpublished.set()
 
     async def _republish(self) -> None:
-        """Publishes what the backend wants in the lease when that changed by itself (a MAC)."""
+        """Publishes what the backend wants in the lease when that has changed."""
         while True:
             await self._unpublished.wait()
             self._unpublished.clear()

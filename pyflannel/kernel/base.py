@@ -10,9 +10,10 @@ Conventions that every implementation keeps:
 * *Set is replace.* `Set(x)` makes the kernel hold exactly `x` under `x.key`, whatever stood there.
   If it is refused, what stood there may be gone.
 * *Delete is exact.* A route is deleted if type, gateway and link agree as well (no link said beside
-  a gateway: any link), an FDB entry if its destination does, with port, VNI and link. A neighbour or an address is what its
-  key says, so that is all which counts. (The one case in which Linux can delete a route only by
-  deleting a foreign one first, which stands before it under its key, is refused with `ENOTUNIQ`.)
+  a gateway: any link), an FDB entry if its destination, port, VNI and link do. A neighbour or an
+  address is what its key says, so that is all which counts. (The one case in which Linux can delete
+  a route only by deleting a foreign one first, which stands before it under its key, is refused
+  with `ENOTUNIQ`.)
 * *Deleting what is not there succeeds.* `ESRCH`, `ENOENT`, `EADDRNOTAVAIL`, `ENODEV`, `ENXIO` on
   delete mean "already so".
 * *Listing a link that is not there gives nothing*, like listing one without entries.

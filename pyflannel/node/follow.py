@@ -2,7 +2,8 @@
 
 Kernel notifications about links, addresses and default routes lead, after a moment of quiet, to the
 same selection that was made at start. Another outcome is handed to the daemon; no outcome at all
-(the interface is gone for now) is reported and waited out, with everything left as it is.
+(the interface is gone for now), or one that the backend cannot work with, is reported and waited
+out, with everything left as it is.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ class UnderlayFollower:
 
     Args:
         select: makes the selection afresh; raises `InterfaceError` if there is none now.
-        moved: told the new one; awaited, and never called twice at once.
+        moved: told the new one; awaited, and never called twice at once. Raises `FlannelError` if
+            the backend cannot work with it: what is there is left as it is, and it is told again,
+            because an interface that is being set up looks like that for a moment.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class UnderlayFollower:
         board: StatusBoard,
     ) -> None:
         self._current = current
+        self._refused: ExternalInterface | None = None
         self._select = select
         self._moved = moved
         self._board = board
@@ -72,23 +76,28 @@ class UnderlayFollower:
         """Selects again and reports a difference."""
         try:
             selected = await self._select()
+            if selected != self._current:
+                await self._follow(selected)
         except FlannelError as error:
-            if "underlay" not in self._board.problems:
+            if self._board.problems.get("underlay") != str(error):
                 log.warning(f"external interface is not usable now, waiting for it: {error}")
             self._board.problem("underlay", str(error))
             return
+        self._refused = None
         if "underlay" in self._board.problems:
             log.info("external interface is usable again", interface=selected.name)
             self._board.problem("underlay", "")
-        if selected == self._current:
-            return
-        log.warning(
-            "external interface changed, following it",
-            interface=selected.name,
-            index=selected.index,
-            public_ip=selected.public_ip,
-            mtu=selected.mtu,
-            former=f"{self._current.name} {self._current.public_ip} mtu {self._current.mtu}",
-        )
+
+    async def _follow(self, selected: ExternalInterface) -> None:
+        if selected != self._refused:
+            log.warning(
+                "external interface changed, following it",
+                interface=selected.name,
+                index=selected.index,
+                public_ip=selected.public_ip,
+                mtu=selected.mtu,
+                former=f"{self._current.name} {self._current.public_ip} mtu {self._current.mtu}",
+            )
+        self._refused = selected
         await self._moved(selected)
         self._current = selected
