@@ -14,7 +14,7 @@ the front, so rules that an operator placed before it keep winning.
 
 Between two looks nothing is spawned. With the nft flavour of iptables the kernel announces changes
 (`traffic.monitor`); with the legacy one the size of the table is asked for through getsockopt(2);
-a full look is taken once a minute in any case.
+a full look is taken every few minutes in any case, so that it costs one child process per minute.
 """
 
 from __future__ import annotations
@@ -191,13 +191,19 @@ class IptablesManager:
                 (family, chain.table)
                 for family, chain in sorted(self._applied, key=str)
                 if not self._flavours[family].nft
-            )
+            ),
+            processes=len(self._applied),
         )
         return RulesApplied(changed=changed, repaired=repaired)
 
     async def changed(self) -> bool:
         """As in `TrafficManager`."""
         return await self._monitor.wait()
+
+    @property
+    def longest_rest_s(self) -> float:
+        """As in `TrafficManager`."""
+        return self._monitor.full_check_s
 
     def close(self) -> None:
         """As in `TrafficManager`."""

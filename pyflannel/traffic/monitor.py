@@ -1,4 +1,4 @@
-"""When to look at the rules again: after an announced change, and once a minute in any case."""
+"""When to look at the rules again: after an announced change, and now and then in any case."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pyflannel.logs import get_logger
 log = get_logger(__name__)
 
 FULL_CHECK_S: Final = 60.0
-"""A look without any hint, so that nothing stays unnoticed for longer. Each look costs one or two
-child processes, and no more than that may be spent per minute of rest."""
+"""Until a look without any hint, for each child process that a look costs: no more than one may be
+spent per minute of rest. A single look costs one for each chain."""
 SETTLE_S: Final = 0.2
 """One `iptables-restore` or `nft -f` makes a message per rule; act after the last of them."""
 LEAST_INTERVAL_S: Final = 2.0
@@ -40,9 +40,17 @@ class ChangeMonitor:
         self._deaf = False
         self._legacy: dict[tuple[Family, str], bytes | None] = {}
         self._last = float("-inf")
+        self.full_check_s = FULL_CHECK_S
+        """How long `wait` waits at most."""
 
-    def arm(self, *, legacy: tuple[tuple[Family, str], ...] = ()) -> None:
-        """Starts to listen, and takes down how the given legacy tables look now."""
+    def arm(self, *, legacy: tuple[tuple[Family, str], ...] = (), processes: int = 0) -> None:
+        """Starts to listen, and takes down how the given legacy tables look now.
+
+        Args:
+            legacy: tables of legacy iptables that hold rules of ours.
+            processes: how many children a look at the rules costs.
+        """
+        self.full_check_s = FULL_CHECK_S * max(1, processes)
         if self._events is None and not self._deaf:
             try:
                 self._events = firewall.open_nftables_events()
@@ -56,7 +64,7 @@ class ChangeMonitor:
         if self._deaf and not self._legacy:
             await asyncio.sleep(self._resync_s)
             return False
-        full = time.monotonic() + FULL_CHECK_S
+        full = time.monotonic() + self.full_check_s
         while (left := full - time.monotonic()) > 0:
             step = min(left, self._resync_s) if self._legacy else left
             hinted = await self._announced(step)

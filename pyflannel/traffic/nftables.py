@@ -171,6 +171,11 @@ class Nft:
         lib.nft_run_cmd_from_buffer.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
         self._lib = lib
 
+    @property
+    def in_process(self) -> bool:
+        """Whether no child is needed."""
+        return self._lib is not None
+
     async def ask(self, command: Json) -> Json:
         """Runs one listing command given as JSON and returns its answer."""
         return await self.run(json.dumps({"nftables": [command]}))
@@ -245,12 +250,18 @@ class NftablesManager:
             changed = True
             repaired = repaired or family in self._applied
             self._note(family, wanted)
-        self._monitor.arm()
+        # Two questions for each family, by children only where the library is missing.
+        self._monitor.arm(processes=0 if self._nft.in_process else 2 * len(Family))
         return RulesApplied(changed=changed, repaired=repaired)
 
     async def changed(self) -> bool:
         """As in `TrafficManager`."""
         return await self._monitor.wait()
+
+    @property
+    def longest_rest_s(self) -> float:
+        """As in `TrafficManager`."""
+        return self._monitor.full_check_s
 
     def close(self) -> None:
         """As in `TrafficManager`."""

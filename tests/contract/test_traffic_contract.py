@@ -12,6 +12,7 @@ import pytest
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.ip import SubnetKey
 from pyflannel.core.rules import RuleSet, build
+from pyflannel.kernel import process
 from pyflannel.traffic.iptables import IptablesManager
 from pyflannel.traffic.nftables import NftablesManager
 from tests.support.netns import in_new_netns
@@ -101,6 +102,27 @@ def test_removed_rules_are_noticed_and_back_within_five_seconds(play, damage):
         assert applied.repaired
         assert time.monotonic() - start < 5
         assert sorted(everything().split()) == sorted(before.split())
+
+    play(scenario)
+
+
+def test_at_rest_no_more_than_one_process_a_minute_is_spent(play, monkeypatch):
+    """Dual stack and both parts of the rules: the most that a look can cost."""
+    spawned = []
+
+    async def counting(argv, **how):
+        spawned.append(argv)
+        return await run(argv, **how)
+
+    run = process.run
+    monkeypatch.setattr(process, "run", counting)
+
+    async def scenario(manager):
+        await manager.ensure(rules())
+        spawned.clear()
+        assert not (await manager.ensure(rules())).changed
+        per_minute = 60.0 * len(spawned) / manager.longest_rest_s
+        assert per_minute <= 1, spawned
 
     play(scenario)
 
