@@ -27,7 +27,7 @@ from pyflannel.core.ip import Family
 from pyflannel.core.options import DaemonOptions
 from pyflannel.kernel.base import RTN_BLACKHOLE, RTN_UNICAST, RTPROT_BOOT, Delete, Netlink, Route
 from pyflannel.kernel.files import FileText, read_text_if_exists
-from pyflannel.kernel.lock import SingleInstance, upstream_daemons
+from pyflannel.kernel.lock import SingleInstance, our_daemons, upstream_daemons
 from pyflannel.kernel.netlink import KernelNetlink
 from pyflannel.traffic.iptables import IptablesManager
 from pyflannel.traffic.nftables import NftablesManager
@@ -64,6 +64,16 @@ def main(argv: Sequence[str]) -> int:
             f"flanneld runs (pid {upstream[0]}) and uses it: stop it first",
         )
     with SingleInstance(given.subnet_file) as lock:
+        # Devices and rules are told by their names, so those of a daemon with another subnet file
+        # would go as well.
+        others = [] if given.dry_run else our_daemons()
+        if others:
+            raise DeviceUnavailable(
+                "clean up",
+                "this node",
+                0,
+                f"pyflanneld runs (pid {others[0]}) with another subnet file: stop it first",
+            )
         files = [given.subnet_file, given.docker_opts_file, given.status_socket, str(lock.path)]
         files += [f"{given.state_dir}/{name}" for name in STATE_FILES]
         found, failed = asyncio.run(_run(given.subnet_file, files, dry_run=given.dry_run))

@@ -121,8 +121,20 @@ def is_held(subnet_file: str | os.PathLike[str]) -> bool:
 def upstream_daemons() -> list[int]:
     """Process ids of flannel's own daemon, `flanneld`, in our network namespace.
 
-    It takes no lock that we could see; it is known by its name. Processes that go meanwhile, or
-    that we may not look at, do not count.
+    It takes no lock that we could see; it is known by its name.
+    """
+    return _processes("flanneld")
+
+
+def our_daemons() -> list[int]:
+    """Process ids of `pyflanneld` in our network namespace, whatever their subnet files are."""
+    return _processes("pyflanneld")
+
+
+def _processes(name: str) -> list[int]:
+    """Those of a name that share our network namespace, ourselves left out.
+
+    Processes that go meanwhile, or that we may not look at, do not count.
     """
     found = []
     with contextlib.suppress(OSError):
@@ -130,7 +142,7 @@ def upstream_daemons() -> list[int]:
         for directory in Path("/proc").iterdir():
             if directory.name.isdecimal() and int(directory.name) != os.getpid():
                 with contextlib.suppress(OSError):
-                    if (directory / "comm").read_bytes() == b"flanneld\n" and (
+                    if (directory / "comm").read_text() == f"{name}\n" and (
                         directory / "ns/net"
                     ).stat().st_ino == ours:
                         found.append(int(directory.name))

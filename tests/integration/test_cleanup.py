@@ -46,6 +46,10 @@ def test_all_of_ours_goes_and_nothing_else(backend, tmp_path):
         refused = node.exec(["pyflannel", "cleanup"], check=False)
         assert refused.returncode == 69
         assert f"pid {node.pid}" in refused.stderr
+        elsewhere = ["pyflannel", "cleanup", "--subnet-file=/run/flannel/another.env"]
+        refused = node.exec(elsewhere, check=False)
+        assert refused.returncode == 69
+        assert f"pid {node.pid}" in refused.stderr
         assert node.stop_daemon() == 0
         shutil.copy("/bin/sleep", tmp_path / "flanneld")
         child = node.space.popen([str(tmp_path / "flanneld"), "60"])
