@@ -3,7 +3,7 @@
 | command | run | told in the environment | standard input |
 |---|---|---|---|
 | PreStartupCommand | before the lease | - | a newline |
-| PostStartupCommand | with the lease | about us, and NETWORK | a newline |
+| PostStartupCommand | with the lease, again with another subnet | about us, NETWORK | a newline |
 | SubnetAddCommand | a peer is there | about the peer | its data, newline |
 | SubnetRemoveCommand | a peer is gone | about the peer | its data, newline |
 
@@ -178,8 +178,15 @@ class Commands:
 class ExtensionNetwork:
     """Runs a command for every peer that comes or goes; see `Network` for the contract."""
 
-    def __init__(self, commands: Commands, external: ExternalInterface, data: str | None) -> None:
+    def __init__(
+        self,
+        commands: Commands,
+        config: NetworkConfig,
+        external: ExternalInterface,
+        data: str | None,
+    ) -> None:
         self._commands = commands
+        self._config = config
         self._external = external
         self._data = data
         self._desired: dict[SubnetKey, Lease] = {}
@@ -187,6 +194,7 @@ class ExtensionNetwork:
         self._changed: dict[SubnetKey, None] = {}
         self._ignored: dict[SubnetKey, str] = {}
         self._failed: dict[SubnetKey, str] = {}
+        self._own_failure = ""
         self._workers: dict[SubnetKey, asyncio.Task[None]] = {}
         self._slots = asyncio.Semaphore(MOST_CHILDREN)
 
@@ -234,10 +242,30 @@ class ExtensionNetwork:
         while self._workers:
             await asyncio.wait(self._workers.values())
 
+    async def post_startup(self, lease: Lease) -> None:
+        """Runs PostStartupCommand.
+
+        Raises:
+            CommandError: it failed.
+        """
+        if self._commands.post:
+            values = own_environment(self._config, lease, self._external)
+            await self._commands.run("PostStartupCommand", self._commands.post, values)
+
     async def rebase(self, underlay: ExternalInterface, lease: Lease | None = None) -> LeaseAttrs:
-        """As in `Network`; no command is there to be told."""
-        del lease
+        """As in `Network`: with another lease runs PostStartupCommand again.
+
+        What it has made is for the former subnet. (Upstream ends when it loses its lease, and runs
+        the command when it is started anew.)
+        """
         self._external = underlay
+        if lease is not None:
+            self._own_failure = ""
+            try:
+                await self.post_startup(lease)
+            except CommandError as error:
+                self._own_failure = str(error)
+                log.warning("command failed", reason=str(error))
         return self.own_attrs()
 
     def own_attrs(self) -> LeaseAttrs:
@@ -246,6 +274,9 @@ class ExtensionNetwork:
 
     def status(self) -> Mapping[str, object]:
         """As in `Network`."""
+        failing = {f"peer {key.describe()}": text for key, text in self._failed.items()}
+        if self._own_failure:
+            failing["this node"] = self._own_failure
         return {
             "backend": BACKEND_TYPE,
             "mtu": self.mtu,
@@ -253,7 +284,7 @@ class ExtensionNetwork:
             "peers": len(self._desired),
             "commands_running": len(self._workers),
             "ignored": {key.describe(): text for key, text in self._ignored.items()},
-            "failing": {f"peer {key.describe()}": text for key, text in self._failed.items()},
+            "failing": failing,
         }
 
     async def detach(self) -> None:
@@ -347,7 +378,6 @@ class ExtensionBackend:
         Raises:
             CommandError: it failed.
         """
-        if self._commands.post:
-            values = own_environment(self._config, lease, self._external)
-            await self._commands.run("PostStartupCommand", self._commands.post, values)
-        return ExtensionNetwork(self._commands, self._external, self._data)
+        network = ExtensionNetwork(self._commands, self._config, self._external, self._data)
+        await network.post_startup(lease)
+        return network

@@ -157,6 +157,26 @@ def test_a_command_that_fails_at_start_is_an_error(answer, text, tmp_path):
         run(backend(tmp_path, programs).attach(lease(1, "extension")))
 
 
+def test_another_subnet_runs_the_post_startup_command_again(tmp_path):
+    """What it has made for the former one, a bridge say, is of no use any more."""
+
+    async def scenario() -> None:
+        programs = Programs()
+        network = await attached(tmp_path, programs)
+        before = programs.ran[-1]
+        assert programs.lines[-1].startswith("post 10.5.0.0/16 10.5.1.0/24")
+        underlay = Machine().context(config({"Type": "extension"}), tmp_path).underlay
+        await network.rebase(underlay)
+        assert programs.ran[-1] is before, "only the interface is another one"
+        await network.rebase(underlay, lease(9, "extension"))
+        assert programs.lines[-1].startswith("post 10.5.0.0/16 10.5.9.0/24")
+        programs.answers["post"] = Completed(1, b"", b"no bridge")
+        await network.rebase(underlay, lease(8, "extension"))
+        assert "no bridge" in network.status()["failing"]["this node"]
+
+    run(scenario())
+
+
 # Peers.
 
 
