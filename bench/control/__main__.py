@@ -5,6 +5,8 @@ Measured per candidate and backend, over a lab of one node and its etcd:
 * `start`: from exec to `subnet.env`, ms;
 * `leases_there`: from exec until all leases that are in etcd are programmed, s (kernel routes for
   vxlan and host-gw; for udp, where upstream's table cannot be seen, ours by its status);
+* `program`: of that, the longest pass of the backend, ms: from the leases to all of them in the
+  kernel (ours only, by its status);
 * `burst`: from the last of that many puts while running until all are programmed, s;
 * `change`: from before the put of one more lease until its route is there, median of ten, ms;
 * `rss_1`, `rss`: resident memory with one lease and with all, MiB;
@@ -28,6 +30,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from bench.report import machine
 from pyflannel.lab import Lab, LabSpec
@@ -75,6 +78,13 @@ def put_leases(lab: Lab, backend: str, count: int, first: int = 0) -> None:
         lab.etcd.post("/v3/kv/txn", {"success": puts})
 
 
+def status(node: Node) -> dict[str, Any] | None:
+    """What our daemon says of itself; `None` as long as it does not answer."""
+    done = node.exec(["pyflannel", "status", "--json"], check=False)
+    said: dict[str, Any] | None = json.loads(done.stdout) if done.returncode == 0 else None
+    return said
+
+
 def programmed(node: Node, backend: str, *, upstream: bool) -> Callable[[], int]:
     """Counts the peers that are in force, cheaply, and in the node's own namespace."""
     if backend == "udp":
@@ -82,8 +92,8 @@ def programmed(node: Node, backend: str, *, upstream: bool) -> Callable[[], int]
             return lambda: node.log().count("Subnet added")
 
         def ask() -> int:
-            done = node.exec(["pyflannel", "status", "--json"], check=False)
-            return json.loads(done.stdout)["network"]["peers"] if done.returncode == 0 else 0
+            said = status(node)
+            return said["network"]["peers"] if said is not None else 0
 
         return ask
 
@@ -149,6 +159,9 @@ def one(backend: str, upstream: str, number: int, leases: int) -> dict[str, floa
         else:
             wait(lambda: count() >= leases)
         result["leases_there_s"] = time.perf_counter() - start
+        if not upstream:
+            wait(lambda: status(node) is not None, 0.05)
+            result["program_ms"] = (status(node) or {})["network"]["longest_pass_s"] * 1e3
         node.stop_daemon()
     return result
 

@@ -139,6 +139,8 @@ class DriverStats:
     """The last failure there was, also if it is over."""
     last_pass_s: float = 0.0
     """How long the last pass took."""
+    longest_pass_s: float = 0.0
+    """The longest one since the start; as a rule the one that programmed the leases found then."""
 
 
 class Driver:
@@ -299,6 +301,7 @@ class Driver:
             self.stats.last_error = text
         now = self._clock.monotonic()
         self.stats.last_pass_s = now - start
+        self.stats.longest_pass_s = max(self.stats.longest_pass_s, now - start)
         self._schedule.ended(due, now, failed=failed)
 
     def _hand_over(self) -> None:
@@ -352,6 +355,7 @@ class Driver:
             "failing": dict(stats.failing),
             "last_error": stats.last_error,
             "last_pass_s": round(stats.last_pass_s, 6),
+            "longest_pass_s": round(stats.longest_pass_s, 6),
             "defects": stats.defects,
             "notification_overflows": stats.overflows,
         }

@@ -168,11 +168,19 @@ def _why_not_previous(
     if not is_compatible(previous, config):
         return f"previous subnet {previous.describe()} does not fit the current config"
     for other in taken:
-        for family in Family:
-            mine, theirs = previous.subnet(family), other.subnet(family)
-            if mine is not None and theirs is not None and _overlap(mine, theirs):
-                return f"previous subnet {format_network(mine)} is leased as {other.describe()}"
+        mine = overlap(previous, other)
+        if mine is not None:
+            return f"previous subnet {format_network(mine)} is leased as {other.describe()}"
     return ""
+
+
+def overlap(one: SubnetKey, other: SubnetKey) -> IPNetwork | None:
+    """The first subnet of `one` that has an address in common with the other's; `None` if none."""
+    for family in Family:
+        mine, theirs = one.subnet(family), other.subnet(family)
+        if mine is not None and theirs is not None and _overlap(mine, theirs):
+            return mine
+    return None
 
 
 def _overlap(one: IPNetwork, other: IPNetwork) -> bool:

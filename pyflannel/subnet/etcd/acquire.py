@@ -3,6 +3,10 @@
 Upstream's order: the lease already held for our public IP, then the previous subnet, then a free
 one. A lost race is a `StoreConflict`, and the caller simply tries again.
 
+With two families a race can be lost unnoticed: the key names both subnets, so two nodes that start
+together may write different keys with one IPv6 subnet in them. (Upstream's do, one pair in a
+hundred, and keep it.) After its write a node therefore looks again, and the later one gives way.
+
 A lease found for our public IP may belong to a *second live node* with the same address. If neither
 the state directory nor `subnet.env` knows it as ours, its holder is asked: the key is written again
 with the very same content; a live pyflannel that owns it sees a write it did not make and answers
@@ -146,13 +150,34 @@ class Acquisition:
             store_lease=granted.id,
             expires=self._clock.time() + granted.ttl,
         )
-        revision = await self._write(lease, if_revision=0)
+        lease = replace(lease, revision=await self._write(lease, if_revision=0))
+        await self._give_way(lease)
         self._granted = None
         log.info(
             f"Allocated lease ({describe(lease)}) to current node ({attrs.public_ip})",
             subnet=key.describe(),
         )
-        return replace(lease, revision=revision)
+        return lease
+
+    async def _give_way(self, mine: Lease) -> None:
+        """Takes a new lease back if one that was there before it has one of its two subnets.
+
+        Raises:
+            StoreConflict: so it was.
+        """
+        if mine.key.v4 is None or mine.key.v6 is None:
+            return
+        listed = await self._store.range_prefix(codec.subnets_prefix(self._prefix))
+        for kv in listed.kvs:
+            other = codec.decode_lease(self._prefix, kv)
+            if not isinstance(other, Lease) or other.key == mine.key:
+                continue
+            # What was written again meanwhile was there before as well.
+            earlier = kv.mod_revision < mine.revision or kv.version > 1
+            if earlier and allocation.overlap(other.key, mine.key):
+                key = codec.lease_key(self._prefix, mine.key)
+                await self._store.delete(key, if_mod_revision=mine.revision)
+                raise StoreConflict(f"{mine.key.describe()}: part of it is {other.key.describe()}")
 
     async def _write(self, lease: Lease, *, if_revision: int) -> int:
         header = await self._store.put(

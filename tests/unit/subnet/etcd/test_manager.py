@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 import pytest
 
@@ -23,6 +23,7 @@ CONFIG = (
     b'{"Network":"10.0.0.0/16","SubnetLen":24,"SubnetMin":"10.0.1.0","SubnetMax":"10.0.3.0",'
     b'"Backend":{"Type":"udp"}}'
 )
+DUAL_STACK = b'{"Network":"10.0.0.0/16","EnableIPv6":true,"IPv6Network":"fd00::/48"}'
 OUR_ADDRESS = IPv4Address("192.0.2.1")
 ATTRS = LeaseAttrs(public_ip=OUR_ADDRESS)
 DAY = 86400
@@ -245,6 +246,37 @@ class TestWinning:
             lease = await acquiring
             assert lease.key in {subnet_key(1), subnet_key(2)}
             assert etcd.get(key(3)).value == value("192.0.2.9")
+            assert len(etcd.leases) == 2
+
+        play(scenario)
+
+    @pytest.mark.parametrize("before", [True, False], ids=["theirs first", "ours first"])
+    def test_of_two_that_start_together_the_later_gives_way_in_either_family(self, play, before):
+        """Different keys with one IPv6 subnet: etcd itself sees no conflict."""
+
+        async def scenario(etcd, make):
+            etcd.put(codec.config_key(PREFIX), DUAL_STACK)
+            shared = IPv6Network("fd00:0:0:7::/64")
+            rival = SubnetKey(subnet_key(1).v4, shared)
+            ours = SubnetKey(subnet_key(2).v4, shared)
+            node = make(previous=ours)
+
+            def race() -> None:
+                name = codec.lease_key(PREFIX, rival)
+                etcd.put(name, value("192.0.2.9"), lease=etcd.grant(DAY))
+
+            def after_ours() -> None:
+                node.store.before_next("range_prefix", race)
+
+            node.store.before_next("put", race if before else after_ours)
+            acquiring = asyncio.create_task(node.acquire())
+            await etcd.clock.advance(1)
+            lease = await acquiring
+            assert (lease.key == ours) is not before
+            assert (lease.key.v6 == shared) is not before
+            found = etcd.get(codec.lease_key(PREFIX, lease.key))
+            assert (found.mod_revision, found.lease) == (lease.revision, lease.store_lease)
+            assert len(etcd.below(codec.subnets_prefix(PREFIX))) == 2
             assert len(etcd.leases) == 2
 
         play(scenario)
