@@ -92,6 +92,7 @@ class EtcdSubnetManager:
         self._writing = asyncio.Lock()
         self._listed: RangeResult | None = None
         self._sighting: tuple[KeyValue | None] | None = None
+        self._writes: LeaseAttrs | None = None
         self._sighted = asyncio.Event()
         self._answered = float("-inf")
         self.feed = LeaseFeed(store, prefix, clock, is_own=self._is_own_key, own=self._saw_own)
@@ -282,6 +283,7 @@ class EtcdSubnetManager:
                 lease = self._held()
                 if attrs == lease.attrs:
                     return lease
+                self._writes = attrs
                 wanted = replace(lease, attrs=attrs)
                 try:
                     return await self._publish(wanted)
@@ -340,6 +342,11 @@ class EtcdSubnetManager:
         decoded = codec.decode_lease(self._prefix, kv) if kv is not None else None
         seen = decoded if isinstance(decoded, Lease) else None
         readable = kv is None or seen is not None
+        if kv is not None and seen is not None and self._is_own_write(seen):
+            log.info("a write of our lease was carried out after all", subnet=ours.key.describe())
+            self._lease = replace(ours, attrs=seen.attrs, revision=kv.mod_revision)
+            self._record.save(self._lease)
+            return
         try:
             await self._act_on(judge(ours, seen, readable=readable), ours, kv, seen)
         except StoreConflict:
@@ -352,6 +359,11 @@ class EtcdSubnetManager:
             log.warning("own lease not looked after, etcd does not answer", error=error)
             await self._clock.sleep(CONFIG_RETRY_S)
             self._sighted.set()
+
+    def _is_own_write(self, seen: Lease) -> bool:
+        """Whether these are the attributes that we are about to write: the answer got lost."""
+        ours = self._held()
+        return seen.store_lease == ours.store_lease and ours.attrs != seen.attrs == self._writes
 
     async def _act_on(
         self, verdict: Verdict, ours: Lease, kv: KeyValue | None, seen: Lease | None

@@ -569,6 +569,25 @@ class TestKeeping:
 
         play(scenario)
 
+    def test_a_new_address_whose_confirmation_got_lost_is_not_taken_for_another_node(self, play):
+        """The write was carried out: seen in the store it is ours, not somebody's who took over."""
+
+        async def scenario(etcd, make):
+            node = make()
+            lease = await node.start()
+            attrs = LeaseAttrs(public_ip=IPv4Address("192.0.2.77"))
+            node.store.fail_next("put", StoreUnavailable("timed out"), carried_out=True)
+            writing = asyncio.create_task(node.manager.update_attrs(attrs))
+            await etcd.clock.advance(30)
+            assert (await writing).attrs == attrs
+            assert node.moves == []
+            assert node.lease.key == lease.key
+            kv = etcd.get(codec.lease_key(PREFIX, lease.key))
+            assert (kv.value, kv.lease) == (value("192.0.2.77"), lease.store_lease)
+            assert node.lease.revision == kv.mod_revision
+
+        play(scenario)
+
     def test_the_record_lets_the_next_run_know_its_own_lease(self, play):
         """Without being asked for a sign of life, which would cost a second."""
 
