@@ -105,3 +105,46 @@ def test_nodes_that_move_at_the_same_time_find_each_other():
         print(f"all pairs after {took:.2f} s")
         assert {value["PublicIP"] for value in lease_values(lab).values()} == set(moved)
         assert took <= 2 * HEALED_S
+
+
+def test_with_etcd_away_and_with_an_mtu_that_is_too_small_it_goes_on_following():
+    """What cannot be published yet, or cannot be used for now, ends nothing and holds up nothing.
+
+    Dual stack needs an MTU of 1350: 1280 for IPv6, and 70 around it.
+    """
+    config = {
+        "Network": "10.0.0.0/16",
+        "EnableIPv6": True,
+        "IPv6Network": "fd00:10::/48",
+        "Backend": {"Type": "vxlan"},
+    }
+    with Lab(LabSpec(nodes=2, config=config, name="follow-away")) as lab:
+        followed = Followed(lab, "vxlan")
+        node = followed.node
+
+        def problem() -> str:
+            done = node.exec(["pyflannel", "status", "--json"], check=False)
+            return json.loads(done.stdout)["problems"].get("underlay", "") if done.stdout else ""
+
+        lab.etcd.stop()
+        address = faults.move_underlay(node, 77)
+        shown = ["ip", "-d", "link", "show", "flannel.1"]
+        lab.wait(
+            lambda: f"local {address}" in node.exec(shown, check=False).stdout, 2, what="moved"
+        )
+        node.exec(["ip", "link", "set", "dev", "eth0", "mtu", "1400"])
+        lab.wait(lambda: followed.device_mtu() == 1350, 2, what="the MTU followed as well")
+        node.exec(["ip", "link", "set", "dev", "eth0", "mtu", "1300"])
+        lab.wait(lambda: "IPv6 needs 1280" in problem(), 2, what="the problem in the status")
+        node.exec(["ip", "link", "set", "dev", "eth0", "mtu", "1500"])
+        lab.wait(lambda: not problem() and followed.device_mtu() == 1450, 2, what="usable again")
+        lab.etcd.start()
+        lab.wait(
+            lambda: any(v["PublicIP"] == address for v in lease_values(lab).values()),
+            10,
+            what="the lease with the new address",
+        )
+        followed.pings_within(HEALED_S, "etcd is back")
+        pods = {n.pod.name: (n.pod, n.pod_address(6)) for n in lab.nodes}
+        assert ping_all(pods, count=1, deadline_s=HEALED_S).ok
+        followed.same_node()
