@@ -136,10 +136,9 @@ class IpipPlan:
             return False
         if routes.is_device_route(thing, self.config, self.own, view.links.get(DEVICE)):
             return True
-        return (
-            startup
-            and self.settings.direct_routing
-            and routes.is_stray(thing, self.config, self.own, view.underlay, onlink=True)
+        direct = self.settings.direct_routing
+        return startup and routes.is_stray(
+            thing, self.config, self.own, view.underlay, direct=direct
         )
 
     def concerns(self, dst: IPNetwork) -> bool:

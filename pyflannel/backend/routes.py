@@ -3,12 +3,15 @@
 flannel marks its routes with nothing: protocol `boot`, main table, no metric, what a plain
 `ip route add` makes. (A mark of our own would be simple, and an upstream node that takes over, or
 one that we take over from, would see foreign routes.) On a device that is ours everything is ours.
-On the external interface it takes all of this to be called *stray*, which means left over from an
-earlier run and to be deleted:
+Elsewhere it takes all of this to be called *stray*, which means left over from an earlier run, of
+this backend or of another one, and to be deleted:
 
 * unicast, protocol `boot`, no metric, no source address, nothing else that flannel never sets, a
-  single next hop with a gateway, through the external interface, on-link or not exactly as the
-  backend would write it;
+  single next hop with a gateway;
+* through the external interface, where the backend itself has such routes, or (udp, with one route
+  for the whole network) would be overruled by them; or, through any link, exactly as vxlan writes
+  it, on-link via the first address of its destination: left by a device of another VNI, or by vxlan
+  where the backend is another one now;
 * a destination that is a subnet as flannel leases them (length SubnetLen, between SubnetMin and
   SubnetMax), not our own, and without a lease.
 
@@ -87,10 +90,14 @@ def is_stray(
     own: SubnetKey | None,
     underlay: Link | None,
     *,
-    onlink: bool = False,
+    direct: bool = True,
 ) -> bool:
-    """Whether a route on the external interface was left by an earlier run; see above."""
-    if underlay is None or route.oif != underlay.index or not inside(route.dst, config, own):
+    """Whether a route was left by an earlier run; see above.
+
+    Args:
+        direct: whether those through the external interface count.
+    """
+    if underlay is None or not inside(route.dst, config, own):
         return False
     start = route.dst.network_address
     low: IPAddress
@@ -107,10 +114,14 @@ def is_stray(
         and route.src is None
         and not route.altered
         and route.gateway is not None
-        and route.onlink == onlink
+        and ((direct and route.oif == underlay.index) or _is_to_vtep(route))
         and route.dst.prefixlen == length
         and int(low) <= int(start) <= int(high)
     )
+
+
+def _is_to_vtep(route: Route) -> bool:
+    return route.onlink and route.gateway == route.dst.network_address
 
 
 def direct_link(path: Route | None) -> int | None:

@@ -31,11 +31,13 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import Final
 
+from pyflannel.backend import routes
 from pyflannel.backend.base import Applied, BackendContext, Network
 from pyflannel.backend.engine import Engine
 from pyflannel.backend.plan import Device, PeerObjects, Table, TableEntry, View
 from pyflannel.backend.registry import register
 from pyflannel.core.backendconfig import UdpConfig, decode_backend
+from pyflannel.core.config import NetworkConfig
 from pyflannel.core.errors import ConfigError, DatapathError
 from pyflannel.core.ip import Family, IPAddress, IPNetwork, SubnetKey
 from pyflannel.core.lease import Lease, LeaseAdded, LeaseAttrs, LeaseEvent
@@ -86,6 +88,8 @@ class UdpPlan:
     """The kernel objects of this node; peers need none."""
 
     underlay: str
+    config: NetworkConfig
+    own: SubnetKey
     network: IPv4Network
     subnet: IPv4Network
     device: Device
@@ -115,15 +119,13 @@ class UdpPlan:
         return ()
 
     def is_ours(self, thing: TableEntry, view: View, *, startup: bool) -> bool:
-        """Routes that leave through our device towards another cluster network (a former one)."""
-        del startup
+        """Routes through our device towards another cluster network (a former one), and strays."""
         link = view.links.get(DEVICE)
-        return (
-            isinstance(thing, Route)
-            and link is not None
-            and thing.oif == link.index
-            and thing.dst.version == 4
-        )
+        if not isinstance(thing, Route) or thing.dst.version != 4:
+            return False
+        if link is not None and thing.oif == link.index:
+            return True
+        return startup and routes.is_stray(thing, self.config, self.own, view.underlay)
 
     def concerns(self, dst: IPNetwork) -> bool:
         """Whether a route is the overlay's."""
@@ -325,7 +327,8 @@ class UdpNetwork:
             addresses=(IPv4Interface((subnet.network_address, 32)),),
             networks=(network,),
         )
-        return UdpPlan(self._underlay.name, network, subnet, device)
+        config, own = self._context.config, self._lease.key
+        return UdpPlan(self._underlay.name, config, own, network, subnet, device)
 
     # Descriptors and data path
 

@@ -343,8 +343,10 @@ class VxlanPlan:
                 device = view.links.get(self.name(Family(thing.dst.version)))
                 if routes.is_device_route(thing, self.config, self.own, device):
                     return True
-                direct = startup and self.settings.direct_routing
-                return direct and routes.is_stray(thing, self.config, self.own, view.underlay)
+                direct = self.settings.direct_routing
+                return startup and routes.is_stray(
+                    thing, self.config, self.own, view.underlay, direct=direct
+                )
 
     def concerns(self, dst: IPNetwork) -> bool:
         """As in `Plan`."""

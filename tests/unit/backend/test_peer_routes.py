@@ -19,8 +19,17 @@ OURS = Route(dst=IPv4Network("10.5.7.0/24"), gateway=IPv4Address("192.0.2.7"), o
 OURS6 = Route(dst=IPv6Network("fd00:5:0:7::/64"), gateway=IPv6Address("2001:db8::7"), oif=2)
 
 
-@pytest.mark.parametrize("route", [OURS, OURS6])
-def test_a_route_as_host_gw_writes_it_is_ours(route):
+@pytest.mark.parametrize(
+    "route",
+    [
+        OURS,
+        OURS6,
+        replace(OURS, onlink=True),  # ipip with DirectRouting
+        replace(OURS, onlink=True, gateway=IPv4Address("10.5.7.0"), oif=9),  # vxlan
+    ],
+    ids=str,
+)
+def test_a_route_as_one_of_the_backends_writes_it_is_ours(route):
     assert routes.is_stray(route, CONFIG, key(1, ipv6=True), ETH0)
 
 
@@ -34,7 +43,7 @@ def test_a_route_as_host_gw_writes_it_is_ours(route):
         replace(OURS, gateway=None),
         replace(OURS, oif=3),
         replace(OURS, oif=None),
-        replace(OURS, onlink=True),
+        replace(OURS, onlink=True, oif=3),
         replace(OURS, altered=True),
         replace(OURS, scope=253),
         replace(OURS, type=RTN_BLACKHOLE),

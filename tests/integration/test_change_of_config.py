@@ -1,0 +1,71 @@
+"""Another network config and a restart: the device is made to fit, nothing stands in its way."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pyflannel.lab import Lab, LabSpec
+
+pytestmark = [pytest.mark.root, pytest.mark.slow]
+
+CONFIG_KEY = "/coreos.com/network/config"
+
+
+def restart(lab: Lab, backend: dict[str, object]) -> None:
+    """All nodes with another backend; back when all pods reach each other."""
+    for node in lab.nodes:
+        node.stop_daemon()
+    lab.etcd.put(CONFIG_KEY, json.dumps({"Network": "10.0.0.0/16", "Backend": backend}))
+    for node in lab.nodes:
+        node.start_daemon()
+    for node in lab.nodes:
+        lab.wait(node.is_ready, 15, what=node.name)
+    lab.wait(lambda: lab.ping_all(count=1).ok, 5, what=f"pings with {backend}")
+
+
+def peer_routes(node) -> list[str]:
+    """What leads into the overlay, but for the pods of the node itself."""
+    lines = node.exec(["ip", "route", "show", "root", "10.0.0.0/16"]).stdout.splitlines()
+    return sorted(line.strip() for line in lines if "docker0" not in line)
+
+
+def vxlan(node, device: str) -> tuple[object, ...]:
+    (link,) = json.loads(node.exec(["ip", "-j", "-d", "link", "show", device]).stdout)
+    data = link["linkinfo"]["info_data"]
+    return (link["mtu"], link["address"], data["port"], data["learning"], bool(data.get("gbp")))
+
+
+def test_each_setting_of_vxlan_reaches_a_device_that_is_there():
+    with Lab(LabSpec(nodes=2, backend="vxlan", name="settings")) as lab:
+        node, peer = lab.nodes
+        _, mac, *_ = vxlan(node, "flannel.1")
+        for settings, wanted in (
+            ({"Port": 4789}, (1450, mac, 4789, False, False)),
+            ({"GBP": True}, (1450, mac, 8472, False, True)),
+            ({"Learning": True}, (1450, mac, 8472, True, False)),
+            ({"MTU": 1400}, (1350, mac, 8472, False, False)),
+        ):
+            restart(lab, {"Type": "vxlan", **settings})
+            assert vxlan(node, "flannel.1") == wanted
+            assert node.subnet_env()["FLANNEL_MTU"] == str(wanted[0])
+
+        # Another VNI is another device. The routes through the former one go, also of peers that
+        # left meanwhile; and those of vxlan would overrule that of udp.
+        subnet = peer.subnet_env()["FLANNEL_SUBNET"].replace(".1/", ".0/")
+        gone = ["10.0.200.0/24", "via", "10.0.200.0", "dev", "flannel.1", "onlink"]
+        node.exec(["ip", "route", "add", *gone])
+        restart(lab, {"Type": "vxlan", "VNI": 5})
+        wanted_route = f"{subnet} via {subnet.partition('/')[0]} dev flannel.5 onlink"
+        lab.wait(lambda: peer_routes(node) == [wanted_route], 5, what="the routes of the new VNI")
+        restart(lab, {"Type": "udp"})
+        lab.wait(lambda: peer_routes(node) == ["10.0.0.0/16 dev flannel0"], 5, what="udp's route")
+        restart(lab, {"Type": "host-gw"})
+        lab.wait(
+            lambda: peer_routes(node) == [f"{subnet} via {peer.address} dev eth0"],
+            5,
+            what="the route of host-gw",
+        )
+        restart(lab, {"Type": "udp"})
+        lab.wait(lambda: peer_routes(node) == ["10.0.0.0/16 dev flannel0"], 5, what="udp's route")
