@@ -2,7 +2,9 @@
 
 Without it, where no bridge owns the subnet, they would leave by the default route or go round. The
 route is only added where the main table has none for exactly our subnet: a bridge that owns the
-subnet has its connected route there, and that one must win.
+subnet has its connected route there, and that one must win. Where the bridge comes later (docker is
+restarted, say) ours goes again, because in IPv4 the older of the two is in force. (Upstream leaves
+it, and no pod of the node is reached any more.)
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from collections.abc import Callable
 
 from pyflannel.core.errors import KernelError
 from pyflannel.core.ip import Family, SubnetKey
-from pyflannel.kernel.base import RTN_BLACKHOLE, Netlink, Route, Set
+from pyflannel.kernel.base import RTN_BLACKHOLE, Delete, Netlink, Operation, Route, Set
 from pyflannel.logs import get_logger
 
 log = get_logger(__name__)
@@ -35,7 +37,10 @@ async def keep_blackhole(netlink: Netlink, own: Callable[[], SubnetKey], period_
 
 
 async def ensure_blackhole(netlink: Netlink, own: SubnetKey, family: Family) -> bool:
-    """Adds the route if there is none for our subnet; `True` if it did.
+    """Adds the route if there is none for our subnet, removes it beside another one.
+
+    Returns:
+        Whether it did either.
 
     Raises:
         KernelError: the kernel refused.
@@ -43,10 +48,16 @@ async def ensure_blackhole(netlink: Netlink, own: SubnetKey, family: Family) -> 
     subnet = own.subnet(family)
     if subnet is None:
         return False
-    if any(route.dst == subnet for route in await netlink.routes(family)):
+    ours = Route(dst=subnet, type=RTN_BLACKHOLE)
+    there = [route for route in await netlink.routes(family) if route.dst == subnet]
+    operation: Operation
+    if not there:
+        operation, event = Set(ours), "blackhole route added"
+    elif ours in there and len(there) > 1:
+        operation, event = Delete(ours), "blackhole route removed, a link has the subnet"
+    else:
         return False
-    route = Route(dst=subnet, type=RTN_BLACKHOLE)
-    for error in (await netlink.apply([Set(route)])).values():
+    for error in (await netlink.apply([operation])).values():
         raise error
-    log.info("blackhole route added", subnet=subnet)
+    log.info(event, subnet=subnet)
     return True

@@ -214,6 +214,14 @@ def test_the_blackhole_route_is_kept(lab, node):
     node.exec(["ip", "route", "del", "blackhole", before.split()[1]])
     lab.wait(lambda: routes() == before, 5, what="it is back")
 
+    # A bridge that comes later, as docker's does when docker is restarted.
+    bridge = node.subnet_env()["FLANNEL_SUBNET"]
+    node.exec(["ip", "link", "add", "late0", "up", "type", "bridge"])
+    node.exec(["ip", "address", "add", bridge, "dev", "late0"])
+    lab.wait(lambda: not routes(), 5, what="the bridge has the subnet")
+    node.exec(["ip", "link", "del", "late0"])
+    lab.wait(lambda: routes() == before, 5, what="it is back once more")
+
 
 def test_a_missing_br_netfilter_is_a_warning_with_the_remedy(lab, node):
     """Hidden by a mount of nothing over it; the daemon starts all the same."""
