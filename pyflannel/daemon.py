@@ -20,7 +20,7 @@ import contextlib
 import errno
 import gc
 import os
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
@@ -61,6 +61,9 @@ log = get_logger(__name__)
 STATUS_DELAY_S: Final = 0.5
 """How long a start may take before the status socket is made all the same; a start with everything
 at hand takes 0.3 s."""
+PROGRAM_FIRST_S: Final = 1.0
+"""How long what can wait does so for the first leases to be programmed: the imports for the watches
+and the status server, and the clean-up after the other traffic manager, slow that down to half."""
 STATUS_END_S: Final = 1.0
 """For the status socket to close: requests in flight are answered in milliseconds."""
 BRIDGE_SYSCTL: Final = {
@@ -110,6 +113,7 @@ class Daemon:
         self._firewall: Firewall | None = None
         self._unpublished = asyncio.Event()
         self._started = asyncio.Event()
+        self._programmed = asyncio.Event()
         self._status: asyncio.Task[NoReturn] | None = None
 
     async def run(self) -> None:
@@ -305,7 +309,7 @@ class Daemon:
             forever(group, "underlay", self._follower.run())
             forever(group, "own attributes", self._republish())
             if self._firewall is not None:
-                forever(group, "traffic rules", self._firewall.keep())
+                forever(group, "traffic rules", self._later(self._firewall.keep))
             if self._options.ip_blackhole_route:
                 from pyflannel.node.blackhole import keep_blackhole
 
@@ -314,7 +318,7 @@ class Daemon:
                 forever(group, "blackhole route", work)
             if (interval := watchdog_interval_s()) is not None:
                 forever(group, "watchdog", self._feed_watchdog(interval))
-            forever(group, "network config", self._watch_config())
+            forever(group, "network config", self._later(self._watch_config))
             if self._status is not None:
                 forever(group, "status socket", asyncio.shield(self._status))
 
@@ -326,8 +330,17 @@ class Daemon:
                 self._driver.submit(events)
             if isinstance(update, Snapshot):
                 self._driver.synced()
+                if not self._programmed.is_set():
+                    # What comes next imports the watch's library. Its watch begins at the snapshot.
+                    await _within(PROGRAM_FIRST_S, self._driver.settled())
+                    self._programmed.set()
             for key, reason in self._table.new_rejections():
                 log.warning("lease is not followed", subnet=key.describe(), reason=reason)
+
+    async def _later(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Does some work when the first leases are programmed, or that takes too long."""
+        await _within(PROGRAM_FIRST_S, self._programmed.wait())
+        await work()
 
     async def _keep_lease(self) -> None:
         async for lease in self._manager.keep_lease():
@@ -395,9 +408,9 @@ class Daemon:
     async def _serve_status(self) -> NoReturn:
         # Not on the way to readiness, which it would delay; but a start that takes long (it waits
         # for etcd) must be able to tell why.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(STATUS_DELAY_S):
-                await self._started.wait()
+        await _within(STATUS_DELAY_S, self._started.wait())
+        if self._started.is_set():
+            await _within(PROGRAM_FIRST_S, self._programmed.wait())
         app = await asyncio.to_thread(__import__, "pyflannel.api.app", fromlist=["app"])
         await app.keep_status(self.board, self._options.status_socket)
         raise AssertionError("an endless task ended")
@@ -444,6 +457,13 @@ class Daemon:
             "peers": len(self._table.peers),
             "rejected": {k.describe(): why for k, why in self._table.rejected.items()},
         }
+
+
+async def _within(seconds: float, work: Awaitable[object]) -> None:
+    """Waits for something, but no longer."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await work
 
 
 def _take_lock(lock: SingleInstance, stack: contextlib.AsyncExitStack) -> None:

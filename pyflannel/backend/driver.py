@@ -176,6 +176,7 @@ class Driver:
         self._events: dict[SubnetKey, LeaseEvent] = {}
         self._synced = False
         self._wake = asyncio.Event()
+        self._settled = asyncio.Event()
         self._busy = asyncio.Lock()
         self._attempts: Counter[str] = Counter()
         self.stats = DriverStats()
@@ -193,14 +194,20 @@ class Driver:
                 event = LeaseAdded(event.lease, known.previous)  # noqa: PLW2901 - merged
             self._events[event.lease.key] = event
         if events:
+            self._settled.clear()
             self._schedule.lease_changed(self._clock.monotonic())
             self._wake.set()
 
     def synced(self) -> None:
         """The first snapshot has been submitted: leftovers may be swept."""
         self._synced = True
+        self._settled.clear()
         self._schedule.lease_changed(self._clock.monotonic())
         self._wake.set()
+
+    async def settled(self) -> None:
+        """Returns when all that was submitted has been through a pass, be it a failed one."""
+        await self._settled.wait()
 
     async def rebase(self, underlay: ExternalInterface, lease: Lease | None = None) -> LeaseAttrs:
         """Follows the machine between two passes; see `Network.rebase`."""
@@ -303,6 +310,8 @@ class Driver:
         self.stats.last_pass_s = now - start
         self.stats.longest_pass_s = max(self.stats.longest_pass_s, now - start)
         self._schedule.ended(due, now, failed=failed)
+        if not self._events and not self._synced:
+            self._settled.set()
 
     def _hand_over(self) -> None:
         events, self._events = list(self._events.values()), {}

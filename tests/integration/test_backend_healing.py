@@ -215,6 +215,34 @@ def test_host_gw_heals_every_fault(underlay: Underlay, tmp_path: Path) -> None:
     assert a.driver.stats.defects == 0
 
 
+@pytest.mark.parametrize("direct", [False, True])
+def test_ipip_carries_packets_and_heals(direct: bool, underlay: Underlay, tmp_path: Path) -> None:
+    """Where the kernel can: elsewhere the messages are held to upstream's and no more."""
+    run("ip", "-n", underlay.switch, "link", "add", "t0", "type", "ipip", check=False)
+    if not run("ip", "-n", underlay.switch, "link", "show", "t0", check=False):
+        pytest.skip(
+            "this kernel has no ipip devices (CONFIG_NET_IPIP); their messages are checked in "
+            "tests/unit/kernel/test_pyroute.py, the backend in tests/contract"
+        )
+    a, b = (
+        underlay.node(config({"Type": "ipip", "DirectRouting": direct}), tmp_path) for _ in range(2)
+    )
+    for node in (a, b):
+        node.start()
+        node.drive()
+    a.submit([LeaseAdded(b.lease)])
+    b.submit([LeaseAdded(a.lease)])
+    faults = (
+        ("route", "flush", "10.5.0.0/16"),
+        ("addr", "flush", "dev", "flannel.ipip"),
+        ("link", "set", "flannel.ipip", "down"),
+        ("link", "del", "flannel.ipip"),
+    )
+    for fault in faults:
+        a.ip(*fault)
+        eventually(lambda: a.pings(b) and b.pings(a), HEALED_WITHIN_S, f"ping after {fault}")
+
+
 def test_vxlan_follows_a_replaced_underlay_with_the_same_mac(
     underlay: Underlay, tmp_path: Path
 ) -> None:

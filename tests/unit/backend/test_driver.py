@@ -183,6 +183,23 @@ def test_the_first_pass_is_full_and_comes_at_once():
     run(scenario())
 
 
+def test_settled_is_when_all_that_was_submitted_has_been_through_a_pass():
+    async def scenario() -> None:
+        async with Stand() as stand:
+            await stand.driver.settled()
+            stand.driver.submit([LeaseAdded(lease(2, "vxlan"))])
+            stand.driver.synced()
+            waiting = asyncio.ensure_future(stand.driver.settled())
+            await asyncio.sleep(0)
+            assert not waiting.done()
+            await settle()
+            assert waiting.done()
+            assert stand.network.log[-2:] == ["synced", "apply"]
+            assert "longest_pass_s" in stand.driver.status()
+
+    run(scenario())
+
+
 def test_events_are_handed_over_together_and_the_last_of_a_lease_counts():
     async def scenario() -> None:
         async with Stand() as stand:
