@@ -43,7 +43,16 @@ from pyflannel.backend.base import Applied, PartlyApplied
 from pyflannel.backend.devices import DeviceKeeper, SysctlWriter
 from pyflannel.backend.plan import Device, Plan, Table, TableEntry, View
 from pyflannel.backend.routes import explain
-from pyflannel.backend.tables import KIND, RANK, Key, Owner, TableId, TableState, table_id
+from pyflannel.backend.tables import (
+    KIND,
+    RANK,
+    Key,
+    Owner,
+    TableId,
+    TableState,
+    overrules,
+    table_id,
+)
 from pyflannel.core.errors import FlannelError, KernelError
 from pyflannel.core.ip import Family, IPAddress, SubnetKey
 from pyflannel.core.lease import Lease, LeaseAdded, LeaseEvent
@@ -228,8 +237,9 @@ class Engine:
         wanted = table.delta.desired.get(thing.key)
         if notification.deleted or thing == wanted:
             return notification.deleted and wanted is not None
-        startup = not self._swept
-        return wanted is not None or self._plan.is_ours(thing, self._view, startup=startup)
+        if wanted is not None or overrules(thing, table.delta.desired):
+            return True
+        return self._plan.is_ours(thing, self._view, startup=not self._swept)
 
     async def ensure_devices(self) -> Applied:
         """Makes the plan's devices right, and nothing else. For what must exist before a lease.

@@ -4,19 +4,22 @@ Between the peers and the kernel stands the *key*: the kernel holds one object u
 peers may want different ones (two cloned machines with one VTEP MAC; a subnet that moves from one
 lease to another). So a key has an owner, and rivals that wait. And the kernel sometimes holds two
 objects under what we take for one key (`ip route append`, `bridge fdb append`): the wrong ones are
-*surplus*.
+*surplus*. So is an IPv6 route with a better metric than ours, which has none, beside one of ours:
+another key, and the packets follow it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Final
 
 from pyflannel.backend.plan import TableEntry
 from pyflannel.core.delta import DeltaMap
 from pyflannel.core.errors import KernelError
 from pyflannel.core.ip import SubnetKey
-from pyflannel.kernel.base import FdbEntry, KernelObject, Neighbour, Route
+from pyflannel.kernel.base import RTPROT_KERNEL, FdbEntry, KernelObject, Neighbour, Route
+from pyflannel.kernel.rtnl import IPV6_DEFAULT_METRIC
 
 Key = tuple[object, ...]
 """`KernelObject.key`."""
@@ -43,6 +46,20 @@ def table_id(thing: TableEntry) -> TableId:
             return ("neighbour", thing.ip.version, thing.index)
         case FdbEntry():
             return ("fdb", 0, thing.index)
+
+
+def overrules(thing: TableEntry, desired: Mapping[Key, TableEntry]) -> bool:
+    """Whether a route is in force in the place of a wanted one although its key is another.
+
+    Those that the kernel made itself belong to an address; what is wrong there is the address.
+    """
+    return (
+        isinstance(thing, Route)
+        and thing.dst.version == 6
+        and 0 < thing.metric < IPV6_DEFAULT_METRIC
+        and thing.protocol != RTPROT_KERNEL
+        and replace(thing, metric=0).key in desired
+    )
 
 
 class TableState:
@@ -123,6 +140,9 @@ class TableState:
             key = thing.key
             wanted = desired.get(key)
             # What we put there and no longer want stays ours, unless it was replaced.
+            if wanted is None and overrules(thing, desired):
+                self.surplus.append((thing, True))
+                continue
             if wanted is None and known.get(key) != thing and not is_ours(thing):
                 continue
             if key not in actual:

@@ -135,6 +135,12 @@ def _faults() -> Iterable[Fault]:
             backends=_PEER_ROUTES,
         ),
         Fault(
+            name="route given an MTU",
+            repair="route",
+            script="ip route change $ROUTE $(ip route show $ROUTE | cut -d' ' -f2-) mtu lock 400",
+            backends=_PEER_ROUTES,
+        ),
+        Fault(
             name="all routes deleted", repair="route", script="ip route flush root $NET proto boot"
         ),
         Fault(
@@ -153,6 +159,12 @@ def _faults() -> Iterable[Fault]:
             name="IPv6 route to another gateway",
             repair="route",
             script="ip -6 route del $ROUTE6\nip -6 route add $ROUTE6 via $NOBODY6 dev eth0",
+            dual_stack=True,
+        ),
+        Fault(
+            name="IPv6 route with a better metric",
+            repair="route",
+            script="ip -6 route add $ROUTE6 via $NOBODY6 dev eth0 metric 10",
             dual_stack=True,
         ),
         # Neighbours.
@@ -204,6 +216,12 @@ def _faults() -> Iterable[Fault]:
             name="FDB entry to another node",
             repair="fdb",
             script="bridge fdb replace $MAC dev $DEV dst $NOBODY self permanent",
+            backends=_VXLAN,
+        ),
+        Fault(
+            name="FDB entry with another port",
+            repair="fdb",
+            script="bridge fdb replace $MAC dev $DEV dst $PEER_IP port 9999 self permanent",
             backends=_VXLAN,
         ),
         Fault(
@@ -259,6 +277,13 @@ def _faults() -> Iterable[Fault]:
             repair="link",
             script="ip link set dev $DEV down",
             backends=_DEVICE,
+            upheaval=True,
+        ),
+        Fault(
+            name="device renamed",
+            repair="device",
+            script="ip link set dev $DEV name other0",
+            backends=_VXLAN,
             upheaval=True,
         ),
         Fault(
@@ -617,7 +642,7 @@ def _tidy(name: str, text: str) -> object:
             )
         case "routes" | "routes6":
             return sorted(
-                " ".join(f"{k}={_word(route[k])}" for k in _ROUTE_KEYS if k in route)
+                " ".join(f"{k}={_word(k, route[k])}" for k in _ROUTE_KEYS if k in route)
                 for route in _rows(text)
                 if route.get("protocol") not in ("kernel", "ra")
             )
@@ -629,6 +654,7 @@ def _tidy(name: str, text: str) -> object:
         case "fdb":
             return sorted(
                 f"{row['mac']} {row['ifname']} {row['dst']} {row.get('state')}"
+                f" {row.get('port', '')} {row.get('vni', '')}"
                 for row in _rows(text)
                 if "dst" in row
             )
@@ -643,12 +669,16 @@ def _tidy(name: str, text: str) -> object:
             return text.splitlines()
 
 
-_ROUTE_KEYS: Final = ("type", "dst", "gateway", "dev", "protocol", "scope", "metric", "flags")
+_ROUTE_KEYS: Final = (
+    "type", "dst", "gateway", "dev", "protocol", "scope", "metric", "metrics", "nhid", "flags"
+)  # fmt: skip
 
 
-def _word(value: object) -> str:
+def _word(key: str, value: object) -> str:
     # "linkdown" and the like say how the device is doing, not what the route is.
-    return ",".join(f for f in value if f == "onlink") if isinstance(value, list) else str(value)
+    if key == "flags" and isinstance(value, list):
+        return ",".join(f for f in value if f == "onlink")
+    return str(value)
 
 
 def _rows(text: str) -> list[dict[str, Any]]:

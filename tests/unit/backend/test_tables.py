@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pyflannel.backend.tables import KIND, TableState, table_id
-from pyflannel.kernel.base import FdbEntry, Neighbour, Route
+from pyflannel.kernel.base import RTPROT_KERNEL, FdbEntry, Neighbour, Route
 from tests.support.overlay import key, mac
 
 FDB = FdbEntry(index=9, mac=mac(2), dst=IPv4Address("192.0.2.2"))
@@ -24,7 +24,7 @@ def everything_is_ours(_thing: object) -> bool:
     return True
 
 
-def wanting(*things: FdbEntry) -> TableState:
+def wanting(*things: FdbEntry | Route) -> TableState:
     table = TableState()
     for thing in things:
         table.want(key(2), thing)
@@ -65,6 +65,22 @@ def test_of_several_under_one_key_all_but_the_wanted_one_are_surplus():
         table.take(list(listing), nothing_is_ours)
         assert table.surplus == [(OTHER, True)]
         assert len(table.delta) == 0
+
+
+def test_an_ipv6_route_with_a_better_metric_is_surplus_where_we_want_one():
+    """The kernel's own (256, of an address) and worse ones do not count, nor other destinations."""
+    ours = Route(dst=IPv6Network("fd00:5:0:2::/64"), gateway=IPv6Address("fd00:5:0:2::"), oif=9)
+    better = replace(ours, gateway=IPv6Address("2001:db8::9"), oif=2, metric=10)
+    others = [
+        replace(better, metric=2048),
+        replace(better, metric=256, protocol=RTPROT_KERNEL),
+        replace(better, dst=IPv6Network("fd00:5:0:3::/64")),
+        Route(dst=IPv4Network("10.5.2.0/24"), oif=2, metric=10),
+    ]
+    table = wanting(ours)
+    table.take([better, ours, *others], nothing_is_ours)
+    assert table.surplus == [(better, True)]
+    assert len(table.delta) == 0
 
 
 def test_the_first_listing_breaks_nothing_and_later_ones_tell_what_drifted():
