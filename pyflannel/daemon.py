@@ -9,8 +9,9 @@ No policy of its own. The order, which operators and scripts rely on:
 5. traffic rules (they need the old `subnet.env`), then `subnet.env` and `docker_opts.env`;
 6. `READY=1`; then one task for each thing that goes on.
 
-What is not needed to be ready (aiohttp for the watch, the status socket) is imported after that, in
-a thread, so that packets flow meanwhile. A stop is honoured at every point of this.
+What is not needed to be ready (aiohttp for the watch, the status socket) is imported after that,
+when the first leases are programmed, and in a thread, so that packets flow meanwhile. A stop is
+honoured at every point of this.
 """
 
 from __future__ import annotations
