@@ -100,7 +100,8 @@ def _instead_of_the_device(kind: str) -> str:
     Deleting one takes the kernel some milliseconds, in which the daemon may be quicker.
     """
     swap = _at_once("link del dev $DEV", f"link add dev $DEV {kind}")
-    return f"for _ in 1 2 3 4 5 6 7 8 9 10; do\n{swap}\n[ $? = 0 ] && exit\ndone\nfalse"
+    # As a condition: where a plain command fails, "set -e" would end it all at the first try.
+    return f"for _ in 1 2 3 4 5 6 7 8 9 10; do\nif {swap}\nthen exit; fi\ndone\nfalse"
 
 
 def _faults() -> Iterable[Fault]:
