@@ -23,14 +23,17 @@ SETTLE_S: Final = 0.2
 LEAST_INTERVAL_S: Final = 2.0
 """Between two looks that were asked for by events. Somebody who changes rules all the time (docker,
 kube-proxy) must not make us spawn all the time; rules are to be back within five seconds."""
+LEGACY_POLL_S: Final = 2.0
+"""How often a legacy table is asked for its size, at least: a system call, and with the two waits
+above the rules are back within five seconds."""
 
 
 class ChangeMonitor:
     """Waits for changes of the given tables.
 
     Args:
-        resync_s: how often a legacy table is asked for its size, and how often to look at the rules
-            if changes cannot be listened for.
+        resync_s: how often to look at the rules if changes cannot be listened for, and to ask a
+            legacy table for its size if that is more often than `LEGACY_POLL_S`.
     """
 
     def __init__(self, resync_s: float, tables: tuple[str, ...]) -> None:
@@ -66,7 +69,7 @@ class ChangeMonitor:
             return False
         full = time.monotonic() + self.full_check_s
         while (left := full - time.monotonic()) > 0:
-            step = min(left, self._resync_s) if self._legacy else left
+            step = min(left, self._resync_s, LEGACY_POLL_S) if self._legacy else left
             hinted = await self._announced(step)
             if hinted or self._legacy_changed():
                 pause = self._last + LEAST_INTERVAL_S - time.monotonic()

@@ -152,7 +152,8 @@ def test_the_old_kind_of_iptables_does_as_well(lab, node, tmp_path):
     for version in ("iptables", "ip6tables"):
         for verb in ("", "-save", "-restore"):
             (directory / f"{version}{verb}").symlink_to(f"/usr/sbin/{version}-legacy{verb}")
-    start(lab, node, "--iptables-resync=1", env={"PATH": str(directory)})
+    # The default period is five seconds: it would be too late to look no sooner.
+    start(lab, node, env={"PATH": str(directory)})
 
     def rules() -> list[str]:
         return chains(node, "iptables-legacy-save")
