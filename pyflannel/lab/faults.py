@@ -693,7 +693,8 @@ def _link(link: Mapping[str, object]) -> str:
     kept = [link["ifname"], f"mtu {link['mtu']}", f"qlen {link.get('txqlen')}"]
     flags = link.get("flags")
     kept.append("up" if isinstance(flags, list) and "UP" in flags else "down")
-    if link.get("link_type") == "ether":
+    # The inner device of the eBPF data path is made anew with it, with whatever MAC.
+    if link.get("link_type") == "ether" and not str(link["ifname"]).startswith("flannelgro"):
         kept.append(str(link.get("address")))
     if isinstance(data, dict):
         kept.append(json.dumps({k: v for k, v in sorted(data.items()) if k in _VXLAN_KEYS}))

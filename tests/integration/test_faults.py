@@ -27,6 +27,7 @@ BATCH = 3
 
 NETWORKS = {
     "udp": {"Network": "10.0.0.0/16", "Backend": {"Type": "udp"}},
+    "udp ebpf": {"Network": "10.0.0.0/16", "Backend": {"Type": "udp"}},
     "vxlan": {"Network": "10.0.0.0/16", "Backend": {"Type": "vxlan"}},
     "host-gw": {
         "Network": "10.0.0.0/16",
@@ -40,7 +41,8 @@ NETWORKS = {
         "Backend": {"Type": "vxlan"},
     },
 }
-ROUNDS = {"udp": 1, "vxlan": 1, "host-gw": 2, "vxlan dual": 1}
+DATAPATHS = {"udp": "native", "udp ebpf": "ebpf"}
+ROUNDS = {"udp": 1, "udp ebpf": 1, "vxlan": 1, "host-gw": 2, "vxlan dual": 1}
 """How often each fault that fits is injected; together well over a hundred."""
 NODES = 3
 
@@ -181,7 +183,7 @@ def test_any_fault_heals_within_two_seconds(name):
         nodes=NODES,
         config=config,
         name=f"faults-{name.replace(' ', '-')}",
-        datapath="native" if backend == "udp" else "",
+        datapath=DATAPATHS.get(name, ""),
         daemon_args=("--ip-masq",),
     )
     chosen = faults.faults_for(backend, dual_stack=dual_stack, manager=manager) * ROUNDS[name]
