@@ -126,6 +126,8 @@ _RTA_ENCAP: Final = 22
 _RTA_NH_ID: Final = 30
 _RTA_ALTERING: Final = frozenset((_RTA_METRICS, _RTA_ENCAP, _RTA_NH_ID))
 """Attributes that make another route of one which looks like ours."""
+_RTA_OF_NEXT_HOP: Final = frozenset((_RTA_OIF, _RTA_GATEWAY, _RTA_MULTIPATH, _RTA_VIA))
+"""Attributes that say what RTA_NH_ID says."""
 _NDA_DST: Final = 1
 _NDA_LLADDR: Final = 2
 _NDA_PORT: Final = 6
@@ -241,6 +243,21 @@ def _attributes(body: bytes, start: int) -> dict[int, bytes]:
     return found
 
 
+def _without(attributes: bytes, kinds: frozenset[int]) -> bytes:
+    """The attributes but for those of some types, as they came."""
+    kept = bytearray()
+    offset = 0
+    while offset + 4 <= len(attributes):
+        length, kind = _ATTRIBUTE.unpack_from(attributes, offset)
+        end = offset + ((length + 3) & ~3)
+        if length < 4:
+            break
+        if kind & _ATTRIBUTE_TYPE_MASK not in kinds:
+            kept += attributes[offset:end]
+        offset = end
+    return bytes(kept)
+
+
 def _attribute(kind: int, value: bytes) -> bytes:
     padding = b"\0" * (-len(value) & 3)
     return _ATTRIBUTE.pack(4 + len(value), kind) + value + padding
@@ -319,10 +336,16 @@ def delete_found_route(body: bytes) -> Request:
     """Delete exactly the route that a dump reported: all its attributes go back as they came.
 
     Its state flags (dead, link down, offloaded) are taken off, only `onlink` is part of a request.
+    So is what a next hop object consists of: it is reported beside the object, but the kernel takes
+    either the one or the other (EINVAL).
     """
     *fields, flags = _RTMSG.unpack_from(body)
+    attributes = body[_RTMSG.size :]
+    if _RTA_NH_ID in _attributes(body, _RTMSG.size):
+        flags = 0
+        attributes = _without(attributes, _RTA_OF_NEXT_HOP)
     header = _RTMSG.pack(*fields, flags & RTNH_F_ONLINK)
-    return Request(RTM_DELROUTE, _DELETE, header + body[_RTMSG.size :])
+    return Request(RTM_DELROUTE, _DELETE, header + attributes)
 
 
 def delete_found_address(body: bytes) -> Request:

@@ -77,8 +77,13 @@ VXLAN_FAULTS: dict[str, Callable[[Node], object]] = {
         "400",
     ),
     "route through a next hop object": lambda n: (
-        n.ip("nexthop", "add", "id", "7", "via", "10.5.2.0", "dev", "flannel.1", "onlink"),
+        n.ip("nexthop", "replace", "id", "7", "via", "10.5.2.0", "dev", "flannel.1", "onlink"),
         n.ip("route", "replace", "10.5.2.0/24", "nhid", "7"),
+    ),
+    "wrong route before one through a next hop object": lambda n: (
+        n.ip("nexthop", "replace", "id", "8", "via", "10.5.2.0", "dev", "flannel.1", "onlink"),
+        n.ip("route", "replace", "10.5.2.0/24", "nhid", "8"),
+        n.ip("route", "prepend", "10.5.2.0/24", "via", "192.0.2.9"),
     ),
     "routes flushed": lambda n: n.ip("route", "flush", "dev", "flannel.1"),
     "neighbour deleted": lambda n: n.ip("neigh", "del", "10.5.2.0", "dev", "flannel.1"),

@@ -43,7 +43,7 @@ OURS6 = Route(dst=IPv6Network("fd00:7::/64"), gateway=IPv6Address("fd00:7::"), o
 
 def found(route: Route) -> FoundRoute:
     # As the kernel reports it: with an attribute that we do not know.
-    return FoundRoute(route, rtnl.set_request(route).body + b"\x08\0\x1e\0\x05\0\0\0")
+    return FoundRoute(route, rtnl.set_request(route).body + b"\x08\0\x0b\0\x05\0\0\0")
 
 
 def plan(*standing: Route) -> Plan:

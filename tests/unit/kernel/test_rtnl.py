@@ -158,11 +158,18 @@ class TestRequests:
         """But without the flags that describe its state."""
         body = rtnl.set_request(Route(dst=IPv4Network("10.5.7.0/24"), oif=3)).body
         dead_and_onlink = body[:8] + struct.pack("=I", 0x1 | 0x4 | 0x10) + body[12:]
-        request = rtnl.delete_found_route(dead_and_onlink + b"\x08\0\x1e\0\x05\0\0\0")
+        request = rtnl.delete_found_route(dead_and_onlink + b"\x08\0\x0b\0\x05\0\0\0")
         assert request.kind == 25
         assert request.body == body[:8] + struct.pack("=I", 0x4) + body[12:] + (
-            b"\x08\0\x1e\0\x05\0\0\0"
+            b"\x08\0\x0b\0\x05\0\0\0"
         )
+
+    def test_of_a_found_route_through_a_next_hop_object_only_the_object_is_said(self) -> None:
+        """What it consists of is reported beside it; a request with both is refused."""
+        gateway = attribute(5, IPv4Address("10.5.7.0").packed) + attribute(4, b"\3\0\0\0")
+        object_id = attribute(30, b"\7\0\0\0")
+        body = rtmsg(flags=4, attributes=DST + object_id + gateway)
+        assert rtnl.delete_found_route(body).body == rtmsg(attributes=DST + object_id)
 
     def test_dumps_are_filtered_by_the_kernel(self) -> None:
         """Main table and outgoing link; link of neighbours, FDB and addresses."""
