@@ -356,12 +356,16 @@ class Driver:
     def status(self) -> dict[str, object]:
         """The network's status and ours, as plain JSON values."""
         stats = self.stats
+        shown = self._network.status()
+        # A network may also know of failures outside our passes (extension's commands).
+        failing = shown.get("failing")
+        own = failing if isinstance(failing, Mapping) else {}
         return {
-            **self._network.status(),
+            **shown,
             "passes": dict(stats.passes),
             "changed": stats.changed,
             "repaired": dict(stats.repaired),
-            "failing": dict(stats.failing),
+            "failing": {**own, **stats.failing},
             "last_error": stats.last_error,
             "last_pass_s": round(stats.last_pass_s, 6),
             "longest_pass_s": round(stats.longest_pass_s, 6),

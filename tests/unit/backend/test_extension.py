@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from pyflannel.backend.driver import Driver
 from pyflannel.backend.extension import (
     MOST_CHILDREN,
     ExtensionBackend,
@@ -178,6 +179,21 @@ def test_another_subnet_runs_the_post_startup_command_again(tmp_path):
 
 
 # Peers.
+
+
+def test_a_command_that_failed_is_in_the_status_of_the_driver(tmp_path):
+    async def scenario() -> None:
+        programs = Programs()
+        programs.answers["add"] = Completed(3, b"", b"no such bridge")
+        network = await attached(tmp_path, programs)
+        driver = Driver(network, Machine().netlink)
+        network.update([LeaseAdded(peer(2))])
+        await network.apply(full=False)
+        await network.idle()
+        failing = driver.status()["failing"]
+        assert "no such bridge" in failing["peer 10.5.2.0/24"]
+
+    run(scenario())
 
 
 def test_commands_follow_a_peer_and_get_its_data(tmp_path):
