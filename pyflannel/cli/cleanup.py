@@ -63,7 +63,9 @@ def main(argv: Sequence[str]) -> int:
             0,
             f"flanneld runs (pid {upstream[0]}) and uses it: stop it first",
         )
-    with SingleInstance(given.subnet_file) as lock:
+    lock = SingleInstance(given.subnet_file)
+    locked_before = lock.path.exists()
+    with lock:
         # Devices and rules are told by their names, so those of a daemon with another subnet file
         # would go as well.
         others = [] if given.dry_run else our_daemons()
@@ -74,9 +76,13 @@ def main(argv: Sequence[str]) -> int:
                 0,
                 f"pyflanneld runs (pid {others[0]}) with another subnet file: stop it first",
             )
-        files = [given.subnet_file, given.docker_opts_file, given.status_socket, str(lock.path)]
+        files = [given.subnet_file, given.docker_opts_file, given.status_socket]
         files += [f"{given.state_dir}/{name}" for name in STATE_FILES]
+        if locked_before:
+            files.append(str(lock.path))
         found, failed = asyncio.run(_run(given.subnet_file, files, dry_run=given.dry_run))
+        if not locked_before:
+            lock.path.unlink(missing_ok=True)  # our own trace
     removed = [what for what in found if what not in failed]
     if given.json:
         report = {"dry_run": given.dry_run, "found": found, "failed": failed}

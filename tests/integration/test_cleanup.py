@@ -80,4 +80,8 @@ def test_all_of_ours_goes_and_nothing_else(backend, tmp_path):
         assert "FLANNEL" not in nat
         assert not node.path("/run/flannel/subnet.env").exists()
         again = json.loads(node.exec(["pyflannel", "cleanup", "--json"]).stdout)
-        assert [what for what in again["found"] if not what.endswith(".lock")] == []
+        assert again["found"] == []
+        lock = node.path("/run/flannel/subnet.env.lock")
+        assert not lock.exists()
+        assert "nothing of flannel's" in node.exec(["pyflannel", "cleanup", "--dry-run"]).stdout
+        assert not lock.exists(), "looking leaves nothing either"
