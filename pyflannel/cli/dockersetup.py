@@ -46,11 +46,28 @@ def main(argv: Sequence[str]) -> int:
     target = root / "etc/systemd/system" / f"{given.unit}.d" / DROP_IN
     found = target.read_text() if target.is_file() else None
     if found == text:
+        _check(root, given.unit, target, given.docker_opts_file)
         print(f"{target} is as it should be")
         return EXIT_OK
     if found is not None and not found.startswith(dockersetup.MARK) and not given.force:
         raise ConfigError(f"{target} is not from pyflannel; look at it, then --force overwrites it")
     write_atomically(target, text.encode(), make_parents=True)
     print(f"wrote {target}")
-    print("now: systemctl daemon-reload && systemctl restart docker", file=sys.stderr)
+    _check(root, given.unit, target, given.docker_opts_file)
+    print(
+        "now: systemctl daemon-reload && systemctl restart docker; pyflannel doctor docker",
+        file=sys.stderr,
+    )
     return EXIT_OK
+
+
+def _check(root: Path, name: str, target: Path, options_file: str) -> None:
+    """Whether the drop-in does anything, or another one behind it takes that back."""
+    unit = read_unit(root, name)
+    if unit is None or (dockersetup.referenced(unit) and options_file in unit.environment_files):
+        return
+    later = unit.sources[unit.sources.index(str(target)) + 1 :]
+    raise ConfigError(
+        f"{target} has no effect: what it sets is set again by {', '.join(later)};"
+        f" give that file a name before {DROP_IN}, and run this again"
+    )

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from ipaddress import IPv4Interface
 from typing import Final
 
@@ -17,7 +17,7 @@ from pyflannel.core import dockeropts
 from pyflannel.core.dockersetup import KEYS, referenced
 from pyflannel.core.errors import ConfigError
 from pyflannel.core.subnetenv import SubnetEnv
-from pyflannel.core.unitfile import Unit, variables
+from pyflannel.core.unitfile import Unit, environment, variables
 
 _JSON_KEYS: Final = {"--bip": "bip", "--mtu": "mtu", "--ip-masq": "ip-masq"}
 """Docker's flags that we give, and their names in daemon.json."""
@@ -51,6 +51,8 @@ class DockerFacts:
     """docker's unit with all drop-ins; `None`: no such unit."""
     options_file: str = dockeropts.DOCKER_ENV
     options_text: str | None = None
+    environment_files: Mapping[str, str] = field(default_factory=dict)
+    """Contents of the unit's environment files, by path; those that are not there are missing."""
     subnet: SubnetEnv | None = None
     daemon_json: str | None = None
     """Contents of /etc/docker/daemon.json; `None`: there is none."""
@@ -149,6 +151,7 @@ def _unit(facts: DockerFacts) -> Iterator[Finding]:
             f"pyflannel docker-setup && systemctl daemon-reload && {RESTART}",
         )
     yield _reference(facts, facts.unit)
+    yield from _other_files(facts, facts.unit)
     if "pyflannel.service" in facts.unit.words("Unit", "After"):
         yield _ok("order", "docker is started after pyflannel")
     else:
@@ -188,6 +191,37 @@ def _reference(facts: DockerFacts, unit: Unit) -> Finding:
             f"start pyflanneld with --docker-opts-keys={','.join(KEYS)}",
         )
     return _ok(check, f"ExecStart passes ${ours[0]}")
+
+
+def _other_files(facts: DockerFacts, unit: Unit) -> Iterator[Finding]:
+    """Of environment files that set the same variable the last counts, and hides the others."""
+    had = _variables_of(facts)
+    files = list(unit.environment_files)
+    if facts.options_file not in files:
+        return
+    place = len(files) - 1 - files[::-1].index(facts.options_file)
+    for key in referenced(unit):
+        for index, path in enumerate(files):
+            theirs = environment(facts.environment_files.get(path, ""))
+            if path == facts.options_file or key not in theirs or not had.get(key):
+                continue
+            words = theirs[key].split()
+            if index > place and words != had[key].split():
+                yield _problem(
+                    "other options",
+                    f"{path} sets {key} as well, and is read after {facts.options_file}",
+                    f"docker gets {theirs[key] or 'nothing'} instead of the options",
+                    f"take {key} out of {path}",
+                )
+            flags = {word.partition("=")[0] for word in had[key].split()}
+            lost = [word for word in words if word.partition("=")[0] not in flags]
+            if index < place and lost:
+                yield _problem(
+                    "other options",
+                    f"{path} sets {key}={theirs[key]}",
+                    f"docker does not get that: {facts.options_file} is read later",
+                    f"say it in /etc/docker/daemon.json, and take {key} out of {path}",
+                )
 
 
 def _configured(facts: DockerFacts) -> dict[str, object] | None:

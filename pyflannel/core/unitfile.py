@@ -114,6 +114,22 @@ def _logical_lines(text: str) -> Iterable[str]:
         yield pending.strip()
 
 
+def environment(text: str) -> dict[str, str]:
+    """What an `EnvironmentFile=` sets: assignments, comments, continued lines, one pair of quotes.
+
+    Escapes and quotes within a value stay as they are: enough to tell what a variable is about.
+    """
+    found = {}
+    for line in _logical_lines(text):
+        name, equals, value = line.partition("=")
+        value = value.strip()
+        if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+            value = value[1:-1]
+        if equals:
+            found[name.strip()] = value.strip()
+    return found
+
+
 def variables(command_line: str) -> dict[str, bool]:
     """The variables that a command line refers to: whether their value is split into words.
 

@@ -21,6 +21,8 @@ from pyflannel.kernel.base import Netlink
 UNIT: Final = "docker.service"
 DROP_IN: Final = "pyflannel.conf"
 BRIDGE: Final = "docker0"
+DOCKERD: Final = ("dockerd", "dockerd-current")
+"""The daemon's program; the second is that of CentOS's own packages."""
 CHILD_S: Final = 5.0
 """iptables waits for its lock, but not that long."""
 _POLICY: Final = re.compile(r"^-P FORWARD (\w+)$", re.MULTILINE)
@@ -68,8 +70,13 @@ async def gather(
     addresses, mtu = await _bridge(netlink)
     policy, rules = _forward_chain()
     forward = _text(Path("/proc/sys/net/ipv4/ip_forward"))
+    unit = read_unit(root)
+    files = (
+        {path: _text(root / path.lstrip("/")) for path in unit.environment_files} if unit else {}
+    )
     return DockerFacts(
-        unit=read_unit(root),
+        unit=unit,
+        environment_files={path: text for path, text in files.items() if text is not None},
         options_file=options_file,
         options_text=_text(root / options_file.lstrip("/")),
         subnet=None if subnet is None else subnetenv.parse(subnet),
@@ -108,7 +115,7 @@ def _dockerd() -> tuple[str, ...] | None:
         if not directory.name.isdigit():
             continue
         with contextlib.suppress(OSError):
-            if (directory / "comm").read_text() != "dockerd\n":
+            if (directory / "comm").read_text().strip() not in DOCKERD:
                 continue
             if not (directory / "ns/net").samefile(ours):
                 continue

@@ -82,6 +82,18 @@ def test_a_masked_drop_in_counts_for_nothing(root):
     assert "ExecStart=/usr/bin/dockerd -H fd:// $DOCKER_OPTS\n" in (root / TARGET).read_text()
 
 
+def test_a_later_drop_in_that_takes_it_back_is_named(root):
+    other = root / "etc/systemd/system/docker.service.d/z-proxy.conf"
+    other.parent.mkdir(parents=True)
+    other.write_text("[Service]\nExecStart=\nExecStart=/usr/bin/dockerd -H tcp://0.0.0.0\n")
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"no effect.*z-proxy\.conf"):
+            run(root)
+    other.rename(other.with_name("a-proxy.conf"))
+    assert run(root) == 0
+    assert "ExecStart=/usr/bin/dockerd -H tcp://0.0.0.0 $DOCKER_OPTS" in (root / TARGET).read_text()
+
+
 def test_the_doctor_sees_the_tree_before_and_after(root, capsys):
     (root / "run/flannel").mkdir(parents=True)
     (root / "run/flannel/subnet.env").write_text("FLANNEL_SUBNET=10.5.7.1/24\nFLANNEL_MTU=1450\n")

@@ -119,6 +119,40 @@ def test_the_other_variable_is_as_good() -> None:
     assert problems(unit=centos, options_text=f'DOCKER_NETWORK_OPTIONS="{OPTIONS}"\n') == {}
 
 
+DEFAULT = "[Service]\nEnvironmentFile=-/etc/default/docker\n" + DEBIAN.partition("\n")[2]
+LATER = merge(
+    [
+        ("docker.service", DEBIAN),
+        ("pyflannel.conf", drop_in(None)),
+        ("z.conf", "[Service]\nEnvironmentFile=-/etc/sysconfig/docker-network\n"),
+    ]
+)
+
+
+def test_options_that_another_file_gave_docker_and_that_it_loses_are_named() -> None:
+    """Debian's /etc/default/docker: of two files that set DOCKER_OPTS the later counts, ours."""
+    before = {"/etc/default/docker": '# comment\nDOCKER_OPTS="--dns 192.0.2.3 --bip=10.1.1.1/24"\n'}
+    (found,) = problems(unit=unit(DEFAULT), environment_files=before).values()
+    assert "/etc/default/docker sets DOCKER_OPTS=--dns 192.0.2.3" in found.seen
+    assert "daemon.json" in found.remedy
+
+
+@pytest.mark.parametrize(
+    "text", ["", "# DOCKER_OPTS=--dns=x\n", "DOCKER_OPTS=\n", "DOCKER_OPTS='--bip=10.1.1.1/24'\n"]
+)
+def test_another_file_that_takes_nothing_from_docker_is_no_problem(text: str) -> None:
+    assert problems(unit=unit(DEFAULT), environment_files={"/etc/default/docker": text}) == {}
+
+
+def test_a_file_that_is_read_after_ours_and_sets_the_variable_is_named() -> None:
+    """A restart, which would be the advice otherwise, changes nothing then."""
+    after = {"/etc/sysconfig/docker-network": "DOCKER_OPTS=\n"}
+    (found,) = problems(unit=LATER, environment_files=after).values()
+    assert "/etc/sysconfig/docker-network" in found.seen
+    assert "docker gets nothing" in found.consequence
+    assert problems(unit=LATER, environment_files={}) == {}
+
+
 @given(st.text(), st.text(), st.text())
 def test_any_contents_of_files_are_judged(options: str, json: str, subnet: str) -> None:
     problems(options_text=options, daemon_json=json, subnet=parse(subnet))

@@ -58,3 +58,8 @@ def test_only_a_variable_that_is_a_word_of_its_own_is_split() -> None:
 def test_any_text_is_read(first: str, second: str) -> None:
     found = unit(first, second)
     unitfile.variables(found.command_line)
+
+
+def test_an_environment_file_is_read_as_systemd_reads_it() -> None:
+    text = "# A=1\n;B=2\nC='3 4'\nD = \"5\"\nE=--x \\\n  --y\nno assignment\nC=6\n"
+    assert unitfile.environment(text) == {"C": "6", "D": "5", "E": "--x  --y"}
