@@ -13,6 +13,10 @@ home=usr/lib/pyflannel
 python=/usr/bin/python3
 builder=.venv/bin/python
 stage=build/deb
+[[ -x $builder ]] || {
+    echo "build-deb: no $builder; make deb makes it" >&2
+    exit 1
+}
 version=$("$builder" -c 'import pyflannel; print(pyflannel.__version__)')
 series=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 following=$("$python" -c 'import sys; print("%d.%d" % (sys.version_info[0], sys.version_info[1] + 1))')

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import enum
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Interface, IPv4Network
 from typing import Final
 
 from pyflannel.core import dockeropts
@@ -22,6 +23,9 @@ from pyflannel.core.unitfile import Unit, environment, variables
 _JSON_KEYS: Final = {"--bip": "bip", "--mtu": "mtu", "--ip-masq": "ip-masq"}
 """Docker's flags that we give, and their names in daemon.json."""
 RESTART: Final = "systemctl restart docker"
+_RAW_DROP: Final = re.compile(r"-A PREROUTING -d (\S+) ! -i \S+ .*-j DROP")
+_BRIDGE_DROP: Final = "-A DOCKER ! -i docker0 -o docker0 -j DROP"
+_USER_ACCEPT: Final = re.compile(r"-A DOCKER-USER (?:.*)-d (\S+) (?:.*)-j ACCEPT")
 
 
 class State(enum.StrEnum):
@@ -66,6 +70,8 @@ class DockerFacts:
     forward_rules: bool = False
     """Whether our rules that accept the overlay's packets are in it."""
     ip_forward: bool | None = None
+    docker_rules: tuple[str, ...] = ()
+    """What iptables -S prints of raw's PREROUTING and of FORWARD, DOCKER-USER and DOCKER."""
 
 
 def findings(facts: DockerFacts) -> list[Finding]:
@@ -79,6 +85,7 @@ def findings(facts: DockerFacts) -> list[Finding]:
         *_bridge(facts),
         *_masquerade(facts),
         *_forwarding(facts),
+        *_direct(facts),
     ]
 
 
@@ -376,3 +383,47 @@ def _forwarding(facts: DockerFacts) -> Iterator[Finding]:
             "docker sets this policy: packets between nodes' containers are dropped",
             "start pyflanneld without --iptables-forward-rules=false",
         )
+
+
+def _direct(facts: DockerFacts) -> Iterator[Finding]:
+    """Since version 28 docker lets nobody but the node itself send to a container's own address."""
+    subnet = facts.subnet.subnet if facts.subnet is not None else None
+    if subnet is None:
+        return
+    check = "direct routing"
+    consequence = "docker 28 and later keeps the containers of other nodes from those of this one"
+    raw = [m for m in map(_RAW_DROP.match, facts.docker_rules) if m and _covers(str(subnet), m[1])]
+    if raw:
+        yield _problem(
+            check,
+            f"iptables -t raw: {raw[0][0]}",
+            consequence,
+            '"allow-direct-routing": true in /etc/docker/daemon.json (docker 28.2 and later), or'
+            f" DOCKER_INSECURE_NO_IPTABLES_RAW=1 in docker's environment; {RESTART}",
+        )
+    if _BRIDGE_DROP in facts.docker_rules and not _let_through(facts.docker_rules, subnet):
+        network = f" -s {facts.subnet.network}" if facts.subnet and facts.subnet.network else ""
+        yield _problem(
+            check,
+            f"iptables: {_BRIDGE_DROP}, before our rules",
+            consequence,
+            f"iptables -I DOCKER-USER{network} -d {subnet} -j ACCEPT (also after each boot)",
+        )
+
+
+def _covers(outer: str, inner: str) -> bool:
+    try:
+        return IPv4Network(inner, strict=False).subnet_of(IPv4Network(outer, strict=False))
+    except ValueError:
+        return False
+
+
+def _let_through(rules: Sequence[str], subnet: IPv4Network) -> bool:
+    """Whether a packet to a container is accepted before docker's own chains see it."""
+    for rule in rules:
+        if rule.startswith("-A FORWARD ") and rule.endswith("-j FLANNEL-FWD"):
+            return True
+        if rule.startswith("-A FORWARD ") and rule.endswith(("-j DOCKER-FORWARD", "-j DOCKER")):
+            break
+    accepted = [m[1] for m in map(_USER_ACCEPT.match, rules) if m]
+    return any(_covers(text, str(subnet)) for text in accepted)

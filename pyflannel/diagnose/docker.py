@@ -68,7 +68,8 @@ async def gather(
     """
     subnet = _text(root / subnet_file.lstrip("/"))
     addresses, mtu = await _bridge(netlink)
-    policy, rules = _forward_chain()
+    forwarding = _rules("FORWARD")
+    policy = _POLICY.search("\n".join(forwarding))
     forward = _text(Path("/proc/sys/net/ipv4/ip_forward"))
     unit = read_unit(root)
     files = (
@@ -84,8 +85,14 @@ async def gather(
         arguments=_dockerd(),
         bridge=addresses,
         bridge_mtu=mtu,
-        forward_policy=policy,
-        forward_rules=rules,
+        forward_policy=policy[1] if policy else None,
+        forward_rules=any("FLANNEL-FWD" in rule for rule in forwarding),
+        docker_rules=(
+            *_rules("PREROUTING", "raw"),
+            *forwarding,
+            *_rules("DOCKER-USER"),
+            *_rules("DOCKER"),
+        ),
         ip_forward=None if forward is None else forward.strip() == "1",
     )
 
@@ -124,17 +131,16 @@ def _dockerd() -> tuple[str, ...] | None:
     return None
 
 
-def _forward_chain() -> tuple[str | None, bool]:
-    """The policy of FORWARD, and whether our chain is called from it."""
+def _rules(chain: str, table: str = "filter") -> tuple[str, ...]:
+    """The rules of an IPv4 chain; none if there is no such chain, or iptables does not tell."""
     try:
         done = subprocess.run(
-            ["iptables", "-w", "2", "-S", "FORWARD"],
+            ["iptables", "-w", "2", "-t", table, "-S", chain],
             capture_output=True,
             text=True,
             timeout=CHILD_S,
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
-        return None, False
-    policy = _POLICY.search(done.stdout)
-    return (policy[1] if policy else None), "FLANNEL-FWD" in done.stdout
+        return ()
+    return tuple(done.stdout.splitlines())

@@ -153,6 +153,39 @@ def test_a_file_that_is_read_after_ours_and_sets_the_variable_is_named() -> None
     assert problems(unit=LATER, environment_files={}) == {}
 
 
+RAW = "-A PREROUTING -d 10.5.7.2/32 ! -i docker0 -j DROP"
+BRIDGE = "-A DOCKER ! -i docker0 -o docker0 -j DROP"
+FORWARD = ("-A FORWARD -j DOCKER-USER", "-A FORWARD -j DOCKER-FORWARD")
+OURS = '-A FORWARD -m comment --comment "flanneld forward" -j FLANNEL-FWD'
+
+
+@pytest.mark.parametrize(
+    ("rules", "remedy"),
+    [
+        ((RAW,), "allow-direct-routing"),
+        ((*FORWARD, OURS, BRIDGE), "iptables -I DOCKER-USER -s 10.5.0.0/16 -d 10.5.7.0/24"),
+    ],
+)
+def test_rules_that_keep_other_nodes_from_the_containers_are_named(
+    rules: tuple[str, ...], remedy: str
+) -> None:
+    """Of docker 28 and later: github.com/moby/moby, issue 49792."""
+    assert remedy in problems(docker_rules=rules)["direct routing"].remedy
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        ("-A PREROUTING -d 172.18.0.2/32 ! -i br-3cdb1cb92a36 -p tcp -m tcp --dport 1000 -j DROP",),
+        ("-A PREROUTING -d nonsense ! -i docker0 -j DROP",),
+        (OURS, *FORWARD, BRIDGE),
+        (*FORWARD, OURS, "-A DOCKER-USER -s 10.5.0.0/16 -d 10.5.7.0/24 -j ACCEPT", BRIDGE),
+    ],
+)
+def test_rules_that_do_not_are_no_problem(rules: tuple[str, ...]) -> None:
+    assert problems(docker_rules=rules) == {}
+
+
 @given(st.text(), st.text(), st.text())
 def test_any_contents_of_files_are_judged(options: str, json: str, subnet: str) -> None:
     problems(options_text=options, daemon_json=json, subnet=parse(subnet))
