@@ -52,7 +52,7 @@ from pyflannel.node.patience import while_starting
 from pyflannel.subnet.etcd.manager import EtcdSubnetManager, log_problems
 from pyflannel.subnet.etcd.store import EtcdStore
 from pyflannel.subnet.record import LeaseRecord
-from pyflannel.systemd import Notifier, watchdog_interval_s
+from pyflannel.systemd import FdStore, Notifier, watchdog_interval_s
 
 if TYPE_CHECKING:
     from pyflannel.node.firewall import Firewall
@@ -101,6 +101,7 @@ class Daemon:
         self._options = options
         self.board = StatusBoard()
         self._notifier = Notifier.from_environment()
+        self._fd_store = FdStore.from_environment()
         self._files = EnvFiles(self.board)
         self._store: EtcdStore
         self._manager: EtcdSubnetManager
@@ -227,7 +228,11 @@ class Daemon:
     async def _attach(self) -> Network:
         config = self._config
         context = BackendContext(
-            config=config, options=self._options, underlay=self._underlay, netlink=self._netlink
+            config=config,
+            options=self._options,
+            underlay=self._underlay,
+            netlink=self._netlink,
+            fd_store=self._fd_store,
         )
         backend = registry.create(config.backend_type, context)
         addresses = LeaseAttrs(
@@ -240,7 +245,9 @@ class Daemon:
         self._table = LeaseTable(network=config.network, network6=config.ipv6_network)
         self._table.set_own(lease.key)
         self._show_lease()
-        return await backend.attach(lease)
+        network = await backend.attach(lease)
+        self._fd_store.drop_rest()
+        return network
 
     async def _former_attrs(self, addresses: LeaseAttrs) -> LeaseAttrs | None:
         """What we published before our restart; `None` if the store cannot tell just now."""

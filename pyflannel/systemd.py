@@ -85,6 +85,8 @@ class Notifier:
     def store_fds(self, name: str, fds: Sequence[int]) -> OSError | None:
         """Puts descriptors into the manager's store; they come back under this name on a restart.
 
+        The manager is told not to watch them: an ICMP error on a socket is no end of it.
+
         Args:
             name: printable ASCII without `:`, at most 255 characters.
             fds: ours stay open; the manager gets copies.
@@ -96,7 +98,7 @@ class Notifier:
             or not (name.isascii() and name.isprintable())
         ):
             raise ValueError(f"{name!r} cannot be the name of stored file descriptors")
-        return self._send("FDSTORE=1", f"FDNAME={name}", fds=fds)
+        return self._send("FDSTORE=1", f"FDNAME={name}", "FDPOLL=0", fds=fds)
 
     def remove_fds(self, name: str) -> OSError | None:
         """Takes the descriptors of this name out of the store."""
@@ -176,3 +178,49 @@ def listen_fds(
         name = names[position] if position < len(names) and names[position] else "unknown"
         found.setdefault(name, []).append(descriptor)
     return found
+
+
+class FdStore:
+    """Descriptors that outlive the daemon in the service manager's store.
+
+    Whoever needs one says `take`, and `keep` for what the next start shall find. What nobody has
+    taken is of another configuration; `drop_rest` ends it, so that nothing lives on unseen.
+
+    Args:
+        notifier: to the manager that keeps them; without one nothing is kept.
+        passed: what it handed over, as `listen_fds` gives it.
+    """
+
+    def __init__(
+        self, notifier: Notifier, passed: Mapping[str, Sequence[int]] | None = None
+    ) -> None:
+        self._notifier = notifier
+        self._passed = {name: list(fds) for name, fds in (passed or {}).items()}
+
+    @classmethod
+    def from_environment(cls) -> FdStore:
+        """The one of the unit that we run in. Once a process: it owns what was passed."""
+        return cls(Notifier.from_environment(), listen_fds())
+
+    def take(self, name: str) -> int | None:
+        """What was kept under a name; the caller's from now on. `None` if there is nothing."""
+        fds = self._passed.pop(name, [])
+        for surplus in fds[1:]:
+            os.close(surplus)
+        return fds[0] if fds else None
+
+    def keep(self, name: str, fd: int) -> None:
+        """Keeps it, in the place of what had this name."""
+        self._notifier.remove_fds(name)
+        self._notifier.store_fds(name, [fd])
+
+    def forget(self, name: str) -> None:
+        """Ends what is kept under a name, and what was passed under it."""
+        for fd in self._passed.pop(name, []):
+            os.close(fd)
+        self._notifier.remove_fds(name)
+
+    def drop_rest(self) -> None:
+        """Ends everything that was passed and not taken."""
+        for name in list(self._passed):
+            self.forget(name)

@@ -19,6 +19,7 @@ from pyflannel.core.lease import Lease, LeaseAttrs, LeaseEvent
 from pyflannel.core.options import DaemonOptions
 from pyflannel.core.underlay import ExternalInterface
 from pyflannel.kernel.base import Netlink, Notification
+from pyflannel.systemd import FdStore, Notifier
 
 RESYNC_INTERVAL_S = 10.0
 """Seconds between full comparisons even if nothing is known to be wrong; upstream's route checker
@@ -33,6 +34,8 @@ class BackendContext:
     options: DaemonOptions
     underlay: ExternalInterface
     netlink: Netlink
+    fd_store: FdStore = field(default_factory=lambda: FdStore(Notifier("")))
+    """Descriptors that a restart shall find again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,12 +8,16 @@ device. Peers are rows of the data path's table, not objects of the kernel.
 
 | object | one per | known as ours by | order |
 |---|---|---|---|
-| TUN `flannel0`, its address, MTU, state | node | we hold it open; it vanishes with us | 1 |
+| TUN `flannel0`, its address, MTU, state | node | we, or the fd store, hold it open | 1 |
 | UDP socket on the interface address | node | – | 2 |
 | route to the cluster network | node | it leaves through the device | 3 |
 | row of the peer table | peer | – | any time |
 
 The engine keeps device, address and route; this module keeps descriptors, data path and table.
+A restart loses no packet. With data path `ebpf` the device is persistent and the programs go on
+alone. With the others the service manager holds both descriptors meanwhile (`FdStore`): packets
+wait in their queues, and the next daemon finds device and socket open.
+
 When the device is deleted under us the engine misses it, opens it anew through us, and the data
 path is started again with the same table. The type in a peer's lease is not looked at: like
 upstream's, this backend sends to every lease, at its own port number.
@@ -47,14 +51,16 @@ from pyflannel.datapath import select
 from pyflannel.datapath.base import Datapath, DatapathConfig
 from pyflannel.kernel.base import Link, Notification, Route, Topic
 from pyflannel.kernel.sysctl import try_write_sysctl
-from pyflannel.kernel.tun import TunDevice, open_tun
-from pyflannel.kernel.udp import IP_PMTUDISC_DO, open_udp
+from pyflannel.kernel.tun import TunDevice, adopt_tun, open_tun
+from pyflannel.kernel.udp import IP_PMTUDISC_DO, adopt_udp, open_udp
 from pyflannel.logs import get_logger
 
 log = get_logger(__name__)
 
 DEVICE: Final = "flannel0"
 """What upstream's template `flannel%d` gives on a node with one daemon."""
+SOCKET: Final = "udp"
+"""The socket's name in the fd store; the TUN has the device's."""
 OVERHEAD_BYTES: Final = 28
 """Outer IPv4 header (20) and UDP header (8); the payload is the overlay packet itself."""
 BPFFS: Final = "/sys/fs/bpf"
@@ -216,7 +222,7 @@ class UdpNetwork:
                 raise
             log.warning("data path cannot start, taking another", datapath=name, error=error)
             self._failed[name] = str(error)
-            self._close_tun()
+            await self._give_up_tun()
             return False
         return True
 
@@ -261,7 +267,7 @@ class UdpNetwork:
         if failure is not None:
             log.warning("data path stopped, starting it again", reason=failure)
             self._stop_datapath()
-            self._close_tun()
+            await self._give_up_tun()
             full = True
         applied = await self._engine.apply(full=full)
         repaired = dict(applied.repaired)
@@ -278,12 +284,14 @@ class UdpNetwork:
         """Another underlay or another subnet: socket, device and data path are made to fit."""
         overlay_mtu(underlay.mtu)
         same = underlay == self._underlay and lease in (None, self._lease)
+        moved = underlay.address != self._underlay.address
         self._underlay = underlay
         if lease is not None:
             self._lease = lease
         if not same:
             self._stop_datapath()
-            self._close_socket()
+            if moved:
+                self._close_socket()
             self._engine.follow(self._plan())
         return _attrs(underlay)
 
@@ -335,7 +343,7 @@ class UdpNetwork:
     async def _reopen_tun(self) -> None:
         """Called by the engine when the device is gone: the old descriptor is dead as well."""
         self._stop_datapath()
-        self._close_tun()
+        await self._give_up_tun()
         await self._open_tun()
 
     async def _open_tun(self) -> None:
@@ -343,9 +351,33 @@ class UdpNetwork:
         capabilities = choice.factory.capabilities
         if not capabilities.outlives_daemon and Path(BPFFS, "pyflannel").is_dir():
             _remove_pinned()
-        self._tun = open_tun(DEVICE, vnet_hdr=capabilities.wants_vnet_hdr)
+        store = self._context.fd_store
+        kept = store.take(DEVICE)
+        if kept is not None:
+            self._tun = adopt_tun(kept, DEVICE, vnet_hdr=capabilities.wants_vnet_hdr)
+            if self._tun is None:
+                await self._delete_tun()
+        if self._tun is None:
+            self._tun = open_tun(DEVICE, vnet_hdr=capabilities.wants_vnet_hdr)
         self._tun.set_persistent(capabilities.outlives_daemon)
+        if capabilities.outlives_daemon:
+            store.forget(DEVICE)
+        else:
+            store.keep(DEVICE, self._tun.fd)
         try_write_sysctl(f"net/ipv4/conf/{DEVICE}/accept_local", "1")
+
+    async def _give_up_tun(self) -> None:
+        """Closes it, so that it can be opened anew."""
+        self._close_tun()
+        if self._choice is not None and not self._choice.factory.capabilities.outlives_daemon:
+            await self._delete_tun()
+
+    async def _delete_tun(self) -> None:
+        """For the fd store holds it open, and would for a moment after it was told to forget it."""
+        self._context.fd_store.forget(DEVICE)
+        for link in await self._context.netlink.links():
+            if link.name == DEVICE:
+                await self._context.netlink.delete_link(link.index)
 
     def _choose(self) -> select.Choice:
         choice = select.create(self._context.options.datapath, failed=self._failed)
@@ -364,8 +396,16 @@ class UdpNetwork:
         if self._datapath is not None:
             return
         assert self._choice is not None and self._tun is not None  # noqa: S101, PT018
+        store = self._context.fd_store
+        kept = store.take(SOCKET)
+        if kept is not None:
+            self._socket = adopt_udp(kept, self._local(), self._port)
         if self._socket is None:
             self._socket = open_udp(self._local(), self._port, mtu_discover=IP_PMTUDISC_DO)
+        if self._choice.factory.capabilities.outlives_daemon:
+            store.forget(SOCKET)
+        else:
+            store.keep(SOCKET, self._socket.fileno())
         path = self._choice.factory(self._datapath_config(self._tun, self._socket))
         try:
             path.start()

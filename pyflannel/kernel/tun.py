@@ -147,6 +147,30 @@ def open_tun(
     return TunDevice(name, tuple(fds), granted)
 
 
+def adopt_tun(fd: int, name: str, *, vnet_hdr: bool = False) -> TunDevice | None:
+    """Takes over a descriptor that an earlier process opened; closes it if it does not fit.
+
+    Args:
+        fd: the caller's no more.
+        name: that the device must have.
+        vnet_hdr: as it would be opened with.
+
+    Returns:
+        `None` if it is no TUN (any more), another one, or has other packets in it.
+    """
+    try:
+        answer = fcntl.ioctl(fd, _TUNGETIFF, _IFREQ.pack(b"", 0))
+    except OSError:
+        answer = b""
+    found, flags = _IFREQ.unpack(answer) if answer else (b"", 0)
+    wanted = IFF_TUN | (IFF_VNET_HDR if vnet_hdr else 0)
+    if found.rstrip(b"\0") != name.encode() or flags & (IFF_TUN | IFF_VNET_HDR) != wanted:
+        os.close(fd)
+        return None
+    os.set_blocking(fd, False)
+    return TunDevice(name, (fd,), flags)
+
+
 def set_offload(fd: int, flags: int) -> None:
     """Says which kinds of unfinished packets (TUN_F_*) may come out of the TUN.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import socket
 import sys
 from pathlib import Path
@@ -28,6 +29,9 @@ _IPV6_MTU_DISCOVER: Final = 23
 _SO_SNDBUFFORCE: Final = 32
 _SO_RCVBUFFORCE: Final = 33
 """asm-generic/socket.h: beyond net.core.*mem_max, with CAP_NET_ADMIN. Not in `socket`."""
+
+_UDP_GRO: Final = 104
+"""linux/udp.h. Not in `socket`."""
 
 _WORD_STEP: Final = -1 if sys.byteorder == "little" else 1
 """How to walk the bytes of a 32-bit word so that they come out in network order."""
@@ -76,6 +80,33 @@ def open_udp(
     except OSError as error:
         sock.close()
         raise _refused(address, port, error.errno or 0) from error
+    return sock
+
+
+def adopt_udp(fd: int, address: IPAddress, port: int) -> socket.socket | None:
+    """Takes over a socket of `open_udp` from an earlier process; closes it if it does not fit.
+
+    Args:
+        fd: the caller's no more.
+        address: that it must be bound to.
+        port: likewise.
+    """
+    try:
+        sock = socket.socket(fileno=fd)
+    except OSError:
+        os.close(fd)
+        return None
+    try:
+        fits = sock.type == socket.SOCK_DGRAM and sock.getsockname()[:2] == (str(address), port)
+        if fits:
+            sock.setblocking(False)  # noqa: FBT003
+            # Of a process that was killed; who wants it switches it on.
+            sock.setsockopt(socket.IPPROTO_UDP, _UDP_GRO, 0)
+    except OSError:
+        fits = False
+    if not fits:
+        sock.close()
+        return None
     return sock
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from pyflannel.core.errors import DeviceUnavailable, KernelError, NotPermitted
 from pyflannel.kernel import tun
-from pyflannel.kernel.tun import open_tun, set_offload
+from pyflannel.kernel.tun import adopt_tun, open_tun, set_offload
 from tests.support.netns import in_new_netns
 
 NOBODY = 65534
@@ -173,3 +173,32 @@ def test_nonsense_is_refused_before_anything_is_opened(name: str, queues: int) -
     """Names that are none, and queues without multi_queue."""
     with pytest.raises(ValueError, match=r"name|queues"):
         open_tun(name, queues=queues)
+
+
+@pytest.mark.root
+def test_a_descriptor_of_an_earlier_process_is_adopted_if_it_fits() -> None:
+    def body() -> None:
+        device = open_tun("flannel0", vnet_hdr=True)
+        kept = [os.dup(device.fd) for _ in range(3)]
+        device.close()
+        assert "flannel0" in _names()
+        assert adopt_tun(kept[0], "flannel0") is None
+        assert adopt_tun(kept[1], "flannel1", vnet_hdr=True) is None
+        adopted = adopt_tun(kept[2], "flannel0", vnet_hdr=True)
+        assert adopted is not None
+        assert adopted.vnet_hdr
+        adopted.close()
+        assert "flannel0" not in _names()
+
+    in_new_netns(body)
+
+
+@pytest.mark.root
+def test_what_is_no_tun_any_more_is_not_adopted() -> None:
+    def body() -> None:
+        kept = os.dup(open_tun("flannel0").fd)
+        subprocess.run(["ip", "link", "del", "flannel0"], check=True)
+        assert adopt_tun(kept, "flannel0") is None
+        assert adopt_tun(os.open("/dev/null", os.O_RDONLY), "flannel0") is None
+
+    in_new_netns(body)

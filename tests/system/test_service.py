@@ -195,20 +195,25 @@ def test_with_etcd_late_nothing_fails_and_it_comes_up_by_itself(site):
     assert "timeout" not in node.show("Result")
 
 
-@pytest.fixture(scope="class", params=["vxlan", "host-gw", "udp"])
+@pytest.fixture(scope="class", params=["vxlan", "host-gw", "udp", "udp native", "udp python"])
 def backend(site, request):
-    """Each backend in turn, running on both nodes."""
-    configure(site, request.param)
+    """Each backend in turn, running on both nodes; with a data path, for one that has several."""
+    name, _, datapath = request.param.partition(" ")
+    configure(site, name)
     for node in site.nodes:
+        options = f"FLANNELD_ETCD_ENDPOINTS={ETCD}\nFLANNELD_DATAPATH={datapath}\n"
+        node.write("/etc/default/pyflannel", options)
         start(node)
-    return request.param
+    yield request.param
+    for node in site.nodes:
+        node.write("/etc/default/pyflannel", f"FLANNELD_ETCD_ENDPOINTS={ETCD}\n")
 
 
 class TestUnderTraffic:
     """What a hundred pings a second across the overlay see of it."""
 
     def test_a_restart_loses_no_packet(self, site, backend):
-        """Backend udp neither: its eBPF programs are pinned."""
+        """Backend udp neither: its eBPF programs are pinned, else systemd keeps its descriptors."""
         a, b = site.nodes
         with pinging(a, b) as counted:
             b.run("systemctl", "restart", "pyflannel")
@@ -227,6 +232,45 @@ class TestUnderTraffic:
         print(f"kill -9, {backend}: {sent - received} of {sent} pings lost")
         assert b.subnet() == subnet
         assert received == sent
+
+
+def test_what_systemd_keeps_of_backend_udp_is_used_again_and_ends_with_a_stop(site):
+    """Whatever data path or backend the next daemon has."""
+    configure(site, "udp")
+    node = site.nodes[0]
+    index = "cat /sys/class/net/flannel0/ifindex"
+
+    def restart(datapath, chosen):
+        options = f"FLANNELD_ETCD_ENDPOINTS={ETCD}\nFLANNELD_DATAPATH={datapath}\n"
+        node.write("/etc/default/pyflannel", options)
+        node.run("systemctl", "restart", "pyflannel")
+        assert f'"{chosen}"' in node.run("pyflannel", "status", "--json")
+        assert int(node.show("NFileDescriptorStore")) == (0 if chosen == "ebpf" else 2)
+
+    try:
+        restart("native", "native")
+        before = node.shell(index)
+        restart("native", "native")
+        assert node.shell(index) == before
+        for other in ("python", "native", "ebpf", "native", "python", "ebpf"):
+            restart(other, other)
+        restart("native", "native")
+        node.run("systemctl", "stop", "pyflannel")
+        until("the device is gone", lambda: not node.exists("/sys/class/net/flannel0"))
+        restart("native", "native")
+        node.run("ip", "link", "del", "flannel0")
+        until("it is made anew", lambda: node.exists("/sys/class/net/flannel0"))
+        until("systemd has both", lambda: node.show("NFileDescriptorStore") == "2")
+        restart("native", "native")
+        file = site.directory / "config.json"
+        file.write_text(json.dumps({"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}))
+        site.pyflannel("config", "set", file)
+        until("vxlan has taken over", lambda: node.exists("/sys/class/net/flannel.1"))
+        until("nothing is left", lambda: not node.exists("/sys/class/net/flannel0"))
+        assert node.show("NFileDescriptorStore") == "0"
+    finally:
+        node.write("/etc/default/pyflannel", f"FLANNELD_ETCD_ENDPOINTS={ETCD}\n")
+        configure(site, "vxlan")
 
 
 def test_a_frozen_daemon_is_killed_by_the_watchdog_and_started_again(site):

@@ -109,7 +109,7 @@ def test_descriptors_are_passed_with_their_name(notifier, heard):
     try:
         assert notifier.store_fds("tun-flannel0", [writer]) is None
         message, fds, _flags, _from = socket.recv_fds(heard, 4096, 4)
-        assert message == b"FDSTORE=1\nFDNAME=tun-flannel0"
+        assert message == b"FDSTORE=1\nFDNAME=tun-flannel0\nFDPOLL=0"
         assert len(fds) == 1
         os.write(fds[0], b"alive")
         assert os.read(reader, 10) == b"alive"
@@ -185,3 +185,47 @@ class TestPassedDescriptors:
         environment = {"LISTEN_PID": "42", "LISTEN_FDS": "4000"}
         found = listen_fds(environment, pid=42)
         assert found == {"unknown": [passed, passed + 1, passed + 2]}
+
+
+def pipes(count):
+    return [os.pipe() for _ in range(count)]
+
+
+def is_open(fd):
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+def test_what_was_kept_is_taken_once_and_the_rest_is_ended(notifier, heard):
+    (a, b), (c, d) = pipes(2)
+    try:
+        store = systemd.FdStore(notifier, {"tun": [a, c], "old": [d]})
+        assert store.take("tun") == a
+        assert store.take("tun") is None
+        assert not is_open(c)
+        store.drop_rest()
+        assert not is_open(d)
+        assert is_open(a)
+        assert heard.recv(4096).decode() == "FDSTOREREMOVE=1\nFDNAME=old"
+        with pytest.raises(BlockingIOError):
+            heard.recv(4096)
+    finally:
+        os.close(a)
+        os.close(b)
+
+
+def test_what_is_kept_takes_the_place_of_what_had_the_name(notifier, heard):
+    read, write = os.pipe()
+    try:
+        systemd.FdStore(notifier).keep("tun", read)
+        assert heard.recv(4096).decode() == "FDSTOREREMOVE=1\nFDNAME=tun"
+        message, fds, _, _ = socket.recv_fds(heard, 4096, 4)
+        assert message.decode() == "FDSTORE=1\nFDNAME=tun\nFDPOLL=0"
+        assert os.fstat(fds[0]).st_ino == os.fstat(read).st_ino
+        os.close(fds[0])
+    finally:
+        os.close(read)
+        os.close(write)
