@@ -7,7 +7,7 @@ No policy of its own. The order, which operators and scripts rely on:
 3. the external interface;
 4. the backend: device, *lease*, addresses;
 5. traffic rules (they need the old `subnet.env`), then `subnet.env` and `docker_opts.env`;
-6. `READY=1`; then one task for each thing that goes on.
+6. `READY=1`, when the files are there; then one task for each thing that goes on.
 
 What is not needed to be ready (aiohttp for the watch, the status socket) is imported after that,
 when the first leases are programmed, and in a thread, so that packets flow meanwhile. A stop is
@@ -130,14 +130,24 @@ class Daemon:
             async with while_starting(self._notifier):
                 await self._start(stack)
             self._started.set()
-            self._notifier.ready()
-            self._phase(f"running with subnet {self._lease.key.describe()}")
-            log.info(
-                "flannel is ready" if self.board.ready else "running, but subnet.env is missing"
-            )
+            if self._files.complete.is_set():
+                self._announce()
             gc.collect()
             gc.freeze()  # what was made so far stays; later collections need not look at it
             await self._serve()
+
+    def _announce(self) -> None:
+        self._notifier.ready()
+        self._phase(f"running with subnet {self._lease.key.describe()}")
+        log.info("flannel is ready")
+
+    async def _announce_late(self) -> None:
+        """Carries packets meanwhile; but whoever starts after us does so for the files."""
+        missing = f"subnet {self._lease.key.describe()}, waiting: {self._files.failures}"
+        self._phase(missing)
+        async with while_starting(self._notifier):
+            await self._files.complete.wait()
+        self._announce()
 
     @property
     def _lease(self) -> Lease:
@@ -310,6 +320,8 @@ class Daemon:
         self.board.sources |= {"network": self._driver.status, "etcd": self._etcd_status}
         log.info("Running backend.")
         async with asyncio.TaskGroup() as group:
+            if not self._files.complete.is_set():
+                group.create_task(self._announce_late(), name="ready")
             forever(group, "driver", self._driver.run())
             forever(group, "leases", self._watch_leases())
             forever(group, "own lease", self._keep_lease())

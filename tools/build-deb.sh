@@ -64,8 +64,8 @@ ln -s ../../bin/pyflannel-mk-docker-opts "$stage/usr/libexec/pyflannel/mk-docker
 place() { install -D -m "${3:-644}" "$1" "$stage/$2"; }
 place systemd/pyflannel.service usr/lib/systemd/system/pyflannel.service
 place systemd/docker.service.d/pyflannel.conf usr/lib/systemd/system/docker.service.d/pyflannel.conf
-place systemd/network/80-flannel.link usr/lib/systemd/network/80-flannel.link
-place systemd/network/80-flannel.network usr/lib/systemd/network/80-flannel.network
+place systemd/network/05-flannel.link usr/lib/systemd/network/05-flannel.link
+place systemd/network/05-flannel.network usr/lib/systemd/network/05-flannel.network
 place systemd/NetworkManager/80-flannel.conf usr/lib/NetworkManager/conf.d/80-flannel.conf
 place systemd/modules-load.d/pyflannel.conf usr/lib/modules-load.d/pyflannel.conf
 place systemd/sysctl.d/80-pyflannel.conf usr/lib/sysctl.d/80-pyflannel.conf

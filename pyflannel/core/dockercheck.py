@@ -301,6 +301,9 @@ def _bridge(facts: DockerFacts) -> Iterator[Finding]:
         return
     shown = ", ".join(map(str, facts.bridge)) or "no address"
     subnet = facts.subnet.subnet if facts.subnet is not None else None
+    if facts.arguments is None:
+        yield _unknown("docker0", f"{shown}, of a docker that does not run")
+        return
     if subnet is None:
         yield _unknown("docker0", shown)
     elif any(address.network == subnet for address in facts.bridge):
@@ -381,7 +384,7 @@ def _forwarding(facts: DockerFacts) -> Iterator[Finding]:
             "FORWARD",
             f"policy {facts.forward_policy}, and no rule accepts the overlay",
             "docker sets this policy: packets between nodes' containers are dropped",
-            "start pyflanneld without --iptables-forward-rules=false",
+            "start pyflannel, without --iptables-forward-rules=false",
         )
 
 

@@ -40,7 +40,7 @@ def drop_in(unit: Unit | None, options_file: str = dockeropts.DOCKER_ENV) -> str
         "After=pyflannel.service",
         "",
         "[Service]",
-        "# Optional: without a lease yet, docker starts with its own subnet.",
+        "# Optional: where pyflannel does not run, docker starts with its own subnet.",
         f"EnvironmentFile=-{options_file}",
     ]
     if unit is not None and not referenced(unit):

@@ -106,7 +106,8 @@ def _sync_directory(directory: Path) -> None:
 _WAY_OUT: Final = {
     errno.EACCES: "may this user write to the directory?",
     errno.EPERM: "is the file or its directory immutable, or guarded by a security module?",
-    errno.EROFS: "the file system is read-only: remount it, or choose another path",
+    errno.EROFS: "the file system is read-only: remount it, choose another path, or if it is so for"
+    " this unit alone (ProtectSystem=), give that a ReadWritePaths=",
     errno.ENOSPC: "free some space or inodes, or choose another path",
     errno.EDQUOT: "the quota is used up: raise it, or choose another path",
     errno.EISDIR: "a directory stands in the place of the file: remove it",

@@ -33,6 +33,8 @@ class EnvFiles:
         self._contents: dict[Path, bytes] = {}
         self._failed: dict[Path, str] = {}
         self._primary: Path | None = None
+        self.complete = asyncio.Event()
+        """Set once all of them have been written."""
 
     def set(self, subnet_file: str, subnet_env: bytes, docker_file: str, docker_env: bytes) -> None:
         """Says what the files must hold and writes them at once; a failure is logged, not raised.
@@ -46,6 +48,7 @@ class EnvFiles:
             self._contents[Path(docker_file)] = docker_env
         for path in self._contents:
             self._write(path)
+        self._judge()
 
     async def guard(self) -> None:
         """Writes again what was deleted or could not be written. Runs for ever."""
@@ -58,6 +61,16 @@ class EnvFiles:
                     log.warning("environment file was deleted, writing it again", path=path)
                     self._board.files_restored += 1
                     self._write(path)
+            self._judge()
+
+    def _judge(self) -> None:
+        if not self._failed:
+            self.complete.set()
+
+    @property
+    def failures(self) -> str:
+        """What could not be written, and why; empty if nothing is amiss."""
+        return "; ".join(self._failed.values())
 
     def _write(self, path: Path) -> None:
         try:

@@ -93,6 +93,40 @@ def test_systemd_finds_nothing_wrong_with_the_unit_and_rates_it_well(site):
     assert float(level[1]) <= 3.5, rating
 
 
+def test_network_managers_keep_off_the_device(site):
+    """Whatever else matches it: people have files for all devices, with low numbers."""
+    node = site.nodes[0]
+    node.run("systemctl", "start", "pyflannel")
+    everything = "/etc/systemd/network/10-all.network"
+    node.write(everything, "[Match]\nName=fl*\n[Network]\nAddress=10.99.0.1/24\n")
+    try:
+        node.run("systemctl", "start", "systemd-networkd")
+        line = until(
+            "networkd has looked at it",
+            lambda: re.search(r"flannel\.1 .*(managed|config\w+)", node.run("networkctl", "list")),
+        )
+        assert line[1] == "managed"
+        assert " unmanaged" in line[0]
+        link = node.run("udevadm", "test-builtin", "net_setup_link", "/sys/class/net/flannel.1")
+        assert "05-flannel.link is applied" in link
+        assert "10.99." not in node.run("ip", "-br", "addr")
+    finally:
+        node.run("systemctl", "stop", "systemd-networkd.socket", "systemd-networkd")
+        node.run("rm", everything)
+
+
+def test_what_is_set_up_at_boot_is_there(site):
+    node = site.nodes[0]
+    node.run("systemctl", "stop", "pyflannel")
+    node.run("rm", "-r", "/run/flannel")
+    node.run("systemd-tmpfiles", "--create", "pyflannel.conf")
+    assert node.run("stat", "-c", "%a %U", "/run/flannel") == "755 root\n"
+    node.run("sysctl", "-q", "net.ipv4.ip_forward=0")
+    node.run("/usr/lib/systemd/systemd-sysctl", "80-pyflannel.conf")
+    assert node.read("/proc/sys/net/ipv4/ip_forward") == "1\n"
+    assert "br_netfilter" in node.run("systemd-analyze", "cat-config", "modules-load.d")
+
+
 def test_start_returns_when_the_files_exist(site):
     node = site.nodes[0]
     node.run("systemctl", "stop", "pyflannel")
@@ -103,6 +137,35 @@ def test_start_returns_when_the_files_exist(site):
     assert 'DOCKER_OPTS=" --bip=10.5.' in found
     assert 'DOCKER_NETWORK_OPTIONS=" --bip=10.5.' in found
     assert "running with subnet 10.5." in node.show("StatusText")
+
+
+def test_with_a_full_disk_the_start_ends_when_the_files_could_be_written(site):
+    """Packets flow meanwhile, the state directory may be as full, and docker waits."""
+    node = site.nodes[0]
+    node.run("systemctl", "stop", "pyflannel")
+    directories = ("/run/flannel", "/var/lib/pyflannel")
+    with drop_in(node, "TimeoutStartSec=5"):
+        for directory in directories:
+            node.run("mount", "-t", "tmpfs", "-o", "size=4k", "none", directory)
+            node.run("sh", "-c", f"head -c 4096 /dev/zero >{directory}/ballast")
+        try:
+            node.run("systemctl", "start", "--no-block", "pyflannel")
+            until("it says why", lambda: "ENOSPC" in node.show("StatusText"))
+            assert node.show("ActiveState") == "activating"
+            assert "UP" in node.run("ip", "-br", "link", "show", "flannel.1")
+            begin = time.monotonic()
+            while time.monotonic() - begin < 6.0:  # longer than the unit's time-out
+                assert node.show("ActiveState") == "activating", node.journal()
+                time.sleep(0.5)
+            node.run("rm", "/run/flannel/ballast")
+            until("it is up", lambda: active(node))
+            assert node.subnet().startswith("10.5.")
+            assert "running with subnet" in node.show("StatusText")
+            assert node.show("NRestarts") == "0"
+        finally:
+            node.run("systemctl", "stop", "pyflannel")
+            for directory in directories:
+                node.run("umount", directory)
 
 
 def test_stop_takes_less_than_two_seconds_and_is_no_failure(site):

@@ -91,6 +91,7 @@ def test_a_mistake_is_named_with_its_consequence_and_a_way_out(
         ("docker's unit", {"unit": None}),
         ("running docker", {"arguments": None}),
         ("docker0", {"bridge": None}),
+        ("docker0", {"bridge": (IPv4Interface("172.17.0.1/16"),), "arguments": None}),
         ("masquerade", {"arguments": None}),
         ("ip_forward", {"ip_forward": None}),
         ("FORWARD", {"forward_policy": None}),
