@@ -188,6 +188,7 @@ class UdpNetwork:
         self._choice: select.Choice | None = None
         self._failed: dict[str, str] = {}
         self._tun: TunDevice | None = None
+        self._adopted = False
         self._socket: socket.socket | None = None
         self._datapath: Datapath | None = None
         self._engine = Engine(context.netlink, self._plan())
@@ -214,6 +215,9 @@ class UdpNetwork:
         if self._tun is None:
             await self._open_tun()
             await self._engine.ensure_devices()
+        self._ensure_socket()
+        if self._adopted and not self._synced:
+            return True  # what waits in the queues would find an empty table
         try:
             self._ensure_datapath()
         except DatapathError as error:
@@ -274,7 +278,8 @@ class UdpNetwork:
         if self._datapath is None:
             while not await self._bring_up():
                 pass
-            repaired["datapath"] = 1
+            if self._starts > 1:
+                repaired["datapath"] = 1
         elif full or self._worried:
             self._worried = False
             repaired |= dict.fromkeys(self._datapath.repair(), 1)
@@ -355,6 +360,7 @@ class UdpNetwork:
         kept = store.take(DEVICE)
         if kept is not None:
             self._tun = adopt_tun(kept, DEVICE, vnet_hdr=capabilities.wants_vnet_hdr)
+            self._adopted = self._tun is not None
             if self._tun is None:
                 await self._delete_tun()
         if self._tun is None:
@@ -391,25 +397,31 @@ class UdpNetwork:
     def _chosen_name(self) -> str:
         return self._choice.factory.capabilities.name if self._choice is not None else ""
 
-    def _ensure_datapath(self) -> None:
-        """Starts socket and data path if they are missing; the TUN is there."""
-        if self._datapath is not None:
-            return
-        assert self._choice is not None and self._tun is not None  # noqa: S101, PT018
-        store = self._context.fd_store
-        kept = store.take(SOCKET)
+    def _ensure_socket(self) -> None:
+        """Opens it if it is missing."""
+        kept = self._context.fd_store.take(SOCKET)
         if kept is not None:
             self._socket = adopt_udp(kept, self._local(), self._port)
         if self._socket is None:
             self._socket = open_udp(self._local(), self._port, mtu_discover=IP_PMTUDISC_DO)
+
+    def _ensure_datapath(self) -> None:
+        """Starts the data path if it is missing; TUN and socket are there."""
+        if self._datapath is not None:
+            return
+        assert self._choice is not None  # noqa: S101
+        assert self._tun is not None  # noqa: S101
+        assert self._socket is not None  # noqa: S101
         if self._choice.factory.capabilities.outlives_daemon:
-            store.forget(SOCKET)
+            self._context.fd_store.forget(SOCKET)
         else:
-            store.keep(SOCKET, self._socket.fileno())
+            self._context.fd_store.keep(SOCKET, self._socket.fileno())
         path = self._choice.factory(self._datapath_config(self._tun, self._socket))
         try:
+            if self._synced:  # before its first packet
+                path.replace_table(self._table)
             path.start()
-            if self._synced:
+            if self._synced:  # and where the table is in the kernel, as soon as it is there
                 path.replace_table(self._table)
         except DatapathError:
             path.stop()

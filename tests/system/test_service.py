@@ -328,7 +328,8 @@ def test_what_systemd_keeps_of_backend_udp_is_used_again_and_ends_with_a_stop(si
         file = site.directory / "config.json"
         file.write_text(json.dumps({"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}))
         site.pyflannel("config", "set", file)
-        until("vxlan has taken over", lambda: node.exists("/sys/class/net/flannel.1"))
+        node.run("systemctl", "restart", "pyflannel")
+        assert node.exists("/sys/class/net/flannel.1")
         until("nothing is left", lambda: not node.exists("/sys/class/net/flannel0"))
         assert node.show("NFileDescriptorStore") == "0"
     finally:
