@@ -192,3 +192,14 @@ def test_options_that_docker_had_in_its_own_file_are_not_lost_in_silence(node):
     found = problems(node)
     assert "--dns=192.0.2.53" in found["other options"]["seen"]
     assert is_in_the_subnet(node)
+
+
+def test_a_purge_takes_along_what_docker_setup_wrote(node):
+    """The last one: the package is gone then. docker goes on with a subnet of its own."""
+    node.run("systemctl", "start", "docker")
+    node.run("pyflannel", "docker-setup")
+    node.run("dpkg", "--purge", "pyflannel")
+    assert not node.exists("/etc/systemd/system/docker.service.d")
+    assert not node.exists("/run/docker_opts.env")
+    node.run("systemctl", "restart", "docker")
+    assert bridge(node)["local"].startswith("172.")

@@ -297,6 +297,24 @@ class TestUnderTraffic:
         assert received == sent
 
 
+def test_an_upgrade_keeps_config_subnet_and_traffic(site, package):
+    configure(site, "vxlan")
+    for node in site.nodes:
+        start(node)
+    a, b = site.nodes
+    config = f"# mine\nFLANNELD_ETCD_ENDPOINTS={ETCD}\n"
+    b.write("/etc/default/pyflannel", config)
+    subnet, pid = b.subnet(), b.main_pid()
+    with pinging(a, b) as counted:
+        b.install(package)
+    ((sent, received),) = counted
+    assert received == sent
+    assert b.read("/etc/default/pyflannel") == config
+    assert active(b)
+    assert b.main_pid() != pid
+    assert b.subnet() == subnet
+
+
 def test_what_systemd_keeps_of_backend_udp_is_used_again_and_ends_with_a_stop(site):
     """Whatever data path or backend the next daemon has."""
     configure(site, "udp")
