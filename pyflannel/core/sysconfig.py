@@ -90,6 +90,7 @@ def translate(argv: Sequence[str], env: Mapping[str, str]) -> Launch:
         if env.get(direct):
             said.append((direct, env[direct]))
         warnings += _contradictions(said)
+    warnings += _overruled(later, env)
     warnings += _unknown(env)
     return Launch((*flags, *later), tuple(warnings))
 
@@ -113,6 +114,31 @@ def _contradictions(said: Sequence[tuple[str, str]]) -> list[str]:
         for other, ignored in said[1:]
         if ignored != value
     ]
+
+
+def _overruled(arguments: Sequence[str], env: Mapping[str, str]) -> list[str]:
+    """A sentence about each `FLANNELD_*` that says something else than a flag in the arguments."""
+    try:
+        flags = goflag.parse(FLAGS, arguments)
+    except UsageError:
+        return []
+    own = {name.flag for name in NAMES}
+    warnings = []
+    for flag in FLAGS:
+        value = env.get(flag.variable(), "") if flag.env else ""
+        if flag.name not in flags.given or flag.name in own or not value:
+            continue
+        try:
+            other = goflag.parse(FLAGS, [f"-{flag.name}={value}"]).values[flag.name]
+        except UsageError:
+            continue  # the daemon's to tell
+        mine = flags.values[flag.name]
+        if mine != other:
+            warnings.append(
+                f"-{flag.name}={goflag.show(flag, mine)} and {flag.variable()}="
+                f"{goflag.show(flag, other)} contradict each other; -{flag.name} counts"
+            )
+    return warnings
 
 
 def _unknown(env: Mapping[str, str]) -> list[str]:

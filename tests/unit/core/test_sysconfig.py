@@ -61,6 +61,22 @@ def test_a_contradiction_is_named_with_the_one_that_counts(
     assert parsed.options.etcd.endpoints == ("a",)
 
 
+def test_any_flag_that_a_variable_contradicts_is_named_but_no_secret_is_shown() -> None:
+    env = {
+        "FLANNEL_OPTIONS": "-ip-masq=false -iface=eth0 -etcd-password=a -v=1",
+        "FLANNELD_IP_MASQ": "1",
+        "FLANNELD_IFACE": "eth0",
+        "FLANNELD_ETCD_PASSWORD": "b",
+        "FLANNELD_V": "x",
+        "FLANNELD_DATAPATH": "python",
+    }
+    assert translate([], env).warnings == (
+        "-etcd-password=*** and FLANNELD_ETCD_PASSWORD=*** contradict each other;"
+        " -etcd-password counts",
+        "-ip-masq=false and FLANNELD_IP_MASQ=true contradict each other; -ip-masq counts",
+    )
+
+
 def test_two_names_that_agree_are_no_contradiction() -> None:
     env = {"FLANNEL_ETCD_KEY": "/n", "FLANNEL_ETCD_PREFIX": "/n", "FLANNELD_ETCD_PREFIX": "/n"}
     assert translate([], env).warnings == ()
