@@ -71,8 +71,10 @@ def test_any_flag_that_a_variable_contradicts_is_named_but_no_secret_is_shown() 
         "FLANNELD_DATAPATH": "python",
     }
     assert translate([], env).warnings == (
-        "-etcd-password=*** and FLANNELD_ETCD_PASSWORD=*** contradict each other;"
-        " -etcd-password counts",
+        (
+            "-etcd-password=*** and FLANNELD_ETCD_PASSWORD=*** contradict each other;"
+            " -etcd-password counts"
+        ),
         "-ip-masq=false and FLANNELD_IP_MASQ=true contradict each other; -ip-masq counts",
     )
 
