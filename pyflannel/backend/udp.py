@@ -382,7 +382,7 @@ class UdpNetwork:
         """For the fd store holds it open, and would for a moment after it was told to forget it."""
         self._context.fd_store.forget(DEVICE)
         for link in await self._context.netlink.links():
-            if link.name == DEVICE:
+            if link.name == DEVICE and link.kind == "tun":
                 await self._context.netlink.delete_link(link.index)
 
     def _choose(self) -> select.Choice:
