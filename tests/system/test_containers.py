@@ -27,7 +27,7 @@ def test_every_command_of_the_document_prints_what_it_shows(package):
         for node in nodes:
             # Nobody answers there, but at once: `apt-get update` has nothing to wait for.
             node.write("/etc/docker/daemon.json", f'{{"dns": ["{HUB}"]}}')
-            node.run("systemctl", "start", "docker")
+            node.run("systemctl", "restart", "docker")
             node.shell(BUSYBOX)
         first = nodes[0]
         for part in (f"dist/{package.name}", "packaging/container/Containerfile"):
