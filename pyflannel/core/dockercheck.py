@@ -25,7 +25,7 @@ _JSON_KEYS: Final = {"--bip": "bip", "--mtu": "mtu", "--ip-masq": "ip-masq"}
 RESTART: Final = "systemctl restart docker"
 _RAW_DROP: Final = re.compile(r"-A PREROUTING -d (\S+) ! -i \S+ .*-j DROP")
 _BRIDGE_DROP: Final = "-A DOCKER ! -i docker0 -o docker0 -j DROP"
-_USER_ACCEPT: Final = re.compile(r"-A DOCKER-USER (?:.*)-d (\S+) (?:.*)-j ACCEPT")
+_USER_ACCEPT: Final = re.compile(r"-A DOCKER-USER .*-d (\S+) .*-j ACCEPT")
 
 
 class State(enum.StrEnum):
