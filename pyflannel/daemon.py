@@ -7,7 +7,8 @@ No policy of its own. The order, which operators and scripts rely on:
 3. the external interface;
 4. the backend: device, *lease*, addresses;
 5. traffic rules (they need the old `subnet.env`), then `subnet.env` and `docker_opts.env`;
-6. `READY=1`, when the files are there; then one task for each thing that goes on.
+6. `READY=1` (with `--ready-when=files` not before the files are there); then one task for each
+   thing that goes on.
 
 What is not needed to be ready (aiohttp for the watch, the status socket) is imported after that,
 when the first leases are programmed, and in a thread, so that packets flow meanwhile. A stop is
@@ -116,6 +117,7 @@ class Daemon:
         self._unpublished = asyncio.Event()
         self._started = asyncio.Event()
         self._programmed = asyncio.Event()
+        self._late = False
         self._status: asyncio.Task[NoReturn] | None = None
 
     async def run(self) -> None:
@@ -130,7 +132,8 @@ class Daemon:
             async with while_starting(self._notifier):
                 await self._start(stack)
             self._started.set()
-            if self._files.complete.is_set():
+            self._late = self._options.ready_when == "files" and not self._files.complete.is_set()
+            if not self._late:
                 self._announce()
             gc.collect()
             gc.freeze()  # what was made so far stays; later collections need not look at it
@@ -138,13 +141,13 @@ class Daemon:
 
     def _announce(self) -> None:
         self._notifier.ready()
-        self._phase(f"running with subnet {self._lease.key.describe()}")
-        log.info("flannel is ready")
+        missing = f", waiting: {self._files.failures}" if not self._files.complete.is_set() else ""
+        self._phase(f"running with subnet {self._lease.key.describe()}{missing}")
+        log.info("running, but subnet.env is missing" if missing else "flannel is ready")
 
     async def _announce_late(self) -> None:
         """Carries packets meanwhile; but whoever starts after us does so for the files."""
-        missing = f"subnet {self._lease.key.describe()}, waiting: {self._files.failures}"
-        self._phase(missing)
+        self._phase(f"subnet {self._lease.key.describe()}, waiting: {self._files.failures}")
         async with while_starting(self._notifier):
             await self._files.complete.wait()
         self._announce()
@@ -320,7 +323,7 @@ class Daemon:
         self.board.sources |= {"network": self._driver.status, "etcd": self._etcd_status}
         log.info("Running backend.")
         async with asyncio.TaskGroup() as group:
-            if not self._files.complete.is_set():
+            if self._late:
                 group.create_task(self._announce_late(), name="ready")
             forever(group, "driver", self._driver.run())
             forever(group, "leases", self._watch_leases())

@@ -78,6 +78,8 @@ class DaemonOptions:
     status_socket: str = "/run/flannel/pyflannel.sock"
     state_dir: str = "/var/lib/pyflannel"
     log_format: str = "auto"
+    ready_when: str = "started"
+    """When the service manager is told: as upstream, or with the files only."""
 
     def describe(self) -> str:
         """The options that are not at their defaults, `name=value …`, for the log.
@@ -397,6 +399,14 @@ FLAGS: Final = (
         since="pyflannel",
     ),
     Flag(
+        name="ready-when",
+        kind=Kind.STRING,
+        default=_DEFAULTS.ready_when,
+        help="when systemd is told: as soon as packets flow, or not before subnet.env is written",
+        since="pyflannel",
+        choices=("started", "files"),
+    ),
+    Flag(
         name="log-format",
         kind=Kind.STRING,
         default=_DEFAULTS.log_format,
@@ -576,6 +586,7 @@ def _daemon_options(flags: Flags) -> DaemonOptions:
         status_socket=flags.text("status-socket"),
         state_dir=flags.text("state-dir"),
         log_format=flags.text("log-format"),
+        ready_when=flags.text("ready-when"),
     )
 
 

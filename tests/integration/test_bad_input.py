@@ -297,6 +297,41 @@ class TestStopping:
         assert [code for _, code in slow] == [0] * 20, slow
         assert max(took for took, _ in slow) < 2, slow
 
+    @pytest.mark.parametrize("when", ["started", "files"])
+    def test_a_full_disk_and_the_service_manager(self, lab, node, tmp_path, when):
+        """Told as upstream tells it, or not before subnet.env is there; why in the status line."""
+        path = str(tmp_path / "notify")
+        run = node.path("/run/flannel")
+        run.mkdir(exist_ok=True)
+        node.exec(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", "/run/flannel"])
+        node.exec(["sh", "-c", "head -c 4096 /dev/zero >/run/flannel/filler"])
+        seen: list[str] = []
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            manager.bind(path)
+            manager.settimeout(10)
+
+            def hear(what: str) -> None:
+                while what not in "\n".join(seen):
+                    seen.append(manager.recv(4096).decode())
+
+            try:
+                node.start_daemon([f"-ready-when={when}"], env={"NOTIFY_SOCKET": path})
+                hear("ENOSPC")
+                if when == "started":
+                    hear("READY=1")
+                assert ("READY=1" in "\n".join(seen)) == (when == "started")
+                node.exec(["rm", "/run/flannel/filler"])
+                hear("READY=1")
+                show = ["cat", "/run/flannel/subnet.env"]
+                lab.wait(
+                    lambda: "FLANNEL_SUBNET" in node.exec(show, check=False).stdout,
+                    10,
+                    what="the file",
+                )
+            finally:
+                node.stop_daemon()
+                node.exec(["umount", "/run/flannel"])
+
     def test_on_the_instant_of_becoming_ready(self, lab, node, tmp_path):
         """A service manager that stops what has just said READY=1, and what it has been told."""
         path = str(tmp_path / "notify")
