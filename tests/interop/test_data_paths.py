@@ -1,0 +1,65 @@
+"""Every data path of backend udp with every other, and with upstream's daemon: pings and bulk TCP.
+
+The underlay cuts super packets and finishes checksums, as any network card does for those to whom
+it sends: what the kernel encapsulates would else cross a veth half done, and programs in user space
+(upstream's as well as ours) would get it like that.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+
+import pytest
+
+from pyflannel.lab import Lab, LabSpec, Underlay, bench
+
+UPSTREAM = os.environ.get("PYFLANNEL_UPSTREAM", "")
+DATA_PATHS = {1: "python", 2: "native", 3: "ebpf"}
+
+pytestmark = [pytest.mark.root, pytest.mark.slow]
+
+
+def talk(lab: Lab) -> None:
+    """All daemons are up already; the pods follow."""
+    lab.wait_ready()
+    lab.attach_pods()
+    lab.wait(lambda: lab.ping_all().ok, 10, what="all pods reach each other")
+    assert set(lab.ping_all().ttls) == {60}
+    for source, target in itertools.permutations(lab.nodes, 2):
+        sent = bench.tcp(source, target, seconds=0.2)
+        assert sent.gbit_per_s > 0.01, f"{source.name} to {target.name}: {sent}"
+        assert sent.seen_as == (source.pod_address(),)
+
+
+def spec(name: str, nodes: int, **more: object) -> LabSpec:
+    return LabSpec(
+        nodes=nodes,
+        backend="udp",
+        name=name,
+        underlay=Underlay.PLAIN,
+        tx_checksums=False,
+        start_daemons=False,
+        **more,
+    )
+
+
+def start_ours(lab: Lab) -> None:
+    for number, datapath in DATA_PATHS.items():
+        lab.node(number).start_daemon([f"--datapath={datapath}"])
+
+
+def test_every_data_path_talks_to_every_other():
+    with Lab(spec("paths", 3)) as lab:
+        start_ours(lab)
+        talk(lab)
+
+
+@pytest.mark.skipif(
+    not UPSTREAM, reason="PYFLANNEL_UPSTREAM (path of upstream's flanneld) is not set"
+)
+def test_every_data_path_talks_to_upstreams_daemon():
+    with Lab(spec("paths-upstream", 4, node_commands={4: UPSTREAM})) as lab:
+        start_ours(lab)
+        lab.node(4).start_daemon()
+        talk(lab)
