@@ -13,8 +13,8 @@ ARGS ?=
 help:
 	@echo "make demo      a flannel cluster on this machine, shown step by step"
 	@echo "make test      the whole test suite (ARGS=... goes to pytest)"
-	@echo "make system    the part of it on booted Debian nodes, with etcd three minutes late, and the"
-	@echo "               container image"
+	@echo "make system    the part of it on booted Debian nodes, with etcd three minutes late, and"
+	@echo "               what of the suite takes a minute and more"
 	@echo "make book      the textbook's installation on two of those, shown step by step"
 	@echo "make check     formatter, linter, types, import contracts"
 	@echo "make bench     the benchmarks (ARGS=... goes to them)"
@@ -28,7 +28,6 @@ install:
 demo: install
 	@$(BIN)/pyflannel lab demo $(ARGS)
 
-# Without the container image, which takes a minute by itself.
 test: install
 	@$(BIN)/python -m pytest $(addprefix --ignore=tests/system/test_,$(BY_SYSTEM)) $(ARGS)
 

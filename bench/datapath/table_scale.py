@@ -17,7 +17,7 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from pyflannel.core.lpm import Peer, RouteTable
-from pyflannel.core.packet import checksum
+from pyflannel.core.packet import ipv4_packet
 from pyflannel.datapath.base import DatapathConfig
 from pyflannel.datapath.native import NativeDatapath
 from pyflannel.kernel.udp import open_udp
@@ -32,11 +32,12 @@ NETWORK = IPv4Network("10.0.0.0/8")
 
 def packet(destination: int) -> bytes:
     """A packet of 64 bytes that is neither TCP nor UDP: nothing is joined on its account."""
-    header = bytearray.fromhex("45000040000000004000000000000000") + destination.to_bytes(4, "big")
-    header[9] = 253  # for experiments, RFC 3692
-    header[12:16] = IPv4Address("10.200.0.2").packed
-    header[10:12] = checksum(bytes(header)).to_bytes(2, "big")
-    return bytes(header) + bytes(44)
+    return ipv4_packet(
+        source=IPv4Address("10.200.0.2"),
+        destination=IPv4Address(destination),
+        protocol=253,  # for experiments, RFC 3692
+        payload=bytes(44),
+    )
 
 
 def threads_cpu_ns() -> int:

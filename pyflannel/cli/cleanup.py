@@ -57,12 +57,7 @@ def main(argv: Sequence[str]) -> int:
         raise NotPermitted("clean up", "this node", 1, "run it as root")
     upstream = [] if given.dry_run else upstream_daemons()
     if upstream:
-        raise DeviceUnavailable(
-            "clean up",
-            "this node",
-            0,
-            f"flanneld runs (pid {upstream[0]}) and uses it: stop it first",
-        )
+        raise _in_use(f"flanneld runs (pid {upstream[0]}) and uses it")
     lock = SingleInstance(given.subnet_file)
     locked_before = lock.path.exists()
     with lock:
@@ -70,12 +65,7 @@ def main(argv: Sequence[str]) -> int:
         # would go as well.
         others = [] if given.dry_run else our_daemons()
         if others:
-            raise DeviceUnavailable(
-                "clean up",
-                "this node",
-                0,
-                f"pyflanneld runs (pid {others[0]}) with another subnet file: stop it first",
-            )
+            raise _in_use(f"pyflanneld runs (pid {others[0]}) with another subnet file")
         files = [given.subnet_file, given.docker_opts_file, given.status_socket]
         files += [f"{given.state_dir}/{name}" for name in STATE_FILES]
         if locked_before:
@@ -96,6 +86,10 @@ def main(argv: Sequence[str]) -> int:
         if not found:
             print("nothing of flannel's is here")
     return EXIT_UNAVAILABLE if failed else EXIT_OK
+
+
+def _in_use(why: str) -> DeviceUnavailable:
+    return DeviceUnavailable("clean up", "this node", 0, f"{why}: stop it first")
 
 
 async def _run(

@@ -258,12 +258,14 @@ def _without(attributes: bytes, kinds: frozenset[int]) -> bytes:
     return bytes(kept)
 
 
-def _attribute(kind: int, value: bytes) -> bytes:
+def attribute(kind: int, value: bytes) -> bytes:
+    """One attribute, padded to four bytes; nested ones are attributes in the value."""
     padding = b"\0" * (-len(value) & 3)
     return _ATTRIBUTE.pack(4 + len(value), kind) + value + padding
 
 
-def _attribute_u32(kind: int, value: int) -> bytes:
+def attribute_u32(kind: int, value: int) -> bytes:
+    """One attribute that is a number."""
     return _ATTRIBUTE_U32.pack(8, kind, value)
 
 
@@ -357,13 +359,13 @@ def dump_routes(family: Family, oif: int | None = None) -> Request:
     """All routes of the main table; the kernel filters if it checks dump requests strictly."""
     body = _RTMSG.pack(family.af, 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0)
     if oif is not None:
-        body += _attribute_u32(_RTA_OIF, oif)
+        body += attribute_u32(_RTA_OIF, oif)
     return Request(RTM_GETROUTE, _DUMP, body)
 
 
 def dump_neighbours(family: Family, index: int) -> Request:
     """The neighbours of one link."""
-    body = _NDMSG.pack(family.af, 0, 0, 0, 0) + _attribute_u32(_NDA_IFINDEX, index)
+    body = _NDMSG.pack(family.af, 0, 0, 0, 0) + attribute_u32(_NDA_IFINDEX, index)
     return Request(RTM_GETNEIGH, _DUMP, body)
 
 
@@ -389,21 +391,21 @@ def _route_body(route: Route) -> bytes:
         route.scope,
         route.type,
         RTNH_F_ONLINK if route.onlink else 0,
-    ) + _attribute(_RTA_DST, dst.network_address.packed)
+    ) + attribute(_RTA_DST, dst.network_address.packed)
     if route.gateway is not None:
         if route.gateway.version == dst.version:
-            body += _attribute(_RTA_GATEWAY, route.gateway.packed)
+            body += attribute(_RTA_GATEWAY, route.gateway.packed)
         else:
             # RFC 5549: an IPv4 route through an IPv6 gateway.
             via = struct.pack("=H", _af(route.gateway)) + route.gateway.packed
-            body += _attribute(_RTA_VIA, via)
+            body += attribute(_RTA_VIA, via)
     if route.oif is not None:
-        body += _attribute_u32(_RTA_OIF, route.oif)
+        body += attribute_u32(_RTA_OIF, route.oif)
     metric = sent_metric(route)
     if metric:
-        body += _attribute_u32(_RTA_PRIORITY, metric)
+        body += attribute_u32(_RTA_PRIORITY, metric)
     if route.src is not None:
-        body += _attribute(_RTA_PREFSRC, route.src.packed)
+        body += attribute(_RTA_PREFSRC, route.src.packed)
     return body
 
 
@@ -420,8 +422,8 @@ def _neighbour_body(neighbour: Neighbour) -> bytes:
     # ndm_type is not looked at by the kernel on a request; upstream sends unicast.
     return (
         _NDMSG.pack(_af(neighbour.ip), neighbour.index, neighbour.state, 0, RTN_UNICAST)
-        + _attribute(_NDA_DST, neighbour.ip.packed)
-        + _attribute(_NDA_LLADDR, _packed_mac(neighbour.mac))
+        + attribute(_NDA_DST, neighbour.ip.packed)
+        + attribute(_NDA_LLADDR, _packed_mac(neighbour.mac))
     )
 
 
@@ -431,15 +433,15 @@ def _fdb_body(entry: FdbEntry) -> bytes:
     # what `bridge fdb add … permanent` sends.
     body = (
         _NDMSG.pack(AF_BRIDGE, entry.index, NUD_PERMANENT | NUD_NOARP, _NTF_SELF, 0)
-        + _attribute(_NDA_LLADDR, _packed_mac(entry.mac))
-        + _attribute(_NDA_DST, entry.dst.packed)
+        + attribute(_NDA_LLADDR, _packed_mac(entry.mac))
+        + attribute(_NDA_DST, entry.dst.packed)
     )
     if entry.port:
-        body += _attribute(_NDA_PORT, _BE16.pack(entry.port))
+        body += attribute(_NDA_PORT, _BE16.pack(entry.port))
     if entry.vni:
-        body += _attribute_u32(_NDA_VNI, entry.vni)
+        body += attribute_u32(_NDA_VNI, entry.vni)
     if entry.via:
-        body += _attribute_u32(_NDA_IFINDEX, entry.via)
+        body += attribute_u32(_NDA_IFINDEX, entry.via)
     return body
 
 
@@ -457,8 +459,8 @@ def _address_body(address: Address) -> bytes:
             address.scope,
             address.index,
         )
-        + _attribute(_IFA_LOCAL, packed)
-        + _attribute(_IFA_ADDRESS, packed)
+        + attribute(_IFA_LOCAL, packed)
+        + attribute(_IFA_ADDRESS, packed)
     )
 
 

@@ -13,10 +13,19 @@ import struct
 from typing import Final
 
 from pyflannel.core.errors import KernelError
-from pyflannel.kernel.request import NLM_F_CREATE, NLM_F_EXCL, attribute, request
+from pyflannel.kernel.request import transact
+from pyflannel.kernel.rtnl import (
+    NLM_F_ACK,
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    NLM_F_REQUEST,
+    RTM_DELLINK,
+    RTM_NEWLINK,
+    Request,
+    attribute,
+    attribute_u32,
+)
 
-RTM_NEWLINK: Final = 16
-RTM_DELLINK: Final = 17
 IFLA_IFNAME: Final = 3
 IFLA_MTU: Final = 4
 IFLA_LINKINFO: Final = 18
@@ -37,6 +46,10 @@ def _name(name: str) -> bytes:
     return attribute(IFLA_IFNAME, name.encode() + b"\0")
 
 
+def _change(kind: int, flags: int, body: bytes, operation: str, subject: str) -> None:
+    transact(Request(kind, NLM_F_REQUEST | NLM_F_ACK | flags, body), operation, subject)
+
+
 def create_pair(name: str, peer: str, *, mtu: int) -> None:
     """Makes a pair, both ends up and without ARP.
 
@@ -45,15 +58,15 @@ def create_pair(name: str, peer: str, *, mtu: int) -> None:
     """
     flags = IFF_UP | IFF_NOARP
     info = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
-    ends = attribute(IFLA_MTU, struct.pack("=I", mtu))
+    ends = attribute_u32(IFLA_MTU, mtu)
     data = attribute(VETH_INFO_PEER, info + _name(peer) + ends)
     link = attribute(IFLA_INFO_KIND, b"veth\0") + attribute(IFLA_INFO_DATA, data)
     body = info + _name(name) + ends + attribute(IFLA_LINKINFO, link)
-    request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body, "link add", f"{name} peer {peer}")
+    _change(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body, "link add", f"{name} peer {peer}")
     # Not in the creation: an end cannot come up before it has its peer (ENOTCONN).
     for end in (name, peer):
         change = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, socket.if_nametoindex(end), flags, flags)
-        request(RTM_NEWLINK, 0, change, "link set", f"{end} up")
+        _change(RTM_NEWLINK, 0, change, "link set", f"{end} up")
 
 
 def set_mtu(name: str, mtu: int) -> None:
@@ -63,15 +76,15 @@ def set_mtu(name: str, mtu: int) -> None:
         KernelError: EINVAL if the device cannot have it.
     """
     info = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, socket.if_nametoindex(name), 0, 0)
-    body = info + attribute(IFLA_MTU, struct.pack("=I", mtu))
-    request(RTM_NEWLINK, 0, body, "link set", f"{name} mtu {mtu}")
+    body = info + attribute_u32(IFLA_MTU, mtu)
+    _change(RTM_NEWLINK, 0, body, "link set", f"{name} mtu {mtu}")
 
 
 def delete_link(name: str) -> None:
     """Deletes a link by name; one that is not there is well deleted."""
     body = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + _name(name)
     try:
-        request(RTM_DELLINK, 0, body, "link delete", name)
+        _change(RTM_DELLINK, 0, body, "link delete", name)
     except KernelError as error:
         if error.errno != errno.ENODEV:
             raise

@@ -165,8 +165,8 @@ class Lab:
         address = topology.underlay_address(topology.SWITCH_HOST)
         ip_batch(self._switch, topology.switch_setup(address))
         # A switch has no firewall: with the module br_netfilter loaded, each packet would pay one.
-        for name in topology.SWITCH_SYSCTLS:
-            self._switch.run(["sysctl", "-q", "-e", "-w", f"{name}=0"])
+        zero = [f"{name}=0" for name in topology.SWITCH_SYSCTLS]
+        self._switch.run(["sysctl", "-q", "-e", "-w", *zero])
         self._etcd = self._make_etcd()
         self._etcd.start(wait=False)
         for number in numbers:

@@ -58,6 +58,13 @@ def state_of(node: Node) -> dict[str, object]:
 
 VTEP = "aa:bb:cc:dd:ee:01"
 
+
+def altered_fdb_entry(verb, attribute, value):
+    """A fault: the peer's FDB entry, right but for one attribute that ours never have."""
+    entry = ("dev", "flannel.1", "dst", "192.0.2.2", attribute, value, "self", "permanent")
+    return lambda n: n.bridge("fdb", verb, peer_mac(n), *entry)
+
+
 VXLAN_FAULTS: dict[str, Callable[[Node], object]] = {
     "route deleted": lambda n: n.ip("route", "del", "10.5.2.0/24"),
     "route replaced": lambda n: n.ip("route", "replace", "10.5.2.0/24", "via", "192.0.2.9"),
@@ -97,45 +104,9 @@ VXLAN_FAULTS: dict[str, Callable[[Node], object]] = {
     "second destination in the fdb": lambda n: n.bridge(
         "fdb", "append", peer_mac(n), "dev", "flannel.1", "dst", "192.0.2.77", "self"
     ),
-    "fdb entry with wrong port": lambda n: n.bridge(
-        "fdb",
-        "replace",
-        peer_mac(n),
-        "dev",
-        "flannel.1",
-        "dst",
-        "192.0.2.2",
-        "port",
-        "9999",
-        "self",
-        "permanent",
-    ),
-    "fdb entry with wrong VNI": lambda n: n.bridge(
-        "fdb",
-        "replace",
-        peer_mac(n),
-        "dev",
-        "flannel.1",
-        "dst",
-        "192.0.2.2",
-        "vni",
-        "77",
-        "self",
-        "permanent",
-    ),
-    "second port in the fdb": lambda n: n.bridge(
-        "fdb",
-        "append",
-        peer_mac(n),
-        "dev",
-        "flannel.1",
-        "dst",
-        "192.0.2.2",
-        "port",
-        "9999",
-        "self",
-        "permanent",
-    ),
+    "fdb entry with wrong port": altered_fdb_entry("replace", "port", "9999"),
+    "fdb entry with wrong VNI": altered_fdb_entry("replace", "vni", "77"),
+    "second port in the fdb": altered_fdb_entry("append", "port", "9999"),
     "stale fdb entry": lambda n: n.bridge(
         "fdb", "add", VTEP, "dev", "flannel.1", "dst", "192.0.2.77", "self", "permanent"
     ),

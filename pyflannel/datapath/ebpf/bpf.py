@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
 import struct
 from collections.abc import Iterator, Mapping
@@ -275,6 +276,7 @@ def get_pinned(path: str) -> int | None:
         raise
 
 
+@functools.cache
 def possible_cpus() -> int:
     """How many values a per-CPU map has (kernel/bpf/syscall.c, `num_possible_cpus`)."""
     listing = Path("/sys/devices/system/cpu/possible").read_text("ascii")

@@ -151,7 +151,6 @@ class EbpfDatapath:
         self._links: dict[str, int] = {}
         self._gro: gropair.GroPair | None = None
         self._token = bytes(gropair.TOKEN_BYTES)
-        self._strips = False
         self._why_not = "not started"
         self._overlay = self._underlay = 0
         self._peers: dict[bytes, bytes] = {}
@@ -166,7 +165,7 @@ class EbpfDatapath:
             offloads={
                 "tcx": "on" if self._links else "off (not started)",
                 "gro": "on" if self._gro is not None else "off (no veth pair)",
-                "strip": "on" if self._strips else f"off ({self._why_not})",
+                "strip": f"off ({self._why_not})" if self._why_not else "on",
                 "pinned": str(self._pins) if self._pins is not None else "off (no bpffs)",
             },
             devices=(gropair.SENDER, gropair.RECEIVER),
@@ -201,7 +200,7 @@ class EbpfDatapath:
         *_, strips, _gro, _strip, token = SETTINGS.unpack(
             loaded.maps["config"].get(ZERO_KEY, SETTINGS.size) or bytes(SETTINGS.size)
         )
-        self._strips = bool(strips)
+        self._why_not = "" if strips else "not tried yet"
         self._token = token if any(token) else os.urandom(gropair.TOKEN_BYTES)
 
     def _build_pair(self) -> None:
@@ -229,9 +228,9 @@ class EbpfDatapath:
         if there is None or there != self._gro:
             self._build_pair()
             return ["gro pair"] if self._gro is not None else []
-        was_open = self._strips
+        was_open = not self._why_not
         self._use_third_way(self._try_third_way(opened=was_open))
-        return ["strip"] if self._strips and not was_open else []
+        return [] if was_open or self._why_not else ["strip"]
 
     def _try_third_way(self, *, opened: bool) -> str:
         """Opens it, if it is not open; why it cannot be used, or nothing."""
@@ -253,9 +252,9 @@ class EbpfDatapath:
             log.info("ebpf data path cuts what arrives as super packets", reason=why_not)
         elif not why_not and self._why_not:
             log.debug("ebpf data path passes on super packets whole")
+        changed = bool(why_not) != bool(self._why_not)
         self._why_not = why_not
-        if self._strips == bool(why_not):
-            self._strips = not why_not
+        if changed:
             self._write_settings()
 
     def replace_table(self, table: RouteTable) -> None:
@@ -333,7 +332,7 @@ class EbpfDatapath:
             socket.htons(config.port),
             config.mtu,
             config.accept_any,
-            self._strips and gro is not None,
+            not self._why_not and gro is not None,
             gro.receiver_mac if gro is not None else bytes(6),
             gro.sender_mac if gro is not None else bytes(6),
             self._token,
