@@ -50,9 +50,9 @@ from pyflannel.node import process
 from pyflannel.node.envfiles import EnvFiles
 from pyflannel.node.follow import UnderlayFollower
 from pyflannel.node.patience import while_starting
-from pyflannel.subnet.etcd.manager import EtcdSubnetManager, log_problems
-from pyflannel.subnet.etcd.store import EtcdStore
-from pyflannel.subnet.record import LeaseRecord
+from pyflannel.store.etcd.manager import EtcdSubnetManager, log_problems
+from pyflannel.store.etcd.store import EtcdStore
+from pyflannel.store.record import LeaseRecord
 from pyflannel.systemd import FdStore, Notifier, watchdog_interval_s
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from pyflannel.core.config import load_network_config, parse_network_config
 from pyflannel.core.ip import Family, SubnetKey
 from pyflannel.core.lease import Lease, LeaseAttrs, LeaseTable, Snapshot
 from pyflannel.core.lpm import Peer, RouteTable
-from pyflannel.subnet.etcd import codec
-from pyflannel.subnet.etcd.base import KeyValue
+from pyflannel.store.etcd import codec
+from pyflannel.store.etcd.base import KeyValue
 
 RUNS = 7
 CONFIG = b'{"Network":"10.0.0.0/8","Backend":{"Type":"vxlan"}}'

@@ -11,7 +11,7 @@ from typing import NoReturn, TypeVar
 
 from pyflannel.core.errors import UsageError
 from pyflannel.core.options import ETCD_FLAGS, EtcdOptions, parse_etcd_flags
-from pyflannel.subnet.etcd.base import Store
+from pyflannel.store.etcd.base import Store
 
 T = TypeVar("T")
 
@@ -54,7 +54,7 @@ def split_etcd(argv: Sequence[str]) -> tuple[EtcdOptions, list[str]]:
 
 def with_store(options: EtcdOptions, work: Callable[[Store], Awaitable[T]]) -> T:
     """Runs one piece of work with a store that is closed afterwards."""
-    from pyflannel.subnet.etcd.store import EtcdStore
+    from pyflannel.store.etcd.store import EtcdStore
 
     async def go() -> T:
         store = EtcdStore(options)

@@ -10,7 +10,7 @@ from pathlib import Path
 from pyflannel.cli.common import Parser, split_etcd, with_store
 from pyflannel.core.config import Parsed, effective, parse_network_config
 from pyflannel.core.errors import EXIT_CONFIG, EXIT_OK, ConfigError, UsageError
-from pyflannel.subnet.etcd import codec
+from pyflannel.store.etcd import codec
 
 DESCRIPTION = """The network config, the JSON under <etcd-prefix>/config.
 

@@ -10,8 +10,8 @@ from typing import Final
 from pyflannel.cli.common import Parser, split_etcd, table, with_store
 from pyflannel.core.errors import EXIT_OK
 from pyflannel.core.lease import Lease
-from pyflannel.subnet.etcd import codec
-from pyflannel.subnet.etcd.base import Store
+from pyflannel.store.etcd import codec
+from pyflannel.store.etcd.base import Store
 
 AT_ONCE: Final = 16
 """Questions for the time left that are under way together; one per lease has to be asked."""

@@ -59,7 +59,7 @@ def check(argv: Sequence[str]) -> int:
 def _check_network_config(parsed: RunDaemon) -> int:
     from pyflannel.cli.common import with_store
     from pyflannel.core.config import parse_network_config
-    from pyflannel.subnet.etcd import codec
+    from pyflannel.store.etcd import codec
 
     etcd = parsed.options.etcd
     key = codec.config_key(etcd.prefix)

@@ -27,7 +27,7 @@ from pyflannel.core.errors import (
     StoreLeaseNotFound,
     StoreUnavailable,
 )
-from pyflannel.subnet.etcd.base import (
+from pyflannel.store.etcd.base import (
     DeleteEvent,
     Header,
     KeyValue,

@@ -18,8 +18,8 @@ from pyflannel.core.errors import (
     StoreUnavailable,
 )
 from pyflannel.core.options import EtcdOptions
-from pyflannel.subnet.etcd.base import DeleteEvent, PutEvent, Store, WatchResponse
-from pyflannel.subnet.etcd.store import EtcdStore
+from pyflannel.store.etcd.base import DeleteEvent, PutEvent, Store, WatchResponse
+from pyflannel.store.etcd.store import EtcdStore
 from pyflannel.testing.etcdserver import EtcdServer, find_etcd
 from pyflannel.testing.fakestore import FakeEtcd, FakeStore
 

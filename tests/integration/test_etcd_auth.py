@@ -10,7 +10,7 @@ import pytest
 
 from pyflannel.core.errors import EXIT_NOT_PERMITTED, StoreDenied
 from pyflannel.core.options import EtcdOptions
-from pyflannel.subnet.etcd.store import EtcdStore
+from pyflannel.store.etcd.store import EtcdStore
 from pyflannel.testing.etcdserver import EtcdServer, find_etcd
 
 pytestmark = pytest.mark.slow

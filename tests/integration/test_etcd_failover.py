@@ -13,8 +13,8 @@ import pytest
 
 from pyflannel.core.errors import StoreError, StoreUnavailable
 from pyflannel.core.options import EtcdOptions
-from pyflannel.subnet.etcd.base import PutEvent
-from pyflannel.subnet.etcd.store import EtcdStore
+from pyflannel.store.etcd.base import PutEvent
+from pyflannel.store.etcd.store import EtcdStore
 from pyflannel.testing.etcdserver import EtcdCluster, EtcdServer, find_etcd, free_ports
 
 pytestmark = pytest.mark.slow

@@ -13,7 +13,7 @@ import pytest
 
 from pyflannel.core.errors import StoreConfigError, StoreUnavailable
 from pyflannel.core.options import EtcdOptions
-from pyflannel.subnet.etcd.store import EtcdStore
+from pyflannel.store.etcd.store import EtcdStore
 from pyflannel.testing.certs import Authority, Certificate
 from pyflannel.testing.etcdserver import EtcdServer, ServerTLS, find_etcd
 

@@ -19,8 +19,8 @@ import uvloop
 
 from pyflannel.core.errors import StoreCompacted, StoreConflict, StoreUnavailable
 from pyflannel.core.options import EtcdOptions
-from pyflannel.subnet.etcd.base import PutEvent
-from pyflannel.subnet.etcd.store import EtcdStore
+from pyflannel.store.etcd.base import PutEvent
+from pyflannel.store.etcd.store import EtcdStore
 from pyflannel.testing.etcdserver import EtcdServer, find_etcd
 
 pytestmark = pytest.mark.slow
@@ -264,7 +264,7 @@ def test_a_program_that_is_stuck_with_a_frozen_server_can_end(server, tmp_path):
     script.write_text(
         "import asyncio, sys, time\n"
         "from pyflannel.core.options import EtcdOptions\n"
-        "from pyflannel.subnet.etcd.store import EtcdStore\n"
+        "from pyflannel.store.etcd.store import EtcdStore\n"
         "async def main():\n"
         "    store = EtcdStore(EtcdOptions(endpoints=(sys.argv[1],)))\n"
         "    task = asyncio.ensure_future(store.get(b'k'))\n"

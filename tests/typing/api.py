@@ -12,8 +12,8 @@ from pyflannel.datapath.native import NativeDatapath
 from pyflannel.datapath.python import PythonDatapath
 from pyflannel.kernel.base import Netlink
 from pyflannel.kernel.netlink import KernelNetlink
-from pyflannel.subnet.etcd.base import Store
-from pyflannel.subnet.etcd.store import EtcdStore
+from pyflannel.store.etcd.base import Store
+from pyflannel.store.etcd.store import EtcdStore
 from pyflannel.testing.fakeclock import FakeClock
 from pyflannel.testing.fakenetlink import FakeNetlink
 from pyflannel.testing.fakestore import FakeStore

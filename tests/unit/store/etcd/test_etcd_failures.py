@@ -10,7 +10,7 @@ import ssl
 import pytest
 
 from pyflannel.core.errors import StoreDenied, StoreError, StoreLeaseNotFound, StoreUnavailable
-from pyflannel.subnet.etcd.failures import (
+from pyflannel.store.etcd.failures import (
     Code,
     EndpointFailure,
     Refused,

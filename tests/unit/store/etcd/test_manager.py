@@ -12,9 +12,9 @@ import pytest
 from pyflannel.core.errors import StoreDenied, StoreUnavailable
 from pyflannel.core.ip import SubnetKey
 from pyflannel.core.lease import Lease, LeaseAttrs, LeaseUpdate, Snapshot
-from pyflannel.subnet.etcd import codec
-from pyflannel.subnet.etcd.manager import EtcdSubnetManager
-from pyflannel.subnet.record import LeaseRecord
+from pyflannel.store.etcd import codec
+from pyflannel.store.etcd.manager import EtcdSubnetManager
+from pyflannel.store.record import LeaseRecord
 from pyflannel.testing.fakeclock import FakeClock, settle
 from pyflannel.testing.fakestore import FakeEtcd, FakeStore
 

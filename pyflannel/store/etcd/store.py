@@ -38,15 +38,15 @@ from pyflannel.core.errors import (
 )
 from pyflannel.core.options import EtcdOptions
 from pyflannel.logs import get_logger
-from pyflannel.subnet.etcd import gateway
-from pyflannel.subnet.etcd.auth import Tokens
-from pyflannel.subnet.etcd.base import Header, KeyValue, LeaseStatus, RangeResult, WatchResponse
-from pyflannel.subnet.etcd.endpoints import Endpoint, parse_endpoints, tls_context
-from pyflannel.subnet.etcd.failures import Code, EndpointFailure, Refused, unavailable
+from pyflannel.store.etcd import gateway
+from pyflannel.store.etcd.auth import Tokens
+from pyflannel.store.etcd.base import Header, KeyValue, LeaseStatus, RangeResult, WatchResponse
+from pyflannel.store.etcd.endpoints import Endpoint, parse_endpoints, tls_context
+from pyflannel.store.etcd.failures import Code, EndpointFailure, Refused, unavailable
 
 if TYPE_CHECKING:
-    from pyflannel.subnet.etcd.transport import EndpointClient
-    from pyflannel.subnet.etcd.watch import Watch, WatchClient
+    from pyflannel.store.etcd.transport import EndpointClient
+    from pyflannel.store.etcd.watch import Watch, WatchClient
 
 log = get_logger(__name__)
 
@@ -248,7 +248,7 @@ class EtcdStore:
                 raise StoreUnavailable("the store is closed")
             if self._watch_client is None:
                 module = await self._threads.run(
-                    lambda: importlib.import_module("pyflannel.subnet.etcd.watch")
+                    lambda: importlib.import_module("pyflannel.store.etcd.watch")
                 )
                 self._watch_client = module.WatchClient(self._tls, self._threads)
             return self._watch_client
@@ -386,7 +386,7 @@ class EtcdStore:
 
     def _client(self, endpoint: Endpoint) -> EndpointClient:
         """The client of an endpoint; called in a thread, where its import blocks nobody."""
-        from pyflannel.subnet.etcd.transport import EndpointClient
+        from pyflannel.store.etcd.transport import EndpointClient
 
         with self._clients_lock:
             if self._closed:

@@ -28,10 +28,10 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from pyflannel.aio.threads import ThreadPool
-from pyflannel.subnet.etcd import gateway
-from pyflannel.subnet.etcd.base import WatchResponse
-from pyflannel.subnet.etcd.endpoints import Endpoint
-from pyflannel.subnet.etcd.failures import EndpointFailure, explain, not_etcd
+from pyflannel.store.etcd import gateway
+from pyflannel.store.etcd.base import WatchResponse
+from pyflannel.store.etcd.endpoints import Endpoint
+from pyflannel.store.etcd.failures import EndpointFailure, explain, not_etcd
 
 CONNECT_S: Final = 1.0
 """As for single requests."""

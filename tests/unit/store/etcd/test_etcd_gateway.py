@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyflannel.core.errors import StoreCompacted
-from pyflannel.subnet.etcd import gateway
-from pyflannel.subnet.etcd.base import DeleteEvent, Header, KeyValue, PutEvent
-from pyflannel.subnet.etcd.failures import Code, EndpointFailure, Refused
+from pyflannel.store.etcd import gateway
+from pyflannel.store.etcd.base import DeleteEvent, Header, KeyValue, PutEvent
+from pyflannel.store.etcd.failures import Code, EndpointFailure, Refused
 
 HEADER = {"cluster_id": "4780011381821416694", "member_id": "4019661074557111510", "revision": "4"}
 

@@ -12,7 +12,7 @@ from pyflannel.core.errors import (
     StoreDenied,
     StoreUnavailable,
 )
-from pyflannel.subnet.etcd.base import DeleteEvent, PutEvent
+from pyflannel.store.etcd.base import DeleteEvent, PutEvent
 from pyflannel.testing.fakeclock import FakeClock, settle
 from pyflannel.testing.fakestore import NOTICE_S, FakeEtcd, FakeStore
 

@@ -12,9 +12,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from pyflannel.core.errors import StoreDenied
-from pyflannel.subnet.etcd import gateway
-from pyflannel.subnet.etcd.endpoints import Endpoint
-from pyflannel.subnet.etcd.failures import Code, Refused
+from pyflannel.store.etcd import gateway
+from pyflannel.store.etcd.endpoints import Endpoint
+from pyflannel.store.etcd.failures import Code, Refused
 
 Post = Callable[[Endpoint, str, gateway.Message, str], Awaitable[gateway.Message]]
 """Sends one request (path, body, token) to an endpoint."""

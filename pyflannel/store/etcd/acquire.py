@@ -28,9 +28,9 @@ from pyflannel.core.errors import PublicIPInUse, StoreConflict, StoreError
 from pyflannel.core.ip import SubnetKey, format_network
 from pyflannel.core.lease import Lease, LeaseAttrs
 from pyflannel.logs import get_logger
-from pyflannel.subnet.etcd import codec
-from pyflannel.subnet.etcd.base import LeaseStatus, RangeResult, Store
-from pyflannel.subnet.etcd.feed import known_leases
+from pyflannel.store.etcd import codec
+from pyflannel.store.etcd.base import LeaseStatus, RangeResult, Store
+from pyflannel.store.etcd.feed import known_leases
 
 log = get_logger(__name__)
 

@@ -31,8 +31,8 @@ from pyflannel.core.lease import (
     Snapshot,
 )
 from pyflannel.logs import get_logger
-from pyflannel.subnet.etcd import codec
-from pyflannel.subnet.etcd.base import (
+from pyflannel.store.etcd import codec
+from pyflannel.store.etcd.base import (
     Header,
     KeyValue,
     PutEvent,

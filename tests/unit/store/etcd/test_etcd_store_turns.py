@@ -17,9 +17,9 @@ from pyflannel.core.errors import (
     StoreUnavailable,
 )
 from pyflannel.core.options import EtcdOptions
-from pyflannel.subnet.etcd import gateway
-from pyflannel.subnet.etcd.failures import Code, EndpointFailure, Refused
-from pyflannel.subnet.etcd.store import EtcdStore
+from pyflannel.store.etcd import gateway
+from pyflannel.store.etcd.failures import Code, EndpointFailure, Refused
+from pyflannel.store.etcd.store import EtcdStore
 
 HEADER = {"revision": "9", "cluster_id": "1", "member_id": "2"}
 OK = {"header": HEADER}

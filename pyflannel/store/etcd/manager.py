@@ -33,17 +33,17 @@ from pyflannel.core.lease import Lease, LeaseAttrs, LeaseUpdate
 from pyflannel.core.ownership import Verdict, judge
 from pyflannel.core.renewal import Renewal
 from pyflannel.logs import get_logger
-from pyflannel.subnet.etcd import codec
-from pyflannel.subnet.etcd.acquire import Acquisition, discard_store_lease
-from pyflannel.subnet.etcd.base import (
+from pyflannel.store.etcd import codec
+from pyflannel.store.etcd.acquire import Acquisition, discard_store_lease
+from pyflannel.store.etcd.base import (
     DeleteEvent,
     KeyValue,
     PutEvent,
     RangeResult,
     Store,
 )
-from pyflannel.subnet.etcd.feed import LeaseFeed, known_leases
-from pyflannel.subnet.record import LeaseRecord
+from pyflannel.store.etcd.feed import LeaseFeed, known_leases
+from pyflannel.store.record import LeaseRecord
 
 log = get_logger(__name__)
 

@@ -26,7 +26,7 @@ from typing import Final
 from pyflannel.core.gojson import JsonObject, compact_raw, loads_go
 from pyflannel.core.ip import SubnetKey, format_ip, parse_ip, parse_ipv4, parse_subnet_key
 from pyflannel.core.lease import Lease, LeaseAttrs
-from pyflannel.subnet.etcd.base import KeyValue
+from pyflannel.store.etcd.base import KeyValue
 
 _UNSPECIFIED: Final = IPv4Address(0)
 """How upstream writes "no IPv4 address"."""

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from pyflannel.core.ip import SubnetKey
 from pyflannel.core.lease import Lease, LeaseAttrs
-from pyflannel.subnet.etcd import codec
-from pyflannel.subnet.etcd.base import KeyValue
+from pyflannel.store.etcd import codec
+from pyflannel.store.etcd.base import KeyValue
 
 A = SubnetKey(IPv4Network("10.5.34.0/24"))
 DUAL = SubnetKey(IPv4Network("10.5.34.0/24"), IPv6Network("fd00:5:34::/64"))

@@ -27,9 +27,9 @@ from requests.adapters import HTTPAdapter
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
-from pyflannel.subnet.etcd.endpoints import Endpoint
-from pyflannel.subnet.etcd.failures import EndpointFailure, causes, explain, not_etcd, tls_reason
-from pyflannel.subnet.etcd.gateway import Message, parse_error
+from pyflannel.store.etcd.endpoints import Endpoint
+from pyflannel.store.etcd.failures import EndpointFailure, causes, explain, not_etcd, tls_reason
+from pyflannel.store.etcd.gateway import Message, parse_error
 
 CONNECT_S: Final = 1.0
 """A connection within a data centre takes a millisecond; a lost SYN is repeated after one second,

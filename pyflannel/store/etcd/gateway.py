@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias, cast
 
 from pyflannel.core.errors import StoreCompacted
-from pyflannel.subnet.etcd.base import (
+from pyflannel.store.etcd.base import (
     DeleteEvent,
     Header,
     KeyValue,
@@ -31,7 +31,7 @@ from pyflannel.subnet.etcd.base import (
     RangeResult,
     WatchResponse,
 )
-from pyflannel.subnet.etcd.failures import EndpointFailure, Refused, code_in, judge
+from pyflannel.store.etcd.failures import EndpointFailure, Refused, code_in, judge
 
 Message: TypeAlias = Mapping[str, object]
 """A JSON object of the gateway."""

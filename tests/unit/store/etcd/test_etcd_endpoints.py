@@ -6,7 +6,7 @@ import pytest
 
 from pyflannel.core.errors import EXIT_CONFIG, StoreConfigError
 from pyflannel.core.options import EtcdOptions
-from pyflannel.subnet.etcd.endpoints import parse_endpoints, tls_context
+from pyflannel.store.etcd.endpoints import parse_endpoints, tls_context
 
 
 @pytest.mark.parametrize(
