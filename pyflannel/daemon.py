@@ -41,6 +41,7 @@ from pyflannel.core.ip import Family
 from pyflannel.core.lease import Lease, LeaseAttrs, LeaseTable, Snapshot
 from pyflannel.core.options import DaemonOptions
 from pyflannel.core.underlay import ExternalInterface
+from pyflannel.docker import options as docker_options
 from pyflannel.kernel.files import FileText, FileUnreadable, read_text_if_exists
 from pyflannel.kernel.lock import SingleInstance, upstream_daemons
 from pyflannel.kernel.lookup import find_interface
@@ -299,8 +300,9 @@ class Daemon:
             options.subnet_file,
             subnetenv.render(self._config, key, mtu=mtu, ip_masq=ip_masq),
             options.docker_opts_file,
-            subnetenv.render_docker_opts(
-                self._config, key, mtu=mtu, ip_masq=ip_masq, combined=options.docker_opts_keys
+            docker_options.render(
+                subnetenv.variables(self._config, key, mtu=mtu, ip_masq=ip_masq),
+                options.docker_opts_keys,
             ),
         )
 

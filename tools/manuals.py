@@ -16,10 +16,11 @@ from typing import Final
 
 import pyflannel
 from pyflannel.cli.pyflannel import COMMANDS
-from pyflannel.core import dockeropts, goflag
+from pyflannel.core import goflag
 from pyflannel.core.goflag import Flag, Kind
 from pyflannel.core.options import FLAGS
 from pyflannel.core.sysconfig import NAMES, OPTIONS
+from pyflannel.docker import options as docker_options
 
 EXIT_STATUS: Final = (
     ("0", "asked to stop, or done"),
@@ -136,7 +137,7 @@ def tool_page() -> str:
 def docker_options_page() -> str:
     """pyflannel-mk-docker-opts(8)."""
     name = "pyflannel-mk-docker-opts"
-    text = [".SH DESCRIPTION", ".nf", roff(dockeropts.usage(name).rstrip()), ".fi"]
+    text = [".SH DESCRIPTION", ".nf", roff(docker_options.usage(name).rstrip()), ".fi"]
     return page(name, 8, "docker's options from subnet.env", f"{name} [OPTION]...", text)
 
 

@@ -1,7 +1,7 @@
 """`pyflannel-mk-docker-opts`: docker's options for the leased subnet, as an environment file.
 
 Replaces `mk-docker-opts.sh`: same options, same bytes, same exit codes. What it computes is in
-`core.dockeropts`; here it is read, written and checked against the routes. Units run it between
+`docker.options`; here it is read, written and checked against the routes. Units run it between
 flannel and docker, so start-up time counts: no asyncio, no netlink library, and `ip` for the one
 question about routes, as the script does.
 
@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from pyflannel.core import dockeropts
 from pyflannel.core.errors import ConfigError, KernelError, UsageError
+from pyflannel.docker import options as docker_options
 from pyflannel.kernel.files import write_atomically
 
 OK: Final = 0
@@ -43,24 +43,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     program = Path(sys.argv[0]).name or "pyflannel-mk-docker-opts"
     try:
-        options = dockeropts.parse_options(sys.argv[1:] if argv is None else argv)
+        options = docker_options.parse_options(sys.argv[1:] if argv is None else argv)
     except UsageError as error:
-        _complain(f"{error}\n{dockeropts.usage(program)}".lstrip("\n").rstrip("\n"))
+        _complain(f"{error}\n{docker_options.usage(program)}".lstrip("\n").rstrip("\n"))
         return FAILED
     variables = {name: value for name, value in os.environ.items() if _VARIABLE.fullmatch(name)}
     try:
         if Path(options.flannel_env).is_file():
-            from_file = dockeropts.parse_shell(_read(options.flannel_env))
-            dockeropts.refuse_active(from_file, options.request)
+            from_file = docker_options.parse_shell(_read(options.flannel_env))
+            docker_options.refuse_active(from_file, options.request)
             variables |= from_file
-        content = dockeropts.compose(variables, options.request)
+        content = docker_options.compose(variables, options.request)
     except OSError as error:
         _complain(f"{program}: {options.flannel_env}: {error.strerror or error}")
         return UNREADABLE
-    except dockeropts.UnfinishedQuote as error:
+    except docker_options.UnfinishedQuote as error:
         _complain(f"{program}: {options.flannel_env}: {error}")
         return UNREADABLE
-    except dockeropts.RefusedLine as error:
+    except docker_options.RefusedLine as error:
         _complain(f"{program}: {options.flannel_env}: {error}; nothing was written")
         return FAILED
     except ConfigError as error:
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _write(program, options.docker_env, content.encode("utf-8", "surrogateescape"))
     if not variables.get("FLANNEL_SUBNET"):
         return OK
-    routed = dockeropts.routed_already(variables, _routes(program))
+    routed = docker_options.routed_already(variables, _routes(program))
     if routed:
         _complain(f"Your routing table already contains the subnet: {routed}")
         return FAILED

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pyflannel.cli.common import Parser
-from pyflannel.core import dockeropts, dockersetup
 from pyflannel.core.errors import EXIT_OK, ConfigError, DeviceUnavailable
-from pyflannel.diagnose.docker import DROP_IN, UNIT, read_unit
+from pyflannel.docker import dropin
+from pyflannel.docker import options as docker_options
+from pyflannel.docker.facts import DROP_IN, UNIT, read_unit
 from pyflannel.kernel.files import write_atomically
 
 
@@ -26,8 +27,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--docker-opts-file",
         metavar="PATH",
-        default=dockeropts.DOCKER_ENV,
-        help=f"as pyflanneld's ({dockeropts.DOCKER_ENV})",
+        default=docker_options.DOCKER_ENV,
+        help=f"as pyflanneld's ({docker_options.DOCKER_ENV})",
     )
     parser.add_argument(
         "--force", action="store_true", help="overwrite a drop-in that is not from here"
@@ -39,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
         raise DeviceUnavailable(
             "set up", given.unit, 0, "no such unit; install docker first, or name it with --unit"
         )
-    text = dockersetup.drop_in(unit, given.docker_opts_file)
+    text = dropin.drop_in(unit, given.docker_opts_file)
     if given.show:
         print(text, end="")
         return EXIT_OK
@@ -49,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
         _check(root, given.unit, target, given.docker_opts_file)
         print(f"{target} is as it should be")
         return EXIT_OK
-    if found is not None and not found.startswith(dockersetup.MARK) and not given.force:
+    if found is not None and not found.startswith(dropin.MARK) and not given.force:
         raise ConfigError(f"{target} is not from pyflannel; look at it, then --force overwrites it")
     write_atomically(target, text.encode(), make_parents=True)
     print(f"wrote {target}")
@@ -64,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
 def _check(root: Path, name: str, target: Path, options_file: str) -> None:
     """Whether the drop-in does anything, or another one behind it takes that back."""
     unit = read_unit(root, name)
-    if unit is None or (dockersetup.referenced(unit) and options_file in unit.environment_files):
+    if unit is None or (dropin.referenced(unit) and options_file in unit.environment_files):
         return
     later = unit.sources[unit.sources.index(str(target)) + 1 :]
     raise ConfigError(

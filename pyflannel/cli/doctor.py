@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Final
 
 from pyflannel.cli.common import Parser
-from pyflannel.core import dockercheck, dockeropts
-from pyflannel.core.dockercheck import Finding, State
 from pyflannel.core.errors import EXIT_CONFIG, EXIT_OK
-from pyflannel.diagnose.docker import gather
+from pyflannel.docker import checks
+from pyflannel.docker import options as docker_options
+from pyflannel.docker.checks import Finding, State
+from pyflannel.docker.facts import gather
 from pyflannel.kernel.netlink import KernelNetlink
 
 SUBJECTS: Final = ("docker",)
@@ -31,8 +32,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--root", metavar="DIR", default="/", help="look at files below it (/)")
     for name, default in (
-        ("docker-opts-file", dockeropts.DOCKER_ENV),
-        ("subnet-file", dockeropts.FLANNEL_ENV),
+        ("docker-opts-file", docker_options.DOCKER_ENV),
+        ("subnet-file", docker_options.FLANNEL_ENV),
     ):
         parser.add_argument(f"--{name}", metavar="PATH", default=default, help=f"({default})")
     given = parser.parse_args(argv)
@@ -54,7 +55,7 @@ async def _docker(root: str, options_file: str, subnet_file: str) -> list[Findin
         )
     finally:
         await netlink.close()
-    return dockercheck.findings(facts)
+    return checks.findings(facts)
 
 
 def render(finding: Finding) -> str:

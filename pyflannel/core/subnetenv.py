@@ -9,12 +9,11 @@ passed over with a reason for the log, and no content whatsoever makes the reade
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final, TypeVar
 
-from pyflannel.core import dockeropts
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.ip import (
     IPNetwork,
@@ -66,39 +65,12 @@ def render(config: NetworkConfig, key: SubnetKey, *, mtu: int, ip_masq: bool) ->
     Raises:
         ValueError: if an enabled family has no network or no subnet.
     """
-    pairs = _variables(config, key, mtu=mtu, ip_masq=ip_masq)
+    pairs = variables(config, key, mtu=mtu, ip_masq=ip_masq)
     return "".join(f"{name}={value}\n" for name, value in pairs.items()).encode("ascii")
 
 
-def render_docker_opts(
-    config: NetworkConfig,
-    key: SubnetKey,
-    *,
-    mtu: int,
-    ip_masq: bool,
-    combined: Sequence[str] = (dockeropts.DOCKER_OPTS,),
-) -> bytes:
-    """The bytes of `docker_opts.env`: what mk-docker-opts, run without options, makes of the above.
-
-    Only of the above: variables of our own environment do not get in.
-
-    Args:
-        combined: names of the variables that get all options; units of different distributions
-            refer to different ones.
-
-    Raises:
-        ValueError: as `render`.
-    """
-    variables = _variables(config, key, mtu=mtu, ip_masq=ip_masq)
-    first, *others = combined
-    text = dockeropts.compose(variables, dockeropts.Request(key=first))
-    for name in others:
-        text += dockeropts.compose(variables, dockeropts.Request(individual=False, key=name))
-    return text.encode("ascii")
-
-
-def _variables(config: NetworkConfig, key: SubnetKey, *, mtu: int, ip_masq: bool) -> dict[str, str]:
-    """The variables in the order of the file."""
+def variables(config: NetworkConfig, key: SubnetKey, *, mtu: int, ip_masq: bool) -> dict[str, str]:
+    """The variables in the order of the file; arguments and errors are those of `render`."""
     pairs: dict[str, str] = {}
     if config.enable_ipv4:
         pairs |= _pair("FLANNEL_", config.network, key.v4)

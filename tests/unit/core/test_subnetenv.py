@@ -13,10 +13,16 @@ from pyflannel.core import subnetenv
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.ip import parse_subnet_key
 from pyflannel.core.subnetenv import SubnetEnv, parse
+from pyflannel.docker import options
 
 CONFIG = NetworkConfig(network=IPv4Network("10.5.0.0/16"))
 DUAL = replace(CONFIG, enable_ipv6=True, ipv6_network=IPv6Network("2001:cafe:42::/56"))
 V6_ONLY = replace(DUAL, enable_ipv4=False)
+
+
+def docker_file(config, subnets, *, mtu, ip_masq, combined=(options.DOCKER_OPTS,)):
+    variables = subnetenv.variables(config, subnets, mtu=mtu, ip_masq=ip_masq)
+    return options.render(variables, combined)
 
 
 def key(text):
@@ -68,7 +74,7 @@ class TestRender:
     def test_docker_gets_what_the_script_would_write_without_options(self, monkeypatch):
         monkeypatch.setenv("DOCKER_OPT_X", "--inherited")
         monkeypatch.setenv("DOCKER_OPTS", "--preset")
-        written = subnetenv.render_docker_opts(CONFIG, key("10.5.72.0-24"), mtu=1472, ip_masq=False)
+        written = docker_file(CONFIG, key("10.5.72.0-24"), mtu=1472, ip_masq=False)
         assert written == (
             b'DOCKER_OPT_BIP="--bip=10.5.72.1/24"\nDOCKER_OPT_IPMASQ="--ip-masq=true"\n'
             b'DOCKER_OPT_MTU="--mtu=1472"\n'
@@ -76,7 +82,7 @@ class TestRender:
         )
 
     def test_all_options_are_there_under_each_name_that_a_unit_may_refer_to(self):
-        written = subnetenv.render_docker_opts(
+        written = docker_file(
             CONFIG,
             key("10.5.72.0-24"),
             mtu=1472,
@@ -89,9 +95,7 @@ class TestRender:
         assert written.count(b"DOCKER_OPT_BIP") == 1
 
     def test_docker_gets_no_bridge_address_in_an_ipv6_only_network(self):
-        written = subnetenv.render_docker_opts(
-            V6_ONLY, key("0.0.0.0-0&2001:cafe:42:1::-64"), mtu=1400, ip_masq=True
-        )
+        written = docker_file(V6_ONLY, key("0.0.0.0-0&2001:cafe:42:1::-64"), mtu=1400, ip_masq=True)
         assert b"BIP" not in written
         assert b'DOCKER_OPTS=" --ip-masq=false --mtu=1400"\n' in written
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyflannel.core import dockeropts
-from pyflannel.core.dockeropts import RefusedLine, Request, UnfinishedQuote, compose, parse_shell
 from pyflannel.core.errors import ConfigError, UsageError
+from pyflannel.docker import options as docker_options
+from pyflannel.docker.options import RefusedLine, Request, UnfinishedQuote, compose, parse_shell
 
 FLANNEL = {
     "FLANNEL_NETWORK": "10.1.0.0/16",
@@ -22,7 +22,7 @@ FLANNEL = {
 
 class TestCommandLine:
     def test_without_options_everything_is_written_to_the_usual_place(self):
-        options = dockeropts.parse_options([])
+        options = docker_options.parse_options([])
         assert options.flannel_env == "/run/flannel/subnet.env"
         assert options.docker_env == "/run/docker_opts.env"
         assert options.request == Request(True, True, True, "DOCKER_OPTS")
@@ -32,7 +32,7 @@ class TestCommandLine:
         [([], True, True), (["-i"], True, False), (["-c"], False, True), (["-ic"], True, True)],
     )
     def test_neither_i_nor_c_means_both(self, arguments, individual, combined):
-        request = dockeropts.parse_options(arguments).request
+        request = docker_options.parse_options(arguments).request
         assert (request.individual, request.combined) == (individual, combined)
 
     @pytest.mark.parametrize(
@@ -47,11 +47,11 @@ class TestCommandLine:
         ],
     )
     def test_flags_are_read_as_getopts_reads_them(self, arguments):
-        options = dockeropts.parse_options(arguments)
+        options = docker_options.parse_options(arguments)
         assert options == ("a", "b", Request(True, True, False, "K"))
 
     def test_an_argument_may_look_like_a_flag(self):
-        assert dockeropts.parse_options(["-f", "-i"]).flannel_env == "-i"
+        assert docker_options.parse_options(["-f", "-i"]).flannel_env == "-i"
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -68,17 +68,17 @@ class TestCommandLine:
     )
     def test_a_bad_option_is_named(self, arguments, message):
         with pytest.raises(UsageError) as raised:
-            dockeropts.parse_options(arguments)
+            docker_options.parse_options(arguments)
         assert str(raised.value) == message
 
     @pytest.mark.parametrize("key", ["", "X;reboot", "A-B", "1A", "A B", "Ä"])
     def test_a_key_that_is_no_variable_name_is_refused(self, key):
         """The script would run what stands there."""
         with pytest.raises(UsageError, match="not the name of a variable"):
-            dockeropts.parse_options(["-k", key])
+            docker_options.parse_options(["-k", key])
 
     def test_the_usage_names_every_option(self):
-        text = dockeropts.usage("mk")
+        text = docker_options.usage("mk")
         assert text.startswith(
             "mk [-f FLANNEL-ENV-FILE] [-d DOCKER-ENV-FILE] [-i] [-c] [-m] [-k COMBINED-KEY]\n"
         )
@@ -245,21 +245,21 @@ class TestNothingComesAlive:
     @pytest.mark.parametrize("value", ["$(reboot)", "`reboot`", 'a"; reboot; "', "a\\", "$HOME"])
     def test_a_value_from_the_file_that_the_next_shell_would_run_is_refused(self, value):
         with pytest.raises(ConfigError, match="FLANNEL_MTU"):
-            dockeropts.refuse_active({"FLANNEL_MTU": value}, Request())
+            docker_options.refuse_active({"FLANNEL_MTU": value}, Request())
         with pytest.raises(ConfigError, match="DOCKER_OPT_X"):
-            dockeropts.refuse_active({"DOCKER_OPT_X": value}, Request())
+            docker_options.refuse_active({"DOCKER_OPT_X": value}, Request())
         with pytest.raises(ConfigError, match=r"^K: "):
-            dockeropts.refuse_active({"K": value}, Request(key="K"))
+            docker_options.refuse_active({"K": value}, Request(key="K"))
 
     def test_a_value_that_is_not_written_may_be_anything(self):
-        dockeropts.refuse_active({"COMMENT": 'costs $5 "or so"'}, Request())
+        docker_options.refuse_active({"COMMENT": 'costs $5 "or so"'}, Request())
 
 
 class TestRouteCheck:
     ROUTES = "default via 192.0.2.254 dev eth0 \n10.1.74.0/24 via 192.0.2.7 dev eth0 \n"
 
     def test_a_route_to_our_subnet_through_a_gateway_is_told(self):
-        line = dockeropts.routed_already(FLANNEL, self.ROUTES)
+        line = docker_options.routed_already(FLANNEL, self.ROUTES)
         assert line == "10.1.74.0/24 via 192.0.2.7 dev eth0 "
 
     @pytest.mark.parametrize(
@@ -272,8 +272,8 @@ class TestRouteCheck:
         ],
     )
     def test_other_routes_do_not_matter(self, routes):
-        assert dockeropts.routed_already(FLANNEL, routes) == ""
+        assert docker_options.routed_already(FLANNEL, routes) == ""
 
     @pytest.mark.parametrize("subnet", ["", "fd00::1/64", "10.1.74.0/24", "10.1.74.1", "garbage"])
     def test_what_is_no_gateway_address_is_not_checked(self, subnet):
-        assert dockeropts.routed_already({"FLANNEL_SUBNET": subnet}, self.ROUTES) == ""
+        assert docker_options.routed_already({"FLANNEL_SUBNET": subnet}, self.ROUTES) == ""

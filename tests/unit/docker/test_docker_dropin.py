@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pyflannel.core.dockersetup import KEYS, MARK, drop_in, referenced
-from pyflannel.core.unitfile import Unit, merge
+from pyflannel.docker.dropin import KEYS, MARK, drop_in, referenced
+from pyflannel.docker.unitfile import Unit, merge
 
 UNITS = {
     "debian": "ExecStart=/usr/sbin/dockerd -H fd:// --containerd=/run/c.sock $DOCKER_OPTS",

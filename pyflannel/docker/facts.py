@@ -1,4 +1,4 @@
-"""Gathers what `core.dockercheck` judges: docker's unit and files, its process, the kernel's part.
+"""Gathers what `docker.checks` judges: docker's unit and files, its process, the kernel's part.
 
 Reads only. Everything that is missing, or that we may not see, is a fact as well (`None`).
 """
@@ -12,10 +12,12 @@ from ipaddress import IPv4Interface
 from pathlib import Path
 from typing import Final
 
-from pyflannel.core import dockeropts, subnetenv, unitfile
-from pyflannel.core.dockercheck import DockerFacts
+from pyflannel.core import subnetenv
 from pyflannel.core.errors import FlannelError
-from pyflannel.core.unitfile import Unit
+from pyflannel.docker import options as docker_options
+from pyflannel.docker import unitfile
+from pyflannel.docker.checks import DockerFacts
+from pyflannel.docker.unitfile import Unit
 from pyflannel.kernel.base import Netlink
 
 UNIT: Final = "docker.service"
@@ -55,8 +57,8 @@ async def gather(
     netlink: Netlink,
     root: Path = Path("/"),
     *,
-    options_file: str = dockeropts.DOCKER_ENV,
-    subnet_file: str = dockeropts.FLANNEL_ENV,
+    options_file: str = docker_options.DOCKER_ENV,
+    subnet_file: str = docker_options.FLANNEL_ENV,
 ) -> DockerFacts:
     """All facts about docker on this node, or about the tree of another one.
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyflannel.core.dockercheck import DockerFacts, Finding, State, findings
-from pyflannel.core.dockersetup import drop_in
 from pyflannel.core.subnetenv import parse
-from pyflannel.core.unitfile import Unit, merge
+from pyflannel.docker.checks import DockerFacts, Finding, State, findings
+from pyflannel.docker.dropin import drop_in
+from pyflannel.docker.unitfile import Unit, merge
 
 OPTIONS = " --bip=10.5.7.1/24 --ip-masq=true --mtu=1450"
 DEBIAN = "[Service]\nExecStart=/usr/sbin/dockerd -H fd:// $DOCKER_OPTS\n"

@@ -1,6 +1,6 @@
 """Why docker is not in the leased subnet: facts in, findings out.
 
-Each check looks at what was gathered (`diagnose.docker`) and says what it saw, what comes of it and
+Each check looks at what was gathered (`docker.facts`) and says what it saw, what comes of it and
 what to type. A fact that could not be had makes its checks `unknown`, never `ok`.
 """
 
@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Interface, IPv4Network
 from typing import Final
 
-from pyflannel.core import dockeropts
-from pyflannel.core.dockersetup import KEYS, referenced
 from pyflannel.core.errors import ConfigError
 from pyflannel.core.subnetenv import SubnetEnv
-from pyflannel.core.unitfile import Unit, environment, variables
+from pyflannel.docker import options as docker_options
+from pyflannel.docker.dropin import KEYS, referenced
+from pyflannel.docker.unitfile import Unit, environment, variables
 
 _JSON_KEYS: Final = {"--bip": "bip", "--mtu": "mtu", "--ip-masq": "ip-masq"}
 """Docker's flags that we give, and their names in daemon.json."""
@@ -53,7 +53,7 @@ class DockerFacts:
 
     unit: Unit | None = None
     """docker's unit with all drop-ins; `None`: no such unit."""
-    options_file: str = dockeropts.DOCKER_ENV
+    options_file: str = docker_options.DOCKER_ENV
     options_text: str | None = None
     environment_files: Mapping[str, str] = field(default_factory=dict)
     """Contents of the unit's environment files, by path; those that are not there are missing."""
@@ -117,7 +117,7 @@ def _lease(facts: DockerFacts) -> Iterator[Finding]:
 
 def _variables_of(facts: DockerFacts) -> dict[str, str]:
     try:
-        return dockeropts.parse_shell(facts.options_text or "")
+        return docker_options.parse_shell(facts.options_text or "")
     except ConfigError:
         return {}
 

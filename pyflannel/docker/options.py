@@ -268,6 +268,23 @@ class _Reader:
         return "'$' needs an expansion (write '...' around a literal one)"
 
 
+def render(variables: Mapping[str, str], combined: Sequence[str] = (DOCKER_OPTS,)) -> bytes:
+    """The bytes of `docker_opts.env`: what mk-docker-opts, run without options, makes of them.
+
+    Only of them: variables of our own environment do not get in.
+
+    Args:
+        variables: those of `subnet.env` (`core.subnetenv.variables`).
+        combined: names of the variables that get all options; units of different distributions
+            refer to different ones.
+    """
+    first, *others = combined
+    text = compose(variables, Request(key=first))
+    for name in others:
+        text += compose(variables, Request(individual=False, key=name))
+    return text.encode("ascii")
+
+
 def compose(variables: Mapping[str, str], request: Request) -> str:
     """The content of the output file.
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyflannel.core import unitfile
-from pyflannel.core.unitfile import merge
+from pyflannel.docker import unitfile
+from pyflannel.docker.unitfile import merge
 
 
 def unit(*texts: str) -> unitfile.Unit:

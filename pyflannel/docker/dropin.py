@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from pyflannel.core import dockeropts, unitfile
-from pyflannel.core.unitfile import Unit
+from pyflannel.docker import options as docker_options
+from pyflannel.docker import unitfile
+from pyflannel.docker.unitfile import Unit
 
 NETWORK_OPTIONS: Final = "DOCKER_NETWORK_OPTIONS"
-KEYS: Final = (dockeropts.DOCKER_OPTS, NETWORK_OPTIONS)
+KEYS: Final = (docker_options.DOCKER_OPTS, NETWORK_OPTIONS)
 """The variables that units of the distributions refer to."""
 MARK: Final = "# docker in the subnet that pyflannel leased."
 """First line of a drop-in of ours: that it may be overwritten."""
@@ -25,7 +26,7 @@ def referenced(unit: Unit) -> tuple[str, ...]:
     return tuple(key for key in KEYS if used.get(key))
 
 
-def drop_in(unit: Unit | None, options_file: str = dockeropts.DOCKER_ENV) -> str:
+def drop_in(unit: Unit | None, options_file: str = docker_options.DOCKER_ENV) -> str:
     """The text of the drop-in.
 
     Args:
@@ -46,9 +47,9 @@ def drop_in(unit: Unit | None, options_file: str = dockeropts.DOCKER_ENV) -> str
     if unit is not None and not referenced(unit):
         command = _without_references(unit.command_line)
         lines += [
-            f"# This unit's own command line, with ${dockeropts.DOCKER_OPTS} added.",
+            f"# This unit's own command line, with ${docker_options.DOCKER_OPTS} added.",
             "ExecStart=",
-            f"ExecStart={command} ${dockeropts.DOCKER_OPTS}",
+            f"ExecStart={command} ${docker_options.DOCKER_OPTS}",
         ]
     return "\n".join(lines) + "\n"
 
