@@ -156,7 +156,7 @@ class Daemon:
     @property
     def _lease(self) -> Lease:
         lease = self._manager.lease
-        assert lease is not None  # noqa: S101 - only used after acquire_lease
+        assert lease is not None  # noqa: S101 - only used after acquire
         return lease
 
     # Start
@@ -255,7 +255,7 @@ class Daemon:
         attrs = await backend.prepare(await self._former_attrs(addresses))
         if config.enable_ipv4:
             log.info(f"Picking subnet in range {config.subnet_min} ... {config.subnet_max}")
-        lease = await self._manager.acquire_lease(attrs)
+        lease = await self._manager.acquire(attrs)
         self._table = LeaseTable(network=config.network, network6=config.ipv6_network)
         self._table.set_own(lease.key)
         self._show_lease()
@@ -266,7 +266,7 @@ class Daemon:
     async def _former_attrs(self, addresses: LeaseAttrs) -> LeaseAttrs | None:
         """What we published before our restart; `None` if the store cannot tell just now."""
         try:
-            return await self._manager.previous_attrs(addresses)
+            return await self._manager.previous(addresses)
         except StoreDenied:
             raise
         except StoreError as error:
@@ -368,7 +368,7 @@ class Daemon:
         await work()
 
     async def _keep_lease(self) -> None:
-        async for lease in self._manager.keep_lease():
+        async for lease in self._manager.keep():
             self._driver.submit(self._table.set_own(lease.key))
             attrs = await self._driver.rebase(self._underlay, lease)
             self._show_lease()
@@ -377,7 +377,7 @@ class Daemon:
             self._write_files()
             self._phase(f"running with subnet {lease.key.describe()}")
             if attrs != lease.attrs:
-                await self._manager.update_attrs(attrs)
+                await self._manager.publish(attrs)
 
     async def _underlay_moved(self, underlay: ExternalInterface) -> None:
         if underlay.mtu != self._underlay.mtu:
@@ -403,7 +403,7 @@ class Daemon:
         while True:
             await self._unpublished.wait()
             self._unpublished.clear()
-            await self._manager.update_attrs(self._network.own_attrs())
+            await self._manager.publish(self._network.own_attrs())
             self._show_lease()
 
     def _attrs_changed(self, attrs: LeaseAttrs) -> None:

@@ -24,11 +24,11 @@ class SubnetManager(Protocol):
         """
         ...
 
-    async def previous_attrs(self) -> LeaseAttrs | None:
+    async def previous(self) -> LeaseAttrs | None:
         """What this node published before (its VTEP MAC, say), if its lease still exists."""
         ...
 
-    async def acquire_lease(self, attrs: LeaseAttrs) -> Lease:
+    async def acquire(self, attrs: LeaseAttrs) -> Lease:
         """Gets this node's lease: the one held for its public IP, the previous one, or a free one.
 
         Keeps trying while all subnets are taken or while another live node uses our public IP,
@@ -36,7 +36,7 @@ class SubnetManager(Protocol):
         """
         ...
 
-    async def keep_lease(self, lease: Lease) -> AsyncIterator[Lease]:
+    async def keep(self, lease: Lease) -> AsyncIterator[Lease]:
         """Keeps the lease for ever; yields it anew whenever it is not the same as before.
 
         Yields only when the *subnet* changed (the lease was lost and the old subnet was taken) or
@@ -45,7 +45,7 @@ class SubnetManager(Protocol):
         ...
         yield lease
 
-    async def update_attrs(self, attrs: LeaseAttrs) -> Lease:
+    async def publish(self, attrs: LeaseAttrs) -> Lease:
         """Publishes changed attributes (a new public IP or MAC) under the same subnet, in place."""
         ...
 

@@ -188,7 +188,7 @@ class EtcdSubnetManager:
 
     # Winning the lease
 
-    async def previous_attrs(self, attrs: LeaseAttrs) -> LeaseAttrs | None:
+    async def previous(self, attrs: LeaseAttrs) -> LeaseAttrs | None:
         """What the store holds under our public IP: the attributes of our former run.
 
         Args:
@@ -198,7 +198,7 @@ class EtcdSubnetManager:
         own = allocation.find_own(known_leases(self._prefix, listed.kvs), attrs, self._settled())
         return own.attrs if own is not None else None
 
-    async def acquire_lease(self, attrs: LeaseAttrs) -> Lease:
+    async def acquire(self, attrs: LeaseAttrs) -> Lease:
         """As in `SubnetManager`.
 
         Raises:
@@ -258,13 +258,13 @@ class EtcdSubnetManager:
 
     # Keeping it
 
-    async def keep_lease(self) -> AsyncIterator[Lease]:
+    async def keep(self) -> AsyncIterator[Lease]:
         """Keeps the lease for ever; yields it whenever its subnet is another one than before.
 
         Needs `watch_leases` to be consumed at the same time: that is where sightings come from.
         """
         while True:
-            assert self._lease is not None  # noqa: S101 - acquire_lease comes first
+            assert self._lease is not None  # noqa: S101 - acquire comes first
             before = self._lease.key
             if await self._next_sighting():
                 async with self._writing:
@@ -275,7 +275,7 @@ class EtcdSubnetManager:
             if self._lease.key != before:
                 yield self._lease
 
-    async def update_attrs(self, attrs: LeaseAttrs) -> Lease:
+    async def publish(self, attrs: LeaseAttrs) -> Lease:
         """As in `SubnetManager`: retries until written, re-acquiring if the lease is lost."""
         backoff = Backoff()
         while True:

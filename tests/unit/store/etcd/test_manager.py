@@ -63,7 +63,7 @@ class Node:
 
     async def acquire(self, attrs: LeaseAttrs = ATTRS) -> Lease:
         await self.manager.network_config()
-        return await self.manager.acquire_lease(attrs)
+        return await self.manager.acquire(attrs)
 
     async def start(self, attrs: LeaseAttrs = ATTRS) -> Lease:
         lease = await self.acquire(attrs)
@@ -73,7 +73,7 @@ class Node:
                 self.updates.append(update)
 
         async def keep() -> None:
-            async for moved in self.manager.keep_lease():
+            async for moved in self.manager.keep():
                 self.moves.append(moved)
 
         self.tasks = [asyncio.create_task(watch()), asyncio.create_task(keep())]
@@ -337,7 +337,7 @@ class TestWinning:
             node = make()
             await node.manager.network_config()
             node.store.fail_next("put", StoreUnavailable("timed out"), carried_out=True)
-            acquiring = asyncio.create_task(node.manager.acquire_lease(ATTRS))
+            acquiring = asyncio.create_task(node.manager.acquire(ATTRS))
             await etcd.clock.advance(20)
             assert acquiring.done()
             assert len(etcd.below(codec.subnets_prefix(PREFIX))) == 1
@@ -560,7 +560,7 @@ class TestKeeping:
             node = make()
             lease = await node.start()
             attrs = LeaseAttrs(public_ip=IPv4Address("192.0.2.77"))
-            await node.manager.update_attrs(attrs)
+            await node.manager.publish(attrs)
             await settle()
             kv = etcd.get(codec.lease_key(PREFIX, lease.key))
             assert kv.value == value("192.0.2.77")
@@ -577,7 +577,7 @@ class TestKeeping:
             lease = await node.start()
             attrs = LeaseAttrs(public_ip=IPv4Address("192.0.2.77"))
             node.store.fail_next("put", StoreUnavailable("timed out"), carried_out=True)
-            writing = asyncio.create_task(node.manager.update_attrs(attrs))
+            writing = asyncio.create_task(node.manager.publish(attrs))
             await etcd.clock.advance(30)
             assert (await writing).attrs == attrs
             assert node.moves == []
