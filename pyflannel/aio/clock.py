@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable
 from typing import Protocol
 
 
@@ -39,3 +40,14 @@ class SystemClock:
     async def sleep(self, seconds: float) -> None:
         """As in `Clock`."""
         await asyncio.sleep(seconds)
+
+
+async def within(clock: Clock, seconds: float, work: Awaitable[object]) -> None:
+    """Waits for something, but no longer."""
+    waited = asyncio.ensure_future(work)
+    limit = asyncio.ensure_future(clock.sleep(seconds))
+    try:
+        await asyncio.wait({waited, limit}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waited.cancel()
+        limit.cancel()

@@ -10,14 +10,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 from aiohttp import web
 
-from pyflannel.api.status import StatusBoard
 from pyflannel.core.errors import DeviceUnavailable
 from pyflannel.logs import get_logger
+from pyflannel.report.codec import encode
+from pyflannel.report.model import NodeReport
 
 log = get_logger(__name__)
 
@@ -35,14 +37,18 @@ def _plain(text: str, status: int = 200) -> web.Response:
     )
 
 
-def health_app(board: StatusBoard) -> web.Application:
-    """`/healthz`, `/readyz`, and upstream's 404 for everything else."""
+def health_app(ready: Callable[[], bool]) -> web.Application:
+    """`/healthz`, `/readyz`, and upstream's 404 for everything else.
+
+    Args:
+        ready: whether the node is ready.
+    """
 
     async def answer(request: web.Request) -> web.Response:
         if request.path == "/healthz":
             return _plain("flanneld is running")
         if request.path == "/readyz":
-            if board.ready:
+            if ready():
                 return _plain("flanneld is ready")
             return _plain("flanneld is not ready yet", 503)
         missing = _plain("404 page not found\n", 404)
@@ -54,24 +60,24 @@ def health_app(board: StatusBoard) -> web.Application:
     return app
 
 
-def status_app(board: StatusBoard) -> web.Application:
-    """`GET /status`: the board as JSON."""
+def status_app(report: Callable[[], NodeReport]) -> web.Application:
+    """`GET /status`: the node's report as JSON."""
 
     async def status(_: web.Request) -> web.Response:
-        return web.json_response(board.as_json())
+        return web.json_response(encode(report()))
 
     app = web.Application()
     app.router.add_get("/status", status)
     return app
 
 
-async def serve_health(board: StatusBoard, host: str, port: int) -> web.AppRunner:
+async def serve_health(ready: Callable[[], bool], host: str, port: int) -> web.AppRunner:
     """Starts the health server.
 
     Raises:
         DeviceUnavailable: the port cannot be had.
     """
-    runner = web.AppRunner(health_app(board), access_log=None, shutdown_timeout=SHUTDOWN_S)
+    runner = web.AppRunner(health_app(ready), access_log=None, shutdown_timeout=SHUTDOWN_S)
     await runner.setup()
     site = web.TCPSite(runner, host, port)
     try:
@@ -88,13 +94,13 @@ async def serve_health(board: StatusBoard, host: str, port: int) -> web.AppRunne
     return runner
 
 
-async def serve_status(board: StatusBoard, path: str) -> web.AppRunner:
+async def serve_status(report: Callable[[], NodeReport], path: str) -> web.AppRunner:
     """Starts the status socket, mode 0600. A stale socket of a dead daemon is replaced.
 
     Raises:
         DeviceUnavailable: it cannot be made, or a live daemon answers on it.
     """
-    runner = web.AppRunner(status_app(board), access_log=None, shutdown_timeout=SHUTDOWN_S)
+    runner = web.AppRunner(status_app(report), access_log=None, shutdown_timeout=SHUTDOWN_S)
     await runner.setup()
     try:
         socket_path = Path(path)
@@ -114,11 +120,18 @@ async def serve_status(board: StatusBoard, path: str) -> web.AppRunner:
     return runner
 
 
-async def keep_status(board: StatusBoard, path: str) -> NoReturn:
+async def keep_status(
+    report: Callable[[], NodeReport], path: str, failed: Callable[[str], bool]
+) -> NoReturn:
     """Keeps the status socket there until cancelled: a deleted one is made again.
 
-    A clean-up of `/run` must not leave a daemon that nobody can ask. That it cannot be had is said
-    once and shown on the board, and tried again.
+    A clean-up of `/run` must not leave a daemon that nobody can ask. That it cannot be had is
+    logged once, and tried again.
+
+    Args:
+        report: makes the node's report.
+        path: of the socket.
+        failed: told why there is no socket, `""` when there is; returns whether that is news.
     """
     runner: web.AppRunner | None = None
     made: tuple[int, int] | None = None
@@ -130,13 +143,12 @@ async def keep_status(board: StatusBoard, path: str) -> NoReturn:
                 runner = None
             if runner is None:
                 try:
-                    runner = await serve_status(board, path)
+                    runner = await serve_status(report, path)
                 except DeviceUnavailable as error:
-                    if board.problems.get("status socket") != str(error):
+                    if failed(str(error)):
                         log.warning(f"no status socket: {error}")
-                    board.problem("status socket", str(error))
                 else:
-                    board.problem("status socket", "")
+                    failed("")
                     made = _identity(path)
             await asyncio.sleep(CHECK_INTERVAL_S)
     finally:

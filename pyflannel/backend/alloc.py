@@ -7,7 +7,7 @@ Source: upstream `pkg/backend/alloc/alloc.go`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from pyflannel.backend.base import Applied, BackendContext
@@ -15,6 +15,7 @@ from pyflannel.backend.registry import register
 from pyflannel.core.lease import Lease, LeaseAttrs, LeaseEvent
 from pyflannel.core.underlay import ExternalInterface
 from pyflannel.kernel.base import Notification
+from pyflannel.report.model import NetworkReport
 
 BACKEND_TYPE: Final = "alloc"
 
@@ -61,9 +62,9 @@ class AllocNetwork:
         """As in `Network`."""
         return attrs(self._external)
 
-    def status(self) -> Mapping[str, object]:
+    def report(self) -> NetworkReport:
         """As in `Network`."""
-        return {"backend": BACKEND_TYPE, "mtu": self.mtu, "underlay": self._external.name}
+        return NetworkReport(backend=BACKEND_TYPE, mtu=self.mtu, underlay=self._external.name)
 
     async def detach(self) -> None:
         """As in `Network`."""

@@ -19,6 +19,7 @@ from pyflannel.core.lease import Lease, LeaseAttrs, LeaseEvent
 from pyflannel.core.options import DaemonOptions
 from pyflannel.core.underlay import ExternalInterface
 from pyflannel.kernel.base import Netlink, Notification
+from pyflannel.report.model import NetworkReport
 from pyflannel.systemd import FdStore, Notifier
 
 RESYNC_INTERVAL_S = 10.0
@@ -132,8 +133,8 @@ class Network(Protocol):
         """The attributes that the lease must carry now (a MAC changed behind our back counts)."""
         ...
 
-    def status(self) -> Mapping[str, object]:
-        """For `status`: device, counters, offloads; plain JSON values."""
+    def report(self) -> NetworkReport:
+        """Devices, objects, what is left out and what fails; the driver adds what it counts."""
         ...
 
     async def detach(self) -> None:

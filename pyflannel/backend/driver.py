@@ -21,7 +21,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, NoReturn
 
 from pyflannel.aio.backoff import Backoff
@@ -39,6 +39,7 @@ from pyflannel.core.lease import Lease, LeaseAdded, LeaseAttrs, LeaseEvent
 from pyflannel.core.underlay import ExternalInterface
 from pyflannel.kernel.base import Netlink, Notification, Topic
 from pyflannel.logs import get_logger
+from pyflannel.report.model import NetworkReport
 
 log = get_logger(__name__)
 
@@ -135,6 +136,8 @@ class DriverStats:
     overflows: int = 0
     failing: dict[str, str] = field(default_factory=dict)
     """What fails now, with its reason."""
+    failing_since: dict[str, float] = field(default_factory=dict)
+    """When it began, in seconds since the epoch."""
     last_error: str = ""
     """The last failure there was, also if it is over."""
     last_pass_s: float = 0.0
@@ -182,9 +185,9 @@ class Driver:
         self.stats = DriverStats()
 
     @property
-    def network(self) -> Network:
-        """The network; to look at, not to call."""
-        return self._network
+    def mtu(self) -> int:
+        """Bytes a container may send."""
+        return self._network.mtu
 
     def submit(self, events: Sequence[LeaseEvent]) -> None:
         """Takes lease events; returns at once."""
@@ -343,6 +346,8 @@ class Driver:
             del self._attempts[name]
         self._attempts.update(failures.keys())
         self.stats.failing = {name: str(error) for name, error in failures.items()}
+        began, now = self.stats.failing_since, self._clock.time()
+        self.stats.failing_since = {name: began.get(name, now) for name in failures}
         for text in self.stats.failing.values():
             self.stats.last_error = text
 
@@ -353,22 +358,21 @@ class Driver:
             if self._attrs_changed is not None:
                 self._attrs_changed(attrs)
 
-    def status(self) -> dict[str, object]:
-        """The network's status and ours, as plain JSON values."""
+    def report(self) -> NetworkReport:
+        """The network's report with what we counted."""
         stats = self.stats
-        shown = self._network.status()
-        # A network may also know of failures outside our passes (extension's commands).
-        failing = shown.get("failing")
-        own = failing if isinstance(failing, Mapping) else {}
-        return {
-            **shown,
-            "passes": dict(stats.passes),
-            "changed": stats.changed,
-            "repaired": dict(stats.repaired),
-            "failing": {**own, **stats.failing},
-            "last_error": stats.last_error,
-            "last_pass_s": round(stats.last_pass_s, 6),
-            "longest_pass_s": round(stats.longest_pass_s, 6),
-            "defects": stats.defects,
-            "notification_overflows": stats.overflows,
-        }
+        shown = self._network.report()
+        return replace(
+            shown,
+            passes=dict(stats.passes),
+            changed=stats.changed,
+            repaired=dict(stats.repaired),
+            # A network may also know of failures outside our passes (extension's commands).
+            failing={**shown.failing, **stats.failing},
+            failing_since=dict(stats.failing_since),
+            last_error=stats.last_error,
+            last_pass_s=round(stats.last_pass_s, 6),
+            longest_pass_s=round(stats.longest_pass_s, 6),
+            defects=stats.defects,
+            notification_overflows=stats.overflows,
+        )

@@ -70,6 +70,7 @@ from pyflannel.kernel.base import (
 )
 from pyflannel.kernel.sysctl import try_write_sysctl
 from pyflannel.logs import get_logger
+from pyflannel.report.model import DeviceReport, NetworkReport
 
 log = get_logger(__name__)
 
@@ -531,25 +532,25 @@ class Engine:
             return f"peer {owner.describe()}"
         return str(table.delta.desired.get(key) or table.delta.actual.get(key))
 
-    def status(self) -> dict[str, object]:
-        """Devices, counts of objects, what is ignored and what fails; plain JSON values."""
+    def report(self) -> NetworkReport:
+        """Devices, counts of objects, what is ignored and what fails."""
         objects: Counter[str] = Counter()
         failing = {name: str(error) for name, error in self._link_failures.items()}
         for (kind, _, _), table in self._tables.items():
             objects[kind] += len(table.delta.desired)
             for key, error in table.held.items():
                 failing.setdefault(self._name(table, key), str(error))
-        return {
-            "underlay": self._plan.underlay,
-            "devices": {
-                link.name: {"index": link.index, "mac": link.mac, "mtu": link.mtu, "up": link.up}
+        return NetworkReport(
+            underlay=self._plan.underlay,
+            devices={
+                link.name: DeviceReport(index=link.index, mac=link.mac, mtu=link.mtu, up=link.up)
                 for link in self._view.links.values()
             },
-            "peers": len(self._peers),
-            "objects": dict(objects),
-            "ignored": {key.describe(): text for key, text in self._problems.items()},
-            "failing": failing,
-        }
+            peers=len(self._peers),
+            objects=dict(objects),
+            ignored={key.describe(): text for key, text in self._problems.items()},
+            failing=failing,
+        )
 
 
 def _indexes(view: View) -> tuple[object, ...]:

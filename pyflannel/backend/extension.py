@@ -50,6 +50,7 @@ from pyflannel.core.underlay import ExternalInterface
 from pyflannel.kernel.base import Notification
 from pyflannel.kernel.process import Completed, run
 from pyflannel.logs import get_logger
+from pyflannel.report.model import NetworkReport
 
 log = get_logger(__name__)
 
@@ -272,20 +273,20 @@ class ExtensionNetwork:
         """As in `Network`."""
         return attrs(self._external, self._data)
 
-    def status(self) -> Mapping[str, object]:
+    def report(self) -> NetworkReport:
         """As in `Network`."""
         failing = {f"peer {key.describe()}": text for key, text in self._failed.items()}
         if self._own_failure:
             failing["this node"] = self._own_failure
-        return {
-            "backend": BACKEND_TYPE,
-            "mtu": self.mtu,
-            "underlay": self._external.name,
-            "peers": len(self._desired),
-            "commands_running": len(self._workers),
-            "ignored": {key.describe(): text for key, text in self._ignored.items()},
-            "failing": failing,
-        }
+        return NetworkReport(
+            backend=BACKEND_TYPE,
+            mtu=self.mtu,
+            underlay=self._external.name,
+            peers=len(self._desired),
+            commands_running=len(self._workers),
+            ignored={key.describe(): text for key, text in self._ignored.items()},
+            failing=failing,
+        )
 
     async def detach(self) -> None:
         """Kills what is running; like upstream no command is run for the end."""

@@ -6,6 +6,7 @@ All that differs between those backends is in their plan; the rest is the engine
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol, Self
 
 from pyflannel.backend.base import Applied
@@ -16,6 +17,7 @@ from pyflannel.core.ip import Family
 from pyflannel.core.lease import Lease, LeaseAttrs, LeaseEvent
 from pyflannel.core.underlay import ExternalInterface
 from pyflannel.kernel.base import Link, Notification
+from pyflannel.report.model import NetworkReport
 
 
 class OverlayPlan(Plan, Protocol):
@@ -78,9 +80,9 @@ class KernelNetwork:
         """As in `Network`."""
         return self._plan.attrs(self._engine.links)
 
-    def status(self) -> Mapping[str, object]:
+    def report(self) -> NetworkReport:
         """As in `Network`."""
-        return {"backend": self._backend_type, "mtu": self.mtu, **self._engine.status()}
+        return replace(self._engine.report(), backend=self._backend_type, mtu=self.mtu)
 
     async def detach(self) -> None:
         """Leaves device and routes, so that packets flow while the daemon is restarted."""

@@ -29,8 +29,8 @@ which the kernel drops our ICMP errors as martians (upstream's never arrive, mea
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import Final
@@ -54,6 +54,7 @@ from pyflannel.kernel.sysctl import try_write_sysctl
 from pyflannel.kernel.tun import TunDevice, adopt_tun, open_tun
 from pyflannel.kernel.udp import IP_PMTUDISC_DO, adopt_udp, open_udp
 from pyflannel.logs import get_logger
+from pyflannel.report.model import DatapathReport, NetworkReport
 
 log = get_logger(__name__)
 
@@ -304,23 +305,23 @@ class UdpNetwork:
         """Only the public IP."""
         return _attrs(self._underlay)
 
-    def status(self) -> Mapping[str, object]:
+    def report(self) -> NetworkReport:
         """Device, data path with its offloads and counters, peers."""
         path = self._datapath
-        return {
-            **self._engine.status(),
-            "backend": "udp",
-            "port": self._port,
-            "peers": len(self._table),
-            "mtu": self.mtu,
-            "datapath": {
-                "name": path.capabilities.name if path is not None else None,
-                "why": self._choice.reason if self._choice is not None else "",
-                "offloads": dict(path.capabilities.offloads) if path is not None else {},
-                "counters": path.counters() if path is not None else {},
-                "restarts": max(0, self._starts - 1),
-            },
-        }
+        return replace(
+            self._engine.report(),
+            backend="udp",
+            port=self._port,
+            peers=len(self._table),
+            mtu=self.mtu,
+            datapath=DatapathReport(
+                name=path.capabilities.name if path is not None else None,
+                why=self._choice.reason if self._choice is not None else "",
+                offloads=dict(path.capabilities.offloads) if path is not None else {},
+                counters=path.counters() if path is not None else {},
+                restarts=max(0, self._starts - 1),
+            ),
+        )
 
     async def detach(self) -> None:
         """Stops the data path and lets the device go, as upstream; with it address and route."""

@@ -6,14 +6,18 @@ import http.client
 import json
 import os
 import socket
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pyflannel.cli.common import Parser
-from pyflannel.core.errors import EXIT_OK, EXIT_UNAVAILABLE, DeviceUnavailable, NotPermitted
+from pyflannel.core.errors import EXIT_OK, DeviceUnavailable, NotPermitted
 from pyflannel.core.options import DaemonOptions
 from pyflannel.kernel.lock import is_held
+from pyflannel.report.codec import decode
+from pyflannel.report.model import SCHEMA
+from pyflannel.report.text import page, verdict
 
 TIMEOUT_S = 5.0
 SOCKET_APPEARS_S = 3.0
@@ -22,17 +26,47 @@ is deleted; the rest is for a busy machine."""
 POLL_S = 0.02
 
 
+DESCRIPTION = """This node, as its daemon sees it: the verdict, what is wrong, then part by part.
+
+Exit code 0 if all is fine, 1 if the node works with problems, 3 if it is not ready, or there is no
+daemon, or it may not be asked."""
+EXIT_PROBLEMS = 1
+EXIT_NOT_READY = 3
+
+
 def main(argv: Sequence[str]) -> int:
-    """Runs the command; returns 0 if the node is ready and 69 if it is not."""
-    parser = Parser("pyflannel status", "This node, as its daemon sees it.")
+    """Runs the command; returns the exit code."""
+    parser = Parser("pyflannel status", DESCRIPTION)
     parser.add_argument("--json", action="store_true", help="print JSON")
     default = os.environ.get("FLANNELD_STATUS_SOCKET") or DaemonOptions().status_socket
     parser.add_argument("--status-socket", metavar="PATH", default=default)
     given = parser.parse_args(argv)
     subnet_file = os.environ.get("FLANNELD_SUBNET_FILE") or DaemonOptions().subnet_file
-    status = ask(given.status_socket, subnet_file)
-    print(json.dumps(status, indent=2) if given.json else render(status))
-    return EXIT_OK if status.get("ready") else EXIT_UNAVAILABLE
+    try:
+        shown = ask(given.status_socket, subnet_file)
+    except (DeviceUnavailable, NotPermitted) as error:
+        print(f"pyflannel: {error}", file=sys.stderr)
+        return EXIT_NOT_READY
+    if shown.get("schema") != SCHEMA:
+        return _other_release(shown)
+    report = decode(shown)
+    print(json.dumps(shown, indent=2) if given.json else page(report))
+    if not report.ready:
+        return EXIT_NOT_READY
+    return EXIT_PROBLEMS if verdict(report) is not None else EXIT_OK
+
+
+def _other_release(shown: Mapping[str, Any]) -> int:
+    """A daemon from before an upgrade: its answer is printed as it came."""
+    print(json.dumps(shown, indent=2))
+    print(
+        f"pyflannel: the daemon is of another release ({shown.get('version', 'unknown')}), its "
+        "status is shown as it came; restart pyflanneld",
+        file=sys.stderr,
+    )
+    if not shown.get("ready"):
+        return EXIT_NOT_READY
+    return EXIT_PROBLEMS if shown.get("problems") else EXIT_OK
 
 
 def ask(path: str, subnet_file: str = "") -> dict[str, Any]:
@@ -80,27 +114,3 @@ def _connect(path: str, subnet_file: str) -> socket.socket:
             sock.close()
             raise
         time.sleep(POLL_S)
-
-
-def render(status: Mapping[str, Any]) -> str:
-    """For people: the phase, what is wrong, and then each section's plain values."""
-    lines = [f"pyflanneld {status['version']}: {status['phase']}"]
-    lines += [f"  PROBLEM {name}: {text}" for name, text in (status.get("problems") or {}).items()]
-    for section in ("lease", "underlay", "network", "etcd", "rules", "files"):
-        value = status.get(section)
-        if isinstance(value, Mapping) and value:
-            lines.append(f"{section}:")
-            lines += _section(value, "  ")
-    return "\n".join(lines)
-
-
-def _section(values: Mapping[str, Any], indent: str) -> list[str]:
-    lines: list[str] = []
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            if value:
-                lines.append(f"{indent}{name}:")
-                lines += _section(value, indent + "  ")
-        elif value not in (None, "", [], 0):
-            lines.append(f"{indent}{name}: {value}")
-    return lines

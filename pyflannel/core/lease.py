@@ -113,7 +113,7 @@ class Changes:
 
 
 LeaseUpdate = Snapshot | Changes
-"""What `SubnetManager.watch_leases` yields; the first one is always a `Snapshot`."""
+"""What `LeaseStore.watch_leases` yields; the first one is always a `Snapshot`."""
 
 
 class LeaseTable:

@@ -65,7 +65,11 @@ def render(config: NetworkConfig, key: SubnetKey, *, mtu: int, ip_masq: bool) ->
     Raises:
         ValueError: if an enabled family has no network or no subnet.
     """
-    pairs = variables(config, key, mtu=mtu, ip_masq=ip_masq)
+    return text(variables(config, key, mtu=mtu, ip_masq=ip_masq))
+
+
+def text(pairs: Mapping[str, str]) -> bytes:
+    """The bytes of `subnet.env` for these variables."""
     return "".join(f"{name}={value}\n" for name, value in pairs.items()).encode("ascii")
 
 

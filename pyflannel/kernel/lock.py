@@ -16,6 +16,9 @@ from types import TracebackType
 from typing import Final, Self
 
 from pyflannel.core.errors import DeviceUnavailable, KernelError, NotPermitted
+from pyflannel.logs import get_logger
+
+log = get_logger(__name__)
 
 SUFFIX: Final = ".lock"
 
@@ -59,6 +62,23 @@ class SingleInstance:
             os.close(fd)
             raise self._refused("lock", error, holder) from error
         self._fd = fd
+
+    def hold(self, stack: contextlib.AsyncExitStack) -> None:
+        """Takes the lock until the stack is closed.
+
+        A directory that cannot be written is no reason to stop: packets can flow all the same.
+
+        Raises:
+            DeviceUnavailable: another daemon has it.
+        """
+        try:
+            self.acquire()
+        except KernelError as error:
+            if error.errno == errno.EWOULDBLOCK:
+                raise
+            log.warning(f"cannot tell whether another daemon runs here: {error}")
+        else:
+            stack.callback(self.release)
 
     def release(self) -> None:
         """Gives the lock back. May be called twice."""

@@ -9,31 +9,40 @@ it, and no pod of the node is reached any more.)
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
+from pyflannel.aio.clock import Clock
 from pyflannel.core.errors import KernelError
 from pyflannel.core.ip import Family, SubnetKey
 from pyflannel.kernel.base import RTN_BLACKHOLE, Delete, Netlink, Operation, Route, Set
 from pyflannel.logs import get_logger
+from pyflannel.node.trouble import Trouble
 
 log = get_logger(__name__)
 
 
-async def keep_blackhole(netlink: Netlink, own: Callable[[], SubnetKey], period_s: float) -> None:
-    """Looks every `period_s`, the first time after one period, as upstream. Runs for ever."""
-    failing = ""
-    while True:
-        await asyncio.sleep(period_s)
-        try:
-            for family in Family:
-                await ensure_blackhole(netlink, own(), family)
-        except KernelError as error:
-            if str(error) != failing:
-                log.warning("blackhole route not in place, retrying", error=error)
-            failing = str(error)
-        else:
-            failing = ""
+class BlackholeKeeper:
+    """Keeps the route of our present subnet."""
+
+    def __init__(self, netlink: Netlink, own: Callable[[], SubnetKey], clock: Clock) -> None:
+        self._netlink = netlink
+        self._own = own
+        self._clock = clock
+        self.trouble = Trouble(clock)
+        """Why the route is not in place."""
+
+    async def run(self, period_s: float) -> None:
+        """Looks every `period_s`, the first time after one period, as upstream. Runs for ever."""
+        while True:
+            await self._clock.sleep(period_s)
+            try:
+                for family in Family:
+                    await ensure_blackhole(self._netlink, self._own(), family)
+            except KernelError as error:
+                if self.trouble.set(str(error)):
+                    log.warning("blackhole route not in place, retrying", error=error)
+            else:
+                self.trouble.set("")
 
 
 async def ensure_blackhole(netlink: Netlink, own: SubnetKey, family: Family) -> bool:

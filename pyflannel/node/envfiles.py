@@ -9,14 +9,23 @@ and the node is not ready until `subnet.env` is there.
 from __future__ import annotations
 
 import asyncio
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from pyflannel.api.status import StatusBoard
+from pyflannel.aio.clock import Clock
+from pyflannel.core import subnetenv
 from pyflannel.core.errors import FlannelError
-from pyflannel.kernel.files import write_atomically
+from pyflannel.core.subnetenv import SubnetEnv
+from pyflannel.kernel.files import (
+    FileText,
+    FileUnreadable,
+    read_text_if_exists,
+    write_atomically,
+)
 from pyflannel.logs import get_logger
+from pyflannel.node.trouble import Trouble
+from pyflannel.report.model import WRITTEN, FilesReport
 
 log = get_logger(__name__)
 
@@ -26,15 +35,31 @@ can be measured; an inotify watch would have to follow a directory that may be r
 
 
 class EnvFiles:
-    """Keeps the environment files; `contents` may be replaced at any time with `set`."""
+    """Keeps the environment files; their contents may be replaced at any time with `set`.
 
-    def __init__(self, board: StatusBoard) -> None:
-        self._board = board
+    Args:
+        clock: the time.
+        write: how a file is written, whole or not at all; raises `FlannelError`.
+        exists: whether a file is there.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        write: Callable[[Path, bytes], None] = write_atomically,
+        exists: Callable[[Path], bool] = Path.exists,
+    ) -> None:
+        self._clock = clock
+        self._write_file = write
+        self._exists = exists
         self._contents: dict[Path, bytes] = {}
-        self._failed: dict[Path, str] = {}
+        self._failed: dict[Path, Trouble] = {}
+        self._restored = 0
         self._primary: Path | None = None
         self.complete = asyncio.Event()
         """Set once all of them have been written."""
+        self.ready_since: float | None = None
+        """When `subnet.env` was first written, in seconds since the epoch."""
 
     def set(self, subnet_file: str, subnet_env: bytes, docker_file: str, docker_env: bytes) -> None:
         """Says what the files must hold and writes them at once; a failure is logged, not raised.
@@ -53,13 +78,13 @@ class EnvFiles:
     async def guard(self) -> None:
         """Writes again what was deleted or could not be written. Runs for ever."""
         while True:
-            await asyncio.sleep(CHECK_INTERVAL_S)
+            await self._clock.sleep(CHECK_INTERVAL_S)
             for path in self._contents:
                 if path in self._failed:
                     self._write(path)
-                elif not path.exists():
+                elif not self._exists(path):
                     log.warning("environment file was deleted, writing it again", path=path)
-                    self._board.files_restored += 1
+                    self._restored += 1
                     self._write(path)
             self._judge()
 
@@ -70,23 +95,39 @@ class EnvFiles:
     @property
     def failures(self) -> str:
         """What could not be written, and why; empty if nothing is amiss."""
-        return "; ".join(self._failed.values())
+        return "; ".join(trouble.text for trouble in self._failed.values())
 
     def _write(self, path: Path) -> None:
         try:
-            write_atomically(path, self._contents[path])
+            self._write_file(path, self._contents[path])
         except FlannelError as error:
-            if self._failed.get(path) != str(error):
+            if self._failed.setdefault(path, Trouble(self._clock)).set(str(error)):
                 log.error(f"environment file not written, retrying: {error}", path=path)
-            self._failed[path] = str(error)
-            self._board.problem(f"file {path}", str(error))
         else:
             self._failed.pop(path, None)
-            self._board.problem(f"file {path}", "")
             if path == self._primary:
                 log.info(f"Wrote subnet file to {path}", path=path)
-                if self._board.ready_since is None:
-                    self._board.ready_since = time.time()
+                if self.ready_since is None:
+                    self.ready_since = self._clock.time()
             else:
                 log.info("wrote docker options", path=path)
-        self._board.files = {str(p): self._failed.get(p, "written") for p in self._contents}
+
+    def report(self) -> FilesReport:
+        """Each file with its state."""
+        failed = self._failed
+        return FilesReport(
+            states={str(p): failed[p].text if p in failed else WRITTEN for p in self._contents},
+            restored=self._restored,
+            failing_since={str(p): t.since for p, t in failed.items() if t.since is not None},
+        )
+
+
+def read_former(path: str) -> SubnetEnv:
+    """What a former run left in `subnet.env`; whatever is wrong with it is said and passed over."""
+    content = read_text_if_exists(path)
+    if isinstance(content, FileUnreadable):
+        log.warning(f"former subnet file not usable, going on without: {content.reason}")
+    former = subnetenv.parse(content.text if isinstance(content, FileText) else "")
+    for reason in former.skipped:
+        log.warning("former subnet file", path=path, reason=reason)
+    return former

@@ -11,10 +11,12 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from pyflannel.api.status import StatusBoard
+from pyflannel.aio.clock import Clock
 from pyflannel.core.errors import FlannelError
 from pyflannel.core.rules import RuleSet
 from pyflannel.logs import get_logger
+from pyflannel.node.trouble import Trouble
+from pyflannel.report.model import RulesReport
 from pyflannel.traffic.base import TrafficManager
 
 log = get_logger(__name__)
@@ -27,20 +29,21 @@ class Firewall:
     """One task's worth of rules."""
 
     def __init__(
-        self, manager: TrafficManager, other: TrafficManager, rules: RuleSet, board: StatusBoard
+        self, manager: TrafficManager, other: TrafficManager, rules: RuleSet, clock: Clock
     ) -> None:
         self._manager = manager
         self._other = other
         self._rules = rules
-        self._board = board
+        self._clock = clock
         self._lock = asyncio.Lock()
-        self._failing = ""
+        self._trouble = Trouble(clock)
         self.repairs = 0
         """How often rules were restored that somebody else had removed."""
 
-    def status(self) -> dict[str, object]:
-        """For `status`."""
-        return {"repairs": self.repairs, "failing": self._failing or None}
+    def report(self) -> RulesReport:
+        """What fails, and how often rules were restored."""
+        trouble = self._trouble
+        return RulesReport(repairs=self.repairs, failing=trouble.text, failing_since=trouble.since)
 
     async def ensure(self, *, previous: RuleSet | None = None) -> bool:
         """Makes the rules so; `False` after a failure, which has been reported."""
@@ -48,15 +51,11 @@ class Firewall:
             try:
                 applied = await self._manager.ensure(self._rules, previous=previous)
             except FlannelError as error:
-                if self._failing != str(error):
+                if self._trouble.set(str(error)):
                     log.error(f"traffic rules not in place, retrying: {error}")
-                self._failing = str(error)
-                self._board.problem("traffic rules", self._failing)
                 return False
-        if self._failing:
+        if self._trouble.set(""):
             log.info("traffic rules are in place again")
-            self._failing = ""
-            self._board.problem("traffic rules", "")
         if applied.repaired:
             self.repairs += 1
             log.warning("traffic rules were removed by somebody else, restored them")
@@ -76,8 +75,8 @@ class Firewall:
         except FlannelError as error:
             log.debug("rules of an earlier run not removed", error=error)
         while True:
-            if self._failing:
-                await asyncio.sleep(RETRY_S)
+            if self._trouble:
+                await self._clock.sleep(RETRY_S)
             else:
                 await self._manager.changed()
             await self.ensure()

@@ -12,11 +12,12 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from pyflannel.api.status import StatusBoard
+from pyflannel.aio.clock import Clock, within
 from pyflannel.core.errors import FlannelError
 from pyflannel.core.underlay import ExternalInterface
 from pyflannel.kernel.base import Notification, Topic
 from pyflannel.logs import get_logger
+from pyflannel.node.trouble import Trouble
 
 log = get_logger(__name__)
 
@@ -42,13 +43,15 @@ class UnderlayFollower:
         current: ExternalInterface,
         select: Callable[[], Awaitable[ExternalInterface]],
         moved: Callable[[ExternalInterface], Awaitable[None]],
-        board: StatusBoard,
+        clock: Clock,
     ) -> None:
         self._current = current
         self._refused: ExternalInterface | None = None
         self._select = select
         self._moved = moved
-        self._board = board
+        self._clock = clock
+        self.trouble = Trouble(clock)
+        """Why there is no usable interface now."""
         self._hint = asyncio.Event()
 
     def notice(self, notification: Notification) -> None:
@@ -63,12 +66,9 @@ class UnderlayFollower:
     async def run(self) -> None:
         """Runs for ever."""
         while True:
-            try:
-                async with asyncio.timeout(RECHECK_S):
-                    await self._hint.wait()
-                await asyncio.sleep(SETTLE_S)
-            except TimeoutError:
-                pass
+            await within(self._clock, RECHECK_S, self._hint.wait())
+            if self._hint.is_set():
+                await self._clock.sleep(SETTLE_S)
             self._hint.clear()
             await self.check()
 
@@ -79,14 +79,12 @@ class UnderlayFollower:
             if selected != self._current:
                 await self._follow(selected)
         except FlannelError as error:
-            if self._board.problems.get("underlay") != str(error):
+            if self.trouble.set(str(error)):
                 log.warning(f"external interface is not usable now, waiting for it: {error}")
-            self._board.problem("underlay", str(error))
             return
         self._refused = None
-        if "underlay" in self._board.problems:
+        if self.trouble.set(""):
             log.info("external interface is usable again", interface=selected.name)
-            self._board.problem("underlay", "")
 
     async def _follow(self, selected: ExternalInterface) -> None:
         if selected != self._refused:

@@ -1,54 +1,133 @@
-"""The seam between the daemon and whatever keeps the leases (etcd; Kubernetes would be another)."""
+"""The seam between the agent and whatever keeps the leases.
+
+Implementations: `store/etcd/` and `store/static.py`. One suite runs over both
+(`tests/contract/test_lease_store_contract.py`); what stands here is what it checks.
+
+*Order.* `network_config`, `previous`, `acquire`, each once and in this order; then `keep`,
+`watch_config` and `watch_leases` side by side, each consumed by one task, and `publish` at any
+time. `keep` may rely on `watch_leases` being consumed. `close` comes last, when no other call is
+under way; after it nothing else may be called.
+
+*Gaps.* `watch_leases` gives a `Snapshot` first and after every gap, `Changes` between. Whatever is
+not in a snapshot is gone. A store that is away gives nothing: leases do not vanish for it.
+
+*Waiting.* Every method waits for the store as long as it takes, unless it says otherwise; it can be
+cancelled at any time and then has either written or not, which the next start finds out. Waiting
+is told in `report` and by the `tell` function that a store is made with.
+
+*Refusals.* A store that refuses us for good at the start (credentials, configuration) raises
+`StoreDenied` or `StoreConfigError` from `network_config`, `previous` or `acquire`. Once a lease is
+held a refusal is one more reason to go on trying: it is reported and never raised.
+
+*Restarts.* The same node gets the same subnet again as long as its lease lives, whether its address
+changed or not. A subnet that another node holds is never written.
+"""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Protocol
 
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.lease import Lease, LeaseAttrs, LeaseUpdate
+from pyflannel.report.model import StoreReport
 
 
-class SubnetManager(Protocol):
-    """Owns this node's lease and knows everybody's.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """Whether our lease is ours."""
 
-    Every method waits for the store as long as it takes unless it says otherwise, logs one line per
-    change of state while it waits, and can be cancelled at any time.
-    """
+    held: bool | None = None
+    """Whether the store showed it as ours when it was last read; `None` before there is one."""
+    reason: str = ""
+    """Why it is not held, or is held and cannot be renewed."""
+    since: float | None = None
+    """When the reason began, in seconds since the epoch."""
+
+
+class LeaseStore(Protocol):
+    """Owns this node's lease and knows everybody's."""
+
+    @property
+    def lease(self) -> Lease | None:
+        """Our lease as we know it now; `None` before `acquire`."""
+        ...
 
     async def network_config(self) -> NetworkConfig:
         """The network config, as soon as there is a valid one.
 
-        Waits for ever: for the store, for the key, and for a value that is right. A bad value is
+        Waits for ever: for the store, for the config, and for one that is right. A bad one is
         logged once per change of it, naming the key, what is wrong and the remedy.
+
+        Raises:
+            StoreDenied: the store refuses us.
+            StoreConfigError: the way to the store is configured wrongly.
         """
         ...
 
-    async def previous(self) -> LeaseAttrs | None:
-        """What this node published before (its VTEP MAC, say), if its lease still exists."""
+    def watch_config(self) -> AsyncIterator[bytes | None]:
+        """The text of the network config whenever it changes, `None` if it is deleted. For ever.
+
+        Starts from the one that `network_config` gave.
+        """
+        ...
+
+    async def previous(self, attrs: LeaseAttrs) -> LeaseAttrs | None:
+        """What this node published before (its VTEP MAC, say), if its lease still exists.
+
+        Does not wait.
+
+        Args:
+            attrs: our addresses; the rest of it does not matter.
+
+        Raises:
+            StoreError: the store cannot tell just now.
+        """
         ...
 
     async def acquire(self, attrs: LeaseAttrs) -> Lease:
-        """Gets this node's lease: the one held for its public IP, the previous one, or a free one.
+        """Gets this node's lease: its own one, the previous subnet, or a free one.
 
         Keeps trying while all subnets are taken or while another live node uses our public IP,
         telling so each time the reason changes.
+
+        Raises:
+            StoreDenied: the store refuses us.
         """
         ...
 
-    async def keep(self, lease: Lease) -> AsyncIterator[Lease]:
-        """Keeps the lease for ever; yields it anew whenever it is not the same as before.
+    def keep(self) -> AsyncIterator[Lease]:
+        """Keeps the lease for ever; yields it whenever its *subnet* is another one than before.
 
-        Yields only when the *subnet* changed (the lease was lost and the old subnet was taken) or
-        the store lease changed hands. The caller then rewrites files and devices.
+        The caller then rewrites files, devices and rules.
         """
         ...
-        yield lease
 
     async def publish(self, attrs: LeaseAttrs) -> Lease:
         """Publishes changed attributes (a new public IP or MAC) under the same subnet, in place."""
         ...
 
     def watch_leases(self) -> AsyncIterator[LeaseUpdate]:
-        """All leases: first a snapshot, then changes; a new snapshot after every gap. For ever."""
+        """All leases, our own among them: a snapshot, then changes. For ever."""
+        ...
+
+    def reconnect(self, why: str) -> None:
+        """Drops connections that go through an address which this node no longer has."""
+        ...
+
+    def describe(self) -> str:
+        """Where the leases are, for a log line, without secrets."""
+        ...
+
+    def report(self) -> StoreReport:
+        """Whether the store answers; cheap."""
+        ...
+
+    def standing(self) -> Standing:
+        """Whether our lease is ours; cheap."""
+        ...
+
+    async def close(self) -> None:
+        """Releases connections, threads and watches. May be called twice."""
         ...

@@ -327,6 +327,8 @@ class FakeStore:
         self.etcd = etcd if etcd is not None else FakeEtcd(clock)
         self.calls: list[str] = []
         """Names of the methods called, in order."""
+        self.reconnected: list[str] = []
+        """Why connections were to be made anew."""
         self._troubles: defaultdict[str, deque[_Trouble]] = defaultdict(deque)
         self._before: defaultdict[str, deque[Callable[[], None]]] = defaultdict(deque)
         self._watchers: dict[_Watcher, Timer | None] = {}
@@ -484,6 +486,10 @@ class FakeStore:
             if timer is not None:
                 timer.cancel()
             self.etcd.unwatch(watcher)
+
+    def reconnect(self, reason: str) -> None:
+        """As in `Store`: there is no connection, so it is only remembered."""
+        self.reconnected.append(reason)
 
     def describe(self) -> str:
         """As in `Store`."""

@@ -8,7 +8,6 @@ process ends, and needs a real TUN device; its tests are with the real kernel.)
 from __future__ import annotations
 
 import errno
-import json
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -117,7 +116,7 @@ def test_mtu_fits_the_underlay_and_status_is_plain_json(case: Case, tmp_path: Pa
     async def scenario() -> None:
         network = await Node(case, tmp_path).start()
         assert 1280 <= network.mtu <= 1500
-        assert json.loads(json.dumps(network.status()))["mtu"] == network.mtu
+        assert network.report().mtu == network.mtu
 
     run(scenario())
 

@@ -182,7 +182,7 @@ class TestItWaits:
             assert "192.0.2.253:2379" in line
             assert "/coreos.com/network/config" in line
             asked = node.exec(["pyflannel", "status", "--json"], check=False)
-            assert asked.returncode == 69
+            assert asked.returncode == 3
             status = json.loads(asked.stdout)
             assert "192.0.2.253:2379" in status["waiting_for"]
             assert not status["ready"]

@@ -113,14 +113,18 @@ def test_with_nftables_no_binary_is_needed(lab, node, tmp_path):
     start(lab, node, env={"PATH": programs(tmp_path / "bin", without=TOOLS)})
     lab.wait(lambda: tables(node), 5, what="the rules")
     status = json.loads(node.exec(["pyflannel", "status", "--json"]).stdout)
-    assert status["problems"] == {}
+    assert status["problems"] == []
 
 
 def test_a_missing_iptables_is_named_and_the_overlay_works_without(lab, node, tmp_path):
     use(lab, nftables=False)
     start(lab, node, env={"PATH": programs(tmp_path / "bin", without=TOOLS)})
-    status = json.loads(node.exec(["pyflannel", "status", "--json"]).stdout)
-    assert "iptables" in status["problems"]["traffic rules"]
+    asked = node.exec(["pyflannel", "status", "--json"], check=False)
+    assert asked.returncode == 1
+    status = json.loads(asked.stdout)
+    (problem,) = status["problems"]
+    assert (problem["code"], problem["subject"]) == ("PF141", "traffic rules")
+    assert "iptables" in problem["text"]
     assert "flannel.1" in status["network"]["devices"]
     # It comes back by itself.
     for program in Path("/usr/sbin").iterdir():
@@ -128,7 +132,7 @@ def test_a_missing_iptables_is_named_and_the_overlay_works_without(lab, node, tm
             (tmp_path / "bin" / program.name).symlink_to(program)
     lab.wait(lambda: chains(node), 15, what="the rules")
     status = json.loads(node.exec(["pyflannel", "status", "--json"]).stdout)
-    assert status["problems"] == {}
+    assert status["problems"] == []
 
 
 @pytest.mark.parametrize("nftables", [False, True])

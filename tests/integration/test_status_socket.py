@@ -9,7 +9,7 @@ import socket
 import pytest
 
 from pyflannel.api import app
-from pyflannel.api.status import StatusBoard
+from pyflannel.report.model import NodeReport
 
 pytestmark = pytest.mark.slow
 
@@ -35,10 +35,11 @@ async def until(probe) -> None:
 
 def keep(path, scenario) -> None:
     async def main() -> None:
-        board = StatusBoard()
-        task = asyncio.create_task(app.keep_status(board, str(path)))
+        told: list[str] = []
+        kept = app.keep_status(NodeReport, str(path), lambda text: told.append(text) or True)
+        task = asyncio.create_task(kept)
         try:
-            await scenario(board, task)
+            await scenario(told, task)
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -54,7 +55,7 @@ def _quick(monkeypatch):
 def test_a_deleted_socket_is_made_again(tmp_path):
     path = tmp_path / "s.sock"
 
-    async def scenario(board, task) -> None:
+    async def scenario(told, task) -> None:
         await until(lambda: ask(path) == 200)
         path.unlink()
         await until(lambda: ask(path) == 200)
@@ -65,7 +66,7 @@ def test_a_deleted_socket_is_made_again(tmp_path):
 def test_it_goes_with_the_daemon(tmp_path):
     path = tmp_path / "s.sock"
 
-    async def scenario(board, task) -> None:
+    async def scenario(told, task) -> None:
         await until(lambda: ask(path) == 200)
 
     keep(path, scenario)
@@ -76,7 +77,7 @@ def test_somebody_elses_socket_of_that_name_is_not_taken_along(tmp_path):
     path = tmp_path / "s.sock"
     other = socket.socket(socket.AF_UNIX)
 
-    async def scenario(board, task) -> None:
+    async def scenario(told, task) -> None:
         await until(lambda: ask(path) == 200)
         path.unlink()
         other.bind(str(path))
@@ -87,15 +88,15 @@ def test_somebody_elses_socket_of_that_name_is_not_taken_along(tmp_path):
         assert path.exists()
 
 
-def test_a_place_that_cannot_be_had_is_a_problem_on_the_board_until_it_can(tmp_path):
+def test_a_place_that_cannot_be_had_is_told_until_it_can(tmp_path):
     path = tmp_path / "later" / "s.sock"
     path.parent.write_text("in the way")
 
-    async def scenario(board, task) -> None:
-        await until(lambda: "status socket" in board.problems)
+    async def scenario(told, task) -> None:
+        await until(lambda: any(str(path) in text for text in told))
         path.parent.unlink()
         path.parent.mkdir()
         await until(lambda: ask(path) == 200)
-        assert "status socket" not in board.problems
+        await until(lambda: told[-1] == "")
 
     keep(path, scenario)

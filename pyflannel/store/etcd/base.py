@@ -150,6 +150,14 @@ class Store(Protocol):
         """
         ...
 
+    def reconnect(self, reason: str) -> None:
+        """Breaks every connection: requests under way and watches go on over new ones.
+
+        For when our own address has changed. What was connected from the old one gets no answer
+        any more, and no word either.
+        """
+        ...
+
     def describe(self) -> str:
         """Endpoints for a log line, without secrets: `http://192.0.2.1:2379, …`."""
         ...

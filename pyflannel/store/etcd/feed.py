@@ -31,6 +31,7 @@ from pyflannel.core.lease import (
     Snapshot,
 )
 from pyflannel.logs import get_logger
+from pyflannel.report.model import StoreReport
 from pyflannel.store.etcd import codec
 from pyflannel.store.etcd.base import (
     Header,
@@ -78,20 +79,21 @@ class LeaseFeed:
         self._bad: dict[bytes, int] = {}
         self._backoff = Backoff()
         self._failing = ""
-        self.snapshots = 0
-        """Snapshots taken since start, for `status`."""
-        self.reconnects = 0
-        """Watches that broke since start, for `status`."""
+        self._connected: bool | None = None
+        self._since: float | None = None
+        self._snapshots = 0
+        self._reconnects = 0
 
-    @property
-    def connected(self) -> bool:
-        """Whether the last request or watch went well."""
-        return not self._failing
-
-    @property
-    def revision(self) -> int:
-        """The newest store revision we know to be applied."""
-        return self._revision
+    def report(self) -> StoreReport:
+        """Whether the last request or watch went well, and how far we are."""
+        return StoreReport(
+            connected=self._connected,
+            since=self._since,
+            reason=self._failing,
+            revision=self._revision,
+            snapshots=self._snapshots,
+            reconnects=self._reconnects,
+        )
 
     def prime(self, listed: RangeResult) -> None:
         """Makes the first snapshot out of a listing that was just read for another purpose.
@@ -171,7 +173,7 @@ class LeaseFeed:
         self._cluster_id = result.header.cluster_id
         self._revision = result.header.revision
         self._recovered()
-        self.snapshots += 1
+        self._snapshots += 1
         found: dict[SubnetKey, Lease] = {}
         own: KeyValue | None = None
         for kv in result.kvs:
@@ -253,12 +255,13 @@ class LeaseFeed:
 
     def _recovered(self) -> None:
         self._backoff.reset()
+        self._note(connected=True)
         if self._failing:
             log.info("etcd answers again", endpoints=self._store.describe())
             self._failing = ""
 
     async def _failed(self, error: StoreError) -> None:
-        self.reconnects += 1
+        self._reconnects += 1
         if not self._failing:
             log.warning(
                 "lost the watch of the leases, retrying; traffic goes on",
@@ -266,7 +269,13 @@ class LeaseFeed:
                 error=error,
             )
         self._failing = str(error)
+        self._note(connected=False)
         await self._clock.sleep(self._backoff.next())
+
+    def _note(self, *, connected: bool) -> None:
+        if connected is not self._connected:
+            self._connected = connected
+            self._since = self._clock.time()
 
 
 def known_leases(prefix: str, kvs: Sequence[KeyValue]) -> list[Lease]:

@@ -17,7 +17,7 @@ from typing import Final
 from pyflannel.aio.backoff import Backoff
 from pyflannel.aio.clock import Clock
 from pyflannel.core import allocation
-from pyflannel.core.config import NetworkConfig, Problem, parse_network_config
+from pyflannel.core.config import NetworkConfig, parse_network_config
 from pyflannel.core.errors import (
     LeaseError,
     PublicIPInUse,
@@ -33,6 +33,9 @@ from pyflannel.core.lease import Lease, LeaseAttrs, LeaseUpdate
 from pyflannel.core.ownership import Verdict, judge
 from pyflannel.core.renewal import Renewal
 from pyflannel.logs import get_logger
+from pyflannel.report.model import StoreReport
+from pyflannel.store.base import Standing
+from pyflannel.store.configlog import log_problems
 from pyflannel.store.etcd import codec
 from pyflannel.store.etcd.acquire import Acquisition, discard_store_lease
 from pyflannel.store.etcd.base import (
@@ -56,13 +59,13 @@ ANSWER_INTERVAL_S: Final = 0.3
 below the second that a challenger waits."""
 
 
-class EtcdSubnetManager:
-    """The `SubnetManager` over etcd.
+class EtcdLeaseStore:
+    """The `LeaseStore` over etcd.
 
     Args:
         previous: the subnet that `subnet.env` names.
         renew_margin_s: renew this long before the lease would expire.
-        report: told in words what is being waited for, and `""` when it is over.
+        tell: told in words what is being waited for, and `""` when it is over.
     """
 
     def __init__(
@@ -75,7 +78,7 @@ class EtcdSubnetManager:
         previous: SubnetKey | None = None,
         renew_margin_s: float = 3600.0,
         rng: random.Random | None = None,
-        report: Callable[[str], None] = lambda _: None,
+        tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._store = store
         self._prefix = prefix
@@ -84,7 +87,7 @@ class EtcdSubnetManager:
         self._previous = previous
         self._margin_s = renew_margin_s
         self._random = rng or random.Random()  # noqa: S311 - spreads choices, protects nothing
-        self._report = report
+        self._tell = tell
         self._config: NetworkConfig | None = None
         self._config_revision = 0
         self._lease: Lease | None = None
@@ -105,7 +108,7 @@ class EtcdSubnetManager:
     # The network config
 
     async def network_config(self) -> NetworkConfig:
-        """As in `SubnetManager`.
+        """As in `LeaseStore`.
 
         Raises:
             StoreDenied: etcd refuses us; waiting would not help.
@@ -119,7 +122,7 @@ class EtcdSubnetManager:
             nonlocal said
             changed, said = state != said, state
             if changed:
-                self._report(state)
+                self._tell(state)
             return changed
 
         while True:
@@ -153,7 +156,7 @@ class EtcdSubnetManager:
                 if parsed.config is not None:
                     self._config_revision = found.kvs[0].mod_revision
                     log_problems(parsed.problems, key.decode())
-                    self._report("")
+                    self._tell("")
                     self._config = parsed.config
                     return parsed.config
                 revision = found.kvs[0].mod_revision
@@ -199,7 +202,7 @@ class EtcdSubnetManager:
         return own.attrs if own is not None else None
 
     async def acquire(self, attrs: LeaseAttrs) -> Lease:
-        """As in `SubnetManager`.
+        """As in `LeaseStore`.
 
         Raises:
             StoreDenied: etcd refuses us; waiting would not help.
@@ -234,7 +237,7 @@ class EtcdSubnetManager:
                 except (SubnetsExhausted, PublicIPInUse) as error:
                     if str(error) != said:
                         log.error(f"no subnet lease yet, still trying: {error}")
-                    self._report(said := str(error))
+                    self._tell(said := str(error))
                     wait = EXHAUSTED_RETRY_S
                 except (StoreError, LeaseError) as error:
                     state = f"waiting for etcd at {self._store.describe()} with the subnet lease"
@@ -244,10 +247,10 @@ class EtcdSubnetManager:
                             endpoints=self._store.describe(),
                             error=error,
                         )
-                    self._report(said := state)
+                    self._tell(said := state)
                     wait = backoff.next()
                 else:
-                    self._report("")
+                    self._tell("")
                     self._adopt(lease)
                     if acquisition.listed is not None:
                         self.feed.prime(acquisition.listed)
@@ -276,7 +279,7 @@ class EtcdSubnetManager:
                 yield self._lease
 
     async def publish(self, attrs: LeaseAttrs) -> Lease:
-        """As in `SubnetManager`: retries until written, re-acquiring if the lease is lost."""
+        """As in `LeaseStore`: retries until written, re-acquiring if the lease is lost."""
         backoff = Backoff()
         while True:
             async with self._writing:
@@ -296,8 +299,28 @@ class EtcdSubnetManager:
             await self._clock.sleep(backoff.next())
 
     def watch_leases(self) -> AsyncIterator[LeaseUpdate]:
-        """As in `SubnetManager`."""
+        """As in `LeaseStore`."""
         return self.feed.updates()
+
+    def reconnect(self, why: str) -> None:
+        """As in `LeaseStore`."""
+        self._store.reconnect(why)
+
+    def describe(self) -> str:
+        """As in `LeaseStore`: the endpoints."""
+        return self._store.describe()
+
+    def report(self) -> StoreReport:
+        """As in `LeaseStore`."""
+        return replace(self.feed.report(), kind="etcd", where=self._store.describe())
+
+    def standing(self) -> Standing:
+        """As in `LeaseStore`."""
+        return Standing(held=True if self._lease is not None else None)
+
+    async def close(self) -> None:
+        """As in `LeaseStore`."""
+        await self._store.close()
 
     def _held(self) -> Lease:
         if self._lease is None:
@@ -433,7 +456,7 @@ class EtcdSubnetManager:
 
     async def _lost(self, why: str, ours: Lease) -> None:
         log.error("subnet lease lost, getting it back", subnet=ours.key.describe(), reason=why)
-        self._report(f"lease {ours.key.describe()} lost: {why}")
+        self._tell(f"lease {ours.key.describe()} lost: {why}")
         if not why.startswith("another node"):
             self._previous = ours.key
         lease = await self._acquire(ours.attrs)
@@ -495,15 +518,3 @@ def _go_duration(seconds: float) -> str:
     if hours:
         return f"{hours}h{minutes}m{rest}s"
     return f"{minutes}m{rest}s" if minutes else f"{rest}s"
-
-
-def log_problems(problems: tuple[Problem, ...], where: str) -> None:
-    """One log line for each problem of a config, errors as errors."""
-    for problem in problems:
-        write = log.error if problem.severity == "error" else log.warning
-        write(
-            f"network config: {problem.message}",
-            where=where,
-            key=problem.key,
-            remedy=problem.remedy or None,
-        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Self
@@ -16,6 +16,7 @@ from pyflannel.backend.driver import CALM_S, DEBOUNCE_S, SPACING_MAX_S, Driver, 
 from pyflannel.core.errors import ApplyError, KernelError
 from pyflannel.core.lease import LeaseAdded, LeaseAttrs, LeaseRemoved
 from pyflannel.kernel.base import Notification, Topic
+from pyflannel.report.model import NetworkReport
 from pyflannel.testing.fakeclock import FakeClock, settle
 from pyflannel.testing.fakenetlink import FakeNetlink
 from tests.support.overlay import lease, overflow, run
@@ -141,8 +142,8 @@ class FakeNetwork:
     def own_attrs(self) -> LeaseAttrs:
         return self.attrs
 
-    def status(self) -> Mapping[str, object]:
-        return {"backend": "fake"}
+    def report(self) -> NetworkReport:
+        return NetworkReport(backend="fake")
 
     async def detach(self) -> None:
         self.log.append("detach")
@@ -195,7 +196,7 @@ def test_settled_is_when_all_that_was_submitted_has_been_through_a_pass():
             await settle()
             assert waiting.done()
             assert stand.network.log[-2:] == ["synced", "apply"]
-            assert "longest_pass_s" in stand.driver.status()
+            assert stand.driver.report().longest_pass_s >= 0.0
 
     run(scenario())
 
@@ -281,7 +282,7 @@ def test_a_failure_is_a_warning_once_and_its_end_is_told(caplog):
             assert stand.driver.stats.failing == {}
             assert stand.driver.stats.changed == 6
             assert "ENETUNREACH" in stand.driver.stats.last_error
-            assert stand.driver.status()["failing"] == {}
+            assert stand.driver.report().failing == {}
 
     run(scenario())
     messages = [r.message for r in caplog.records]
@@ -322,7 +323,7 @@ def test_what_was_repaired_adds_up():
         ]
         async with Stand(network) as stand:
             await stand.clock.advance(11.0)
-            assert stand.driver.status()["repaired"] == {"route": 3, "fdb": 1}
+            assert stand.driver.report().repaired == {"route": 3, "fdb": 1}
 
     run(scenario())
 

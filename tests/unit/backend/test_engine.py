@@ -467,7 +467,7 @@ def test_peers_of_another_backend_are_ignored_and_told_once(caplog):
             node.engine.update([LeaseAdded(lease(2, "host-gw")), LeaseAdded(lease(3, "vxlan"))])
             await node.apply(full=False)
         assert await node.has_exactly(3)
-        assert "10.5.2.0/24" in node.engine.status()["ignored"]
+        assert "10.5.2.0/24" in node.engine.report().ignored
 
     run(scenario())
     assert [r.message for r in caplog.records].count("peer ignored") == 1

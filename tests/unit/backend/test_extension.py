@@ -173,7 +173,7 @@ def test_another_subnet_runs_the_post_startup_command_again(tmp_path):
         assert programs.lines[-1].startswith("post 10.5.0.0/16 10.5.9.0/24")
         programs.answers["post"] = Completed(1, b"", b"no bridge")
         await network.rebase(underlay, lease(8, "extension"))
-        assert "no bridge" in network.status()["failing"]["this node"]
+        assert "no bridge" in network.report().failing["this node"]
 
     run(scenario())
 
@@ -190,7 +190,7 @@ def test_a_command_that_failed_is_in_the_status_of_the_driver(tmp_path):
         network.update([LeaseAdded(peer(2))])
         await network.apply(full=False)
         await network.idle()
-        failing = driver.status()["failing"]
+        failing = driver.report().failing
         assert "no such bridge" in failing["peer 10.5.2.0/24"]
 
     run(scenario())
@@ -267,7 +267,7 @@ def test_a_peer_that_flaps_during_a_hanging_command_leaves_only_the_last_state(t
         gate.set()
         await network.idle()
         assert len(programs.lines) <= 2
-        assert network.status()["peers"] == 0
+        assert network.report().peers == 0
 
     run(scenario())
 
@@ -295,7 +295,7 @@ def test_a_failing_command_is_told_and_not_repeated(tmp_path, caplog):
             await network.apply(full=True)
             await network.idle()
         assert programs.lines[1:] == ["add 10.5.2.0/24 192.0.2.2"]
-        assert "exit status 1: no" in network.status()["failing"]["peer 10.5.2.0/24"]
+        assert "exit status 1: no" in network.report().failing["peer 10.5.2.0/24"]
 
     run(scenario())
     assert [r.message for r in caplog.records] == ["command failed"]

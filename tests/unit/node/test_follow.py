@@ -6,10 +6,10 @@ import asyncio
 from dataclasses import replace
 from ipaddress import IPv4Address
 
-from pyflannel.api.status import StatusBoard
 from pyflannel.core.errors import ConfigError, InterfaceError
 from pyflannel.core.underlay import ExternalInterface
 from pyflannel.node.follow import UnderlayFollower
+from pyflannel.testing.fakeclock import FakeClock
 
 ETH0 = ExternalInterface(
     name="eth0",
@@ -28,8 +28,7 @@ class Machine:
     def __init__(self) -> None:
         self.found: ExternalInterface | None = ETH0
         self.followed: list[int] = []
-        self.board = StatusBoard()
-        self.follower = UnderlayFollower(ETH0, self.select, self.moved, self.board)
+        self.follower = UnderlayFollower(ETH0, self.select, self.moved, FakeClock())
 
     async def select(self) -> ExternalInterface:
         if self.found is None:
@@ -44,7 +43,7 @@ class Machine:
     async def sees(self, found: ExternalInterface | None) -> str:
         self.found = found
         await self.follower.check()
-        return self.board.problems.get("underlay", "")
+        return self.follower.trouble.text
 
 
 def test_what_the_backend_refuses_is_reported_and_told_again_until_it_fits():

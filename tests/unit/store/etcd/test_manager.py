@@ -13,7 +13,7 @@ from pyflannel.core.errors import StoreDenied, StoreUnavailable
 from pyflannel.core.ip import SubnetKey
 from pyflannel.core.lease import Lease, LeaseAttrs, LeaseUpdate, Snapshot
 from pyflannel.store.etcd import codec
-from pyflannel.store.etcd.manager import EtcdSubnetManager
+from pyflannel.store.etcd.manager import EtcdLeaseStore
 from pyflannel.store.record import LeaseRecord
 from pyflannel.testing.fakeclock import FakeClock, settle
 from pyflannel.testing.fakestore import FakeEtcd, FakeStore
@@ -51,14 +51,14 @@ class Node:
         self.updates: list[LeaseUpdate] = []
         self.moves: list[Lease] = []
         self.tasks: list[asyncio.Task[None]] = []
-        self.manager = EtcdSubnetManager(
+        self.manager = EtcdLeaseStore(
             self.store,
             PREFIX,
             clock=etcd.clock,
             record=LeaseRecord(state, PREFIX),
             previous=previous,
             rng=random.Random(1),
-            report=self.reports.append,
+            tell=self.reports.append,
         )
 
     async def acquire(self, attrs: LeaseAttrs = ATTRS) -> Lease:

@@ -1,0 +1,562 @@
+"""A node's agent: what happens from the network config to a running overlay, and from then on.
+
+Built from what it needs (`Parts`), so that a whole node runs in a unit test over fakes, with a fake
+clock. `Agent.start` goes through upstream's order of start, which operators and scripts rely on:
+
+1. the network config, waited for as long as it takes;
+2. the external interface;
+3. the backend: device, *lease*, addresses;
+4. traffic rules (they need the old `subnet.env`), then `subnet.env` and `docker_opts.env`.
+
+What comes out is a `Node`, which has everything that is known only then, and `Node.run` keeps it: a
+task for each thing that goes on. What is not needed to be ready waits until the first leases are
+programmed, so that packets flow meanwhile. A stop is honoured at every point.
+
+The driver owns the network: nobody else calls it once the node is made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+import pyflannel
+from pyflannel.aio.clock import Clock, within
+from pyflannel.aio.tasks import forever
+from pyflannel.backend.base import Backend, Network
+from pyflannel.backend.driver import Driver
+from pyflannel.core import rules, subnetenv
+from pyflannel.core.config import NetworkConfig, effective, parse_network_config
+from pyflannel.core.errors import StoreDenied, StoreError
+from pyflannel.core.ip import Family
+from pyflannel.core.lease import Lease, LeaseAttrs, LeaseTable, Snapshot
+from pyflannel.core.underlay import ExternalInterface, Selection
+from pyflannel.docker import options as docker_options
+from pyflannel.kernel.base import Netlink
+from pyflannel.logs import get_logger
+from pyflannel.node.blackhole import BlackholeKeeper
+from pyflannel.node.envfiles import EnvFiles
+from pyflannel.node.firewall import Firewall
+from pyflannel.node.follow import UnderlayFollower
+from pyflannel.node.progress import PROGRAM_FIRST_S, Progress
+from pyflannel.node.trouble import Trouble
+from pyflannel.report.model import (
+    ConfigReport,
+    Failure,
+    LeaseReport,
+    NetworkReport,
+    NodeReport,
+    PeerReport,
+    RulesReport,
+    StoreReport,
+    UnderlayReport,
+)
+from pyflannel.report.text import headline
+from pyflannel.store.base import LeaseStore
+from pyflannel.store.configlog import log_problems
+from pyflannel.systemd import Notifier
+from pyflannel.traffic.base import TrafficManager
+from pyflannel.traffic.select import former_rules
+
+log = get_logger(__name__)
+
+HEADLINE_S: Final = 1.0
+"""How often systemd's status line is made anew; it is sent only when it has changed."""
+BRIDGE_SYSCTL: Final = {
+    Family.V4: Path("/proc/sys/net/bridge/bridge-nf-call-iptables"),
+    Family.V6: Path("/proc/sys/net/bridge/bridge-nf-call-ip6tables"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the operator chose, as far as it concerns the agent."""
+
+    subnet_file: str
+    docker_opts_file: str = ""
+    """Empty for none."""
+    docker_opts_keys: Sequence[str] = (docker_options.DOCKER_OPTS,)
+    ip_masq: bool = False
+    forward_rules: bool = True
+    blackhole_period_s: float | None = None
+    """Seconds between two looks at the blackhole route; `None` for no such route."""
+    ready_when_files: bool = False
+    """READY waits for the environment files, too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What an agent is built from."""
+
+    store: LeaseStore
+    netlink: Netlink
+    find_underlay: Callable[[NetworkConfig], Awaitable[Selection]]
+    backend: Callable[[NetworkConfig, ExternalInterface], Backend]
+    firewall: Callable[[NetworkConfig], tuple[TrafficManager, TrafficManager]]
+    """The traffic manager in use, and the one whose rules have to go."""
+    files: EnvFiles
+    clock: Clock
+    notifier: Notifier
+    former: subnetenv.SubnetEnv = field(default_factory=subnetenv.SubnetEnv)
+    """What a former run left in `subnet.env`."""
+    waiting: Trouble
+    """What the store waits for; the store's `tell` sets it."""
+    attached: Callable[[], None] = lambda: None
+    """Called when the backend has taken what it can use of a former run."""
+
+
+class Agent:
+    """One node's agent. `start` is called once; `report` at any time."""
+
+    def __init__(self, parts: Parts, settings: Settings) -> None:
+        self._parts = parts
+        self._settings = settings
+        self._since = parts.clock.time()
+        self._config: NetworkConfig | None = None
+        self._underlay: ExternalInterface | None = None
+        self._node: Node | None = None
+        self.progress = Progress()
+        """For work that waits its turn."""
+        self.failing: dict[str, Trouble] = {}
+        """Other parts that may fail, by name, for the report; whoever runs them adds them."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether `subnet.env` has been written; this never goes back."""
+        return self._parts.files.ready_since is not None
+
+    async def start(self, stack: contextlib.AsyncExitStack) -> Node:
+        """Brings the node up.
+
+        Args:
+            stack: takes what is to be undone at the end.
+
+        Raises:
+            FlannelError: it could not start; carries its exit code.
+        """
+        parts = self._parts
+        config = self._config = await parts.store.network_config()
+        log.info(f"Found network config - Backend type: {config.backend_type}")
+        _warn_about_bridges(config)
+        found = await parts.find_underlay(config)
+        underlay = self._underlay = found.interface
+        address = underlay.address if underlay.address is not None else underlay.address6
+        log.info(
+            f"Using interface with name {underlay.name} and address {address}",
+            choice=found.describe(),
+        )
+        backend = parts.backend(config, underlay)
+        attrs = await backend.prepare(await self._former_attrs(underlay))
+        if config.enable_ipv4:
+            log.info(f"Picking subnet in range {config.subnet_min} ... {config.subnet_max}")
+        lease = await parts.store.acquire(attrs)
+        network = await backend.attach(lease)
+        parts.attached()
+        started = Started(config=config, underlay=underlay, lease=lease, network=network)
+        node = Node(parts, self._settings, started, self.progress, stack)
+        await node.open()
+        self._node = node
+        self.progress.started.set()
+        return node
+
+    async def run(self, node: Node) -> None:
+        """Announces the node and keeps it until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            forever(group, "headline", self._tell())
+            forever(group, "node", node.run())
+
+    async def _former_attrs(self, underlay: ExternalInterface) -> LeaseAttrs | None:
+        """What we published before our restart; `None` if the store cannot tell just now."""
+        addresses = LeaseAttrs(public_ip=underlay.public_ip, public_ipv6=underlay.public_ipv6)
+        try:
+            return await self._parts.store.previous(addresses)
+        except StoreDenied:
+            raise
+        except StoreError as error:
+            log.warning("former lease not looked up", error=error)
+            return None
+
+    async def _tell(self) -> None:
+        """Keeps systemd's status line true."""
+        said = ""
+        while True:
+            line = headline(self.report(peers=False))
+            if line != said:
+                self._parts.notifier.status(line)
+                said = line
+            await self._parts.clock.sleep(HEADLINE_S)
+
+    def report(self, *, peers: bool = True) -> NodeReport:
+        """Everything about this node.
+
+        Args:
+            peers: with a record for each peer, which takes 2 µs each.
+        """
+        parts, node = self._parts, self._node
+        return NodeReport(
+            version=pyflannel.__version__,
+            now=parts.clock.time(),
+            started=self._since,
+            phase=node.phase if node is not None else "starting",
+            waiting_for=self._parts.waiting.text,
+            waiting_since=self._parts.waiting.since,
+            ready_since=parts.files.ready_since,
+            config=node.config_report() if node is not None else _config_report(self._config),
+            store=node.store_report() if node is not None else parts.store.report(),
+            underlay=node.underlay_report() if node is not None else _underlay(self._underlay),
+            lease=node.lease_report() if node is not None else None,
+            network=node.network_report() if node is not None else None,
+            rules=node.rules_report() if node is not None else None,
+            files=parts.files.report(),
+            failing=self._failures(),
+            peers=node.peer_reports() if node is not None and peers else (),
+        )
+
+    def _failures(self) -> dict[str, Failure]:
+        troubles = dict(self.failing)
+        if self._node is not None:
+            troubles |= self._node.failing
+        return {name: trouble.report() for name, trouble in troubles.items() if trouble}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """What is known once the node is up."""
+
+    config: NetworkConfig
+    underlay: ExternalInterface
+    lease: Lease
+    network: Network
+
+
+class Node:
+    """A node that is up. `open` once, then `run`; the reports at any time.
+
+    Args:
+        parts: as the agent's.
+        settings: as the agent's.
+        started: what the start found.
+        progress: told when the first leases are programmed.
+        stack: takes what is to be undone at the end.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        settings: Settings,
+        started: Started,
+        progress: Progress,
+        stack: contextlib.AsyncExitStack,
+    ) -> None:
+        self._parts = parts
+        self._settings = settings
+        self._store = parts.store
+        self._clock = parts.clock
+        self._config = started.config
+        self._underlay = started.underlay
+        self._lease = started.lease
+        self._table = LeaseTable(
+            network=started.config.network, network6=started.config.ipv6_network
+        )
+        self._table.set_own(started.lease.key)
+        self._follower = UnderlayFollower(
+            started.underlay, self._select_underlay, self._underlay_moved, parts.clock
+        )
+        self._driver = Driver(
+            started.network,
+            parts.netlink,
+            clock=parts.clock,
+            attrs_changed=self._attrs_changed,
+            observe=self._follower.notice,
+        )
+        stack.push_async_callback(self._driver.detach)
+        manager, other = parts.firewall(started.config)
+        stack.callback(manager.close)
+        self._firewall = Firewall(manager, other, self._rules(), parts.clock)
+        self._blackhole = BlackholeKeeper(parts.netlink, lambda: self._lease.key, parts.clock)
+        self._pending_config = Trouble(parts.clock)
+        self._unpublished = asyncio.Event()
+        self._wanted = started.lease.attrs
+        self._programmed = progress.programmed
+        self.phase = "starting"
+        """One line in words."""
+        self.failing = {"blackhole route": self._blackhole.trouble}
+        """Parts that may fail, by name."""
+
+    async def open(self) -> None:
+        """Makes the rules and writes the files."""
+        await self._firewall.ensure(previous=former_rules(self._config, self._parts.former))
+        self._write_files()
+
+    async def run(self) -> None:
+        """Announces the node, then keeps it until cancelled."""
+        log.info("Running backend.")
+        async with asyncio.TaskGroup() as group:
+            if self._settings.ready_when_files and not self._parts.files.complete.is_set():
+                group.create_task(self._announce_late(), name="ready")
+            else:
+                self._announce()
+            forever(group, "driver", self._driver.run())
+            forever(group, "leases", self._watch_leases())
+            forever(group, "own lease", self._keep_lease())
+            forever(group, "environment files", self._parts.files.guard())
+            forever(group, "underlay", self._follower.run())
+            forever(group, "own attributes", self._republish())
+            forever(group, "traffic rules", self._later(self._firewall.keep))
+            if self._settings.blackhole_period_s is not None:
+                period_s = self._settings.blackhole_period_s
+                forever(group, "blackhole route", self._blackhole.run(period_s))
+            forever(group, "network config", self._later(self._watch_config))
+
+    # Ready
+
+    def _announce(self) -> None:
+        self._parts.notifier.ready()
+        missing = not self._parts.files.complete.is_set()
+        self._show_phase()
+        log.info("running, but subnet.env is missing" if missing else "flannel is ready")
+
+    async def _announce_late(self) -> None:
+        """Packets already flow, but units ordered after us need the files, so READY waits."""
+        from pyflannel.node.patience import while_starting
+
+        self.phase = f"subnet {self._lease.key.describe()}, waiting: {self._parts.files.failures}"
+        async with while_starting(self._parts.notifier, self._clock):
+            await self._parts.files.complete.wait()
+        self._announce()
+
+    def _show_phase(self) -> None:
+        self.phase = f"running with subnet {self._lease.key.describe()}"
+
+    # Leases
+
+    async def _watch_leases(self) -> None:
+        log.info("Watching for new subnet leases")
+        async for update in self._store.watch_leases():
+            events = self._table.apply(update)
+            if events:
+                self._driver.submit(events)
+            if isinstance(update, Snapshot):
+                self._driver.synced()
+                if not self._programmed.is_set():
+                    # What comes next imports the watch's library. Its watch begins at the snapshot.
+                    await within(self._clock, PROGRAM_FIRST_S, self._driver.settled())
+                    self._programmed.set()
+            for key, reason in self._table.new_rejections():
+                log.warning("lease is not followed", subnet=key.describe(), reason=reason)
+
+    async def _later(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Does some work when the first leases are programmed, or that takes too long."""
+        await within(self._clock, PROGRAM_FIRST_S, self._programmed.wait())
+        await work()
+
+    async def _keep_lease(self) -> None:
+        async for lease in self._store.keep():
+            self._lease = lease
+            self._driver.submit(self._table.set_own(lease.key))
+            attrs = await self._driver.rebase(self._underlay, lease)
+            await self._firewall.replace(self._rules())
+            self._write_files()
+            self._show_phase()
+            if attrs != lease.attrs:
+                self._publish(attrs)
+
+    async def _republish(self) -> None:
+        """Publishes what the backend wants in the lease when that has changed."""
+        while True:
+            await self._unpublished.wait()
+            self._unpublished.clear()
+            await self._store.publish(self._wanted)
+
+    def _attrs_changed(self, attrs: LeaseAttrs) -> None:
+        log.warning("own lease needs other attributes, publishing them", data=attrs.backend_data)
+        self._publish(attrs)
+
+    def _publish(self, attrs: LeaseAttrs) -> None:
+        """Has it written by another task: while the store is away, the next change is followed."""
+        self._wanted = attrs
+        self._unpublished.set()
+
+    # The machine
+
+    async def _select_underlay(self) -> ExternalInterface:
+        return (await self._parts.find_underlay(self._config)).interface
+
+    async def _underlay_moved(self, underlay: ExternalInterface) -> None:
+        former = self._underlay
+        if underlay.mtu != former.mtu:
+            log.warning(
+                "underlay MTU changed; the device follows, subnet.env and running containers keep "
+                "theirs until they are restarted",
+                mtu=underlay.mtu,
+                former=former.mtu,
+            )
+        attrs = await self._driver.rebase(underlay, None)
+        self._underlay = underlay
+        if (underlay.address, underlay.address6) != (former.address, former.address6):
+            self._store.reconnect("the external interface has another address")
+        self._publish(attrs)
+
+    # Files, rules, config
+
+    def _rules(self) -> rules.RuleSet:
+        return rules.build(
+            self._config,
+            self._lease.key,
+            ip_masq=self._settings.ip_masq,
+            forward=self._settings.forward_rules,
+        )
+
+    def _write_files(self) -> None:
+        settings, key = self._settings, self._lease.key
+        variables = subnetenv.variables(
+            self._config, key, mtu=self._driver.mtu, ip_masq=settings.ip_masq
+        )
+        self._parts.files.set(
+            settings.subnet_file,
+            subnetenv.text(variables),
+            settings.docker_opts_file,
+            docker_options.render(variables, settings.docker_opts_keys),
+        )
+
+    async def _watch_config(self) -> None:
+        async for raw in self._store.watch_config():
+            self._judge_config(raw)
+
+    def _judge_config(self, raw: bytes | None) -> None:
+        where = self._store.describe()
+        if raw is None:
+            log.error("network config was deleted; going on with the old one", where=where)
+            self._pending_config.set("it was deleted")
+            return
+        parsed = parse_network_config(raw)
+        if parsed.config is None:
+            log.error("network config is wrong now; going on with the old one", where=where)
+            log_problems(parsed.problems, where)
+            self._pending_config.set(f"it is wrong now: {parsed.errors[0].message}")
+        elif parsed.config != self._config:
+            log.warning("network config changed; it takes effect at a restart", where=where)
+            self._pending_config.set("it has changed; a restart uses the new one")
+        else:
+            self._pending_config.set("")
+
+    # Reports
+
+    def config_report(self) -> ConfigReport:
+        """The config in force."""
+        return ConfigReport(
+            effective=effective(self._config),
+            pending=self._pending_config.text,
+            pending_since=self._pending_config.since,
+        )
+
+    def store_report(self) -> StoreReport:
+        """The store, and who of its nodes is followed."""
+        return replace(
+            self._store.report(),
+            peers=len(self._table.peers),
+            rejected={key.describe(): why for key, why in self._table.rejected.items()},
+        )
+
+    def underlay_report(self) -> UnderlayReport | None:
+        """The external interface, and what keeps it from being used."""
+        trouble = self._follower.trouble
+        return _underlay(self._underlay, trouble.report())
+
+    def lease_report(self) -> LeaseReport:
+        """Our lease."""
+        lease, standing = self._store.lease or self._lease, self._store.standing()
+        return LeaseReport(
+            subnet=_text(lease.key.v4),
+            ipv6_subnet=_text(lease.key.v6),
+            public_ip=_text(lease.attrs.public_ip),
+            public_ipv6=_text(lease.attrs.public_ipv6),
+            backend=self._config.backend_type,
+            expires=lease.expires,
+            reservation=lease.is_reservation,
+            held=standing.held,
+            reason=standing.reason,
+            since=standing.since,
+        )
+
+    def network_report(self) -> NetworkReport:
+        """The overlay."""
+        return self._driver.report()
+
+    def rules_report(self) -> RulesReport:
+        """The traffic rules."""
+        return self._firewall.report()
+
+    def peer_reports(self) -> tuple[PeerReport, ...]:
+        """A record for each peer, by subnet."""
+        network = self._driver.report()
+        return tuple(
+            _peer(lease, self._config.backend_type, network)
+            for _, lease in sorted(self._table.peers.items(), key=lambda item: _order(item[1]))
+        )
+
+
+def _warn_about_bridges(config: NetworkConfig) -> None:
+    """Upstream refuses to start without br_netfilter; most set-ups never needed it."""
+    if config.enable_nftables:
+        return
+    for family in config.families:
+        if not BRIDGE_SYSCTL[family].exists():
+            log.warning(
+                "br_netfilter is not loaded: rules do not see traffic between containers of "
+                "one bridge",
+                missing=BRIDGE_SYSCTL[family],
+                remedy="modprobe br_netfilter, if such traffic must pass the firewall",
+            )
+
+
+def _config_report(config: NetworkConfig | None) -> ConfigReport | None:
+    return ConfigReport(effective=effective(config)) if config is not None else None
+
+
+def _underlay(
+    interface: ExternalInterface | None, failure: Failure | None = None
+) -> UnderlayReport | None:
+    if interface is None:
+        return None
+    return UnderlayReport(
+        interface=interface.name,
+        index=interface.index,
+        mtu=interface.mtu,
+        address=_text(interface.address),
+        address6=_text(interface.address6),
+        public_ip=_text(interface.public_ip),
+        public_ipv6=_text(interface.public_ipv6),
+        failing=failure.text if failure is not None else "",
+        failing_since=failure.since if failure is not None else None,
+    )
+
+
+def _peer(lease: Lease, backend: str, network: NetworkReport) -> PeerReport:
+    name = lease.key.describe()
+    ignored, failing = network.ignored.get(name, ""), network.failing.get(f"peer {name}", "")
+    return PeerReport(
+        subnet=_text(lease.key.v4),
+        ipv6_subnet=_text(lease.key.v6),
+        public_ip=_text(lease.attrs.public_ip),
+        public_ipv6=_text(lease.attrs.public_ipv6),
+        backend=lease.attrs.backend_type or backend,
+        state="ignored" if ignored else "failing" if failing else "unknown",
+        reason=ignored or failing,
+    )
+
+
+def _order(lease: Lease) -> tuple[int, int]:
+    v4, v6 = lease.key.v4, lease.key.v6
+    return (
+        int(v4.network_address) if v4 is not None else 0,
+        int(v6.network_address) if v6 is not None else 0,
+    )
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)

@@ -1,0 +1,265 @@
+"""What is wrong with a node: a pure function from its report to a list of problems.
+
+One function a kind of problem; each yields what it finds. A problem names its subject, since when,
+what comes of it and the way out. Codes are stable: scripts and alerts refer to them. They are
+listed in `docs/reference/problems.md`, which a test compares with `CODES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from pyflannel.report.model import NodeReport, Problem, Severity
+from pyflannel.report.words import clock_time, left
+
+WAITING: Final = "PF101"
+STORE: Final = "PF102"
+CONFIG: Final = "PF103"
+LEASE_LOST: Final = "PF111"
+LEASE_ENDED: Final = "PF112"
+LEASE_NOT_RENEWED: Final = "PF113"
+LEASE_REJECTED: Final = "PF114"
+UNDERLAY: Final = "PF121"
+DEVICE_DOWN: Final = "PF131"
+NOT_APPLIED: Final = "PF132"
+PEER_IGNORED: Final = "PF133"
+NO_DATAPATH: Final = "PF134"
+RULES: Final = "PF141"
+FILE: Final = "PF151"
+PART: Final = "PF161"
+DEFECT: Final = "PF199"
+
+CODES: Final = {
+    WAITING: "the daemon is not ready and waits for something",
+    STORE: "the store of the leases does not answer",
+    CONFIG: "the network config in the store is not the one in force",
+    LEASE_LOST: "this node's lease is gone or another node's, and is being taken back",
+    LEASE_ENDED: "this node's lease has ended without a renewal",
+    LEASE_NOT_RENEWED: "the lease is held, but renewing it fails",
+    LEASE_REJECTED: "a lease in the store is not followed",
+    UNDERLAY: "the external interface cannot be used",
+    DEVICE_DOWN: "a device of the overlay is down",
+    NOT_APPLIED: "something could not be programmed into the kernel",
+    PEER_IGNORED: "a peer is left out",
+    NO_DATAPATH: "no data path carries the packets of backend udp",
+    RULES: "the masquerade and forward rules are not in place",
+    FILE: "an environment file could not be written",
+    PART: "a part of the daemon that packets do not need fails",
+    DEFECT: "the daemon has met a defect of its own",
+}
+"""Every code, with what it means in a phrase."""
+
+_ORDER: Final = (Severity.ERROR, Severity.WARNING, Severity.INFO)
+
+
+def problems(report: NodeReport) -> tuple[Problem, ...]:
+    """Everything that is wrong, the worst first."""
+    found = [problem for check in _CHECKS for problem in check(report)]
+    return tuple(sorted(found, key=lambda problem: _ORDER.index(problem.severity)))
+
+
+def _waiting(report: NodeReport) -> Iterator[Problem]:
+    if report.waiting_for and not report.ready:
+        yield Problem(
+            code=WAITING,
+            severity=Severity.ERROR,
+            subject="start",
+            since=report.waiting_since if report.waiting_since is not None else report.started,
+            text=f"not ready: {report.waiting_for}",
+            remedy="it goes on by itself as soon as that is there",
+        )
+
+
+def _store(report: NodeReport) -> Iterator[Problem]:
+    store = report.store
+    if store is None or store.connected is not False:
+        return
+    reason = f": {store.reason}" if store.reason else ""
+    if store.kind == "static":
+        yield Problem(
+            code=STORE,
+            subject="static network",
+            since=store.since,
+            text=f"{store.where} cannot be used{reason}. What it said before stays in force.",
+            remedy=f"mend it; pyflannel static check {store.where} says what is wrong",
+        )
+        return
+    goes_on = "Packets flow on; new nodes and changed leases are not seen."
+    lease = report.lease
+    if lease is None:
+        goes_on = "There is no lease yet."
+    elif lease.reservation:
+        goes_on += " Our lease is a reservation and has no end."
+    elif lease.expires is not None:
+        goes_on += (
+            f" Our lease ends at {clock_time(lease.expires, report.now)} "
+            f"({left(lease.expires, report.now)}) unless it can be renewed before."
+        )
+    yield Problem(
+        code=STORE,
+        subject=store.kind or "store",
+        since=store.since,
+        text=f"{store.where} does not answer{reason}. {goes_on}",
+        remedy="look at etcd and the way to it; nothing has to be done here afterwards",
+    )
+
+
+def _config(report: NodeReport) -> Iterator[Problem]:
+    config = report.config
+    if config is not None and config.pending:
+        yield Problem(
+            code=CONFIG,
+            subject="network config",
+            since=config.pending_since,
+            text=f"{config.pending}. The former one stays in force.",
+            remedy="put it right with pyflannel config set, or restart pyflanneld to use it",
+        )
+
+
+def _lease(report: NodeReport) -> Iterator[Problem]:
+    lease = report.lease
+    if lease is None:
+        return
+    subnet = lease.subnet or lease.ipv6_subnet or ""
+    if lease.held is False:
+        yield Problem(
+            code=LEASE_LOST,
+            severity=Severity.ERROR,
+            subject="lease",
+            since=lease.since,
+            text=f"{subnet} is not ours now: {lease.reason}. Packets flow on as far as peers let "
+            "them; pyflanneld goes on taking it back.",
+        )
+    elif not lease.reservation and lease.expires is not None and lease.expires <= report.now:
+        yield Problem(
+            code=LEASE_ENDED,
+            severity=Severity.ERROR,
+            subject="lease",
+            since=lease.expires,
+            text=f"{subnet} has ended by our clock. Packets flow on, but another node may lease "
+            "the subnet.",
+            remedy="make etcd reachable: the lease is then taken again",
+        )
+    elif lease.reason:
+        yield Problem(
+            code=LEASE_NOT_RENEWED,
+            subject="lease",
+            since=lease.since,
+            text=f"{subnet} is held, but not renewed: {lease.reason}",
+        )
+
+
+def _rejected(report: NodeReport) -> Iterator[Problem]:
+    for subnet, reason in report.store.rejected.items() if report.store is not None else ():
+        yield Problem(
+            code=LEASE_REJECTED,
+            severity=Severity.INFO,
+            subject=f"lease {subnet}",
+            text=f"not followed: {reason}",
+            remedy="delete its key if no node needs it",
+        )
+
+
+def _underlay(report: NodeReport) -> Iterator[Problem]:
+    underlay = report.underlay
+    if underlay is not None and underlay.failing:
+        yield Problem(
+            code=UNDERLAY,
+            severity=Severity.ERROR,
+            subject="underlay",
+            since=underlay.failing_since,
+            text=f"{underlay.failing}. Everything is left as it is until it can be used again.",
+            remedy=f"look at {underlay.interface} and its address",
+        )
+
+
+def _devices(report: NodeReport) -> Iterator[Problem]:
+    for name, device in report.network.devices.items() if report.network is not None else ():
+        if device.up is False:
+            yield Problem(
+                code=DEVICE_DOWN,
+                severity=Severity.ERROR,
+                subject=name,
+                text=f"{name} is down, so no packet passes. It is brought up again within seconds.",
+                remedy="if that fails, the log of pyflanneld says why",
+            )
+
+
+def _network(report: NodeReport) -> Iterator[Problem]:
+    network = report.network
+    if network is None:
+        return
+    for subject, reason in network.failing.items():
+        yield Problem(
+            code=NOT_APPLIED,
+            subject=subject,
+            since=network.failing_since.get(subject),
+            text=f"not applied, tried again: {reason}",
+        )
+    for subnet, reason in network.ignored.items():
+        yield Problem(
+            code=PEER_IGNORED,
+            subject=f"peer {subnet}",
+            text=f"left out: {reason}",
+            remedy="what it publishes must change on its own node",
+        )
+    if network.datapath is not None and network.datapath.name is None:
+        yield Problem(
+            code=NO_DATAPATH,
+            severity=Severity.ERROR,
+            subject="data path",
+            text="none runs, so no packet passes; it is started again",
+        )
+
+
+def _rules(report: NodeReport) -> Iterator[Problem]:
+    if report.rules is not None and report.rules.failing:
+        yield Problem(
+            code=RULES,
+            subject="traffic rules",
+            since=report.rules.failing_since,
+            text=f"not in place, tried again: {report.rules.failing}",
+        )
+
+
+def _files(report: NodeReport) -> Iterator[Problem]:
+    for path, reason in report.files.failing.items():
+        yield Problem(
+            code=FILE,
+            subject=f"file {path}",
+            since=report.files.failing_since.get(path),
+            text=f"not written, tried again: {reason}",
+            remedy="make its directory writable, or make room on the disk",
+        )
+
+
+def _parts(report: NodeReport) -> Iterator[Problem]:
+    for name, failure in report.failing.items():
+        yield Problem(code=PART, subject=name, since=failure.since, text=failure.text)
+
+
+def _defects(report: NodeReport) -> Iterator[Problem]:
+    if report.network is not None and report.network.defects:
+        yield Problem(
+            code=DEFECT,
+            subject="pyflanneld",
+            text=f"{report.network.defects} defects of pyflanneld were met and survived",
+            remedy="the log has a traceback of each: please report it",
+        )
+
+
+_CHECKS: Final[tuple[Callable[[NodeReport], Iterator[Problem]], ...]] = (
+    _waiting,
+    _store,
+    _lease,
+    _underlay,
+    _devices,
+    _network,
+    _rules,
+    _files,
+    _config,
+    _parts,
+    _defects,
+    _rejected,
+)

@@ -1,0 +1,52 @@
+"""Which store keeps the leases, made from the daemon's options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pyflannel.aio.clock import Clock
+from pyflannel.core.ip import SubnetKey
+from pyflannel.core.options import DaemonOptions
+from pyflannel.logs import get_logger
+from pyflannel.store.base import LeaseStore
+from pyflannel.store.record import LeaseRecord
+
+log = get_logger(__name__)
+
+
+def open_store(
+    options: DaemonOptions,
+    previous: SubnetKey | None,
+    clock: Clock,
+    tell: Callable[[str], None],
+) -> LeaseStore:
+    """The store that the options name. Nothing is asked of it yet.
+
+    Args:
+        options: the daemon's.
+        previous: the subnet that `subnet.env` names.
+        clock: the time.
+        tell: told in words what is being waited for, and `""` when that is over.
+
+    Raises:
+        StoreConfigError: the way to the store is configured wrongly.
+    """
+    from pyflannel.store.etcd.manager import EtcdLeaseStore
+    from pyflannel.store.etcd.store import EtcdStore
+
+    etcd = EtcdStore(options.etcd)
+    log.info(
+        "Created subnet manager: Etcd Local Manager with Previous Subnet: "
+        f"{previous.describe() if previous is not None else 'None'}",
+        endpoints=etcd.describe(),
+        prefix=options.etcd.prefix,
+    )
+    return EtcdLeaseStore(
+        etcd,
+        options.etcd.prefix,
+        clock=clock,
+        record=LeaseRecord(options.state_dir, options.etcd.prefix),
+        previous=previous,
+        renew_margin_s=options.subnet_lease_renew_margin * 60.0,
+        tell=tell,
+    )
