@@ -33,8 +33,12 @@ _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 class EtcdOptions:
     """How to reach etcd; shared by every command that talks to it."""
 
-    endpoints: tuple[str, ...] = ("http://127.0.0.1:4001", "http://127.0.0.1:2379")
-    """As given, split at commas and not trimmed; empty if the text was empty."""
+    endpoints: tuple[str, ...] = ("http://127.0.0.1:2379",)
+    """As given, split at commas and not trimmed; empty if the text was empty.
+
+    The default leaves out upstream's first endpoint, `http://127.0.0.1:4001`. No etcd since 3.0
+    listens there, so any local user may, and would hand us a network config.
+    """
     prefix: str = "/coreos.com/network"
     keyfile: str = ""
     certfile: str = ""

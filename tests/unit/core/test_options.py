@@ -69,9 +69,7 @@ def test_the_table_has_every_flag_of_upstream_and_ours_once() -> None:
 
 def test_defaults_are_those_of_upstream() -> None:
     assert options() == DaemonOptions()
-    assert DaemonOptions().etcd == EtcdOptions(
-        endpoints=("http://127.0.0.1:4001", "http://127.0.0.1:2379"), prefix="/coreos.com/network"
-    )
+    assert DaemonOptions().etcd.prefix == "/coreos.com/network"
     defaults = {flag.name: flag.default for flag in FLAGS}
     assert defaults["subnet-file"] == "/run/flannel/subnet.env"
     assert defaults["subnet-lease-renew-margin"] == 60
@@ -81,6 +79,13 @@ def test_defaults_are_those_of_upstream() -> None:
     assert defaults["healthz-ip"] == "0.0.0.0"
     assert defaults["kube-annotation-prefix"] == "flannel.alpha.coreos.com"
     assert defaults["net-config-path"] == "/etc/kube-flannel/net-conf.json"
+
+
+def test_no_default_endpoint_has_a_port_that_any_local_user_may_take() -> None:
+    """Nothing listens on 4001 today, so whoever does is not etcd; upstream asks there first."""
+    assert options().etcd.endpoints == ("http://127.0.0.1:2379",)
+    both = "http://127.0.0.1:4001,http://127.0.0.1:2379"
+    assert options(f"--etcd-endpoints={both}").etcd.endpoints == tuple(both.split(","))
 
 
 def test_every_option_comes_from_its_flag() -> None:

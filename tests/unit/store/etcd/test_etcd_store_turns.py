@@ -373,4 +373,4 @@ def test_a_closed_store_says_so():
 
 def test_the_endpoints_are_described_without_secrets():
     store = EtcdStore(EtcdOptions(username="flannel", password="hunter2"))
-    assert store.describe() == "http://127.0.0.1:4001, http://127.0.0.1:2379"
+    assert store.describe() == "http://127.0.0.1:2379"
