@@ -141,6 +141,7 @@ def _settings(options: DaemonOptions) -> Settings:
         subnet_file=options.subnet_file,
         docker_opts_file=options.docker_opts_file,
         docker_opts_keys=options.docker_opts_keys,
+        allow_extension=options.allow_extension,
         ip_masq=options.ip_masq,
         forward_rules=options.iptables_forward_rules,
         blackhole_period_s=float(options.iptables_resync) if options.ip_blackhole_route else None,

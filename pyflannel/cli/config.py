@@ -10,6 +10,8 @@ from pathlib import Path
 from pyflannel.cli.common import Parser, split_etcd, with_store
 from pyflannel.core.config import Parsed, effective, parse_network_config
 from pyflannel.core.errors import EXIT_CONFIG, EXIT_OK, ConfigError, UsageError
+from pyflannel.core.fields import Problem
+from pyflannel.core.trust import command_warning
 from pyflannel.store.etcd import codec
 
 DESCRIPTION = """The network config, the JSON under <etcd-prefix>/config.
@@ -82,7 +84,7 @@ def _check(raw: bytes, *, as_json: bool) -> int:
                     "message": problem.message,
                     "remedy": problem.remedy,
                 }
-                for problem in parsed.problems
+                for problem in _problems(parsed)
             ],
         }
         print(json.dumps(report, indent=2))
@@ -93,6 +95,12 @@ def _check(raw: bytes, *, as_json: bool) -> int:
     return EXIT_OK if parsed.config is not None else EXIT_CONFIG
 
 
+def _problems(parsed: Parsed) -> tuple[Problem, ...]:
+    """Those of the config itself, and what a node says to it that reads it from etcd."""
+    warning = command_warning(parsed.config) if parsed.config is not None else None
+    return parsed.problems if warning is None else (*parsed.problems, warning)
+
+
 def _print_problems(parsed: Parsed) -> None:
-    for problem in parsed.problems:
+    for problem in _problems(parsed):
         print(f"{problem.severity}: {problem}", file=sys.stderr)

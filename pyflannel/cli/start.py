@@ -59,6 +59,7 @@ def check(argv: Sequence[str]) -> int:
 def _check_network_config(parsed: RunDaemon) -> int:
     from pyflannel.cli.common import with_store
     from pyflannel.core.config import parse_network_config
+    from pyflannel.core.trust import ConfigOrigin, check_commands
     from pyflannel.store.etcd import codec
 
     etcd = parsed.options.etcd
@@ -72,5 +73,7 @@ def _check_network_config(parsed: RunDaemon) -> int:
         print(f"{problem.severity}: {problem}", file=sys.stderr)
     if config.config is None:
         return EXIT_CONFIG
+    allowed = parsed.options.allow_extension
+    check_commands(config.config, ConfigOrigin.ETCD, allowed=allowed)
     print("options and network config are fit for a restart", file=sys.stderr)
     return EXIT_OK

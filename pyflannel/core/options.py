@@ -82,6 +82,8 @@ class DaemonOptions:
     status_socket: str = "/run/flannel/pyflannel.sock"
     state_dir: str = "/var/lib/pyflannel"
     log_format: str = "auto"
+    allow_extension: bool = False
+    """Whether a network config from etcd may have backend extension, which runs its commands."""
     ready_when: str = "started"
     """When the service manager is told: as upstream, or with the files only."""
 
@@ -375,6 +377,14 @@ FLAGS: Final = (
         choices=("peers", "any"),
     ),
     Flag(
+        name="allow-extension",
+        kind=Kind.BOOL,
+        default=_DEFAULTS.allow_extension,
+        help="accept backend extension from etcd: whoever may write the network config there "
+        "then runs commands on this node, as root",
+        since="pyflannel",
+    ),
+    Flag(
         name="docker-opts-file",
         kind=Kind.STRING,
         default=_DEFAULTS.docker_opts_file,
@@ -585,6 +595,7 @@ def _daemon_options(flags: Flags) -> DaemonOptions:
         v=flags.number("v"),
         datapath=flags.text("datapath"),
         udp_accept=flags.text("udp-accept"),
+        allow_extension=flags.switch("allow-extension"),
         docker_opts_file=flags.text("docker-opts-file"),
         docker_opts_keys=tuple(flags.text("docker-opts-keys").split(",")),
         status_socket=flags.text("status-socket"),

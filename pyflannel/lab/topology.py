@@ -32,7 +32,9 @@ from enum import StrEnum
 from ipaddress import IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, ip_interface
 from typing import Final
 
+from pyflannel.core.config import parse_network_config
 from pyflannel.core.errors import UsageError
+from pyflannel.core.trust import RUNS_COMMANDS
 
 UNDERLAY: Final = IPv4Network("192.0.2.0/24")
 """TEST-NET-1 of RFC 5737: on no real machine, so the lab's addresses collide with none."""
@@ -138,6 +140,11 @@ class LabSpec:
             return json.dumps(self.config, separators=(",", ":"))
         config = {"Network": self.network, "Backend": {"Type": self.backend}}
         return json.dumps(config, separators=(",", ":"))
+
+    def runs_commands(self) -> bool:
+        """Whether the network config holds commands that our daemons do not run unasked."""
+        config = parse_network_config(self.config_text()).config
+        return config is not None and config.backend_type in RUNS_COMMANDS
 
     def features_off(self) -> tuple[str, ...]:
         """Features to switch off on every underlay device, as `ethtool -K` calls them."""
@@ -438,6 +445,8 @@ def daemon_command(spec: LabSpec, number: int, ours: Sequence[str]) -> list[str]
     command = [*ours, *etcd]
     if spec.datapath:
         command.append(f"--datapath={spec.datapath}")
+    if spec.runs_commands():
+        command.append("--allow-extension")  # who makes a lab writes its config
     return [*command, *spec.daemon_args]
 
 

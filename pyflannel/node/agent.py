@@ -34,6 +34,7 @@ from pyflannel.core.config import NetworkConfig, effective, parse_network_config
 from pyflannel.core.errors import StoreDenied, StoreError
 from pyflannel.core.ip import Family
 from pyflannel.core.lease import Lease, LeaseAttrs, LeaseTable, Snapshot
+from pyflannel.core.trust import check_commands
 from pyflannel.core.underlay import ExternalInterface, Selection
 from pyflannel.docker import options as docker_options
 from pyflannel.kernel.base import Netlink
@@ -80,6 +81,8 @@ class Settings:
     docker_opts_file: str = ""
     """Empty for none."""
     docker_opts_keys: Sequence[str] = (docker_options.DOCKER_OPTS,)
+    allow_extension: bool = False
+    """Whether a config from etcd may make this node run its commands."""
     ip_masq: bool = False
     forward_rules: bool = True
     blackhole_period_s: float | None = None
@@ -140,6 +143,7 @@ class Agent:
         """
         parts = self._parts
         config = self._config = await parts.store.network_config()
+        check_commands(config, parts.store.origin, allowed=self._settings.allow_extension)
         log.info(f"Found network config - Backend type: {config.backend_type}")
         _warn_about_bridges(config)
         found = await parts.find_underlay(config)

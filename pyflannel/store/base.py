@@ -31,6 +31,7 @@ from typing import Protocol
 
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.lease import Lease, LeaseAttrs, LeaseUpdate
+from pyflannel.core.trust import ConfigOrigin
 from pyflannel.report.model import StoreReport
 
 
@@ -48,6 +49,11 @@ class Standing:
 
 class LeaseStore(Protocol):
     """Owns this node's lease and knows everybody's."""
+
+    @property
+    def origin(self) -> ConfigOrigin:
+        """Where the network config is read: who may write it decides what it may do here."""
+        ...
 
     @property
     def lease(self) -> Lease | None:

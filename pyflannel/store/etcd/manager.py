@@ -32,6 +32,7 @@ from pyflannel.core.ip import SubnetKey
 from pyflannel.core.lease import Lease, LeaseAttrs, LeaseUpdate
 from pyflannel.core.ownership import Verdict, judge
 from pyflannel.core.renewal import Renewal
+from pyflannel.core.trust import ConfigOrigin
 from pyflannel.logs import get_logger
 from pyflannel.report.model import StoreReport
 from pyflannel.store.base import Standing
@@ -99,6 +100,11 @@ class EtcdLeaseStore:
         self._sighted = asyncio.Event()
         self._answered = float("-inf")
         self.feed = LeaseFeed(store, prefix, clock, is_own=self._is_own_key, own=self._saw_own)
+
+    @property
+    def origin(self) -> ConfigOrigin:
+        """As in `LeaseStore`."""
+        return ConfigOrigin.ETCD
 
     @property
     def lease(self) -> Lease | None:

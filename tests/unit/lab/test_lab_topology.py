@@ -13,6 +13,8 @@ from pyflannel.core.errors import UsageError
 from pyflannel.lab import topology
 from pyflannel.lab.topology import DockerOptions, LabSpec, Underlay, spec_from_json
 
+EXTENSION = '{"Network": "10.9.0.0/16", "Backend": {"Type": "Extension"}}'
+
 
 class TestAddresses:
     def test_a_node_is_told_by_its_addresses(self):
@@ -110,6 +112,12 @@ class TestDaemonCommand:
             "--datapath=python",
             "-v=1",
         ]
+
+    @pytest.mark.parametrize("given", [{"backend": "extension"}, {"config": EXTENSION}])
+    def test_our_daemons_may_run_the_commands_of_a_config_that_has_some(self, given):
+        spec = LabSpec(node_commands={2: "flanneld"}, **given)
+        assert "--allow-extension" in topology.daemon_command(spec, 1, ["pyflanneld"])
+        assert "--allow-extension" not in topology.daemon_command(spec, 2, ["pyflanneld"])
 
     def test_another_daemon_gets_upstreams_flags_after_its_own(self):
         spec = LabSpec(node_commands={2: "/opt/my\\ flanneld -v='1'"}, daemon_args=("--ours",))

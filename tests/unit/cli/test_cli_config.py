@@ -1,0 +1,28 @@
+"""`pyflannel config check`, on files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pyflannel.cli import config
+
+SAMPLES = Path(__file__).parents[3] / "config"
+
+
+def test_a_config_that_runs_commands_is_fit_and_has_a_warning(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert config.main(["check", str(SAMPLES / "extension.json"), "--json"]) == 0
+    (problem,) = json.loads(capsys.readouterr().out)["problems"]
+    assert problem["severity"] == "warning"
+    assert "--allow-extension" in problem["remedy"]
+    assert config.main(["check", str(SAMPLES / "extension.json")]) == 0
+    assert "--allow-extension" in capsys.readouterr().err
+
+
+def test_one_that_runs_none_has_no_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    assert config.main(["check", str(SAMPLES / "vxlan.json")]) == 0
+    assert capsys.readouterr().err == ""
