@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -17,6 +16,7 @@ from typing import NoReturn
 from aiohttp import web
 
 from pyflannel.core.errors import DeviceUnavailable
+from pyflannel.kernel import unixsocket
 from pyflannel.logs import get_logger
 from pyflannel.report.codec import encode
 from pyflannel.report.model import NodeReport
@@ -95,28 +95,16 @@ async def serve_health(ready: Callable[[], bool], host: str, port: int) -> web.A
 
 
 async def serve_status(report: Callable[[], NodeReport], path: str) -> web.AppRunner:
-    """Starts the status socket, mode 0600. A stale socket of a dead daemon is replaced.
+    """Starts the status socket, mode 0600. A dead daemon's socket is replaced, nothing else is.
 
     Raises:
-        DeviceUnavailable: it cannot be made, or a live daemon answers on it.
+        DeviceUnavailable: it cannot be made, or something else stands there.
     """
+    listening = unixsocket.listen(path, purpose="status socket", option="--status-socket")
     runner = web.AppRunner(status_app(report), access_log=None, shutdown_timeout=SHUTDOWN_S)
     await runner.setup()
-    try:
-        socket_path = Path(path)
-        await _refuse_live_socket(path)
-        socket_path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            socket_path.unlink()
-        site = web.UnixSite(runner, path)
-        await site.start()
-        socket_path.chmod(0o600)
-    except OSError as error:
-        await runner.cleanup()
-        raise DeviceUnavailable("listen on status socket", path, error.errno or 0) from error
-    except DeviceUnavailable:
-        await runner.cleanup()
-        raise
+    # Not UnixSite: asyncio removes whatever socket stands at its path.
+    await web.SockSite(runner, listening).start()
     return runner
 
 
@@ -159,26 +147,10 @@ async def keep_status(
 def _identity(path: str) -> tuple[int, int] | None:
     """Which file it is, `None` if there is none."""
     try:
-        found = Path(path).stat()
+        found = Path(path).lstat()
     except OSError:
         return None
     return found.st_dev, found.st_ino
-
-
-async def _refuse_live_socket(path: str) -> None:
-    try:
-        _, writer = await asyncio.wait_for(asyncio.open_unix_connection(path), 1.0)
-    except (OSError, TimeoutError):
-        return
-    writer.close()
-    with contextlib.suppress(OSError):
-        await writer.wait_closed()
-    raise DeviceUnavailable(
-        "listen on status socket",
-        path,
-        errno.EADDRINUSE,
-        "another pyflanneld answers there; give this one its own --status-socket",
-    )
 
 
 async def stop_serving(runner: web.AppRunner, path: str = "") -> None:

@@ -100,3 +100,16 @@ def test_a_place_that_cannot_be_had_is_told_until_it_can(tmp_path):
         await until(lambda: told[-1] == "")
 
     keep(path, scenario)
+
+
+def test_a_file_of_that_name_is_left_alone_and_the_reason_is_told(tmp_path):
+    path = tmp_path / "precious.txt"
+    path.write_text("not ours")
+
+    async def scenario(told, task) -> None:
+        await until(lambda: told)
+        assert "not a socket" in told[0]
+        assert "--status-socket" in told[0]
+
+    keep(path, scenario)
+    assert path.read_text() == "not ours"
