@@ -1,15 +1,19 @@
 """`pyflannel cleanup`: removes every trace of a stopped daemon on this node, and nothing else.
 
 Devices, host-gw routes, the blackhole route, firewall rules of both managers, eBPF programs, files.
+A file is removed only if its content shows that it is ours; what is left is named with the reason.
 The lease in etcd is left: it runs out by itself, or is used again.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import contextlib
 import json
 import os
-from collections.abc import Awaitable, Callable, Sequence
+import stat
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,14 +29,20 @@ from pyflannel.core.errors import (
 )
 from pyflannel.core.ip import Family
 from pyflannel.core.options import DaemonOptions
+from pyflannel.docker import options
+from pyflannel.kernel import unixsocket
 from pyflannel.kernel.base import RTN_BLACKHOLE, RTN_UNICAST, RTPROT_BOOT, Delete, Netlink, Route
-from pyflannel.kernel.files import FileText, read_text_if_exists
-from pyflannel.kernel.lock import SingleInstance, our_daemons, upstream_daemons
+from pyflannel.kernel.files import FileText, FileUnreadable, read_text_if_exists
+from pyflannel.kernel.lock import (
+    SingleInstance,
+    is_held,
+    is_lock_content,
+    our_daemons,
+    upstream_daemons,
+)
 from pyflannel.kernel.netlink import KernelNetlink
 from pyflannel.traffic.iptables import IptablesManager
 from pyflannel.traffic.nftables import NftablesManager
-
-STATE_FILES = ("lease.json", "vtep-mac.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,22 +70,16 @@ def main(argv: Sequence[str]) -> int:
         raise _in_use(f"flanneld runs (pid {upstream[0]}) and uses it")
     lock = SingleInstance(given.subnet_file)
     locked_before = lock.path.exists()
-    with lock:
-        # Devices and rules are told by their names, so those of a daemon with another subnet file
-        # would go as well.
-        others = [] if given.dry_run else our_daemons()
-        if others:
-            raise _in_use(f"pyflanneld runs (pid {others[0]}) with another subnet file")
-        files = [given.subnet_file, given.docker_opts_file, given.status_socket]
-        files += [f"{given.state_dir}/{name}" for name in STATE_FILES]
+    with _undisturbed(lock, dry_run=given.dry_run):
+        files = own_files(given)
         if locked_before:
-            files.append(str(lock.path))
-        found, failed = asyncio.run(_run(given.subnet_file, files, dry_run=given.dry_run))
-        if not locked_before:
+            files.append(OwnFile(str(lock.path), is_lock_content))
+        found, failed, left = asyncio.run(_run(given.subnet_file, files, dry_run=given.dry_run))
+        if not locked_before and not given.dry_run:
             lock.path.unlink(missing_ok=True)  # our own trace
     removed = [what for what in found if what not in failed]
     if given.json:
-        report = {"dry_run": given.dry_run, "found": found, "failed": failed}
+        report = {"dry_run": given.dry_run, "found": found, "failed": failed, "left": left}
         print(json.dumps(report, indent=2))
     else:
         verb = "would remove" if given.dry_run else "removed"
@@ -83,9 +87,28 @@ def main(argv: Sequence[str]) -> int:
             print(f"{verb} {what}")
         for what, why in failed.items():
             print(f"NOT removed: {what}: {why}")
+        for what, why in left.items():
+            print(f"left alone: {what}: {why}")
         if not found:
             print("nothing of flannel's is here")
     return EXIT_UNAVAILABLE if failed else EXIT_OK
+
+
+@contextlib.contextmanager
+def _undisturbed(lock: SingleInstance, *, dry_run: bool) -> Iterator[None]:
+    """Keeps daemons out meanwhile. Only looking makes no file, and needs no daemon to be away."""
+    if dry_run:
+        if is_held(lock.subnet_file):
+            raise _in_use(f"a pyflanneld with subnet file {lock.subnet_file} runs")
+        yield
+        return
+    with lock if lock.path.parent.is_dir() else contextlib.nullcontext():
+        # Devices and rules are told by their names, so those of a daemon with another subnet file
+        # would go as well.
+        others = our_daemons()
+        if others:
+            raise _in_use(f"pyflanneld runs (pid {others[0]}) with another subnet file")
+        yield
 
 
 def _in_use(why: str) -> DeviceUnavailable:
@@ -93,14 +116,17 @@ def _in_use(why: str) -> DeviceUnavailable:
 
 
 async def _run(
-    subnet_file: str, files: Sequence[str], *, dry_run: bool
-) -> tuple[list[str], dict[str, str]]:
+    subnet_file: str, files: Sequence[OwnFile], *, dry_run: bool
+) -> tuple[list[str], dict[str, str], dict[str, str]]:
+    """What was found, what of that could not be removed and why, what was left alone and why."""
     content = read_text_if_exists(subnet_file)
     former = subnetenv.parse(content.text if isinstance(content, FileText) else "")
     netlink = KernelNetlink()
     failed: dict[str, str] = {}
     try:
-        found = await _find(netlink, former, files)
+        found = await _find(netlink, former)
+        files_found, left = file_traces(files)
+        found += files_found
         if not dry_run:
             for trace in found:
                 try:
@@ -109,10 +135,10 @@ async def _run(
                     failed[trace.what] = str(error)
     finally:
         await netlink.close()
-    return [trace.what for trace in found], failed
+    return [trace.what for trace in found], failed, left
 
 
-async def _find(netlink: Netlink, former: subnetenv.SubnetEnv, files: Sequence[str]) -> list[Trace]:
+async def _find(netlink: Netlink, former: subnetenv.SubnetEnv) -> list[Trace]:
     found = [
         *_bpf_traces(),
         *(
@@ -131,7 +157,6 @@ async def _find(netlink: Netlink, former: subnetenv.SubnetEnv, files: Sequence[s
         left = await manager.leftovers()
         # One removal takes all rules of a manager along; the others of its list are then gone.
         found += [Trace(what, manager.remove) for what in left]
-    found += [Trace(f"file {path}", partial(_unlink, path)) for path in files if _exists(path)]
     return found
 
 
@@ -163,9 +188,68 @@ async def _delete(netlink: Netlink, route: Route) -> None:
         raise error
 
 
-def _exists(path: str) -> bool:
-    return bool(path) and os.path.lexists(path)
+@dataclass(frozen=True, slots=True)
+class OwnFile:
+    """A path at which a daemon may have left a file, and how that file is recognised."""
+
+    path: str
+    is_ours: Callable[[str], bool] | None
+    """Takes the content; `None` for a socket."""
+
+    def obstacle(self) -> str:
+        """Why what stands there is not removed; empty if it is ours.
+
+        Raises:
+            FileNotFoundError: nothing stands there.
+            OSError: it cannot be looked at.
+        """
+        mode = os.lstat(self.path).st_mode
+        if self.is_ours is None:
+            standing = unixsocket.look(self.path)
+            return "" if standing is unixsocket.Standing.DEAD else standing.value
+        if not stat.S_ISREG(mode):
+            return "not a regular file"
+        content = read_text_if_exists(self.path)
+        if isinstance(content, FileUnreadable):
+            return content.reason
+        ours = isinstance(content, FileText) and self.is_ours(content.text)
+        return "" if ours else "its content is not flannel's"
+
+    async def remove(self) -> None:
+        """Removes it, if it is still ours."""
+        if not self.obstacle():
+            Path(self.path).unlink(missing_ok=True)
 
 
-async def _unlink(path: str) -> None:
-    Path(path).unlink(missing_ok=True)
+def own_files(given: argparse.Namespace) -> list[OwnFile]:
+    """What a daemon with these paths may have left."""
+    records = {"lease.json": traces.LEASE_RECORD, "vtep-mac.json": traces.MAC_RECORD}
+    return [
+        OwnFile(given.subnet_file, subnetenv.is_flannels),
+        OwnFile(given.docker_opts_file, options.is_written_here),
+        OwnFile(given.status_socket, None),
+        *(
+            OwnFile(f"{given.state_dir}/{name}", partial(traces.is_record, members=members))
+            for name, members in records.items()
+        ),
+    ]
+
+
+def file_traces(files: Sequence[OwnFile]) -> tuple[list[Trace], dict[str, str]]:
+    """The files that are ours, and those that are not, each with the reason."""
+    found: list[Trace] = []
+    left: dict[str, str] = {}
+    for file in files:
+        if not file.path:
+            continue
+        try:
+            reason = file.obstacle()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            reason = str(error)
+        if reason:
+            left[f"file {file.path}"] = reason
+        else:
+            found.append(Trace(f"file {file.path}", file.remove))
+    return found, left

@@ -129,6 +129,19 @@ def parse(content: str | bytes) -> SubnetEnv:
     )
 
 
+def is_flannels(content: str) -> bool:
+    """Whether a file is a `subnet.env` that flannel or we wrote, also if its end is missing.
+
+    It has a network or subnet of flannel's, and nothing besides flannel's variables and comments.
+    """
+    garbage: list[str] = []
+    names = _read_pairs(content, garbage)
+    found = parse(content)
+    prefixes = (found.network, found.subnet, found.ipv6_network, found.ipv6_subnet)
+    only_ours = all(name.startswith("FLANNEL_") for name in names)
+    return only_ours and not garbage and any(prefix is not None for prefix in prefixes)
+
+
 def _read_pairs(text: str, skipped: list[str]) -> dict[str, str]:
     pairs: dict[str, str] = {}
     # Not splitlines(): that also splits at form feeds and Unicode separators.

@@ -1,12 +1,14 @@
 """What a stopped daemon has left behind, told from what is there: pure, for `pyflannel cleanup`.
 
 Nothing is remembered for this; devices are known by name and kind, routes by the rule that the
-backends use themselves, the network and the own subnet from `subnet.env`.
+backends use themselves, the network and the own subnet from `subnet.env`, files by their content.
 """
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Set as AbstractSet
 from typing import Final
 
 from pyflannel.core.ip import IPAddress, IPNetwork
@@ -52,3 +54,18 @@ def is_peer_route(
 def is_own_blackhole(former: SubnetEnv, dst: IPNetwork, *, blackhole: bool) -> bool:
     """Whether a route is the one that `--ip-blackhole-route` made."""
     return blackhole and dst in (former.subnet, former.ipv6_subnet)
+
+
+LEASE_RECORD: Final = frozenset({"subnet", "etcd_lease", "prefix"})
+"""The members of `lease.json`."""
+MAC_RECORD: Final = frozenset({"public_ip", "macs"})
+"""The members of `vtep-mac.json`."""
+
+
+def is_record(content: str, members: AbstractSet[str]) -> bool:
+    """Whether a file of the state directory is one of ours: a JSON object with these members."""
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and value.keys() == members

@@ -321,6 +321,18 @@ def compose(variables: Mapping[str, str], request: Request) -> str:
     return "".join(lines)
 
 
+_WRITTEN: Final = re.compile(r'[A-Za-z_][A-Za-z0-9_]*="(?: ?--(?:bip|mtu|ip-masq)=[^ "$`\\]+)+"')
+
+
+def is_written_here(content: str) -> bool:
+    """Whether a file is a `docker_opts.env` that `render` or mk-docker-opts made of a `subnet.env`.
+
+    One with options from elsewhere (`DOCKER_OPT_…` in the environment of mk-docker-opts) is not.
+    """
+    lines = content.split("\n")
+    return "--mtu=" in content and all(_WRITTEN.fullmatch(line) for line in lines if line)
+
+
 def refuse_active(from_file: Mapping[str, str], request: Request) -> None:
     """Makes sure that nothing from the env file comes alive in the output.
 

@@ -35,7 +35,7 @@ TRIES: Final = 5
 PAUSE_S: Final = 0.02
 """Between two tries. `is_held` and a daemon that ends hold it for microseconds."""
 _LOCKS: Final = Path("/proc/locks")
-_CONTENT: Final = re.compile(rb"(?:[0-9]{1,19}\n?)?")
+_CONTENT: Final = re.compile(r"(?:[0-9]{1,19}\n?)?", re.ASCII)
 """What stands in a lock file of ours: nothing, or a process id."""
 
 
@@ -48,13 +48,13 @@ class SingleInstance:
     """
 
     def __init__(self, subnet_file: str | os.PathLike[str]) -> None:
-        self._subnet_file = Path(subnet_file)
+        self.subnet_file = Path(subnet_file)
         self._fd: int | None = None
 
     @property
     def path(self) -> Path:
         """The file that is locked; its holder has written its process id into it."""
-        return self._subnet_file.with_name(self._subnet_file.name + SUFFIX)
+        return self.subnet_file.with_name(self.subnet_file.name + SUFFIX)
 
     def acquire(self) -> None:
         """Takes the lock, within 0.1 s or not at all. Blocks so long.
@@ -181,7 +181,7 @@ class SingleInstance:
 
     def _held(self, holder: str) -> KernelError:
         who = f"another pyflanneld (pid {holder})" if holder else "another pyflanneld"
-        hint = f"{who} runs with subnet file {self._subnet_file}"
+        hint = f"{who} runs with subnet file {self.subnet_file}"
         if holder and not _lives(int(holder)):
             hint = (
                 f"somebody holds it, but not pyflanneld with the pid in it ({holder}), which is"
@@ -222,9 +222,14 @@ def _not_ours(fd: int, found: os.stat_result) -> str:
         return "it is not a regular file"
     if found.st_uid not in {0, os.geteuid()}:
         return f"it belongs to user {found.st_uid}"
-    if not _CONTENT.fullmatch(os.pread(fd, 32, 0)):
+    if not is_lock_content(os.pread(fd, 32, 0).decode("latin-1")):
         return "it holds something else than a process id"
     return ""
+
+
+def is_lock_content(content: str) -> bool:
+    """Whether this is what stands in a lock file of ours: nothing, or a process id."""
+    return _CONTENT.fullmatch(content) is not None
 
 
 def _holder(fd: int) -> str:

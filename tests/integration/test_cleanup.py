@@ -85,3 +85,27 @@ def test_all_of_ours_goes_and_nothing_else(backend, tmp_path):
         assert not lock.exists()
         assert "nothing of flannel's" in node.exec(["pyflannel", "cleanup", "--dry-run"]).stdout
         assert not lock.exists(), "looking leaves nothing either"
+
+
+def test_files_that_are_not_ours_stay_and_looking_makes_nothing(tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_text("precious\n")
+    spec = LabSpec(nodes=1, name="clean-files", start_daemons=False)
+    with Lab(spec) as lab:
+        node = lab.node(1)
+        for path in (precious, tmp_path):
+            command = ["pyflannel", "cleanup", "--json", f"--subnet-file={path}"]
+            planned = json.loads(node.exec([*command, "--dry-run"]).stdout)
+            assert planned["found"] == []
+            assert f"file {path}" in planned["left"]
+            assert sorted(tmp_path.iterdir()) == [precious]
+            done = json.loads(node.exec(command).stdout)
+            assert done["found"] == []
+            assert f"file {path}" in done["left"]
+        missing = tmp_path / "missing" / "subnet.env"
+        for more in ([], ["--dry-run"]):
+            node.exec(["pyflannel", "cleanup", f"--subnet-file={missing}", *more])
+        said = node.exec(["pyflannel", "cleanup", f"--subnet-file={precious}"]).stdout
+        assert f"left alone: file {precious}" in said
+    assert precious.read_text() == "precious\n"
+    assert sorted(tmp_path.iterdir()) == [precious]
