@@ -7,11 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pyflannel.cli.common import Parser
-from pyflannel.core.errors import EXIT_OK, ConfigError, DeviceUnavailable
+from pyflannel.core.errors import EXIT_OK, ConfigError, DeviceUnavailable, UsageError
 from pyflannel.docker import dropin
 from pyflannel.docker import options as docker_options
 from pyflannel.docker.facts import DROP_IN, UNIT, read_unit
-from pyflannel.kernel.files import write_atomically
+from pyflannel.kernel.files import (
+    FileMissing,
+    FileText,
+    inside,
+    read_text_if_exists,
+    write_atomically,
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -34,6 +40,8 @@ def main(argv: Sequence[str]) -> int:
         "--force", action="store_true", help="overwrite a drop-in that is not from here"
     )
     given = parser.parse_args(argv)
+    if "/" in given.unit:
+        raise UsageError(f"--unit {given.unit}: expected a name like {UNIT}")
     root = Path(given.root)
     unit = read_unit(root, given.unit, without_ours=True)
     if unit is None and not given.show:
@@ -44,15 +52,18 @@ def main(argv: Sequence[str]) -> int:
     if given.show:
         print(text, end="")
         return EXIT_OK
-    target = root / "etc/systemd/system" / f"{given.unit}.d" / DROP_IN
-    found = target.read_text() if target.is_file() else None
+    directory = f"etc/systemd/system/{given.unit}.d"
+    target = root / directory / DROP_IN
+    # Links are followed inside the tree. At the drop-in itself stands a file of ours or nothing.
+    place = inside(root, directory) / DROP_IN
+    found = _content(place)
     if found == text:
         _check(root, given.unit, target, given.docker_opts_file)
         print(f"{target} is as it should be")
         return EXIT_OK
     if found is not None and not found.startswith(dropin.MARK) and not given.force:
         raise ConfigError(f"{target} is not from pyflannel; look at it, then --force overwrites it")
-    write_atomically(target, text.encode(), make_parents=True)
+    write_atomically(place, text.encode(), make_parents=True)
     print(f"wrote {target}")
     _check(root, given.unit, target, given.docker_opts_file)
     print(
@@ -60,6 +71,16 @@ def main(argv: Sequence[str]) -> int:
         file=sys.stderr,
     )
     return EXIT_OK
+
+
+def _content(path: Path) -> str | None:
+    """What stands there, `None` for nothing; what cannot be a drop-in of ours is empty."""
+    match read_text_if_exists(path):
+        case FileText(text=text) if not path.is_symlink():
+            return text
+        case FileMissing() if not path.is_symlink():
+            return None
+    return ""
 
 
 def _check(root: Path, name: str, target: Path, options_file: str) -> None:

@@ -19,6 +19,7 @@ from pyflannel.docker import unitfile
 from pyflannel.docker.checks import DockerFacts
 from pyflannel.docker.unitfile import Unit
 from pyflannel.kernel.base import Netlink
+from pyflannel.kernel.files import inside
 
 UNIT: Final = "docker.service"
 DROP_IN: Final = "pyflannel.conf"
@@ -37,20 +38,23 @@ def read_unit(root: Path, name: str = UNIT, *, without_ours: bool = False) -> Un
         root: `/`, or where another machine's tree is.
         name: of the unit.
         without_ours: leave the drop-in out that `docker-setup` writes.
+
+    Raises:
+        KernelError: symbolic links in the tree go round in a circle.
     """
-    directories = [root / directory.lstrip("/") for directory in unitfile.SEARCH_PATH]
-    main = next((found for d in directories if (found := d / name).is_file()), None)
+    paths = [f"{directory}/{name}" for directory in unitfile.SEARCH_PATH]
+    main = next((path for path in paths if inside(root, path).is_file()), None)
     if main is None:
         return None
-    texts = [(str(main), _text(main) or "")]
-    listed = [d / f"{name}.d" for d in directories]
+    texts = [(main, _text(inside(root, main)) or "")]
+    listed = [inside(root, f"{path}.d") for path in paths]
     names = [[p.name for p in d.iterdir()] if d.is_dir() else [] for d in listed]
     for index, entry in unitfile.drop_ins(names):
-        path = listed[index] / entry
+        path = f"{paths[index]}.d/{entry}"
         # A link to /dev/null switches a drop-in off: empty text.
         if not (without_ours and entry == DROP_IN):
-            texts.append((str(path), _text(path) or ""))
-    return unitfile.merge(texts)
+            texts.append((path, _text(inside(root, path)) or ""))
+    return unitfile.merge([(str(root / path.lstrip("/")), text) for path, text in texts])
 
 
 async def gather(
@@ -68,22 +72,20 @@ async def gather(
         options_file: as the daemon's `-docker-opts-file`.
         subnet_file: as its `-subnet-file`.
     """
-    subnet = _text(root / subnet_file.lstrip("/"))
+    subnet = _text(inside(root, subnet_file))
     addresses, mtu = await _bridge(netlink)
     forwarding = _rules("FORWARD")
     policy = _POLICY.search("\n".join(forwarding))
     forward = _text(Path("/proc/sys/net/ipv4/ip_forward"))
     unit = read_unit(root)
-    files = (
-        {path: _text(root / path.lstrip("/")) for path in unit.environment_files} if unit else {}
-    )
+    files = {path: _text(inside(root, path)) for path in unit.environment_files} if unit else {}
     return DockerFacts(
         unit=unit,
         environment_files={path: text for path, text in files.items() if text is not None},
         options_file=options_file,
-        options_text=_text(root / options_file.lstrip("/")),
+        options_text=_text(inside(root, options_file)),
         subnet=None if subnet is None else subnetenv.parse(subnet),
-        daemon_json=_text(root / "etc/docker/daemon.json"),
+        daemon_json=_text(inside(root, "etc/docker/daemon.json")),
         arguments=_dockerd(),
         bridge=addresses,
         bridge_mtu=mtu,
@@ -101,7 +103,8 @@ async def gather(
 
 def _text(path: Path) -> str | None:
     try:
-        return path.read_text(errors="replace")
+        # A FIFO or a device in another machine's tree may never end.
+        return path.read_text(errors="replace") if path.is_file() else None
     except OSError:
         return None
 

@@ -129,6 +129,46 @@ def _translated(operation: str, path: Path, error: OSError) -> KernelError:
     return kind(operation, str(path), number, _WAY_OUT.get(number, ""))
 
 
+MOST_LINKS: Final = 40
+"""As the kernel's own `MAXSYMLINKS` (include/linux/namei.h)."""
+
+
+def inside(root: str | Path, path: str) -> Path:
+    """Where a path of another machine's tree lies, links followed as that machine follows them.
+
+    An absolute link starts at `root` again, and `..` does not leave it, as with chroot(2). What
+    does not exist counts as no link. The answer holds as long as nobody changes the tree.
+
+    Args:
+        root: the tree, or `/`.
+        path: in the tree, absolute or relative to its root.
+
+    Raises:
+        KernelError: the links go round in a circle.
+    """
+    todo = path.split("/")[::-1]
+    done: list[str] = []
+    links = 0
+    while todo:
+        part = todo.pop()
+        if part == "..":
+            done = done[:-1]
+        elif part not in {"", "."}:
+            try:
+                target = str(Path(root, *done, part).readlink())
+            except OSError:  # EINVAL: not a link
+                done.append(part)
+                continue
+            links += 1
+            if links > MOST_LINKS:
+                way_out = _WAY_OUT[errno.ELOOP]
+                raise KernelError("follow", str(Path(root, path.lstrip("/"))), errno.ELOOP, way_out)
+            if target.startswith("/"):
+                done = []
+            todo += target.split("/")[::-1]
+    return Path(root, *done)
+
+
 class FileText(NamedTuple):
     """The content of a file."""
 

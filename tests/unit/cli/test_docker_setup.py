@@ -7,7 +7,7 @@ import json
 import pytest
 
 from pyflannel.cli import dockersetup, doctor
-from pyflannel.core.errors import ConfigError, DeviceUnavailable
+from pyflannel.core.errors import ConfigError, DeviceUnavailable, KernelError, UsageError
 
 UNIT = "[Service]\nExecStart=/usr/bin/dockerd -H fd://\n"
 TARGET = "etc/systemd/system/docker.service.d/pyflannel.conf"
@@ -112,3 +112,58 @@ def test_the_doctor_sees_the_tree_before_and_after(root, capsys):
     capsys.readouterr()
     _, after = states()
     assert [after[name] for name in checks] == ["ok"] * 5
+
+
+@pytest.mark.parametrize("link", ["etc", "etc/systemd", f"{TARGET[: TARGET.rindex('/')]}"])
+@pytest.mark.parametrize("absolute", [True, False])
+def test_links_of_another_machines_tree_do_not_lead_out_of_it(tmp_path, link, absolute):
+    """Absolute ones start at its root, as they do on that machine; `..` stops there."""
+    root, outside = tmp_path / "tree", tmp_path / "outside"
+    unit = root / "usr/lib/systemd/system/docker.service"
+    unit.parent.mkdir(parents=True)
+    unit.write_text(UNIT)
+    outside.mkdir()
+    (root / link).parent.mkdir(parents=True, exist_ok=True)
+    (root / link).symlink_to(outside if absolute else "../" * 40 + str(outside).lstrip("/"))
+    assert run(root) == 0
+    assert list(outside.rglob("*")) == []
+    written = root / str(outside).lstrip("/") / f"{TARGET.removeprefix(link)}".lstrip("/")
+    assert "EnvironmentFile=-/run/docker_opts.env" in written.read_text()
+    assert run(root) == 0
+
+
+def test_a_unit_behind_a_link_out_of_the_tree_is_looked_for_inside(root, capsys):
+    """`/etc/systemd/system/docker.service -> /lib/…` is the tree's own /lib."""
+    secret = root.parent / "secret.service"
+    secret.write_text("[Service]\nExecStart=/usr/bin/secret\n")
+    link = root / "etc/systemd/system/docker.service"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(secret)
+    assert run(root, "--print") == 0
+    assert "secret" not in capsys.readouterr().out
+    link.unlink()
+    link.symlink_to("/usr/lib/systemd/system/docker.service")
+    assert run(root, "--print") == 0
+    assert "ExecStart=/usr/bin/dockerd" in capsys.readouterr().out
+
+
+def test_a_link_in_the_place_of_the_drop_in_is_somebody_elses(root, tmp_path):
+    """To /dev/null it says that the operator wants no drop-in of that name."""
+    (root / TARGET).parent.mkdir(parents=True)
+    (root / TARGET).symlink_to("/dev/null")
+    with pytest.raises(ConfigError, match="--force"):
+        run(root)
+    assert (root / TARGET).is_symlink()
+    assert run(root, "--force") == 0
+    assert not (root / TARGET).is_symlink()
+
+
+def test_a_unit_is_a_name(root):
+    with pytest.raises(UsageError, match="--unit"):
+        run(root, "--unit", "../../../x")
+
+
+def test_links_in_a_circle_are_named(root):
+    (root / "etc").symlink_to("etc")
+    with pytest.raises(KernelError, match="ELOOP"):
+        run(root)

@@ -17,6 +17,7 @@ from pyflannel.kernel.files import (
     FileMissing,
     FileText,
     FileUnreadable,
+    inside,
     read_text_if_exists,
     write_atomically,
 )
@@ -259,3 +260,27 @@ class TestReading:
         found = read_text_if_exists(tmp_path / "f")
         assert isinstance(found, FileUnreadable)
         assert "EACCES" in found.reason
+
+
+class TestInside:
+    def test_plain_paths_are_below_the_root(self, tmp_path: Path) -> None:
+        assert inside(tmp_path, "/a/./b//c") == tmp_path / "a/b/c"
+        assert inside("/", "etc/x") == Path("/etc/x")
+
+    def test_dots_do_not_leave_the_root(self, tmp_path: Path) -> None:
+        assert inside(tmp_path, "a/../../../../b") == tmp_path / "b"
+
+    def test_links_are_followed_as_from_inside(self, tmp_path: Path) -> None:
+        (tmp_path / "usr/lib").mkdir(parents=True)
+        (tmp_path / "lib").symlink_to("usr/lib")
+        (tmp_path / "usr/lib/up").symlink_to("../../..")
+        (tmp_path / "abs").symlink_to("/lib/up/lib")
+        assert inside(tmp_path, "/lib/x") == tmp_path / "usr/lib/x"
+        assert inside(tmp_path, "/lib/up/x") == tmp_path / "x"
+        assert inside(tmp_path, "/abs/x") == tmp_path / "usr/lib/x"
+
+    def test_a_circle_is_an_error(self, tmp_path: Path) -> None:
+        (tmp_path / "a").symlink_to("/b")
+        (tmp_path / "b").symlink_to("a")
+        with pytest.raises(KernelError, match="circle"):
+            inside(tmp_path, "a/x")
