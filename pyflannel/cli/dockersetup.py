@@ -63,6 +63,8 @@ def main(argv: Sequence[str]) -> int:
         return EXIT_OK
     if found is not None and not found.startswith(dropin.MARK) and not given.force:
         raise ConfigError(f"{target} is not from pyflannel; look at it, then --force overwrites it")
+    if place.is_symlink():
+        place.unlink()  # --force; one to /dev/null would not be replaced
     write_atomically(place, text.encode(), make_parents=True)
     print(f"wrote {target}")
     _check(root, given.unit, target, given.docker_opts_file)

@@ -26,8 +26,9 @@ def write_atomically(
     """Replaces a file's content in one step.
 
     A new file gets exactly `default_mode`, whatever the umask; an existing regular file's
-    permission bits are kept. A symbolic link is replaced, not followed. Concurrent writers do not
-    disturb each other: the last rename wins. Blocks for as long as the disk takes.
+    permission bits are kept. A symbolic link to one is replaced, not followed. What is no file (a
+    device like /dev/null, a socket, a FIFO), or a link to that, is left alone: EEXIST. Concurrent
+    writers do not disturb each other: the last rename wins. Blocks for as long as the disk takes.
 
     Args:
         path: the target.
@@ -50,6 +51,7 @@ def write_atomically(
 def _replace(target: Path, data: bytes, default_mode: int, *, make_parents: bool) -> None:
     if make_parents:
         target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    _refuse_special(target)
     # Cut, so that the longest permitted name has room for what is added. (NAME_MAX counts bytes.)
     stem = os.fsdecode(os.fsencode(target.name)[:200])
     temporary = target.parent / f".{stem}.{os.urandom(4).hex()}"
@@ -69,6 +71,21 @@ def _replace(target: Path, data: bytes, default_mode: int, *, make_parents: bool
         _unlink_quietly(temporary)
         raise
     _sync_directory(target.parent)
+
+
+def _refuse_special(target: Path) -> None:
+    try:
+        mode = target.stat().st_mode
+    except OSError:
+        return  # nothing there, or a link to nothing; what is really wrong comes from the attempt
+    if stat.S_ISDIR(mode) and not target.is_symlink():
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(mode):
+        raise _SpecialFile(errno.EEXIST, os.strerror(errno.EEXIST))
+
+
+class _SpecialFile(OSError):
+    """Something that a rename must not replace."""
 
 
 def _mode_of(target: Path, default_mode: int) -> int:
@@ -122,6 +139,9 @@ _WAY_OUT: Final = {
 def _translated(operation: str, path: Path, error: OSError) -> KernelError:
     number = error.errno or 0
     kind: type[KernelError] = KernelError
+    if isinstance(error, _SpecialFile):
+        hint = "what stands there is not a regular file, so it is left alone: choose another path"
+        return KernelError(operation, str(path), number, hint)
     if number in {errno.EACCES, errno.EPERM}:
         kind = NotPermitted
     elif number in {errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO}:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -284,3 +285,23 @@ class TestInside:
         (tmp_path / "b").symlink_to("a")
         with pytest.raises(KernelError, match="circle"):
             inside(tmp_path, "a/x")
+
+
+@pytest.mark.parametrize("place", ["fifo", "socket", "link to fifo", "link to /dev/null"])
+def test_what_is_no_file_is_not_replaced(tmp_path: Path, place: str) -> None:
+    """`--docker-opts-file=/dev/null` must not make a file of the machine's /dev/null."""
+    path = tmp_path / "target"
+    target = Path("/dev/null") if "null" in place else path
+    if "fifo" in place:
+        os.mkfifo(target)
+    elif place == "socket":
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(str(target))
+    if "link" in place:
+        path = tmp_path / "link"
+        path.symlink_to(target)
+    with pytest.raises(KernelError, match=r"left alone.*another path"):
+        write_atomically(path, b"x")
+    assert path.is_symlink() == ("link" in place)
+    assert not target.is_file()
+    assert len(list(tmp_path.iterdir())) <= 2
