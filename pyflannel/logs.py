@@ -3,6 +3,7 @@
 `log.info("lease acquired", subnet=…, expires=…)`: the phrase is fixed, the values are fields that
 are named alike everywhere. Three renderings: text for a terminal, `key=value` lines otherwise, JSON
 on request. Secrets never get here; should one slip into a field, `redact` hides it by its name.
+Events and values are escaped and bounded (`pyflannel.foreign`), whoever wrote them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import sys
 import time
 from collections.abc import Mapping
 from typing import Final, TextIO
+
+from pyflannel.foreign import MOST_IN_LOG, cut, escape, shown
 
 _FIELDS: Final = "pyflannel_fields"
 _SECRET: Final = ("password", "token", "psk", "secret", "private")
@@ -69,10 +72,11 @@ def _fields(record: logging.LogRecord) -> dict[str, object]:
 
 
 def _quote(value: object) -> str:
-    text = value if isinstance(value, str) else str(value)
-    if text and not any(c in text for c in ' "=\n\t\\') and text.isprintable():
+    text = cut(value, MOST_IN_LOG)
+    if text and not any(c in text for c in ' "=\\') and text.isprintable():
         return text
-    return json.dumps(text, ensure_ascii=False)
+    quoted = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escape(quoted)}"'
 
 
 class TextFormatter(logging.Formatter):
@@ -85,7 +89,7 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:  # noqa: D102 - as inherited
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         tone = {"WARNING": "33", "ERROR": "31;1", "DEBUG": "2"}.get(record.levelname)
-        event = record.getMessage()
+        event = shown(record.getMessage(), MOST_IN_LOG)
         if self._color and tone:
             event = f"\x1b[{tone}m{event}\x1b[0m"
         fields = " ".join(f"{name}={_quote(value)}" for name, value in _fields(record).items())
@@ -118,16 +122,24 @@ class JsonFormatter(logging.Formatter):
         entry: dict[str, object] = {
             "time": _timestamp(record),
             "level": record.levelname.lower(),
-            "event": record.getMessage(),
+            "event": cut(record.getMessage(), MOST_IN_LOG),
             "module": record.name.removeprefix("pyflannel."),
         }
         for name, value in _fields(record).items():
-            plain = isinstance(value, bool | int | float | str | list | dict)
-            entry[name] = value if plain else str(value)
+            entry[name] = _plain(value)
         trace = _traceback(self, record)
         if trace:
             entry["traceback"] = trace.strip()
-        return json.dumps(entry, ensure_ascii=False, default=str)
+        return json.dumps(entry, default=str)
+
+
+def _plain(value: object) -> object:
+    """The value as JSON has it, if that is not too long."""
+    if isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, list | dict) and len(json.dumps(value, default=str)) <= MOST_IN_LOG:
+        return value
+    return cut(value, MOST_IN_LOG)
 
 
 def _timestamp(record: logging.LogRecord) -> str:

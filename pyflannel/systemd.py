@@ -18,6 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from pyflannel.foreign import MOST_IN_LOG, shown
 from pyflannel.logs import get_logger
 
 log = get_logger(__name__)
@@ -133,7 +134,7 @@ class Notifier:
 
 def _status(text: str) -> tuple[str, ...]:
     """The status as one line, or none; a newline would begin another assignment."""
-    return (f"STATUS={' '.join(text.split())}",) if text else ()
+    return (f"STATUS={shown(' '.join(text.split()), MOST_IN_LOG)}",) if text else ()
 
 
 def watchdog_interval_s(

@@ -47,6 +47,7 @@ from pyflannel.core.errors import CommandError, ConfigError
 from pyflannel.core.ip import Family, SubnetKey, format_network
 from pyflannel.core.lease import Lease, LeaseAdded, LeaseAttrs, LeaseEvent
 from pyflannel.core.underlay import ExternalInterface
+from pyflannel.foreign import shown
 from pyflannel.kernel.base import Notification
 from pyflannel.kernel.process import Completed, run
 from pyflannel.logs import get_logger
@@ -124,10 +125,11 @@ def peer_data(lease: Lease) -> str:
     text = lease.attrs.backend_data
     if text is None:
         return ""
-    value = json.loads(text)
-    if value is not None and not isinstance(value, str):
-        raise ValueError(f"its backend data is not a JSON string: {text[:80]}")
-    return value or ""
+    if text == "null":
+        return ""
+    if not text.startswith('"'):  # not decoded first: that fails on deep nesting
+        raise ValueError(f"its backend data is not a JSON string: {shown(text, 80)}")
+    return str(json.loads(text))
 
 
 def problem_of(lease: Lease) -> str:

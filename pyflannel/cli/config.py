@@ -12,6 +12,7 @@ from pyflannel.core.config import Parsed, effective, parse_network_config
 from pyflannel.core.errors import EXIT_CONFIG, EXIT_OK, ConfigError, UsageError
 from pyflannel.core.fields import Problem
 from pyflannel.core.trust import command_warning
+from pyflannel.foreign import MOST_IN_LOG, escape, shown
 from pyflannel.store.etcd import codec
 
 DESCRIPTION = """The network config, the JSON under <etcd-prefix>/config.
@@ -68,7 +69,12 @@ def _read(name: str) -> bytes:
 def _show(raw: bytes, *, as_json: bool) -> int:
     if as_json:
         return _check(raw, as_json=True)
-    sys.stdout.write(raw.decode(errors="replace").rstrip("\n") + "\n")
+    if sys.stdout.isatty():
+        text = raw.decode("utf-8", "backslashreplace").rstrip("\n")
+        print("\n".join(map(escape, text.split("\n"))))
+    else:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(raw.rstrip(b"\n") + b"\n")  # for a program, or a file: as it is
     return EXIT_OK
 
 
@@ -103,4 +109,4 @@ def _problems(parsed: Parsed) -> tuple[Problem, ...]:
 
 def _print_problems(parsed: Parsed) -> None:
     for problem in _problems(parsed):
-        print(f"{problem.severity}: {problem}", file=sys.stderr)
+        print(f"{problem.severity}: {shown(problem, MOST_IN_LOG)}", file=sys.stderr)

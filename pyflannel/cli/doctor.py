@@ -15,6 +15,7 @@ from pyflannel.docker import checks
 from pyflannel.docker import options as docker_options
 from pyflannel.docker.checks import Finding, State
 from pyflannel.docker.facts import gather
+from pyflannel.foreign import MOST_IN_LOG, shown
 from pyflannel.kernel.netlink import KernelNetlink
 
 SUBJECTS: Final = ("docker",)
@@ -60,9 +61,9 @@ async def _docker(root: str, options_file: str, subnet_file: str) -> list[Findin
 
 def render(finding: Finding) -> str:
     """For people: one line, and for a problem what comes of it and the way out."""
-    lines = [f"{_SIGNS[finding.state]}  {finding.check}: {finding.seen}"]
+    lines = [f"{_SIGNS[finding.state]}  {finding.check}: {shown(finding.seen, MOST_IN_LOG)}"]
     if finding.consequence:
-        lines.append(f"         so: {finding.consequence}")
+        lines.append(f"         so: {shown(finding.consequence, MOST_IN_LOG)}")
     if finding.remedy:
-        lines.append(f"         do: {finding.remedy}")
+        lines.append(f"         do: {shown(finding.remedy, MOST_IN_LOG)}")
     return "\n".join(lines)

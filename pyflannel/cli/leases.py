@@ -9,12 +9,17 @@ from typing import Final
 
 from pyflannel.cli.common import Parser, split_etcd, table, with_store
 from pyflannel.core.errors import EXIT_OK
+from pyflannel.core.gojson import nesting
 from pyflannel.core.lease import Lease
+from pyflannel.foreign import shown
 from pyflannel.store.etcd import codec
 from pyflannel.store.etcd.base import Store
 
 AT_ONCE: Final = 16
 """Questions for the time left that are under way together; one per lease has to be asked."""
+
+MOST_LEVELS: Final = 100
+"""Nesting of backend data that is printed as JSON. No backend's own goes beyond two levels."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -27,10 +32,10 @@ def main(argv: Sequence[str]) -> int:
     if given.json:
         print(json.dumps({"leases": [as_json(*each) for each in leases], "ignored": bad}, indent=2))
         return EXIT_OK
-    rows = [_row(lease, ttl) for lease, ttl in leases]
+    rows = [tuple(map(shown, _row(lease, ttl))) for lease, ttl in leases]
     print(table(("SUBNET", "PUBLIC IP", "BACKEND", "DATA", "TIME LEFT"), rows), end="")
     for key, reason in bad.items():
-        print(f"ignored {key}: {reason}")
+        print(f"ignored {shown(key)}: {shown(reason)}")
     return EXIT_OK
 
 
@@ -74,8 +79,11 @@ def as_json(lease: Lease, ttl: int | None) -> dict[str, object]:
 
 
 def _decoded(raw: str | None) -> object:
+    """The backend's data as JSON; as text if it is none, or nested like no backend's."""
     if raw is None:
         return None
+    if nesting(raw) > MOST_LEVELS:
+        return raw  # Python's own JSON gives up on it
     try:
         value: object = json.loads(raw)
     except ValueError:

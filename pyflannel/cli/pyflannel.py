@@ -10,6 +10,7 @@ from typing import Final, NoReturn
 
 import pyflannel
 from pyflannel.core.errors import EXIT_DEFECT, EXIT_USAGE, FlannelError
+from pyflannel.foreign import MOST_IN_LOG, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ def guarded(program: str, module: str, argv: list[str]) -> int:
         command: Callable[[list[str]], int] = importlib.import_module(module).main
         return command(argv)
     except FlannelError as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        print(f"{program}: {shown(error, MOST_IN_LOG)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
@@ -88,7 +89,7 @@ def guarded(program: str, module: str, argv: list[str]) -> int:
         import traceback
 
         traceback.print_exc()
-        print(f"{program}: defect: {error!r}", file=sys.stderr)
+        print(f"{program}: defect: {shown(repr(error), MOST_IN_LOG)}", file=sys.stderr)
         return EXIT_DEFECT
 
 

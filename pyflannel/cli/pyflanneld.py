@@ -28,6 +28,7 @@ from typing import NoReturn
 
 import pyflannel
 from pyflannel.core.errors import EXIT_DEFECT, EXIT_OK, FlannelError
+from pyflannel.foreign import MOST_IN_LOG, shown
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -63,13 +64,13 @@ def run(argv: Sequence[str]) -> int:
         import traceback
 
         traceback.print_exc()
-        print(f"pyflanneld: defect: {error!r}", file=sys.stderr)
+        print(f"pyflanneld: defect: {shown(repr(error), MOST_IN_LOG)}", file=sys.stderr)
         return EXIT_DEFECT
 
 
 def last_words(error: FlannelError) -> int:
     """Says why we end, as the last line on stderr, and returns the exit code."""
-    print(f"pyflanneld: {error}", file=sys.stderr)
+    print(f"pyflanneld: {shown(error, MOST_IN_LOG)}", file=sys.stderr)
     return error.exit_code
 
 

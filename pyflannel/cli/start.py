@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 # First, because it installs the handlers of SIGTERM and SIGINT that hold during the other imports.
 from pyflannel.cli import pyflanneld
 from pyflannel.core.errors import EXIT_CONFIG, EXIT_OK, FlannelError, UsageError
+from pyflannel.foreign import MOST_IN_LOG, shown
 
 if TYPE_CHECKING:
     from pyflannel.core.options import RunDaemon
@@ -70,7 +71,7 @@ def _check_network_config(parsed: RunDaemon) -> int:
         return EXIT_CONFIG
     config = parse_network_config(found.kvs[0].value)
     for problem in config.problems:
-        print(f"{problem.severity}: {problem}", file=sys.stderr)
+        print(f"{problem.severity}: {shown(problem, MOST_IN_LOG)}", file=sys.stderr)
     if config.config is None:
         return EXIT_CONFIG
     allowed = parsed.options.allow_extension

@@ -187,6 +187,21 @@ def plain(value: JsonValue) -> object:
     return top[0]
 
 
+_BRACKETS: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+
+
+def nesting(text: str) -> int:
+    """How deep arrays and objects are nested in a text that is JSON; 0 for a plain value."""
+    level = deepest = 0
+    for token in _BRACKETS.finditer(text):
+        if token[0] in "[{":
+            level += 1
+            deepest = max(deepest, level)
+        elif token[0] in "]}":
+            level -= 1
+    return deepest
+
+
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _SPACE: Final = re.compile(r"[ \t\n\r]*")
 _PLAIN: Final = r'"[^"\\\x00-\x1f]*"'

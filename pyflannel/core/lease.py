@@ -130,7 +130,6 @@ class LeaseTable:
         self._peers: dict[SubnetKey, Lease] = {}
         self.rejected: dict[SubnetKey, str] = {}
         """Leases that are not peers, each with the reason; for `status`."""
-        self._said: dict[SubnetKey, str] = {}
         self._unsaid: dict[SubnetKey, str] = {}
 
     @property
@@ -139,8 +138,7 @@ class LeaseTable:
         return self._peers
 
     def new_rejections(self) -> list[tuple[SubnetKey, str]]:
-        """Rejections not returned before, for the log: one line for each, however often seen."""
-        self._said |= self._unsaid
+        """Rejections since the last call, each subnet once, also if it was rejected before."""
         fresh, self._unsaid = list(self._unsaid.items()), {}
         return fresh
 
@@ -206,8 +204,7 @@ class LeaseTable:
             return False
         reason = self._why_not(lease.key)
         if reason:
-            if self._said.get(lease.key) != reason:
-                self._unsaid[lease.key] = reason
+            self._unsaid[lease.key] = reason
             self.rejected[lease.key] = reason
             return False
         self.rejected.pop(lease.key, None)

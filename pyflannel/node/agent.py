@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -30,9 +31,10 @@ from pyflannel.aio.tasks import forever
 from pyflannel.backend.base import Backend, Network
 from pyflannel.backend.driver import Driver
 from pyflannel.core import rules, subnetenv
+from pyflannel.core.announce import Announcer
 from pyflannel.core.config import NetworkConfig, effective, parse_network_config
 from pyflannel.core.errors import StoreDenied, StoreError
-from pyflannel.core.ip import Family
+from pyflannel.core.ip import Family, SubnetKey
 from pyflannel.core.lease import Lease, LeaseAttrs, LeaseTable, Snapshot
 from pyflannel.core.trust import check_commands
 from pyflannel.core.underlay import ExternalInterface, Selection
@@ -65,6 +67,8 @@ from pyflannel.traffic.select import former_rules
 
 log = get_logger(__name__)
 
+MOST_REJECTED_SHOWN: Final = 100
+"""Leases that are not followed, in one answer of the status socket."""
 HEADLINE_S: Final = 1.0
 """How often systemd's status line is made anew; it is sent only when it has changed."""
 BRIDGE_SYSCTL: Final = {
@@ -267,6 +271,7 @@ class Node:
             network=started.config.network, network6=started.config.ipv6_network
         )
         self._table.set_own(started.lease.key)
+        self._rejected: Announcer[SubnetKey] = Announcer()
         self._follower = UnderlayFollower(
             started.underlay, self._select_underlay, self._underlay_moved, parts.clock
         )
@@ -351,7 +356,13 @@ class Node:
                     await within(self._clock, PROGRAM_FIRST_S, self._driver.settled())
                     self._programmed.set()
             for key, reason in self._table.new_rejections():
-                log.warning("lease is not followed", subnet=key.describe(), reason=reason)
+                if self._rejected.worth(key, reason, self._clock.monotonic()):
+                    log.warning(
+                        "lease is not followed",
+                        subnet=key.describe(),
+                        reason=reason,
+                        others_not_logged=self._rejected.take_withheld(),
+                    )
 
     async def _later(self, work: Callable[[], Awaitable[None]]) -> None:
         """Does some work when the first leases are programmed, or that takes too long."""
@@ -463,7 +474,8 @@ class Node:
         return replace(
             self._store.report(),
             peers=len(self._table.peers),
-            rejected={key.describe(): why for key, why in self._table.rejected.items()},
+            rejected=_some(self._table.rejected),
+            rejected_count=len(self._table.rejected),
         )
 
     def underlay_report(self) -> UnderlayReport | None:
@@ -502,6 +514,11 @@ class Node:
             _peer(lease, self._config.backend_type, network)
             for _, lease in sorted(self._table.peers.items(), key=lambda item: _order(item[1]))
         )
+
+
+def _some(rejected: Mapping[SubnetKey, str]) -> dict[str, str]:
+    """Rejections as `status` shows them: enough to see what is wrong, never megabytes."""
+    return {key.describe(): why for key, why in islice(rejected.items(), MOST_REJECTED_SHOWN)}
 
 
 def _warn_about_bridges(config: NetworkConfig) -> None:

@@ -84,7 +84,9 @@ class StoreReport:
     peers: int = 0
     """Leases of other nodes that are followed."""
     rejected: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
-    """Leases that are not followed, by subnet, with the reason."""
+    """Leases that are not followed, by subnet, with the reason; the first hundred."""
+    rejected_count: int = 0
+    """How many there are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Final
 
+from pyflannel.foreign import MOST_IN_LOG, shown
 from pyflannel.report.model import (
     DatapathReport,
     NetworkReport,
@@ -44,7 +45,7 @@ def headline(report: NodeReport) -> str:
     first = serious[0]
     more = f" (and {len(serious) - 1} more)" if len(serious) > 1 else ""
     when = f" {since(first.since, report.now)}" if first.since is not None else ""
-    return f"{report.phase}; {first.subject}{when}: {first.text}{more}"
+    return shown(f"{report.phase}; {first.subject}{when}: {first.text}{more}", MOST_IN_LOG)
 
 
 def page(report: NodeReport) -> str:
@@ -78,7 +79,7 @@ def _verdict_line(report: NodeReport, count: int) -> str:
 def _problem(problem: Problem, now: float) -> list[str]:
     when = since(problem.since, now)
     head = f"{problem.severity.upper()} {problem.code} {problem.subject}" + (when and f", {when}")
-    lines = [head, *_wrapped(problem.text)]
+    lines = [shown(head, MOST_IN_LOG), *_wrapped(problem.text)]
     if problem.remedy:
         lines += _wrapped(f"do: {problem.remedy}")
     return lines
@@ -86,7 +87,7 @@ def _problem(problem: Problem, now: float) -> list[str]:
 
 def _wrapped(text: str) -> list[str]:
     return textwrap.wrap(
-        text,
+        shown(text, MOST_IN_LOG),
         WIDTH,
         initial_indent=INDENT,
         subsequent_indent=INDENT,
@@ -99,11 +100,11 @@ Row = tuple[str, str]
 
 
 def _section(title: str, rows: Iterator[Row]) -> list[str]:
-    shown = [(name, text) for name, text in rows if text]
-    if not shown:
+    known = [(name, shown(text, MOST_IN_LOG)) for name, text in rows if text]
+    if not known:
         return []
-    width = max(len(name) for name, _ in shown)
-    return [f"{title}:", *(f"{INDENT}{name.ljust(width)}  {text}" for name, text in shown)]
+    width = max(len(name) for name, _ in known)
+    return [f"{title}:", *(f"{INDENT}{name.ljust(width)}  {text}" for name, text in known)]
 
 
 def _lease(report: NodeReport) -> Iterator[Row]:

@@ -26,6 +26,7 @@ from typing import Final
 from pyflannel.core.gojson import JsonObject, compact_raw, loads_go
 from pyflannel.core.ip import SubnetKey, format_ip, parse_ip, parse_ipv4, parse_subnet_key
 from pyflannel.core.lease import Lease, LeaseAttrs
+from pyflannel.foreign import shown
 from pyflannel.store.etcd.base import KeyValue
 
 _UNSPECIFIED: Final = IPv4Address(0)
@@ -119,7 +120,7 @@ def decode_attrs(value: bytes) -> LeaseAttrs:
     backend_type = fields.find("BackendType")
     if not isinstance(backend_type, str | None):
         raw = fields.find_raw("BackendType")
-        raise ValueError(f"BackendType is {raw}, not a string")  # noqa: TRY004 - as above
+        raise ValueError(f"BackendType is {shown(raw)}, not a string")  # noqa: TRY004 - as above
     return LeaseAttrs(
         public_ip=_public_ip(fields),
         public_ipv6=_public_ipv6(fields),
@@ -152,7 +153,7 @@ def _public_ip(fields: JsonObject) -> IPv4Address | None:
     try:
         address = parse_ipv4(raw.strip('"'))
     except ValueError:
-        raise ValueError(f"PublicIP is {raw}, not an IPv4 address") from None
+        raise ValueError(f"PublicIP is {shown(raw)}, not an IPv4 address") from None
     return address if address != _UNSPECIFIED else None
 
 
@@ -164,7 +165,7 @@ def _public_ipv6(fields: JsonObject) -> IPv6Address | None:
     try:
         address = parse_ip(raw.strip('"'))
     except ValueError:
-        raise ValueError(f"PublicIPv6 is {raw}, neither an IP address nor null") from None
+        raise ValueError(f"PublicIPv6 is {shown(raw)}, neither an IP address nor null") from None
     if isinstance(address, IPv4Address):
         return IPv6Address(f"::ffff:{address}")
     return address

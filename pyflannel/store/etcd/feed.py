@@ -20,6 +20,7 @@ from typing import Final
 
 from pyflannel.aio.backoff import Backoff
 from pyflannel.aio.clock import Clock
+from pyflannel.core.announce import Announcer
 from pyflannel.core.errors import StoreCompacted, StoreError
 from pyflannel.core.ip import SubnetKey
 from pyflannel.core.lease import (
@@ -30,6 +31,7 @@ from pyflannel.core.lease import (
     LeaseUpdate,
     Snapshot,
 )
+from pyflannel.foreign import shown
 from pyflannel.logs import get_logger
 from pyflannel.report.model import StoreReport
 from pyflannel.store.etcd import codec
@@ -76,7 +78,7 @@ class LeaseFeed:
         self._cluster_id = 0
         self._revision = 0
         self._known: dict[SubnetKey, Lease] = {}
-        self._bad: dict[bytes, int] = {}
+        self._bad: Announcer[bytes] = Announcer()
         self._backoff = Backoff()
         self._failing = ""
         self._connected: bool | None = None
@@ -210,7 +212,7 @@ class LeaseFeed:
             else:
                 if self._is_own(event.key):
                     self._own(None)
-                self._bad.pop(event.key, None)
+                self._bad.forget(event.key)
                 key = codec.parse_key(self._prefix, event.key)
                 if key is not None:
                     self._known.pop(key, None)
@@ -218,17 +220,17 @@ class LeaseFeed:
         return Changes(events, self._revision)
 
     def _decode(self, kv: KeyValue) -> Lease | None:
-        """The lease, or `None` after one log line for each bad write of a key."""
+        """The lease, or `None` after one log line for each key and reason."""
         lease = codec.decode_lease(self._prefix, kv)
         if isinstance(lease, Lease):
-            self._bad.pop(kv.key, None)
+            self._bad.forget(kv.key)
             return lease
-        if self._bad.get(kv.key) != kv.mod_revision:
-            self._bad[kv.key] = kv.mod_revision
+        if self._bad.worth(kv.key, lease.reason, self._clock.monotonic()):
             log.warning(
                 "ignoring a key that is not a lease",
-                key=kv.key.decode(errors="backslashreplace"),
-                reason=lease.reason,
+                key=shown(kv.key),
+                reason=shown(lease.reason),
+                others_not_logged=self._bad.take_withheld(),
             )
         return None
 

@@ -15,6 +15,7 @@ from pyflannel.backend.extension import (
     ExtensionBackend,
     ExtensionNetwork,
     expand,
+    problem_of,
     run_child,
     split_command,
 )
@@ -354,3 +355,13 @@ def test_an_ipv6_only_peer_has_empty_ipv4_values(tmp_path):
         assert programs.ran[1][2]["IPV6SUBNET"] == "fd00:5:0:2::/64"
 
     run(scenario())
+
+
+@pytest.mark.parametrize("text", ["[" * 9000 + "]" * 9000, '{"a":' * 2000 + "1" + "}" * 2000, "5"])
+def test_one_peers_strange_data_do_not_stop_the_others(text: str) -> None:
+    """Python's own JSON gives up on deep nesting with a RecursionError."""
+    strange = lease(1, "extension")
+    attrs = replace(strange.attrs, backend_type="extension", backend_data=text)
+    problem = problem_of(replace(strange, attrs=attrs))
+    assert "not a JSON string" in problem
+    assert len(problem) < 200

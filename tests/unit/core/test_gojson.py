@@ -17,6 +17,7 @@ from pyflannel.core.gojson import (
     compact_raw,
     fold,
     loads_go,
+    nesting,
     plain,
     raw_member,
 )
@@ -230,3 +231,17 @@ def test_arbitrary_input_is_read_or_refused_as_python_does(data: bytes | str) ->
             loads_go(data)
     else:
         assert plain(loads_go(data)) == expected or "\\u" in text or "E" in text.upper()
+
+
+@pytest.mark.parametrize(
+    ("text", "levels"),
+    [
+        ("1", 0),
+        ('"[[["', 0),
+        ('"\\\\"', 0),
+        ('{"a\\"[": [1, {"b": []}], "c": []}', 4),
+        ("[" * 9000 + "]" * 9000, 9000),
+    ],
+)
+def test_nesting_counts_brackets_outside_of_strings(text: str, levels: int) -> None:
+    assert nesting(text) == levels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
@@ -238,3 +239,19 @@ def test_a_lease_on_the_whole_network_is_no_peer():
     greedy = Lease(key=SubnetKey(IPv4Network("10.0.0.0/16")), attrs=LeaseAttrs())
     assert table.apply(Snapshot([greedy], 1)) == []
     assert table.rejected == {greedy.key: "10.0.0.0/16 is the whole network"}
+
+
+def test_leases_that_came_and_went_leave_nothing_behind() -> None:
+    """100,000 keys outside the network once cost 58 MB that never came back."""
+    peers = table()
+    tracemalloc.start()
+    try:
+        for number in range(2000):
+            subnet = IPv4Network((0x0B000000 + (number << 8), 24))
+            peers.apply(Changes([LeasePut(Lease(key=SubnetKey(subnet), attrs=LeaseAttrs()))], 1))
+            assert [key.v4 for key, _ in peers.new_rejections()] == [subnet]
+            peers.apply(Changes([LeaseDeleted(SubnetKey(subnet))], 2))
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert used < 50_000

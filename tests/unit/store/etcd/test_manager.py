@@ -629,3 +629,23 @@ class TestRestoredEtcd:
             assert subnet_key(1) not in {lease.key for lease in snapshots[-1].leases}
 
         play(scenario)
+
+
+def test_a_bad_key_is_logged_once_in_one_readable_line(play, caplog):
+    """100 KB, an escape sequence, and written again and again: each was a line of 100 KB."""
+
+    async def scenario(etcd, make) -> None:
+        node = make()
+        await node.start()
+        stray = codec.subnets_prefix(PREFIX) + b"\x1b[2J" + b"x" * 100_000
+        for number in range(30):
+            etcd.put(stray, b"%d" % number)
+            await settle()
+
+    with caplog.at_level("WARNING"):
+        play(scenario)
+    lines = [r for r in caplog.records if r.getMessage() == "ignoring a key that is not a lease"]
+    assert len(lines) == 1
+    fields = lines[0].pyflannel_fields
+    assert fields["key"].isprintable()
+    assert len(fields["key"]) < 300
