@@ -11,6 +11,8 @@ from typing import NoReturn, TypeVar
 
 from pyflannel.core.errors import UsageError
 from pyflannel.core.options import ETCD_FLAGS, EtcdOptions, parse_etcd_flags
+from pyflannel.core.suggest import did_you_mean
+from pyflannel.foreign import shown
 from pyflannel.store.etcd.base import Store
 
 T = TypeVar("T")
@@ -21,6 +23,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, prog: str, description: str, *, etcd: bool = False) -> None:
         epilog = _etcd_help() if etcd else None
+        self._etcd_options = [f"--{flag.name}" for flag in ETCD_FLAGS] if etcd else []
         super().__init__(
             prog=prog,
             description=description,
@@ -28,6 +31,25 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+
+    def parse_args(  # type: ignore[override]  # one signature of three
+        self, args: Sequence[str]
+    ) -> argparse.Namespace:
+        """As argparse's, but an unknown option is named without its value, and with a guess.
+
+        argparse goes on after one, takes its value for something else, and prints it; it may be a
+        password.
+        """
+        ours = list(args)
+        if "--" in ours:
+            ours = ours[: ours.index("--")]
+        for word in ours:
+            name = word.partition("=")[0]
+            if len(name) > 1 and name.startswith("-") and name not in self._option_string_actions:
+                near = did_you_mean(name, [*self._option_string_actions, *self._etcd_options])
+                hint = f", did you mean {near}?" if near else ""
+                self.error(f"unknown option {shown(name)}{hint}")
+        return super().parse_args(args)
 
     def error(self, message: str) -> NoReturn:
         """Called by argparse."""

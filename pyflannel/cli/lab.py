@@ -34,6 +34,11 @@ class _Parser(argparse.ArgumentParser):
     """argparse, with our exception in the place of its exit."""
 
     def error(self, message: str) -> NoReturn:
+        # Of an unknown option only the name: its value may be a password.
+        what, colon, words = message.partition("unrecognized arguments: ")
+        if colon and not what and "-" in words:
+            names = [word.partition("=")[0] for word in words.split() if word.startswith("-")]
+            message = f"unknown option {' '.join(names)}"
         raise UsageError(f"{self.prog}: {message}")
 
 

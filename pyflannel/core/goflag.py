@@ -91,6 +91,8 @@ class Flag:
     """The only values a string may have; empty for any."""
     secret: bool = False
     """Never shown."""
+    urls: bool = False
+    """Holds URLs; a user and password in them are never shown."""
     env: bool = True
     """Whether the environment can set it."""
     unavailable: str = ""
@@ -323,22 +325,51 @@ class _Parser:
         )
 
 
+HIDDEN: Final = "***"
+"""Stands for a secret."""
+
+
 def mask(table: Iterable[Flag], words: Sequence[str]) -> list[str]:
-    """The words of a command line with the values of secret flags as `***`."""
-    secrets = {flag.name for flag in table if flag.secret}
+    """The words of a command line with the values of secret flags as `***`.
+
+    A name that is nearly a secret flag's counts as well, with dashes or without, and so does
+    whatever has "password" in it: the value of a mistyped flag is as secret.
+    """
+    secrets = [flag.name for flag in table if flag.secret]
     shown: list[str] = []
     hide_next = False
     for word in words:
         head, equals, _ = word.partition("=")
-        is_secret = head.startswith("-") and head.lstrip("-") in secrets
-        shown.append("***" if hide_next else f"{head}=***" if is_secret and equals else word)
+        name = head.lstrip("-")
+        is_secret = "password" in name.lower() or did_you_mean(name, secrets) is not None
+        if hide_next:
+            shown.append(HIDDEN)
+        else:
+            shown.append(f"{head}={HIDDEN}" if is_secret and equals else hide_user_info(word))
         hide_next = is_secret and not equals and not hide_next
     return shown
 
 
+_URL: Final = re.compile(r"(?=\b[A-Za-z][A-Za-z0-9+.-]*://)")
+
+
+def hide_user_info(text: str) -> str:
+    """URLs separated by commas, with user and password as `***`.
+
+    Whatever stands between the beginning of a URL and its last `@` is hidden, for a password may
+    have any character in it, the comma and the slash too.
+    """
+    shown = []
+    for part in _URL.split(text):
+        scheme, mark, rest = part.rpartition("://")
+        user, at, host = rest.rpartition("@")
+        shown.append(f"{scheme}{mark}{HIDDEN}@{host}" if user and at else part)
+    return "".join(shown)
+
+
 def describe_bad(flag: Flag, text: str, bad: BadValue) -> str:
     """The sentence about a bad value, Go's text first; a secret is not shown."""
-    shown = '"***"' if flag.secret else quote(text)
+    shown = quote(_shown(flag, text))
     if flag.kind is Kind.BOOL:
         return f"invalid boolean value {shown} for -{flag.name}: {bad}"
     return f"invalid value {shown} for flag -{flag.name}: {bad}"
@@ -415,14 +446,20 @@ def usage(program: str, table: Iterable[Flag]) -> str:
 
 
 def show(flag: Flag, value: Value) -> str:
-    """A value as one would write it behind the flag; a secret one as `***`."""
+    """A value as one would write it behind the flag; what is secret in it as `***`."""
     if flag.secret and value:
-        return "***"
+        return HIDDEN
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, tuple):
         return ",".join(map(quote, value))
-    return quote(value) if isinstance(value, str) else str(value)
+    return quote(_shown(flag, value)) if isinstance(value, str) else str(value)
+
+
+def _shown(flag: Flag, text: str) -> str:
+    if flag.secret:
+        return HIDDEN
+    return hide_user_info(text) if flag.urls else text
 
 
 def quote(text: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from pyflannel.core import goflag
@@ -24,8 +24,6 @@ MAX_RENEW_MARGIN: Final = 1439
 MAX_PORT: Final = 0xFFFF
 
 _KUBE: Final = "taking subnets from Kubernetes"
-_USER_INFO: Final = re.compile(r"//[^/@,]*@")
-"""User and password inside a URL."""
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 
@@ -44,7 +42,7 @@ class EtcdOptions:
     certfile: str = ""
     cafile: str = ""
     username: str = ""
-    password: str = ""
+    password: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,8 +93,6 @@ class DaemonOptions:
         values = _values_of(self)
         defaults = _values_of(_DEFAULTS)
         values = {name: value for name, value in values.items() if value != defaults[name]}
-        if "etcd-endpoints" in values:
-            values["etcd-endpoints"] = _USER_INFO.sub("//***@", ",".join(self.etcd.endpoints))
         return " ".join(
             f"{flag.name}={goflag.show(flag, values[flag.name])}"
             for flag in FLAGS
@@ -144,6 +140,7 @@ ETCD_FLAGS: Final = (
         default=",".join(EtcdOptions().endpoints),
         help="comma-separated list of etcd endpoints",
         mode=Mode.ETCD,
+        urls=True,
     ),
     Flag(
         name="etcd-prefix",

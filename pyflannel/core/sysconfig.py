@@ -75,7 +75,8 @@ def translate(argv: Sequence[str], env: Mapping[str, str]) -> Launch:
     try:
         options = shlex.split(env.get(OPTIONS, ""))
     except ValueError as error:
-        raise UsageError(f"{OPTIONS}={env[OPTIONS]}: {error}") from error
+        # Not the value: there may be a password in it.
+        raise UsageError(f"{OPTIONS} cannot be split into words: {error}") from None
     later = [*argv, *options]
     flags: list[str] = []
     warnings: list[str] = []
@@ -110,7 +111,8 @@ def _contradictions(said: Sequence[tuple[str, str]]) -> list[str]:
         return []
     first, value = said[0]
     return [
-        f"{first}={value} and {other}={ignored} contradict each other; {first} counts"
+        f"{first}={goflag.hide_user_info(value)} and {other}={goflag.hide_user_info(ignored)}"
+        f" contradict each other; {first} counts"
         for other, ignored in said[1:]
         if ignored != value
     ]

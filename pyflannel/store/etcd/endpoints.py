@@ -17,6 +17,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from pyflannel.core.errors import StoreConfigError
+from pyflannel.core.goflag import hide_user_info
 from pyflannel.core.options import EtcdOptions
 from pyflannel.logs import get_logger
 
@@ -46,7 +47,14 @@ def parse_endpoints(texts: Iterable[str]) -> tuple[Endpoint, ...]:
     Raises:
         StoreConfigError: one of them is none, or there is none at all.
     """
-    parts = [part for text in texts for part in text.split(",")]
+    given = ",".join(texts)
+    if "@" in given:
+        # Before it is split: the password may have a comma, and must not reach a log.
+        raise StoreConfigError(
+            f"{_FLAG} {hide_user_info(given)!r} carries a user and password; give them with"
+            " --etcd-username and --etcd-password"
+        )
+    parts = given.split(",")
     endpoints = list(dict.fromkeys(_parse(part) for part in parts if part))
     if not endpoints:
         raise StoreConfigError(f"{_FLAG} names no endpoint; etcd's own is http://127.0.0.1:2379")
@@ -63,26 +71,20 @@ def parse_endpoints(texts: Iterable[str]) -> tuple[Endpoint, ...]:
 
 
 def _parse(text: str) -> Endpoint:
-    # A password somebody put into the URL must not reach a log through our message.
-    shown = text if "@" not in text else f"…@{text.rpartition('@')[2]}"
     if text != text.strip():
-        raise StoreConfigError(f"{_FLAG}: {shown!r} has a space; separate endpoints by commas only")
-    if "@" in text:
-        raise StoreConfigError(
-            f"{_FLAG}: {shown!r} carries a user; give --etcd-username and --etcd-password"
-        )
+        raise StoreConfigError(f"{_FLAG}: {text!r} has a space; separate endpoints by commas only")
     url = text if "://" in text else f"http://{text}"
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise StoreConfigError(f"{_FLAG}: {shown!r} is not a URL: {error}") from None
+        raise StoreConfigError(f"{_FLAG}: {text!r} is not a URL: {error}") from None
     if parts.scheme not in ("http", "https"):
-        raise StoreConfigError(f"{_FLAG}: {shown!r} must start with http:// or https://")
+        raise StoreConfigError(f"{_FLAG}: {text!r} must start with http:// or https://")
     if not host or any(char.isspace() for char in host):
-        raise StoreConfigError(f"{_FLAG}: {shown!r} has no host")
+        raise StoreConfigError(f"{_FLAG}: {text!r} has no host")
     if not port:
-        raise StoreConfigError(f"{_FLAG}: {shown!r} has no port; etcd's own is 2379")
+        raise StoreConfigError(f"{_FLAG}: {text!r} has no port; etcd's own is 2379")
     return Endpoint(parts.scheme, host, port)
 
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pyflannel.core import goflag
 from pyflannel.core.errors import UsageError
 from pyflannel.core.goflag import (
     BadValue,
@@ -309,3 +310,45 @@ def test_any_command_line_is_parsed_or_refused_and_no_word_is_lost(args: list[st
 def test_any_number_in_any_notation_reads_back(number: int, notation: str) -> None:
     text = format(number, notation)
     assert parse_int(text) == number
+
+
+class TestSecrets:
+    SECRET = "S3cret"
+    TABLE = (
+        Flag(name="etcd-password", kind=Kind.STRING, default="", help="x", secret=True),
+        Flag(name="etcd-endpoints", kind=Kind.STRING, default="", help="x", urls=True),
+    )
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ["-etcd-password", "S3cret"],
+            ["-etcd-password=S3cret"],
+            ["--etcd-pasword", "S3cret"],
+            ["--etcd-passwd=S3cret"],
+            ["etcd-password", "S3cret"],
+            ["--my-password-is", "S3cret"],
+            ["ETCD_PASSWORD=S3cret"],
+            ["x", "http://u:S3cret@a:1"],
+        ],
+    )
+    def test_no_spelling_of_a_password_is_repeated(self, words) -> None:
+        assert self.SECRET not in " ".join(goflag.mask(self.TABLE, words))
+
+    @pytest.mark.parametrize(
+        ("text", "shown"),
+        [
+            ("http://u:S3cret@a:1", "http://***@a:1"),
+            ("http://a:1,http://u:S3cret@b:2", "http://a:1,http://***@b:2"),
+            ("http://u:S3,S3cret@a:1,http://b:2", "http://***@a:1,http://b:2"),
+            ("http://u:S3/S3cret@a:1", "http://***@a:1"),
+            ("http://u:S3@S3cret@a:1", "http://***@a:1"),
+            ("u:S3cret@a:1", "***@a:1"),
+            ("http://a:1,u:S3cret@b:1", "http://***@b:1"),
+            ("http://a:1", "http://a:1"),
+            ("", ""),
+        ],
+    )
+    def test_users_and_passwords_in_urls_are_hidden(self, text: str, shown: str) -> None:
+        assert goflag.hide_user_info(text) == shown
+        assert goflag.show(self.TABLE[1], text) == f'"{shown}"'

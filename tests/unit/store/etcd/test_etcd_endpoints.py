@@ -105,3 +105,11 @@ def test_files_that_are_no_certificates_are_named_with_their_flag(tmp_path):
 
 def test_without_https_and_without_files_there_is_nothing_to_set_up():
     assert tls_context(EtcdOptions(), used=False) is None
+
+
+@pytest.mark.parametrize("url", ["http://u:S3,cret@a:1", "http://u:S3/cret@a:1", "u:S3@cret@a:1"])
+def test_no_part_of_a_password_in_a_url_is_repeated(url):
+    with pytest.raises(StoreConfigError, match="etcd-username") as caught:
+        parse_endpoints([f"http://b:2,{url}"])
+    assert "S3" not in str(caught.value)
+    assert "cret" not in str(caught.value)
