@@ -23,7 +23,7 @@ from pyflannel.backend import registry
 from pyflannel.backend.base import BackendContext
 from pyflannel.core.options import DaemonOptions
 from pyflannel.kernel.lock import SingleInstance, upstream_daemons
-from pyflannel.kernel.lookup import find_interface
+from pyflannel.kernel.lookup import find_interface, follow_interface
 from pyflannel.kernel.netlink import KernelNetlink
 from pyflannel.logs import get_logger
 from pyflannel.node import process
@@ -115,7 +115,8 @@ def _parts(options: DaemonOptions, notifier: Notifier, stack: contextlib.AsyncEx
     return Parts(
         store=store,
         netlink=netlink,
-        find_underlay=lambda config: find_interface(netlink, options, config.families),
+        find_underlay=lambda families: find_interface(netlink, options, families),
+        follow_underlay=partial(follow_interface, netlink, options),
         backend=lambda config, underlay: registry.create(
             config.backend_type,
             BackendContext(

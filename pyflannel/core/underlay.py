@@ -10,6 +10,11 @@ is taken, and without that, the default route's.
 sockets bind to it, tunnels start there. The second is what the lease publishes, `--public-ip` if
 given, and need not be on this host at all (NAT).
 
+While the daemon runs, the choice is not made again as long as there is no need: what carries the
+overlay is left only when it is gone, down or without carrier, or has lost its leased address
+(`standing`). Only then is there a search (`move`), which never ends at a device of our own, or at
+one that carries this node's own subnet. And what was left is gone back to when it returns.
+
 This module matches; links, addresses and routes are looked up by `kernel.lookup`.
 """
 
@@ -17,14 +22,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 from pyflannel.core.errors import InterfaceError
 from pyflannel.core.goregex import compile_go
-from pyflannel.core.ip import Family, IPAddress, family_of, format_ip, parse_ip
+from pyflannel.core.ip import Family, IPAddress, SubnetKey, family_of, format_ip, parse_ip
 from pyflannel.core.options import DaemonOptions
 
 MOST_LISTED: Final = 20
@@ -75,7 +80,12 @@ class Candidate:
     index: int
     mtu: int
     up: bool = True
+    """Administratively up."""
+    running: bool = True
+    """The link is operational: it has a carrier, or needs none."""
     loopback: bool = False
+    ours: bool = False
+    """A device of flannel's own: packets of the overlay lead into it, they cannot leave by it."""
     addresses: tuple[CandidateAddress, ...] = ()
     """In the kernel's order."""
 
@@ -95,6 +105,38 @@ class Candidate:
         fit.sort(key=lambda a: (not _is_global_unicast(a.ip), not a.permanent, a.temporary))
         return tuple(address.ip for address in fit)
 
+    def best(self, family: Family, prefer: Sequence[IPAddress] = ()) -> IPAddress | None:
+        """The address of one family that is to stand for this node; `None` if none can.
+
+        One of those preferred, if it is here, even a deprecated one: it is in use. Else the first
+        usable one. A link-local address comes last: other nodes cannot send to it without naming an
+        interface, so a deprecated global one is better than that.
+        """
+        here = {address.ip for address in self.addresses}
+        for ip in prefer:
+            if family_of(ip) is family and ip in here:
+                return ip
+        usable = self.usable(family)
+        if usable and not usable[0].is_link_local:
+            return usable[0]
+        for address in self.addresses:
+            if family_of(address.ip) is family and _is_global_unicast(address.ip):
+                return address.ip
+        return usable[0] if usable else None
+
+    def carries_subnet(self, subnet: SubnetKey | None) -> bool:
+        """Whether an address of a subnet is on this interface, as on docker's bridge."""
+        return subnet is not None and any(
+            (network := subnet.subnet(family_of(address.ip))) is not None and address.ip in network
+            for address in self.addresses
+        )
+
+    def trouble(self) -> str:
+        """Why nothing passes through this interface now; empty if nothing is known against it."""
+        if not self.up:
+            return f"{self.name} is down"
+        return "" if self.running else f"{self.name} has no carrier"
+
     def carries(self, ip: IPAddress) -> bool:
         """Whether the address is on this interface."""
         return any(address.ip == ip for address in self.addresses)
@@ -105,6 +147,8 @@ class Candidate:
         parts.append(f"mtu {self.mtu}")
         if not self.up:
             parts.append("down")
+        elif not self.running:
+            parts.append("no carrier")
         return f"{self.name} ({', '.join(parts)})"
 
 
@@ -135,8 +179,9 @@ class Surroundings:
 
     candidates: Sequence[Candidate]
     """In the order of their index."""
-    default_routes: Mapping[Family, RouteFound] = field(default_factory=dict)
-    """The first default route of each family that has one; not needed if an option says more."""
+    default_routes: Mapping[Family, Sequence[RouteFound]] = field(default_factory=dict)
+    """The default routes of each family, the best metric first; not needed if an option says
+    more."""
     reach: RouteFound | None = None
     """The route to `--iface-can-reach`, if that is given and there is one."""
 
@@ -180,7 +225,11 @@ class _Match:
 
 
 def select_interface(
-    options: DaemonOptions, families: Sequence[Family], around: Surroundings
+    options: DaemonOptions,
+    families: Sequence[Family],
+    around: Surroundings,
+    *,
+    prefer: Sequence[IPAddress] = (),
 ) -> Selection:
     """Chooses the external interface.
 
@@ -188,6 +237,8 @@ def select_interface(
         options: only the interface and public-address options are looked at.
         families: the enabled ones, at least one.
         around: what was looked up.
+        prefer: addresses to be taken, in this order, where the chosen interface has them and no
+            option settles the address.
 
     Raises:
         InterfaceError: nothing fits; the message says what was tried, what is there and what to do.
@@ -202,7 +253,7 @@ def select_interface(
     for wish, attempt in wishes:
         try:
             match = attempt()
-            interface = _settle(match, families, public)
+            interface = _settle(match, families, public, prefer)
         except InterfaceError as error:
             failures.append(f"{wish}: {error}")
         else:
@@ -213,6 +264,137 @@ def select_interface(
                 failures=tuple(failures),
             )
     raise InterfaceError(_nothing_fits(options, failures, around))
+
+
+def standing(
+    current: ExternalInterface,
+    home: ExternalInterface,
+    options: DaemonOptions,
+    families: Sequence[Family],
+    around: Surroundings,
+) -> ExternalInterface | None:
+    """Where the overlay stays, or goes back to; `None` if it has to move.
+
+    Args:
+        current: what carries it now.
+        home: what carried it first; the same in most cases.
+        options, families: as for `select_interface`.
+        around: links and addresses; routes do not matter here.
+
+    Returns:
+        The one or the other with its present name, index and MTU.
+    """
+    for place in (home, current):
+        carrier = _carrier_of(place, options, families, around)
+        if carrier is not None:
+            return replace(place, name=carrier.name, index=carrier.index, mtu=carrier.mtu)
+    return None
+
+
+def _carrier_of(
+    place: ExternalInterface,
+    options: DaemonOptions,
+    families: Sequence[Family],
+    around: Surroundings,
+) -> Candidate | None:
+    """The interface that carries a place's addresses now.
+
+    It is the same interface, whatever it is called now; or another one of its name (the card was
+    replaced); or, if no option forbids, one that took its addresses over (a bridge or a bond made
+    of it).
+    """
+    wanted = [ip for family in families if (ip := place.local(family)) is not None]
+    able = [
+        candidate
+        for candidate in around.candidates
+        if not candidate.trouble()
+        and not candidate.ours
+        and candidate.mtu > 0
+        and all(candidate.carries(ip) for ip in wanted)
+    ]
+    able.sort(key=lambda candidate: (candidate.index != place.index, candidate.name != place.name))
+    for candidate in able:
+        if place.name == candidate.name or place.index == candidate.index:
+            return candidate
+        if not candidate.loopback and _is_allowed(candidate, wanted, options, families, around):
+            return candidate
+    return None
+
+
+def _is_allowed(
+    candidate: Candidate,
+    wanted: Sequence[IPAddress],
+    options: DaemonOptions,
+    families: Sequence[Family],
+    around: Surroundings,
+) -> bool:
+    """Whether the operator's options let this interface be chosen for its addresses."""
+    if not (options.iface or options.iface_regex or options.iface_can_reach):
+        return True
+    alone = replace(around, candidates=(candidate,))
+    try:
+        found = select_interface(options, families, alone, prefer=wanted).interface
+    except InterfaceError:
+        return False
+    return all(found.local(family_of(ip)) == ip for ip in wanted)
+
+
+def move(
+    current: ExternalInterface,
+    home: ExternalInterface,
+    options: DaemonOptions,
+    families: Sequence[Family],
+    around: Surroundings,
+    own: SubnetKey | None,
+) -> Selection:
+    """Chooses another underlay, now that the present one cannot be used.
+
+    Args:
+        current, home, options, families: as for `standing`.
+        around: all of it.
+        own: the subnet of this node; an interface with an address in it belongs to the containers.
+
+    Raises:
+        InterfaceError: nothing fits; the message begins with what is wrong with the present one.
+    """
+    fit = [
+        candidate
+        for candidate in around.candidates
+        if not candidate.trouble() and not candidate.ours and not candidate.carries_subnet(own)
+    ]
+    prefer = [
+        ip
+        for place in (home, current)
+        for family in families
+        if (ip := place.local(family)) is not None
+    ]
+    why = _why_left(current, families, around)
+    try:
+        found = select_interface(options, families, replace(around, candidates=fit), prefer=prefer)
+    except InterfaceError as error:
+        raise InterfaceError(f"{why}. {error}") from error
+    for family in families:
+        former, now = current.local(family), found.interface.local(family)
+        if now is not None and now.is_link_local and not (former and former.is_link_local):
+            raise InterfaceError(
+                f"{why}. {found.interface.name} has no {family} address that other nodes can reach"
+            )
+    return found
+
+
+def _why_left(current: ExternalInterface, families: Sequence[Family], around: Surroundings) -> str:
+    """What is wrong with the present interface."""
+    for candidate in around.candidates:
+        if candidate.index == current.index:
+            if trouble := candidate.trouble():
+                return trouble
+            lost = [
+                format_ip(ip)
+                for family in families
+                if (ip := current.local(family)) is not None and not candidate.carries(ip)
+            ]
+            return f"{candidate.name} has lost its address {', '.join(lost)}"
+    return f"{current.name} is gone"
 
 
 _Attempt = tuple[str, Callable[[], _Match]]
@@ -317,12 +499,14 @@ class _Matcher:
             pattern = compile_go(text)
         except ValueError as error:
             raise InterfaceError(f"not a regular expression: {error}") from error
-        for candidate in self._around.candidates:
+        # `flannel0` is made to match `flannel.*`, or the address of the subnet it has.
+        candidates = [c for c in self._around.candidates if not c.ours]
+        for candidate in candidates:
             matched = self._matching_addresses(candidate, pattern)
             if len(matched) == len(self._families):
                 shown = " and ".join(format_ip(ip) for ip in matched.values())
                 return _Match(candidate, f"--iface-regex {text}, matching {shown}", matched)
-        for candidate in self._around.candidates:
+        for candidate in candidates:
             if pattern.search(candidate.name):
                 return _Match(candidate, f"--iface-regex {text}, matching the name")
         kinds = " and ".join(str(family) for family in self._families)
@@ -365,7 +549,10 @@ class _Matcher:
         """Nothing was said: the default route, of both families if both are enabled."""
         found: list[Candidate] = []
         for family in self._families:
-            route = self._around.default_routes.get(family)
+            # One through a device that cannot be taken counts as little as one that is not there.
+            there = {c.index for c in self._around.candidates if not c.ours}
+            routes = self._around.default_routes.get(family, ())
+            route = next((r for r in routes if r.index is None or r.index in there), None)
             if route is None:
                 raise InterfaceError(f"unable to find an {family} default route")
             found.append(self._by_index(route, "default route"))
@@ -389,18 +576,25 @@ class _Matcher:
 
 
 def _settle(
-    match: _Match, families: Sequence[Family], public: Mapping[Family, IPAddress | None]
+    match: _Match,
+    families: Sequence[Family],
+    public: Mapping[Family, IPAddress | None],
+    prefer: Sequence[IPAddress],
 ) -> ExternalInterface:
     """The matched interface with its addresses filled in."""
     candidate = match.candidate
+    if candidate.ours:
+        raise InterfaceError(
+            f"{candidate.name} is a device of flannel's own, which leads into the overlay and "
+            "cannot carry it; name the interface that leads to the other nodes"
+        )
     local: dict[Family, IPAddress] = {}
     for family in families:
         address = match.addresses.get(family)
         if address is None:
-            usable = candidate.usable(family)
-            if not usable:
+            address = candidate.best(family, prefer)
+            if address is None:
                 raise InterfaceError(f"{candidate.name} has no usable {family} address")
-            address = usable[0]
         local[family] = address
     if candidate.mtu == 0:
         raise InterfaceError(f"failed to determine MTU for {candidate.name} interface: it is 0")

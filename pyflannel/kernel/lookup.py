@@ -1,19 +1,27 @@
-"""Looks up what `core.underlay` chooses from: links, addresses, and the routes that matter."""
+"""Looks up what `core.underlay` chooses from: links, addresses, and the routes that matter.
+
+Routes are the dear part (a router has a hundred thousand), so they are read only where there is a
+choice to be made: at the start, and when what carries the overlay is lost.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from pyflannel.core.errors import KernelError
-from pyflannel.core.ip import Family, parse_ip
+from pyflannel.core.ip import Family, IPAddress, SubnetKey, parse_ip
 from pyflannel.core.options import DaemonOptions
+from pyflannel.core.traces import is_our_device
 from pyflannel.core.underlay import (
     Candidate,
     CandidateAddress,
+    ExternalInterface,
     RouteFound,
     Selection,
     Surroundings,
+    move,
     select_interface,
+    standing,
 )
 from pyflannel.kernel.base import RTN_UNICAST, Address, Link, Netlink, Route
 from pyflannel.logs import get_logger
@@ -22,15 +30,55 @@ log = get_logger(__name__)
 
 
 async def find_interface(
-    netlink: Netlink, options: DaemonOptions, families: Sequence[Family]
+    netlink: Netlink,
+    options: DaemonOptions,
+    families: Sequence[Family],
+    *,
+    prefer: Sequence[IPAddress] = (),
 ) -> Selection:
     """Chooses the external interface of this network namespace, by `core.underlay`'s rules.
+
+    Args:
+        prefer: addresses that this node published before, see `select_interface`.
 
     Raises:
         InterfaceError: nothing fits.
         KernelError: links or addresses could not be listed.
     """
-    return select_interface(options, families, await look_around(netlink, options, families))
+    around = await look_around(netlink, options, families)
+    return select_interface(options, families, around, prefer=prefer)
+
+
+async def follow_interface(
+    netlink: Netlink,
+    options: DaemonOptions,
+    families: Sequence[Family],
+    *,
+    current: ExternalInterface,
+    home: ExternalInterface,
+    own: SubnetKey | None,
+) -> ExternalInterface:
+    """What is to carry the overlay from now on: the same as a rule, see `core.underlay`.
+
+    Args:
+        current: what carries it now.
+        home: what carried it first.
+        own: the subnet of this node.
+
+    Raises:
+        InterfaceError: what carries it cannot be used, and nothing else fits.
+        KernelError: links, addresses or routes could not be listed.
+    """
+    there = candidates(await netlink.links(), await netlink.addresses())
+    kept = standing(current, home, options, families, Surroundings(candidates=there))
+    if kept is not None:
+        return kept
+    around = await look_around(netlink, options, families)
+    # Once more: the machine may have come to rest between the two looks.
+    kept = standing(current, home, options, families, around)
+    if kept is not None:
+        return kept
+    return move(current, home, options, families, around, own).interface
 
 
 async def look_around(
@@ -68,34 +116,39 @@ def candidates(links: Sequence[Link], addresses: Sequence[Address]) -> tuple[Can
             index=link.index,
             mtu=link.mtu,
             up=link.up,
+            running=link.running,
             loopback=link.loopback,
+            ours=_is_ours(link),
             addresses=tuple(of_link.get(link.index, ())),
         )
         for link in sorted(links, key=lambda link: link.index)
     )
 
 
+def _is_ours(link: Link) -> bool:
+    # The other end of `flannelgro0`, which the clean-up need not know.
+    return is_our_device(link.name, link.kind) or link.name == "flannelgro1"
+
+
 async def _default_routes(
     netlink: Netlink, options: DaemonOptions, families: Sequence[Family]
-) -> dict[Family, RouteFound]:
+) -> dict[Family, Sequence[RouteFound]]:
     if options.iface or options.iface_regex or options.iface_can_reach:
         return {}
     if options.public_ip or options.public_ipv6:
         return {}
-    found: dict[Family, RouteFound] = {}
-    for family in families:
-        route = first_default(await netlink.routes(family))
-        if route is not None:
-            found[family] = RouteFound(route.oif, route.src)
-    return found
+    return {
+        family: [
+            RouteFound(route.oif, route.src)
+            for route in default_routes(await netlink.routes(family))
+        ]
+        for family in families
+    }
 
 
-def first_default(routes: Sequence[Route]) -> Route | None:
-    """The first route to everywhere; `unreachable default` and its like lead nowhere."""
-    for route in routes:
-        if route.dst.prefixlen == 0 and route.type == RTN_UNICAST:
-            return route
-    return None
+def default_routes(routes: Sequence[Route]) -> list[Route]:
+    """The routes to everywhere; `unreachable default` and its like lead nowhere."""
+    return [route for route in routes if route.dst.prefixlen == 0 and route.type == RTN_UNICAST]
 
 
 async def _reach(netlink: Netlink, target: str) -> RouteFound | None:

@@ -23,7 +23,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import pyflannel
 from pyflannel.aio.clock import Clock, within
@@ -77,6 +77,22 @@ BRIDGE_SYSCTL: Final = {
 }
 
 
+class FollowUnderlay(Protocol):
+    """Decides what carries the overlay from now on; see `kernel.lookup.follow_interface`."""
+
+    async def __call__(
+        self,
+        families: Sequence[Family],
+        /,
+        *,
+        current: ExternalInterface,
+        home: ExternalInterface,
+        own: SubnetKey | None,
+    ) -> ExternalInterface:
+        """The interface; raises `InterfaceError` if nothing can be used now."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What the operator chose, as far as it concerns the agent."""
@@ -101,7 +117,9 @@ class Parts:
 
     store: LeaseStore
     netlink: Netlink
-    find_underlay: Callable[[NetworkConfig], Awaitable[Selection]]
+    find_underlay: Callable[[Sequence[Family]], Awaitable[Selection]]
+    """Chooses the external interface at the start."""
+    follow_underlay: FollowUnderlay
     backend: Callable[[NetworkConfig, ExternalInterface], Backend]
     firewall: Callable[[NetworkConfig], tuple[TrafficManager, TrafficManager]]
     """The traffic manager in use, and the one whose rules have to go."""
@@ -150,7 +168,7 @@ class Agent:
         check_commands(config, parts.store.origin, allowed=self._settings.allow_extension)
         log.info(f"Found network config - Backend type: {config.backend_type}")
         _warn_about_bridges(config)
-        found = await parts.find_underlay(config)
+        found = await parts.find_underlay(config.families)
         underlay = self._underlay = found.interface
         address = underlay.address if underlay.address is not None else underlay.address6
         log.info(
@@ -273,7 +291,7 @@ class Node:
         self._table.set_own(started.lease.key)
         self._rejected: Announcer[SubnetKey] = Announcer()
         self._follower = UnderlayFollower(
-            started.underlay, self._select_underlay, self._underlay_moved, parts.clock
+            started.underlay, self._follow_underlay, self._underlay_moved, parts.clock
         )
         self._driver = Driver(
             started.network,
@@ -398,8 +416,12 @@ class Node:
 
     # The machine
 
-    async def _select_underlay(self) -> ExternalInterface:
-        return (await self._parts.find_underlay(self._config)).interface
+    async def _follow_underlay(
+        self, current: ExternalInterface, home: ExternalInterface
+    ) -> ExternalInterface:
+        return await self._parts.follow_underlay(
+            self._config.families, current=current, home=home, own=self._lease.key
+        )
 
     async def _underlay_moved(self, underlay: ExternalInterface) -> None:
         former = self._underlay

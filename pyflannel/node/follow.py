@@ -1,9 +1,13 @@
 """Follows the machine: the external interface may be replaced, change its address or its MTU.
 
 Kernel notifications about links, addresses and default routes lead, after a moment of quiet, to the
-same selection that was made at start. Another outcome is handed to the daemon; no outcome at all
-(the interface is gone for now), or one that the backend cannot work with, is reported and waited
-out, with everything left as it is.
+question whether the overlay can stay where it is. It can as long as the interface is up, has a
+carrier and still has the leased address: a second address, a VPN's default route or a bridge beside
+it are no reason to move. Otherwise another underlay is chosen, as at the start; and the first one
+is gone back to when it returns (`core.underlay` has the rules).
+
+Another outcome is handed to the daemon; no outcome at all (the interface is gone for now), or one
+that the backend cannot work with, is reported and waited out, with everything left as it is.
 """
 
 from __future__ import annotations
@@ -32,7 +36,9 @@ class UnderlayFollower:
     """Watches for a change of the selected underlay.
 
     Args:
-        select: makes the selection afresh; raises `InterfaceError` if there is none now.
+        first: what was selected at the start, and is gone back to.
+        select: what is to carry the overlay now, given what carries it and what did first; raises
+            `InterfaceError` if nothing can now.
         moved: told the new one; awaited, and never called twice at once. Raises `FlannelError` if
             the backend cannot work with it: what is there is left as it is, and it is told again,
             because an interface that is being set up looks like that for a moment.
@@ -40,12 +46,13 @@ class UnderlayFollower:
 
     def __init__(
         self,
-        current: ExternalInterface,
-        select: Callable[[], Awaitable[ExternalInterface]],
+        first: ExternalInterface,
+        select: Callable[[ExternalInterface, ExternalInterface], Awaitable[ExternalInterface]],
         moved: Callable[[ExternalInterface], Awaitable[None]],
         clock: Clock,
     ) -> None:
-        self._current = current
+        self._home = first
+        self._current = first
         self._refused: ExternalInterface | None = None
         self._select = select
         self._moved = moved
@@ -73,9 +80,9 @@ class UnderlayFollower:
             await self.check()
 
     async def check(self) -> None:
-        """Selects again and reports a difference."""
+        """Asks whether the overlay can stay, and reports it if it cannot."""
         try:
-            selected = await self._select()
+            selected = await self._select(self._current, self._home)
             if selected != self._current:
                 await self._follow(selected)
         except FlannelError as error:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
 
 from pyflannel.core.errors import InterfaceError
-from pyflannel.core.ip import Family
+from pyflannel.core.ip import Family, parse_subnet_key
 from pyflannel.core.options import DaemonOptions
 from pyflannel.core.underlay import (
     Candidate,
     CandidateAddress,
     RouteFound,
     Surroundings,
+    move,
     select_interface,
+    standing,
 )
 
 V4 = (Family.V4,)
@@ -36,7 +39,7 @@ ETH0 = candidate(2, "eth0", "192.0.2.1", "2001:db8::1", "fe80::1")
 ETH1 = candidate(3, "eth1", "198.51.100.1", "198.51.100.2", "2001:db8:1::1", mtu=9000)
 BARE = candidate(4, "bare0")
 ALL = (LO, ETH0, ETH1, BARE)
-DEFAULTS = {Family.V4: RouteFound(2), Family.V6: RouteFound(2)}
+DEFAULTS = {Family.V4: [RouteFound(2)], Family.V6: [RouteFound(2)]}
 
 
 def select(families=V4, *, links=ALL, defaults=None, reach=None, **options):
@@ -193,7 +196,7 @@ class TestDualStack:
 
     def test_the_default_routes_must_lead_through_one_interface(self):
         assert chosen(DUAL)[0] == "eth0"
-        apart = {Family.V4: RouteFound(2), Family.V6: RouteFound(3)}
+        apart = {Family.V4: [RouteFound(2)], Family.V6: [RouteFound(3)]}
         assert "eth0 for IPv4 and eth1 for IPv6" in refusal(DUAL, defaults=apart)
 
     def test_a_missing_family_on_the_interface_is_an_error(self):
@@ -286,12 +289,12 @@ class TestDefaultRoute:
         assert text.endswith("Way out: name one with --iface")
 
     def test_several_next_hops_have_no_interface(self):
-        text = refusal(defaults={Family.V4: RouteFound(None)})
+        text = refusal(defaults={Family.V4: [RouteFound(None)]})
         assert "found default route but could not determine interface" in text
 
     def test_an_ipv6_network_looks_at_the_ipv6_one(self):
-        assert chosen(V6, defaults={Family.V6: RouteFound(3)})[0] == "eth1"
-        assert "IPv6 default route" in refusal(V6, defaults={Family.V4: RouteFound(2)})
+        assert chosen(V6, defaults={Family.V6: [RouteFound(3)]})[0] == "eth1"
+        assert "IPv6 default route" in refusal(V6, defaults={Family.V4: [RouteFound(2)]})
 
 
 class TestAddressChoice:
@@ -308,7 +311,9 @@ class TestAddressChoice:
               address("2001:db8::1", permanent=False)], "2001:db8::1"),
             ([address("2001:db8::2", temporary=True),
               address("2001:db8::1", permanent=False)], "2001:db8::2"),
-            ([address("2001:db8::2", deprecated=True), "fe80::1"], "fe80::1"),
+            (["2001:db8::1", address("2001:db8::2", deprecated=True)], "2001:db8::1"),
+            # Nobody beyond the link can send to the other one.
+            ([address("2001:db8::2", deprecated=True), "fe80::1"], "2001:db8::2"),
         ],
     )  # fmt: skip
     def test_global_permanent_and_public_addresses_come_first(self, addresses, best):
@@ -346,3 +351,158 @@ def test_one_line_tells_the_choice_the_reason_and_the_alternatives():
     )
     alone = select(links=(ETH0,))
     assert alone.describe() == "eth0 (192.0.2.1, mtu 1500) by default route; others: none"
+
+
+class TestOurOwnDevices:
+    """What leads into the overlay cannot carry it."""
+
+    OVERLAY = candidate(9, "flannel0", "10.5.1.0", "2001:db8:9::1", ours=True)
+
+    def test_by_name_or_address_it_is_refused_and_the_reason_is_said(self):
+        for wish in ("flannel0", "10.5.1.0"):
+            text = refusal(links=(*ALL, self.OVERLAY), iface=(wish,))
+            assert "flannel0 is a device of flannel's own" in text
+
+    def test_a_pattern_passes_it_over(self):
+        first = candidate(2, "flannel.1", "10.5.1.0", ours=True)
+        other = candidate(3, "lan0", "10.9.0.1")
+        assert chosen(links=(first, other), iface_regex=("^10\\.",))[0] == "lan0"
+        assert "matches no interface" in refusal(links=(first, other), iface_regex=("flannel",))
+
+    def test_a_default_route_through_it_does_not_count(self):
+        links = (*ALL, self.OVERLAY)
+        assert (
+            chosen(links=links, defaults={Family.V4: [RouteFound(9), RouteFound(3)]})[0] == "eth1"
+        )
+        text = refusal(links=links, defaults={Family.V4: [RouteFound(9)]})
+        assert "unable to find an IPv4 default route" in text
+
+
+HOME = select(DUAL).interface
+"""eth0 with 192.0.2.1 and 2001:db8::1."""
+OWN = parse_subnet_key("10.5.1.0-24")
+
+
+def followed(*links, families=DUAL, current=HOME, home=HOME, defaults=None, **options):
+    """Name and addresses of what carries the overlay from now on; a sentence if nothing can."""
+    around = Surroundings(
+        candidates=links, default_routes=DEFAULTS if defaults is None else defaults
+    )
+    options = DaemonOptions(**options)
+    found = standing(current, home, options, families, around)
+    if found is None:
+        try:
+            found = move(current, home, options, families, around, OWN).interface
+        except InterfaceError as error:
+            return str(error)
+    return (found.name, *(str(ip) for family in families if (ip := found.local(family))))
+
+
+STAYED = ("eth0", "192.0.2.1", "2001:db8::1")
+BY_ETH1 = {Family.V4: [RouteFound(3)], Family.V6: [RouteFound(3)]}
+
+
+class TestStaying:
+    """As long as the interface works and has its address, nothing else matters."""
+
+    def test_another_default_route_is_no_reason_to_move(self):
+        assert followed(LO, ETH0, ETH1, defaults=BY_ETH1) == STAYED
+        assert followed(LO, ETH0, ETH1, defaults={}) == STAYED
+
+    @pytest.mark.parametrize(
+        "addresses",
+        [
+            ("192.0.2.200", "192.0.2.1", "2001:db8::1", "fe80::1"),
+            ("192.0.2.1", "2001:db8::2", "2001:db8::1"),
+            (address("192.0.2.1", permanent=False), "192.0.2.200", "2001:db8::1"),
+            ("192.0.2.1", address("2001:db8::1", deprecated=True), "fe80::1"),
+            ("192.0.2.1", address("2001:db8::1", deprecated=True), "2001:db8::2"),
+        ],
+        ids=[
+            "listed first after a renewal by DHCP",
+            "a second IPv6 address, the newest first",
+            "a permanent one beside the dynamic one",
+            "deprecated, and only a link-local one beside it",
+            "deprecated, and its successor is there",
+        ],
+    )
+    def test_an_address_beside_ours_is_none_either(self, addresses):
+        assert followed(LO, candidate(2, "eth0", *addresses), ETH1) == STAYED
+
+    def test_name_and_mtu_are_the_present_ones(self):
+        renamed = replace(ETH0, name="lan0", mtu=1400)
+        around = Surroundings(candidates=(LO, renamed))
+        found = standing(HOME, HOME, DaemonOptions(iface=("eth0",)), DUAL, around)
+        assert found == replace(HOME, name="lan0", mtu=1400)
+
+    def test_an_interface_made_of_ours_is_followed_with_the_address(self):
+        """A bridge over the card has it now, with or without the default route."""
+        port = candidate(2, "eth0")
+        bridge = candidate(7, "br0", "192.0.2.1", "2001:db8::1", "fe80::7")
+        assert followed(LO, port, ETH1, bridge, defaults=BY_ETH1) == ("br0", *STAYED[1:])
+
+    def test_but_not_against_an_explicit_wish(self):
+        port = candidate(2, "eth0")
+        bridge = candidate(7, "br0", "192.0.2.1", "2001:db8::1")
+        assert "eth0 has lost its address" in followed(LO, port, bridge, iface=("eth0",))
+        by_address = followed(LO, port, bridge, families=V4, iface=("192.0.2.1",))
+        assert by_address == ("br0", "192.0.2.1")
+
+    def test_the_same_address_elsewhere_takes_nothing_from_ours(self):
+        macvlan = candidate(3, "mac0", "192.0.2.1", "2001:db8::1")
+        assert followed(LO, ETH0, macvlan) == STAYED
+
+    def test_on_loopback_an_address_reaches_nobody(self):
+        lo = replace(LO, addresses=(*LO.addresses, address("192.0.2.1"), address("2001:db8::1")))
+        assert followed(lo, candidate(2, "eth0", "fe80::1"), ETH1, defaults=BY_ETH1)[0] == "eth1"
+
+
+class TestMoving:
+    @pytest.mark.parametrize("broken", [{"up": False}, {"running": False}], ids=str)
+    def test_down_or_without_carrier_it_is_left(self, broken):
+        assert followed(LO, replace(ETH0, **broken), ETH1, defaults=BY_ETH1) == (
+            "eth1",
+            "198.51.100.1",
+            "2001:db8:1::1",
+        )
+
+    def test_a_default_route_through_what_is_dead_does_not_count(self):
+        """The kernel keeps the route of an interface that has lost its carrier."""
+        ways = {family: [RouteFound(2), RouteFound(3)] for family in DUAL}
+        assert followed(LO, replace(ETH0, running=False), ETH1, defaults=ways)[0] == "eth1"
+
+    def test_an_address_that_was_exchanged_is_followed_and_the_other_family_stays(self):
+        new = candidate(2, "eth0", "192.0.2.77", "2001:db8::2", "2001:db8::1")
+        assert followed(LO, new) == ("eth0", "192.0.2.77", "2001:db8::1")
+
+    def test_the_first_one_is_gone_back_to_when_it_works_again(self):
+        away = select(DUAL, iface=("eth1",)).interface
+        assert followed(LO, replace(ETH0, running=False), ETH1, current=away)[0] == "eth1"
+        assert followed(LO, ETH0, ETH1, current=away, defaults=BY_ETH1) == STAYED
+        again = replace(ETH0, index=11)
+        assert followed(LO, ETH1, again, current=away, defaults=BY_ETH1) == STAYED
+
+    def test_nothing_is_taken_that_belongs_to_the_overlay_or_its_containers(self):
+        dead = replace(ETH0, up=False)
+        for other in (
+            candidate(5, "docker0", "10.5.1.1", "2001:db8:7::1"),
+            candidate(5, "flannel.1", "10.9.9.9", "2001:db8:7::1", ours=True),
+        ):
+            ways = {family: [RouteFound(5)] for family in DUAL}
+            text = followed(LO, dead, other, defaults=ways)
+            assert text.startswith("eth0 is down. ")
+            assert "unable to find an IPv4 default route" in text
+
+    def test_a_link_local_address_is_never_moved_to(self):
+        lost = candidate(2, "eth0", "192.0.2.1", "fe80::1")
+        text = followed(LO, lost)
+        assert text.startswith("eth0 has lost its address 2001:db8::1. ")
+        assert "no IPv6 address that other nodes can reach" in text
+
+    def test_what_is_wrong_is_said_first(self):
+        assert followed(LO, defaults={}).startswith("eth0 is gone. ")
+        unplugged = replace(ETH0, running=False)
+        assert followed(LO, unplugged).startswith("eth0 has no carrier. ")
+        assert "eth0 (192.0.2.1, 2001:db8::1, fe80::1, mtu 1500, no carrier)" in refusal(
+            links=(unplugged,), iface=("nope",)
+        )

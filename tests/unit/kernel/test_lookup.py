@@ -75,7 +75,7 @@ def test_links_get_their_addresses_and_come_in_the_order_of_their_index():
     assert [str(ip) for ip in found[2].usable(Family.V6)] == ["2001:db8::1"]
 
 
-def test_without_options_the_first_default_route_of_each_family_counts():
+def test_without_options_the_default_routes_of_each_family_count_in_the_kernels_order():
     stub = Stub(
         route_list=[
             route("192.0.2.0/24", 2),
@@ -86,12 +86,13 @@ def test_without_options_the_first_default_route_of_each_family_counts():
         ]
     )
     found = look(stub, (Family.V4, Family.V6)).default_routes
-    assert {family: way.index for family, way in found.items()} == {Family.V4: 2, Family.V6: 3}
+    indexes = {family: [way.index for way in ways] for family, ways in found.items()}
+    assert indexes == {Family.V4: [2, 3], Family.V6: [3]}
 
 
 def test_a_family_that_is_off_is_not_asked_for():
     stub = Stub()
-    assert look(stub).default_routes == {}
+    assert look(stub).default_routes == {Family.V4: []}
     assert stub.asked == ["links", "addresses", "routes IPv4"]
 
 

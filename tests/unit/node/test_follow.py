@@ -28,9 +28,13 @@ class Machine:
     def __init__(self) -> None:
         self.found: ExternalInterface | None = ETH0
         self.followed: list[int] = []
+        self.asked_with: tuple[ExternalInterface, ExternalInterface] | None = None
         self.follower = UnderlayFollower(ETH0, self.select, self.moved, FakeClock())
 
-    async def select(self) -> ExternalInterface:
+    async def select(
+        self, current: ExternalInterface, home: ExternalInterface
+    ) -> ExternalInterface:
+        self.asked_with = (current, home)
         if self.found is None:
             raise InterfaceError("there is none")
         return self.found
@@ -66,5 +70,17 @@ def test_back_to_what_it_was_before_a_refusal_there_is_nothing_to_follow():
         assert await machine.sees(replace(ETH0, mtu=500)) != ""
         assert await machine.sees(ETH0) == ""
         assert machine.followed == []
+
+    asyncio.run(scenario())
+
+
+def test_what_was_selected_first_stays_known_wherever_the_overlay_moves():
+    async def scenario() -> None:
+        machine = Machine()
+        eth1 = replace(ETH0, name="eth1", index=3)
+        await machine.sees(eth1)
+        assert machine.asked_with == (ETH0, ETH0)
+        await machine.sees(eth1)
+        assert machine.asked_with == (eth1, ETH0)
 
     asyncio.run(scenario())
