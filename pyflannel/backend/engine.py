@@ -375,6 +375,8 @@ class Engine:
         if things:
             self._objects[owner] = things
         keys = {thing.key for thing in things}
+        lease = self._peers.get(owner) if owner is not None else None
+        rank = lease.revision if lease is not None else 0
         for thing in before:
             table = self._tables.get(table_id(thing))
             if table is not None and thing.key not in keys:
@@ -385,12 +387,12 @@ class Engine:
             if holder != owner and thing.key not in self._contested:
                 self._contested.add(thing.key)
                 log.warning(
-                    "two peers claim the same entry, the later one gets it",
+                    "two peers claim the same entry, the one that was written last gets it",
                     entry=str(thing),
                     peer=_describe(owner),
                     other=_describe(holder),
                 )
-            table.want(owner, thing)
+            table.want(owner, thing, rank)
 
     async def _look_up(self, lease: Lease, done: _Pass) -> bool:
         """Asks for the paths to a peer that are not known yet; `False` if one got no answer."""

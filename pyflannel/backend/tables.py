@@ -1,8 +1,9 @@
 """The state of one kernel table, as the engine keeps it: who wants what, and what is there.
 
 Between the peers and the kernel stands the *key*: the kernel holds one object under it, but two
-peers may want different ones (two cloned machines with one VTEP MAC; a subnet that moves from one
-lease to another). So a key has an owner, and rivals that wait. And the kernel sometimes holds two
+peers may want different ones (a node that has a new lease, and its old one with the same VTEP MAC
+and its former address; a subnet that moves from one lease to another). So a key has an owner, the
+one whose lease was written last, and rivals that wait. And the kernel sometimes holds two
 objects under what we take for one key (`ip route append`, `bridge fdb append`): the wrong ones are
 *surplus*. So is an IPv6 route with a better metric than ours, which has none, beside one of ours:
 another key, and the packets follow it.
@@ -65,13 +66,15 @@ def overrules(thing: TableEntry, desired: Mapping[Key, TableEntry]) -> bool:
 class TableState:
     """One table: the difference, who wants what, and what the last listing said."""
 
-    __slots__ = ("delta", "drifted", "held", "listing", "owners", "rivals", "surplus")
+    __slots__ = ("delta", "drifted", "held", "listing", "owners", "ranks", "rivals", "surplus")
 
     def __init__(self) -> None:
         self.delta: DeltaMap[Key, TableEntry] = DeltaMap()
         self.owners: dict[Key, Owner] = {}
-        self.rivals: dict[Key, dict[Owner, TableEntry]] = {}
-        """Owners that want something else under the same key and have to wait."""
+        self.ranks: dict[Key, int] = {}
+        """The owner's rank: the store revision of its lease, 0 for the node."""
+        self.rivals: dict[Key, dict[Owner, tuple[int, TableEntry]]] = {}
+        """Owners that want something else under the same key and have to wait, with their rank."""
         self.drifted: set[Key] = set()
         """Pending because somebody else changed the kernel."""
         self.held: dict[Key, KernelError] = {}
@@ -82,32 +85,58 @@ class TableState:
         """The last listing while neither side changed since, else empty; `None` before the first
         one."""
 
-    def want(self, owner: Owner, thing: TableEntry) -> None:
-        """Puts a claim in; whoever held the key before waits until it is free again."""
+    def want(self, owner: Owner, thing: TableEntry, rank: int = 0) -> None:
+        """Puts a claim in.
+
+        Of two owners the one with the higher rank has the key, with equal ones the later; the other
+        waits until the key is free again.
+        """
         key = thing.key
         holder = self.owners.get(key, owner)
         if holder != owner:
-            self.rivals.setdefault(key, {})[holder] = self.delta.desired[key]
-        self._give_up(owner, key)
-        self.owners[key] = owner
-        if self.delta.desired.get(key) != thing:
-            self.delta.want(key, thing)
-            self._touched(key)
+            rivals = self.rivals.setdefault(key, {})
+            rivals.pop(owner, None)
+            if self.ranks[key] > rank:
+                rivals[owner] = (rank, thing)
+                return
+            rivals[holder] = (self.ranks[key], self.delta.desired[key])
+        self._hand_to(owner, thing, rank)
+        heir = self._heir(key)
+        if heir is not None and self.rivals[key][heir[0]][0] > rank:
+            self.rivals[key][owner] = (rank, thing)
+            self._inherit(*heir)
 
     def unwant(self, owner: Owner, key: Key) -> None:
-        """Takes a claim back; the last of those who waited gets the key."""
+        """Takes a claim back; of those who waited the one with the highest rank gets the key."""
         self._give_up(owner, key)
         if key not in self.owners or self.owners[key] != owner:
             return
-        if key in self.rivals:
-            heir, thing = next(reversed(self.rivals[key].items()))
-            self._give_up(heir, key)
-            self.owners[key] = heir
-            self.delta.want(key, thing)
+        heir = self._heir(key)
+        if heir is not None:
+            self._inherit(*heir)
         else:
-            del self.owners[key]
+            del self.owners[key], self.ranks[key]
             self.delta.unwant(key)
-        self._touched(key)
+            self._touched(key)
+
+    def _heir(self, key: Key) -> tuple[Owner, Key] | None:
+        """Who has the key next, and the key; of equals the one that came last."""
+        rivals = self.rivals.get(key)
+        if not rivals:
+            return None
+        return max(reversed(rivals), key=lambda rival: rivals[rival][0]), key
+
+    def _inherit(self, heir: Owner, key: Key) -> None:
+        rank, thing = self.rivals[key][heir]
+        self._give_up(heir, key)
+        self._hand_to(heir, thing, rank)
+
+    def _hand_to(self, owner: Owner, thing: TableEntry, rank: int) -> None:
+        key = thing.key
+        self.owners[key], self.ranks[key] = owner, rank
+        if self.delta.desired.get(key) != thing:
+            self.delta.want(key, thing)
+            self._touched(key)
 
     def _give_up(self, owner: Owner, key: Key) -> None:
         waiting = self.rivals.get(key)

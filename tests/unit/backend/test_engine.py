@@ -743,3 +743,26 @@ def test_overflow_means_reading_everything():
         assert await node.has_exactly(2, 3)
 
     run(scenario())
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_of_two_leases_with_one_vtep_mac_the_newer_says_where_it_is(order):
+    """A node has a new address and a new lease; its old one names the same MAC for up to a day."""
+
+    async def scenario() -> None:
+        node = Node()
+        old = replace(lease(2, "vxlan"), revision=5)
+        new = replace(lease(3, "vxlan"), revision=9)
+        new = replace(new, attrs=replace(new.attrs, backend_data=old.attrs.backend_data))
+        both = [old, new]
+        node.engine.update([LeaseAdded(both[number]) for number in order])
+        node.engine.synced()
+        await node.heal()
+        (entry,) = await node.netlink.fdb(node.device)
+        assert (entry.mac, str(entry.dst)) == (mac(2), "192.0.2.3")
+        node.engine.update([LeaseRemoved(new)])
+        await node.heal()
+        (entry,) = await node.netlink.fdb(node.device)
+        assert str(entry.dst) == "192.0.2.2"
+
+    run(scenario())

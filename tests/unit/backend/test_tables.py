@@ -114,3 +114,27 @@ def test_the_latest_of_those_who_still_want_a_key_has_it(claims):
         expected = model[next(reversed(model))] if model else None
         assert table.delta.desired.get(FDB.key) == expected
         assert table.owners.get(FDB.key, "nobody") == (next(reversed(model)) if model else "nobody")
+
+
+RANKED_CLAIMS = st.lists(
+    st.tuples(OWNERS, st.sampled_from([FDB, OTHER]), st.none() | st.integers(0, 3)), max_size=20
+)
+
+
+@given(RANKED_CLAIMS)
+def test_of_several_the_one_with_the_highest_rank_has_the_key(claims):
+    """A naive model looks at all claims that stand, whatever their order was."""
+    table = TableState()
+    model: dict[object, tuple[int, FdbEntry]] = {}
+    for owner, thing, rank in claims:
+        if rank is None:
+            model.pop(owner, None)
+            table.unwant(owner, thing.key)
+        else:
+            model[owner] = (rank, thing)
+            table.want(owner, thing, rank)
+        highest = max((rank for rank, _ in model.values()), default=None)
+        best = {one: thing for one, (rank, thing) in model.items() if rank == highest}
+        holder = table.owners.get(FDB.key, "nobody")
+        assert holder in best or not best
+        assert table.delta.desired.get(FDB.key) == best.get(holder)
