@@ -189,6 +189,11 @@ class Driver:
         """Bytes a container may send."""
         return self._network.mtu
 
+    @property
+    def attrs(self) -> LeaseAttrs:
+        """What our lease must carry, as of the last pass or rebase."""
+        return self._attrs
+
     def submit(self, events: Sequence[LeaseEvent]) -> None:
         """Takes lease events; returns at once."""
         for event in events:

@@ -3,17 +3,23 @@
 A *lease* is a dated claim of one node on one subnet, with the attributes its peers need to reach
 it. `LeaseTable` is the one place where a snapshot or a batch of changes becomes the difference that
 backends are told about. It compares by value, so a peer that came back with another public IP or
-VTEP MAC while we were not looking is a change; it never reports our own lease; and it drops what
-lies outside the network, so that nobody can draw a route of ours to somewhere else.
+VTEP MAC while we were not looking is a change; it never reports our own lease, under whatever key
+(a former one, one that was overwritten for a moment): a route to ourselves would stand in the way
+of our own containers; and it drops what lies outside the network, so that nobody can draw a route
+of ours to somewhere else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
+from pyflannel.core.gojson import JsonError, JsonObject, loads_go
 from pyflannel.core.ip import Family, IPAddress, IPNetwork, SubnetKey
+
+VTEP_BACKEND = "vxlan"
+"""The backend type whose data name a VTEP MAC; a MAC tells one machine from another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +44,36 @@ class LeaseAttrs:
     def data(self, family: Family) -> str | None:
         """The raw backend data of one family."""
         return self.backend_data if family is Family.V4 else self.backend_v6_data
+
+    def macs(self) -> frozenset[str]:
+        """The VTEP MACs in the backend data, as 12 hexadecimal digits in lower case."""
+        if self.backend_type != VTEP_BACKEND:
+            return frozenset()
+        found = (_vtep_mac(text) for text in (self.backend_data, self.backend_v6_data))
+        return frozenset(mac for mac in found if mac)
+
+    def has_mac_of(self, macs: frozenset[str]) -> bool:
+        """Whether one of these MACs is published here; quick if not, as with nearly all leases."""
+        return any(
+            text is not None and any(mac in _bare(text) for mac in macs)
+            for text in (self.backend_data, self.backend_v6_data)
+        ) and not macs.isdisjoint(self.macs())
+
+
+_SEPARATORS = str.maketrans("", "", ":-.")
+
+
+def _bare(mac: str) -> str:
+    return mac.lower().translate(_SEPARATORS)
+
+
+def _vtep_mac(data: str | None) -> str:
+    try:
+        value = loads_go(data or "")
+    except JsonError:
+        return ""
+    mac = value.find("VtepMAC") if isinstance(value, JsonObject) else None
+    return _bare(mac) if isinstance(mac, str) else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +152,47 @@ LeaseUpdate = Snapshot | Changes
 """What `LeaseStore.watch_leases` yields; the first one is always a `Snapshot`."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """By what a lease is known to be this node's, and so is never a peer's."""
+
+    key: SubnetKey
+    public: frozenset[IPAddress] = frozenset()
+    """The addresses that this node publishes."""
+    macs: frozenset[str] = frozenset()
+    """Its VTEP MACs, as `LeaseAttrs.macs` gives them."""
+    store_lease: int = 0
+    """Its etcd lease; 0 if it has none."""
+
+    @classmethod
+    def of(cls, lease: Lease, *attrs: LeaseAttrs) -> Identity:
+        """What a lease says of its node.
+
+        Args:
+            lease: ours, as it stands in the store.
+            attrs: what it is going to carry, while that is not written yet.
+        """
+        every = (lease.attrs, *attrs)
+        addresses = {ip for one in every for ip in (one.public_ip, one.public_ipv6)}
+        return cls(
+            key=lease.key,
+            public=frozenset(ip for ip in addresses if ip is not None and not ip.is_unspecified),
+            macs=frozenset().union(*(one.macs() for one in every)),
+            store_lease=lease.store_lease,
+        )
+
+    def why_ours(self, lease: Lease) -> str:
+        """Why another lease than the one of our key is ours; empty if it is not."""
+        for ip in (lease.attrs.public_ip, lease.attrs.public_ipv6):
+            if ip in self.public:
+                return f"it has this node's own public IP {ip}"
+        if lease.attrs.has_mac_of(self.macs):
+            return "it has this node's own VTEP MAC"
+        if self.store_lease and lease.store_lease == self.store_lease:
+            return "it hangs on this node's own etcd lease"
+        return ""
+
+
 class LeaseTable:
     """The peers we know. Feed it what the store says, get what is different.
 
@@ -125,8 +202,8 @@ class LeaseTable:
     def __init__(self, *, network: IPv4Network | None, network6: IPv6Network | None) -> None:
         self._network = network
         self._network6 = network6
-        self._own: SubnetKey | None = None
-        self._at_own: Lease | None = None
+        self._own: Identity | None = None
+        self._stored: dict[SubnetKey, Lease] = {}
         self._peers: dict[SubnetKey, Lease] = {}
         self.rejected: dict[SubnetKey, str] = {}
         """Leases that are not peers, each with the reason; for `status`."""
@@ -142,22 +219,17 @@ class LeaseTable:
         fresh, self._unsaid = list(self._unsaid.items()), {}
         return fresh
 
-    def set_own(self, own: SubnetKey | None) -> list[LeaseEvent]:
-        """Tells which lease is ours; it is never reported.
+    def set_own(self, own: Identity | None) -> list[LeaseEvent]:
+        """Tells what is ours; it is never reported.
 
-        A peer that was known there goes. Whoever holds the key that was ours until now is a peer
-        from now on: that is why we lost it.
+        A peer that turns out to be this node goes. And what is no longer ours is a peer from now
+        on: whoever holds the key that was ours until now (that is why we lost it), or an address
+        that we have given up.
         """
         if own == self._own:
             return []
-        events: list[LeaseEvent] = []
-        if own is not None and own in self._peers:
-            events.append(LeaseRemoved(self._peers.pop(own)))
-        self._own, heir, self._at_own = own, self._at_own, None
-        if heir is not None and self._accept(heir):
-            self._peers[heir.key] = heir
-            events.append(LeaseAdded(heir))
-        return events
+        self._own = own
+        return self._difference(self._judge(self._stored.values()))
 
     def apply(self, update: LeaseUpdate) -> list[LeaseEvent]:
         """Takes one update and returns what changed, removals first.
@@ -165,28 +237,31 @@ class LeaseTable:
         Removals come first so that a subnet which moved from one key to another (`10.5.1.0-24` to
         `10.5.1.0-24&fd00::-64`) ends up present.
         """
+        wanted: dict[SubnetKey, Lease | None]
         if isinstance(update, Snapshot):
-            wanted: dict[SubnetKey, Lease | None] = dict.fromkeys(self._peers)
+            wanted = dict.fromkeys(self._peers)
+            self._stored = {lease.key: lease for lease in update.leases}
             self.rejected = {}
-            self._at_own = None
-            for lease in update.leases:
-                wanted[lease.key] = lease if self._accept(lease) else None
-        else:
-            wanted = {}
-            for event in update.events:
-                if isinstance(event, LeaseDeleted):
-                    wanted[event.key] = None
-                    if event.key == self._own:
-                        self._at_own = None
-                    self.rejected.pop(event.key, None)
-                else:
-                    wanted[event.lease.key] = event.lease if self._accept(event.lease) else None
-        return self._difference(wanted.items())
+            wanted |= self._judge(update.leases)
+            return self._difference(wanted)
+        wanted = {}
+        for event in update.events:
+            if isinstance(event, LeaseDeleted):
+                wanted[event.key] = None
+                self._stored.pop(event.key, None)
+                self.rejected.pop(event.key, None)
+            else:
+                self._stored[event.lease.key] = event.lease
+                wanted |= self._judge((event.lease,))
+        return self._difference(wanted)
 
-    def _difference(self, wanted: Iterable[tuple[SubnetKey, Lease | None]]) -> list[LeaseEvent]:
+    def _judge(self, leases: Iterable[Lease]) -> dict[SubnetKey, Lease | None]:
+        return {lease.key: lease if self._accept(lease) else None for lease in leases}
+
+    def _difference(self, wanted: Mapping[SubnetKey, Lease | None]) -> list[LeaseEvent]:
         removed: list[LeaseEvent] = []
         added: list[LeaseEvent] = []
-        for key, lease in wanted:
+        for key, lease in wanted.items():
             known = self._peers.get(key)
             if lease is None:
                 if known is not None:
@@ -199,10 +274,10 @@ class LeaseTable:
         return removed + added
 
     def _accept(self, lease: Lease) -> bool:
-        if lease.key == self._own:
-            self._at_own = lease
+        if self._own is not None and lease.key == self._own.key:
+            self.rejected.pop(lease.key, None)
             return False
-        reason = self._why_not(lease.key)
+        reason = self._why_not(lease)
         if reason:
             self._unsaid[lease.key] = reason
             self.rejected[lease.key] = reason
@@ -210,7 +285,8 @@ class LeaseTable:
         self.rejected.pop(lease.key, None)
         return True
 
-    def _why_not(self, key: SubnetKey) -> str:
+    def _why_not(self, lease: Lease) -> str:
+        key = lease.key
         if key.v4 is not None and (self._network is None or not key.v4.subnet_of(self._network)):
             return f"{key.v4} is outside the network {self._network}"
         if key.v4 is not None and key.v4 == self._network:
@@ -220,4 +296,4 @@ class LeaseTable:
                 return f"{key.v6} is outside the IPv6 network {self._network6}"
         elif key.v4 is None:
             return f"{key.describe()} has no subnet of a family that this network uses"
-        return ""
+        return self._own.why_ours(lease) if self._own is not None else ""

@@ -35,7 +35,7 @@ from pyflannel.core.announce import Announcer
 from pyflannel.core.config import NetworkConfig, effective, parse_network_config
 from pyflannel.core.errors import StoreDenied, StoreError
 from pyflannel.core.ip import Family, SubnetKey
-from pyflannel.core.lease import Lease, LeaseAttrs, LeaseTable, Snapshot
+from pyflannel.core.lease import Identity, Lease, LeaseAttrs, LeaseTable, Snapshot
 from pyflannel.core.trust import check_commands
 from pyflannel.core.underlay import ExternalInterface, Selection
 from pyflannel.docker import options as docker_options
@@ -288,7 +288,7 @@ class Node:
         self._table = LeaseTable(
             network=started.config.network, network6=started.config.ipv6_network
         )
-        self._table.set_own(started.lease.key)
+        self._table.set_own(Identity.of(started.lease, started.network.own_attrs()))
         self._rejected: Announcer[SubnetKey] = Announcer()
         self._follower = UnderlayFollower(
             started.underlay, self._follow_underlay, self._underlay_moved, parts.clock
@@ -364,7 +364,8 @@ class Node:
     async def _watch_leases(self) -> None:
         log.info("Watching for new subnet leases")
         async for update in self._store.watch_leases():
-            events = self._table.apply(update)
+            # Also what changed of our own (an address, the etcd lease) without another subnet.
+            events = self._table.set_own(self._identity()) + self._table.apply(update)
             if events:
                 self._driver.submit(events)
             if isinstance(update, Snapshot):
@@ -382,6 +383,10 @@ class Node:
                         others_not_logged=self._rejected.take_withheld(),
                     )
 
+    def _identity(self) -> Identity:
+        """What is ours in the store: what we published, and what we are about to publish."""
+        return Identity.of(self._store.lease or self._lease, self._driver.attrs)
+
     async def _later(self, work: Callable[[], Awaitable[None]]) -> None:
         """Does some work when the first leases are programmed, or that takes too long."""
         await within(self._clock, PROGRAM_FIRST_S, self._programmed.wait())
@@ -390,7 +395,7 @@ class Node:
     async def _keep_lease(self) -> None:
         async for lease in self._store.keep():
             self._lease = lease
-            self._driver.submit(self._table.set_own(lease.key))
+            self._driver.submit(self._table.set_own(self._identity()))
             attrs = await self._driver.rebase(self._underlay, lease)
             await self._firewall.replace(self._rules())
             self._write_files()
@@ -404,6 +409,7 @@ class Node:
             await self._unpublished.wait()
             self._unpublished.clear()
             await self._store.publish(self._wanted)
+            self._driver.submit(self._table.set_own(self._identity()))
 
     def _attrs_changed(self, attrs: LeaseAttrs) -> None:
         log.warning("own lease needs other attributes, publishing them", data=attrs.backend_data)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pyflannel.core.ip import Family, SubnetKey
 from pyflannel.core.lease import (
     Changes,
+    Identity,
     Lease,
     LeaseAdded,
     LeaseAttrs,
@@ -104,7 +105,7 @@ def test_removals_come_first_so_that_a_subnet_that_moved_between_keys_stays() ->
 
 def test_our_own_lease_is_never_reported() -> None:
     peers = table()
-    assert peers.set_own(key(1)) == []
+    assert peers.set_own(Identity(key=key(1))) == []
     assert peers.apply(Snapshot([lease(1), lease(2)], 1)) == [LeaseAdded(lease(2))]
     assert peers.apply(Changes([LeasePut(lease(1, host=9)), LeaseDeleted(key(1))], 2)) == []
     assert peers.apply(Snapshot([lease(2)], 3)) == []
@@ -113,7 +114,7 @@ def test_our_own_lease_is_never_reported() -> None:
 def test_a_peer_whose_lease_becomes_ours_is_removed() -> None:
     peers = table()
     peers.apply(Snapshot([lease(1), lease(2)], 1))
-    assert peers.set_own(key(1)) == [LeaseRemoved(lease(1))]
+    assert peers.set_own(Identity(key=key(1))) == [LeaseRemoved(lease(1))]
     assert list(peers.peers) == [key(2)]
 
 
@@ -200,7 +201,7 @@ def test_replayed_events_give_what_the_store_holds_less_our_own_and_strangers(
     stored: dict[SubnetKey, Lease] = {}
     known: dict[SubnetKey, Lease] = {}
     peers = table()
-    peers.set_own(own)
+    peers.set_own(Identity(key=own) if own is not None else None)
     for update in updates:
         if isinstance(update, Snapshot):
             stored = {one.key: one for one in update.leases}
@@ -226,10 +227,10 @@ def test_whoever_took_our_subnet_is_a_peer_as_soon_as_we_have_another():
     """The takeover is seen under our own key, before we know where we are going."""
     table = LeaseTable(network=IPv4Network("10.0.0.0/16"), network6=None)
     ours, other = (SubnetKey(IPv4Network(f"10.0.{n}.0/24")) for n in (1, 2))
-    table.set_own(ours)
+    table.set_own(Identity(key=ours))
     thief = Lease(key=ours, attrs=LeaseAttrs(public_ip=IPv4Address("192.0.2.99")))
     assert table.apply(Changes([LeasePut(thief)], 5)) == []
-    assert table.set_own(other) == [LeaseAdded(thief)]
+    assert table.set_own(Identity(key=other)) == [LeaseAdded(thief)]
     assert table.peers == {ours: thief}
 
 
@@ -255,3 +256,73 @@ def test_leases_that_came_and_went_leave_nothing_behind() -> None:
     finally:
         tracemalloc.stop()
     assert used < 50_000
+
+
+MAC = "020000000a0b"
+OURS = Identity(
+    key=key(1), public=frozenset([IPv4Address("192.0.2.1")]), macs=frozenset([MAC]), store_lease=7
+)
+"""This node: 10.5.1.0/24 at 192.0.2.1, with a vxlan device."""
+
+
+def vxlan(third: int, host: int, mac: str) -> Lease:
+    data = f'{{"VNI":1,"VtepMAC":"{mac}"}}'
+    attrs = LeaseAttrs(
+        public_ip=IPv4Address(f"192.0.2.{host}"), backend_type="vxlan", backend_data=data
+    )
+    return Lease(key=key(third), attrs=attrs, store_lease=third)
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        (lease(2, host=1), "it has this node's own public IP 192.0.2.1"),
+        (vxlan(2, 9, "02:00:00:00:0A:0B"), "it has this node's own VTEP MAC"),
+        (vxlan(7, 9, "02:00:00:00:00:01"), "it hangs on this node's own etcd lease"),
+    ],
+)
+def test_a_lease_that_is_ours_by_what_it_says_is_no_peer(found: Lease, reason: str) -> None:
+    """A former subnet of this node: a route to it would lead to ourselves, past its containers."""
+    peers = table()
+    peers.set_own(OURS)
+    assert peers.apply(Changes([LeasePut(found)], 1)) == []
+    assert peers.rejected == {found.key: reason}
+    assert peers.new_rejections() == [(found.key, reason)]
+    other = vxlan(3, 3, "02:00:00:00:00:03")
+    assert peers.apply(Snapshot([found, other], 2)) == [LeaseAdded(other)]
+
+
+def test_an_address_that_we_take_ends_a_peer_and_one_that_we_give_up_makes_one() -> None:
+    peers = table()
+    peers.set_own(OURS)
+    peers.apply(Snapshot([lease(2, host=2), lease(3, host=1)], 1))
+    assert list(peers.peers) == [key(2)]
+    moved = Identity(key=key(1), public=frozenset([IPv4Address("192.0.2.2")]))
+    assert peers.set_own(moved) == [
+        LeaseRemoved(lease(2, host=2)),
+        LeaseAdded(lease(3, host=1)),
+    ]
+    assert set(peers.rejected) == {key(2)}
+
+
+def test_our_key_under_another_address_and_back_again_makes_no_peer() -> None:
+    """Somebody writes it by mistake; a second later the old value stands there again."""
+    peers = table()
+    peers.set_own(OURS)
+    peers.apply(Changes([LeasePut(lease(1, host=99))], 1))
+    assert peers.set_own(Identity(key=key(4), public=OURS.public)) == [
+        LeaseAdded(lease(1, host=99))
+    ]
+    assert peers.apply(Changes([LeasePut(lease(1))], 2)) == [LeaseRemoved(lease(1, host=99))]
+
+
+def test_a_node_is_known_by_what_it_published_and_by_what_it_is_about_to_publish() -> None:
+    mine = vxlan(1, 1, "02:00:00:00:0a:0b")
+    new = LeaseAttrs(public_ip=IPv4Address("192.0.2.77"))
+    nothing = LeaseAttrs(public_ip=IPv4Address("0.0.0.0"))
+    assert Identity.of(mine, new, nothing) == Identity(
+        key=key(1),
+        public=frozenset([IPv4Address("192.0.2.1"), IPv4Address("192.0.2.77")]),
+        macs=frozenset([MAC]),
+        store_lease=1,
+    )
