@@ -115,7 +115,7 @@ def _parts(options: DaemonOptions, notifier: Notifier, stack: contextlib.AsyncEx
     return Parts(
         store=store,
         netlink=netlink,
-        find_underlay=lambda families: find_interface(netlink, options, families),
+        find_underlay=partial(find_interface, netlink, options),
         follow_underlay=partial(follow_interface, netlink, options),
         backend=lambda config, underlay: registry.create(
             config.backend_type,

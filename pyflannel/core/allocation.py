@@ -1,11 +1,18 @@
 """Which subnet this node asks for: the one it holds, the one it had, else a free one.
 
-Three steps, upstream's:
+1. A lease is *recognised* as ours: it is the one that our own record names (subnet, etcd lease, and
+   an address that we published), or it has our VTEP MAC. Its public IP may be a former one; the
+   containers of this node live in it.
+2. A lease has our public IP: it is ours, whoever wrote it (a former run, an operator's
+   reservation). But an address may come to this node from another one (a virtual address that
+   failed over), and with it the other one's lease. So where we have a record, only a reservation,
+   or the lease of the previous subnet, is taken for ours by its address.
+3. `subnet.env`, a lost lease or the record names a *previous* subnet: it is taken back if it is
+   free and fits.
+4. A free one is drawn at random among the lowest hundred.
 
-1. A lease with our public IP exists: it is ours, whoever wrote it (a former run, an operator's
-   reservation). If it fits the config it is used again, if not it has to go.
-2. `subnet.env` or a lost lease names a *previous* subnet: it is taken back if it is free and fits.
-3. A free one is drawn at random among the lowest hundred.
+What is ours and does not fit the config has to go, and so has a second one that was recognised.
+Steps 2 (for every lease), 3 and 4 are upstream's.
 
 Everything here is a function of the config and of the leases read; nothing is written. Between the
 decision and the write somebody else may take the subnet: the write is conditional, and after a lost
@@ -14,7 +21,7 @@ race the caller reads and plans again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from random import Random
@@ -22,7 +29,14 @@ from typing import Final
 
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.errors import SubnetsExhausted
-from pyflannel.core.ip import Family, IPNetwork, SubnetKey, format_ip, format_network
+from pyflannel.core.ip import (
+    Family,
+    IPAddress,
+    IPNetwork,
+    SubnetKey,
+    format_ip,
+    format_network,
+)
 from pyflannel.core.lease import Lease, LeaseAttrs
 
 CANDIDATES: Final = 100
@@ -30,9 +44,33 @@ CANDIDATES: Final = 100
 seldom want the same one, few enough that the network fills from the bottom."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Former:
+    """The lease of this node's former run, as the state directory remembers it."""
+
+    key: SubnetKey
+    store_lease: int
+    """Id of its etcd lease; 0 for a reservation, which an address tells, not a record."""
+    public: frozenset[IPAddress] = frozenset()
+    """The addresses it was published with; empty if the record does not say."""
+
+    def is_of(self, lease: Lease, attrs: LeaseAttrs) -> bool:
+        """Whether this is the very lease, and not one that another node has put in its place.
+
+        Args:
+            lease: what stands in the store.
+            attrs: ours now: we may have been ended between publishing an address and noting it.
+        """
+        if lease.key != self.key or lease.store_lease != self.store_lease or not self.store_lease:
+            return False
+        ours = self.public | {attrs.public_ip, attrs.public_ipv6}
+        theirs = {lease.attrs.public_ip, lease.attrs.public_ipv6} - {None}
+        return not self.public or any(ip in ours for ip in theirs if ip and not ip.is_unspecified)
+
+
 @dataclass(frozen=True, slots=True)
 class Reuse:
-    """A lease under our public IP fits: keep its key, put our attributes there."""
+    """A lease of ours fits: keep its key, put our attributes there."""
 
     lease: Lease
 
@@ -62,9 +100,11 @@ class Plan:
 
     step: Reuse | TakePrevious | TakeFree
     incompatible: tuple[Lease, ...] = ()
-    """Leases under our public IP that the config does not allow (any more), to be deleted first; in
-    the order of their keys. Reservations too: left in place, peers would go on sending us packets
-    for a subnet that we do not have."""
+    """Leases of ours that the config does not allow (any more), to be deleted first. Reservations
+    too: left in place, peers would go on sending us packets for a subnet that we do not have."""
+    superseded: tuple[Lease, ...] = ()
+    """Further leases that were recognised as ours, to be deleted when we have the one of `step`:
+    two with one VTEP MAC contradict each other."""
     previous_refused: str = ""
     """Why the previous subnet was not taken, as a sentence for the log; empty if there was no need
     to look at it."""
@@ -92,54 +132,94 @@ def plan(
     *,
     previous: SubnetKey | None,
     rng: Random,
+    former: Former | None = None,
+    foreign: Collection[SubnetKey] = (),
 ) -> Plan:
     """Decides which subnet this node asks for.
 
     Args:
         config: a valid config; at least one family is enabled.
         leases: all leases in the store.
-        attrs: ours; only the public addresses are looked at.
+        attrs: ours; only the public addresses and VTEP MACs are looked at.
         previous: the subnet that this node had before, if it remembers one.
         rng: draws among the free ones.
+        former: what our own record says.
+        foreign: keys that looked like ours, and whose holder has turned out to be alive.
 
     Raises:
         SubnetsExhausted: no lease is ours, and nothing is free.
     """
     known = list(leases)
-    own = _own_leases(known, attrs, config)
+    own = own_leases(known, attrs, config, previous=previous, former=former, foreign=foreign)
     fitting = [lease for lease in own if is_compatible(lease.key, config)]
     incompatible = tuple(lease for lease in own if not is_compatible(lease.key, config))
     if fitting:
-        return Plan(step=Reuse(fitting[0]), incompatible=incompatible)
+        superseded = tuple(
+            lease
+            for lease in fitting[1:]
+            if not lease.is_reservation and _is_recognised(lease, attrs, attrs.macs(), former)
+        )
+        return Plan(step=Reuse(fitting[0]), incompatible=incompatible, superseded=superseded)
     going = {lease.key for lease in incompatible}
-    taken = [lease.key for lease in known if lease.key not in going]
+    staying = [lease for lease in known if lease.key not in going]
     refused = ""
-    if previous is not None:
-        refused = _why_not_previous(previous, config, taken)
-        if not refused:
-            return Plan(step=TakePrevious(previous), incompatible=incompatible)
-    free = choose(config, taken, rng)
+    for key in (previous, former.key if former is not None else None):
+        if key is None or key in foreign:
+            continue
+        why_not = _why_not_previous(key, config, staying)
+        if not why_not:
+            return Plan(step=TakePrevious(key), incompatible=incompatible)
+        refused = refused or why_not
+    free = choose(config, [lease.key for lease in staying], rng)
     return Plan(step=TakeFree(free), incompatible=incompatible, previous_refused=refused)
 
 
-def find_own(leases: Iterable[Lease], attrs: LeaseAttrs, config: NetworkConfig) -> Lease | None:
-    """The lease held for our public IP; if there are several, the first in the order of their keys.
+def own_leases(
+    leases: Iterable[Lease],
+    attrs: LeaseAttrs,
+    config: NetworkConfig,
+    *,
+    previous: SubnetKey | None = None,
+    former: Former | None = None,
+    foreign: Collection[SubnetKey] = (),
+) -> list[Lease]:
+    """The leases that are this node's, the one to be used first; arguments as for `plan`.
+
+    Those that were recognised come first: our record's, then those with our VTEP MAC, the newest
+    first. Then those that have our public IP, in etcd's order: that of the keys' bytes.
 
     Where IPv4 is disabled every node has the public IP 0.0.0.0, so there the IPv6 one decides.
     (Upstream compares IPv4 even then, and every node takes the first node's lease for its own.)
     """
-    own = _own_leases(leases, attrs, config)
-    return own[0] if own else None
+    candidates = [lease for lease in leases if lease.key not in foreign]
+    macs = attrs.macs()
+    recognised = [lease for lease in candidates if _is_recognised(lease, attrs, macs, former)]
+    recognised.sort(
+        key=lambda lease: (former is None or not former.is_of(lease, attrs), -lease.revision)
+    )
+    by_address = [
+        lease
+        for lease in candidates
+        if lease not in recognised
+        and is_under_our_address(lease, attrs, config)
+        and (former is None or lease.is_reservation or lease.key == previous)
+    ]
+    return recognised + sorted(by_address, key=lambda lease: str(lease.key))
 
 
-def _own_leases(leases: Iterable[Lease], attrs: LeaseAttrs, config: NetworkConfig) -> list[Lease]:
-    """All leases under our public IP, in etcd's order: that of the keys' bytes."""
+def _is_recognised(
+    lease: Lease, attrs: LeaseAttrs, macs: frozenset[str], former: Former | None
+) -> bool:
+    if former is not None and former.is_of(lease, attrs):
+        return True
+    return lease.attrs.has_mac_of(macs)
+
+
+def is_under_our_address(lease: Lease, attrs: LeaseAttrs, config: NetworkConfig) -> bool:
+    """Whether a lease is held for our public IP; of which family see `own_leases`."""
     family = Family.V4 if config.enable_ipv4 else Family.V6
     ours = attrs.underlay(family)
-    if ours is None:
-        return []
-    own = [lease for lease in leases if lease.attrs.underlay(family) == ours]
-    return sorted(own, key=lambda lease: str(lease.key))
+    return ours is not None and lease.attrs.underlay(family) == ours
 
 
 def is_compatible(key: SubnetKey, config: NetworkConfig) -> bool:
@@ -162,15 +242,17 @@ def is_compatible(key: SubnetKey, config: NetworkConfig) -> bool:
     return True
 
 
-def _why_not_previous(
-    previous: SubnetKey, config: NetworkConfig, taken: Iterable[SubnetKey]
-) -> str:
+def _why_not_previous(previous: SubnetKey, config: NetworkConfig, taken: Iterable[Lease]) -> str:
     if not is_compatible(previous, config):
         return f"previous subnet {previous.describe()} does not fit the current config"
     for other in taken:
-        mine = overlap(previous, other)
+        mine = overlap(previous, other.key)
         if mine is not None:
-            return f"previous subnet {format_network(mine)} is leased as {other.describe()}"
+            holder = other.attrs.public_ip or other.attrs.public_ipv6 or "a node without an address"
+            return (
+                f"previous subnet {format_network(mine)} is leased as {other.key.describe()} "
+                f"by {holder}"
+            )
     return ""
 
 

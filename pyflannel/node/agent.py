@@ -34,7 +34,7 @@ from pyflannel.core import rules, subnetenv
 from pyflannel.core.announce import Announcer
 from pyflannel.core.config import NetworkConfig, effective, parse_network_config
 from pyflannel.core.errors import StoreDenied, StoreError
-from pyflannel.core.ip import Family, SubnetKey
+from pyflannel.core.ip import Family, IPAddress, SubnetKey
 from pyflannel.core.lease import Identity, Lease, LeaseAttrs, LeaseTable, Snapshot
 from pyflannel.core.trust import check_commands
 from pyflannel.core.underlay import ExternalInterface, Selection
@@ -77,6 +77,16 @@ BRIDGE_SYSCTL: Final = {
 }
 
 
+class FindUnderlay(Protocol):
+    """Chooses the external interface at the start; see `kernel.lookup.find_interface`."""
+
+    async def __call__(
+        self, families: Sequence[Family], /, *, prefer: Sequence[IPAddress]
+    ) -> Selection:
+        """The interface; raises `InterfaceError` if nothing fits."""
+        ...
+
+
 class FollowUnderlay(Protocol):
     """Decides what carries the overlay from now on; see `kernel.lookup.follow_interface`."""
 
@@ -117,8 +127,7 @@ class Parts:
 
     store: LeaseStore
     netlink: Netlink
-    find_underlay: Callable[[Sequence[Family]], Awaitable[Selection]]
-    """Chooses the external interface at the start."""
+    find_underlay: FindUnderlay
     follow_underlay: FollowUnderlay
     backend: Callable[[NetworkConfig, ExternalInterface], Backend]
     firewall: Callable[[NetworkConfig], tuple[TrafficManager, TrafficManager]]
@@ -168,7 +177,7 @@ class Agent:
         check_commands(config, parts.store.origin, allowed=self._settings.allow_extension)
         log.info(f"Found network config - Backend type: {config.backend_type}")
         _warn_about_bridges(config)
-        found = await parts.find_underlay(config.families)
+        found = await parts.find_underlay(config.families, prefer=parts.store.published())
         underlay = self._underlay = found.interface
         address = underlay.address if underlay.address is not None else underlay.address6
         log.info(

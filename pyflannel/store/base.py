@@ -25,11 +25,12 @@ changed or not. A subnet that another node holds is never written.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from pyflannel.core.config import NetworkConfig
+from pyflannel.core.ip import IPAddress
 from pyflannel.core.lease import Lease, LeaseAttrs, LeaseUpdate
 from pyflannel.core.trust import ConfigOrigin
 from pyflannel.report.model import StoreReport
@@ -58,6 +59,10 @@ class LeaseStore(Protocol):
     @property
     def lease(self) -> Lease | None:
         """Our lease as we know it now; `None` before `acquire`."""
+        ...
+
+    def published(self) -> Sequence[IPAddress]:
+        """The addresses that a former run of this node published, as far as it is remembered."""
         ...
 
     async def network_config(self) -> NetworkConfig:

@@ -1,9 +1,11 @@
 """What this node remembers of its own lease over a restart or a reboot.
 
 Etcd knows leases by public IP only, so a daemon that finds "its" lease cannot tell its own former
-run from a second node with the same address. This small file in the state directory can: it names
-the etcd lease that we wrote. Losing it costs a second at the next start (the other holder, if there
-is one, is asked for a sign of life), nothing else; so no failure here is fatal.
+run from a second node with the same address, and one whose address has changed finds none. This
+small file in the state directory can: it names the etcd lease that we wrote, and the addresses that
+it was written with. Losing it costs a second at the next start (the other holder, if there is one,
+is asked for a sign of life), or the subnet if the address has changed as well; so no failure here
+is fatal.
 """
 
 from __future__ import annotations
@@ -12,8 +14,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from pyflannel.core.allocation import Former
 from pyflannel.core.errors import FlannelError
-from pyflannel.core.ip import SubnetKey, parse_subnet_key
+from pyflannel.core.ip import IPAddress, SubnetKey, parse_ip, parse_subnet_key
 from pyflannel.core.lease import Lease
 from pyflannel.kernel.files import write_atomically
 from pyflannel.logs import get_logger
@@ -31,6 +34,13 @@ class Remembered:
     store_lease: int
     prefix: str
     """The etcd prefix it was under."""
+    public: tuple[IPAddress, ...] = ()
+    """The addresses it was published with, IPv4 first; empty in a file of the first release."""
+
+    @property
+    def former(self) -> Former:
+        """The same in the words of `core.allocation`."""
+        return Former(key=self.key, store_lease=self.store_lease, public=frozenset(self.public))
 
 
 class LeaseRecord:
@@ -47,6 +57,7 @@ class LeaseRecord:
             entry = json.loads(self._path.read_bytes())
             key = parse_subnet_key(entry["subnet"])
             store_lease, prefix = int(entry["etcd_lease"]), entry["prefix"]
+            public = tuple(parse_ip(text) for text in entry.get("public", ()))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -54,7 +65,7 @@ class LeaseRecord:
             return None
         if key is None or prefix != self._prefix:
             return None
-        return Remembered(key=key, store_lease=store_lease, prefix=prefix)
+        return Remembered(key=key, store_lease=store_lease, prefix=prefix, public=public)
 
     def save(self, lease: Lease) -> None:
         """Remembers a lease. A full or read-only disk is logged once and is no reason to stop."""
@@ -62,6 +73,9 @@ class LeaseRecord:
             "subnet": str(lease.key),
             "etcd_lease": lease.store_lease,
             "prefix": self._prefix,
+            "public": [
+                str(ip) for ip in (lease.attrs.public_ip, lease.attrs.public_ipv6) if ip is not None
+            ],
         }
         try:
             write_atomically(self._path, (json.dumps(entry) + "\n").encode())

@@ -1,7 +1,7 @@
 """Winning a lease in etcd: one attempt at a time, every write conditional on what was read.
 
-Upstream's order: the lease already held for our public IP, then the previous subnet, then a free
-one. A lost race is a `StoreConflict`, and the caller simply tries again.
+Which one is asked for is decided by `core.allocation`: the lease that is ours, then the previous
+subnet, then a free one. A lost race is a `StoreConflict`, and the caller simply tries again.
 
 With two families a race can be lost unnoticed: the key names both subnets, so two nodes that start
 together may write different keys with one IPv6 subnet in them. (Upstream's do, one pair in a
@@ -13,6 +13,11 @@ with the very same content; a live pyflannel that owns it sees a write it did no
 with one of its own. An answer means that the address is in use; silence for `CHALLENGE_S` means
 that the holder is gone (or is upstream's daemon, which never answers, and is reused as upstream
 would).
+
+The same question is put to the holder of a lease that we recognise as ours and that names another
+address than we have now. As a rule the holder is our own former run, before the address changed.
+But the record may have come with a copied disk, and the machine that it was copied from be alive:
+then it answers, and we look for another subnet.
 """
 
 from __future__ import annotations
@@ -47,7 +52,7 @@ class Acquisition:
 
     Args:
         previous: the subnet that `subnet.env` or a lost lease names.
-        known_store_lease: id of the etcd lease that the state directory knows as ours, 0 if none.
+        former: the lease that the state directory knows as ours.
         listed: a listing of all leases made a moment ago, for the first attempt. That it may be
             stale does no harm, since every write is conditional.
     """
@@ -61,7 +66,7 @@ class Acquisition:
         rng: random.Random,
         *,
         previous: SubnetKey | None,
-        known_store_lease: int,
+        former: allocation.Former | None,
         listed: RangeResult | None = None,
     ) -> None:
         self._store = store
@@ -70,7 +75,8 @@ class Acquisition:
         self._clock = clock
         self._random = rng
         self._previous = previous
-        self._known_store_lease = known_store_lease
+        self._former = former
+        self._foreign: set[SubnetKey] = set()
         self._granted: LeaseStatus | None = None
         self._fresh = listed
         self.listed: RangeResult | None = None
@@ -91,15 +97,24 @@ class Acquisition:
         self.listed = listed
         leases = known_leases(self._prefix, listed.kvs)
         plan = allocation.plan(
-            self._config, leases, attrs, previous=self._previous, rng=self._random
+            self._config,
+            leases,
+            attrs,
+            previous=self._previous,
+            rng=self._random,
+            former=self._former,
+            foreign=self._foreign,
         )
         if plan.previous_refused:
             log.warning(f"{plan.previous_refused}, ignoring it")
         for stale in plan.incompatible:
             await self._drop_incompatible(stale, attrs)
-        if plan.reuse is not None:
-            return await self._reuse(plan.reuse, attrs)
-        return await self._create(plan.key, attrs, is_previous=plan.is_previous)
+        if plan.reuse is None:
+            return await self._create(plan.key, attrs, is_previous=plan.is_previous)
+        lease = await self._reuse(plan.reuse, attrs)
+        for stale in plan.superseded:
+            await self._drop_superseded(stale, attrs)
+        return lease
 
     async def close(self) -> None:
         """Gives an etcd lease back that was granted and not used; failures are left to its TTL."""
@@ -113,11 +128,7 @@ class Acquisition:
         if found.is_reservation:
             if found.attrs != attrs:
                 revision = await self._write(mine, if_revision=revision)
-            log.info(
-                f"Found lease ({describe(mine)}) for current IP ({attrs.public_ip}), reusing",
-                subnet=mine.key.describe(),
-                reservation=True,
-            )
+            self._say_reused(found, mine)
             return replace(mine, expires=None, revision=revision)
         former = await self._store.time_to_live(found.store_lease, keys=True)
         alone = list(former.keys) == [codec.lease_key(self._prefix, found.key)]
@@ -131,11 +142,25 @@ class Acquisition:
             revision = await self._write(mine, if_revision=revision)
             self._granted, ttl = None, granted.ttl
             await discard_store_lease(self._store, found.store_lease)
-        log.info(
-            f"Found lease ({describe(mine)}) for current IP ({attrs.public_ip}), reusing",
-            subnet=mine.key.describe(),
-        )
+        self._say_reused(found, mine)
         return replace(mine, expires=self._clock.time() + ttl, revision=revision)
+
+    def _say_reused(self, found: Lease, mine: Lease) -> None:
+        """Upstream's line, and with a changed address another one that says so."""
+        reservation = True if mine.is_reservation else None
+        if allocation.is_under_our_address(found, mine.attrs, self._config):
+            log.info(
+                f"Found lease ({describe(mine)}) for current IP ({mine.attrs.public_ip}), reusing",
+                subnet=mine.key.describe(),
+                reservation=reservation,
+            )
+            return
+        log.warning(
+            "the public IP has changed; own lease kept and published with the new one",
+            subnet=mine.key.describe(),
+            public_ip=mine.attrs.public_ip or mine.attrs.public_ipv6,
+            former=found.attrs.public_ip or found.attrs.public_ipv6,
+        )
 
     async def _create(self, key: SubnetKey, attrs: LeaseAttrs, *, is_previous: bool) -> Lease:
         if is_previous:
@@ -205,16 +230,38 @@ class Acquisition:
         if await self._store.delete(key, if_mod_revision=revision):
             await discard_store_lease(self._store, stale.store_lease)
 
+    async def _drop_superseded(self, stale: Lease, attrs: LeaseAttrs) -> None:
+        """Deletes a second lease of ours; what fails is left to its time limit."""
+        try:
+            revision = await self._challenge(stale, attrs)
+            key = codec.lease_key(self._prefix, stale.key)
+            if await self._store.delete(key, if_mod_revision=revision):
+                log.warning("deleted another lease of this node", subnet=stale.key.describe())
+                await discard_store_lease(self._store, stale.store_lease)
+        except (StoreError, PublicIPInUse) as error:
+            log.warning(
+                "another lease of this node is left to its time limit",
+                subnet=stale.key.describe(),
+                error=error,
+            )
+
     async def _challenge(self, found: Lease, attrs: LeaseAttrs) -> int:
-        """Makes sure that a lease under our public IP is not another live node's.
+        """Makes sure that a lease which looks like ours is not another live node's.
 
         Returns:
             The revision at which the key stands now.
+
+        Raises:
+            StoreConflict: it is, or it changed meanwhile; try again.
+            PublicIPInUse: it is, and has the very address that we have.
         """
-        ours = found.key == self._previous or (
-            found.store_lease != 0 and found.store_lease == self._known_store_lease
+        same_address = allocation.is_under_our_address(found, attrs, self._config)
+        known = found.key == self._previous or (
+            self._former is not None
+            and found.store_lease != 0
+            and found.store_lease == self._former.store_lease
         )
-        if ours:
+        if same_address and known:
             return found.revision
         key = codec.lease_key(self._prefix, found.key)
         before = await self._store.get(key)
@@ -229,13 +276,23 @@ class Acquisition:
             now = await self._store.get(key)
             if not now.kvs:
                 raise StoreConflict(f"{found.key.describe()} vanished while it was looked at")
-            if now.kvs[0].mod_revision != asked.revision:
-                address = attrs.public_ip or attrs.public_ipv6
-                raise PublicIPInUse(
-                    f"public IP {address} is in use by another live node, which holds "
-                    f"{found.key.describe()}; give this node an address of its own "
-                    "(--public-ip, --iface), or stop the other one"
+            if now.kvs[0].mod_revision == asked.revision:
+                continue
+            if not same_address:
+                self._foreign.add(found.key)
+                log.warning(
+                    "a live node holds the lease that our record or VTEP MAC names; was this "
+                    "machine copied from it? Looking for another subnet",
+                    subnet=found.key.describe(),
+                    holder=found.attrs.public_ip or found.attrs.public_ipv6,
                 )
+                raise StoreConflict(f"{found.key.describe()} is held by a live node")
+            address = attrs.public_ip or attrs.public_ipv6
+            raise PublicIPInUse(
+                f"public IP {address} is in use by another live node, which holds "
+                f"{found.key.describe()}; give this node an address of its own "
+                "(--public-ip, --iface), or stop the other one"
+            )
         return asked.revision
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -28,7 +28,7 @@ from pyflannel.core.errors import (
     StoreLeaseNotFound,
     SubnetsExhausted,
 )
-from pyflannel.core.ip import SubnetKey
+from pyflannel.core.ip import IPAddress, SubnetKey
 from pyflannel.core.lease import Lease, LeaseAttrs, LeaseUpdate
 from pyflannel.core.ownership import Verdict, judge
 from pyflannel.core.renewal import Renewal
@@ -110,6 +110,11 @@ class EtcdLeaseStore:
     def lease(self) -> Lease | None:
         """The lease as we know it now."""
         return self._lease
+
+    def published(self) -> Sequence[IPAddress]:
+        """As in `LeaseStore`: what the record names."""
+        remembered = self._record.load()
+        return remembered.public if remembered is not None else ()
 
     # The network config
 
@@ -200,12 +205,24 @@ class EtcdLeaseStore:
     async def previous(self, attrs: LeaseAttrs) -> LeaseAttrs | None:
         """What the store holds under our public IP: the attributes of our former run.
 
+        A lease of ours under another address does not count: the machine that was copied onto this
+        one may hold it, and two nodes must not publish one VTEP MAC.
+
         Args:
             attrs: our addresses; the rest of it does not matter.
         """
         self._listed = listed = await self._store.range_prefix(codec.subnets_prefix(self._prefix))
-        own = allocation.find_own(known_leases(self._prefix, listed.kvs), attrs, self._settled())
-        return own.attrs if own is not None else None
+        config, remembered = self._settled(), self._record.load()
+        own = allocation.own_leases(
+            known_leases(self._prefix, listed.kvs),
+            attrs,
+            config,
+            previous=self._previous,
+            former=remembered.former if remembered is not None else None,
+        )
+        if not own or not allocation.is_under_our_address(own[0], attrs, config):
+            return None
+        return own[0].attrs
 
     async def acquire(self, attrs: LeaseAttrs) -> Lease:
         """As in `LeaseStore`.
@@ -225,7 +242,7 @@ class EtcdLeaseStore:
             self._clock,
             self._random,
             previous=self._previous,
-            known_store_lease=remembered.store_lease if remembered is not None else 0,
+            former=remembered.former if remembered is not None else None,
             listed=self._listed,
         )
         self._listed = None

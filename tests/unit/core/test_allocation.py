@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyflannel.core import allocation
-from pyflannel.core.allocation import Reuse, TakeFree, TakePrevious
+from pyflannel.core.allocation import Former, Reuse, TakeFree, TakePrevious
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.errors import SubnetsExhausted
 from pyflannel.core.ip import Family, SubnetKey, parse_subnet_key
@@ -47,13 +47,23 @@ def lease(text, attrs=OTHER, **more):
     return Lease(key=key(text), attrs=attrs, **{"store_lease": 7, **more})
 
 
-def plan(config, leases, attrs=ME, previous=None, seed=1):
+def plan(config, leases, attrs=ME, previous=None, seed=1, **more):
     return allocation.plan(
         config,
         leases,
         attrs,
         previous=key(previous) if previous else None,
         rng=Random(seed),
+        **more,
+    )
+
+
+def vxlan(host, mac, spelling='{{"VNI":1,"VtepMAC":"{}"}}'):
+    """Attributes of a vxlan node."""
+    return LeaseAttrs(
+        public_ip=IPv4Address(f"192.0.2.{host}"),
+        backend_type="vxlan",
+        backend_data=spelling.format(mac),
     )
 
 
@@ -221,8 +231,7 @@ class TestPlan:
         """By the bytes of the key: `10.0.10.0` comes before `10.0.9.0`."""
         leases = [lease("10.0.9.0-24", ME), lease("10.0.10.0-24", ME)]
         assert plan(CONFIG, leases).key == key("10.0.10.0-24")
-        found = allocation.find_own(leases, ME, CONFIG)
-        assert found is leases[1]
+        assert allocation.own_leases(leases, ME, CONFIG) == [leases[1], leases[0]]
 
     def test_an_incompatible_one_has_to_go_and_a_compatible_one_is_still_used(self):
         wrong, right = lease("10.0.1.0-25", ME), lease("10.0.7.0-24", ME)
@@ -282,7 +291,7 @@ class TestPlan:
 
     def test_in_dual_stack_the_ipv4_address_says_whose_a_lease_is(self):
         theirs = replace(OTHER, public_ipv6=ME.public_ipv6)
-        assert allocation.find_own([lease("10.0.7.0-24", theirs)], ME, DUAL) is None
+        assert allocation.own_leases([lease("10.0.7.0-24", theirs)], ME, DUAL) == []
 
     def test_in_ipv6_only_the_ipv6_address_does(self):
         """There every node's IPv4 address is 0.0.0.0; upstream's nodes all take the first lease."""
@@ -290,13 +299,13 @@ class TestPlan:
         theirs = replace(OTHER, public_ip=None)
         first = lease("0.0.0.0-0&fd00:0:0:1::-64", theirs)
         second = lease("0.0.0.0-0&fd00:0:0:2::-64", mine)
-        assert allocation.find_own([first, second], mine, V6_ONLY) is second
+        assert allocation.own_leases([first, second], mine, V6_ONLY) == [second]
         made = plan(V6_ONLY, [first], mine)
         assert isinstance(made.step, TakeFree)
 
     def test_without_a_public_address_no_lease_is_ours(self):
         nobody = LeaseAttrs()
-        assert allocation.find_own([lease("10.0.7.0-24", nobody)], nobody, CONFIG) is None
+        assert allocation.own_leases([lease("10.0.7.0-24", nobody)], nobody, CONFIG) == []
 
     @given(
         slots=st.lists(st.tuples(st.integers(0, 30), st.sampled_from([ME, OTHER])), max_size=25),
@@ -321,3 +330,114 @@ class TestPlan:
         assert made.key not in others
         assert not {gone.key for gone in made.incompatible} & others
         assert ip_network(str(made.key.v4)).subnet_of(IPv4Network("10.0.0.0/16"))
+
+
+NOW = replace(ME, public_ip=IPv4Address("192.0.2.77"), public_ipv6=None)
+"""This node with another address than before."""
+FORMER = Former(key=key("10.0.7.0-24"), store_lease=7, public=frozenset([ME.public_ip]))
+
+
+class TestRecognition:
+    """Which lease is ours when the address does not tell."""
+
+    def test_our_records_lease_is_kept_when_the_address_has_changed(self):
+        old = lease("10.0.7.0-24", ME)
+        made = plan(CONFIG, [lease("10.0.2.0-24"), old], NOW, "10.0.7.0-24", former=FORMER)
+        assert made.step == Reuse(old)
+        assert made.previous_refused == ""
+
+    def test_the_record_goes_before_the_address(self):
+        """A virtual address failed over to us; its former holder is down, its pods are not."""
+        ours, theirs = lease("10.0.7.0-24", ME), lease("10.0.2.0-24", NOW, store_lease=8)
+        made = plan(CONFIG, [theirs, ours], NOW, former=FORMER)
+        assert made.step == Reuse(ours)
+        assert made.superseded == ()
+
+    def test_and_so_it_does_when_our_own_lease_is_gone(self):
+        theirs = lease("10.0.2.0-24", NOW, store_lease=8)
+        assert plan(CONFIG, [theirs], NOW, former=FORMER).step == TakePrevious(key("10.0.7.0-24"))
+
+    def test_what_does_not_fit_is_deleted_only_if_it_is_ours(self):
+        ours = lease("10.0.7.0-24", ME)
+        theirs = lease("10.0.2.0-25", NOW, store_lease=8)
+        made = plan(CONFIG, [ours, theirs], NOW, former=FORMER)
+        assert made.incompatible == ()
+        wide = replace(CONFIG, subnet_len=25)
+        made = plan(wide, [ours, theirs], NOW, former=FORMER)
+        assert made.incompatible == (ours,)
+        assert isinstance(made.step, TakeFree)
+
+    def test_a_reservation_for_our_address_holds_whatever_the_record_says(self):
+        reserved = lease("10.0.3.0-24", NOW, store_lease=0)
+        assert plan(CONFIG, [reserved], NOW, former=FORMER).step == Reuse(reserved)
+
+    def test_the_lease_that_subnet_env_names_is_ours_by_its_address(self):
+        """Another daemon ran on this node meanwhile; our record is old."""
+        current = lease("10.0.9.0-24", NOW, store_lease=8)
+        made = plan(CONFIG, [current], NOW, "10.0.9.0-24", former=FORMER)
+        assert made.step == Reuse(current)
+
+    @pytest.mark.parametrize(
+        ("held", "more"),
+        [
+            (OTHER, {}),
+            (ME, {"store_lease": 8}),
+        ],
+        ids=["another address than we ever published", "another etcd lease"],
+    )
+    def test_what_somebody_else_wrote_under_our_old_key_is_not_ours(self, held, more):
+        made = plan(CONFIG, [lease("10.0.7.0-24", held, **more)], NOW, former=FORMER)
+        assert isinstance(made.step, TakeFree)
+        assert "is leased as 10.0.7.0/24 by" in made.previous_refused
+
+    def test_a_record_that_names_no_address_is_believed(self):
+        old = lease("10.0.7.0-24", ME)
+        former = replace(FORMER, public=frozenset())
+        assert plan(CONFIG, [old], NOW, former=former).step == Reuse(old)
+
+    def test_a_reservation_is_not_known_by_a_record(self):
+        """It belongs to its address, and to whoever has that now."""
+        reserved = lease("10.0.7.0-24", ME, store_lease=0)
+        former = replace(FORMER, store_lease=0)
+        assert isinstance(plan(CONFIG, [reserved], NOW, former=former).step, TakeFree)
+
+    @pytest.mark.parametrize(
+        "spelling",
+        ['{{"VNI":1,"VtepMAC":"{}"}}', '{{"vtepmac":"{}"}}', '{{"VtepMAC":"{}","X":[1]}}'],
+    )
+    @pytest.mark.parametrize("mac", ["02:00:00:00:00:0a", "02-00-00-00-00-0A", "0200.0000.000a"])
+    def test_a_lease_with_our_vtep_mac_is_ours(self, mac, spelling):
+        old = lease("10.0.7.0-24", vxlan(1, mac, spelling))
+        other = lease("10.0.2.0-24", vxlan(2, "02:00:00:00:00:0b"))
+        made = plan(CONFIG, [other, old], vxlan(77, "02:00:00:00:00:0a"))
+        assert made.step == Reuse(old)
+
+    @pytest.mark.parametrize(
+        "theirs",
+        [
+            LeaseAttrs(backend_type="extension", backend_data='"02:00:00:00:00:0a"'),
+            vxlan(1, "02:00:00:00:00:0a", '{{"Note":"{}","VtepMAC":"02:00:00:00:00:0b"}}'),
+            vxlan(1, "02:00:00:00:00:0a", "{}"),
+            vxlan(1, "02:00:00:00:00:0a", '{{"VtepMAC":["{}"]}}'),
+        ],
+    )
+    def test_a_mac_elsewhere_in_the_data_says_nothing(self, theirs):
+        mine = vxlan(77, "02:00:00:00:00:0a")
+        assert allocation.own_leases([lease("10.0.7.0-24", theirs)], mine, CONFIG) == []
+
+    def test_of_two_with_our_mac_the_newer_is_used_and_the_other_has_to_go(self):
+        mine = vxlan(77, "02:00:00:00:00:0a")
+        old = lease("10.0.7.0-24", vxlan(1, "02:00:00:00:00:0a"), revision=5)
+        new = lease("10.0.8.0-24", vxlan(2, "02:00:00:00:00:0a"), revision=9)
+        made = plan(CONFIG, [old, new], mine)
+        assert made.step == Reuse(new)
+        assert made.superseded == (old,)
+        reserved = replace(old, store_lease=0)
+        assert plan(CONFIG, [reserved, new], mine).superseded == ()
+
+    def test_a_lease_whose_holder_is_alive_is_not_ours_after_all(self):
+        """The record came with a copied disk."""
+        old = lease("10.0.7.0-24", ME)
+        made = plan(CONFIG, [old], NOW, "10.0.7.0-24", former=FORMER, foreign={old.key})
+        assert isinstance(made.step, TakeFree)
+        assert made.key != old.key

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
 from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
@@ -437,6 +438,90 @@ class TestTwoNodesWithOneAddress:
             etcd.put(kv.key, kv.value, lease=kv.lease)
             await etcd.clock.advance(60)
             assert etcd.revision - before < 10
+
+        play(scenario)
+
+
+class TestAnotherAddress:
+    """The node was down while its address changed."""
+
+    NEW = LeaseAttrs(public_ip=IPv4Address("192.0.2.77"))
+
+    def test_the_subnet_stays_and_is_published_with_the_new_one(self, play):
+        async def scenario(etcd, make):
+            first = make("a")
+            lease = await first.start()
+            await first.stop()
+            acquiring = asyncio.create_task(make("a").acquire(self.NEW))
+            await etcd.clock.advance(2)
+            again = await acquiring
+            assert again.key == lease.key
+            assert again.store_lease == lease.store_lease
+            kv = etcd.get(codec.lease_key(PREFIX, lease.key))
+            assert (kv.value, kv.lease) == (value("192.0.2.77"), lease.store_lease)
+            assert len(etcd.leases) == 1
+
+        play(scenario)
+
+    def test_another_nodes_lease_under_that_address_is_left_alone(self, play):
+        """A virtual address failed over; its former holder's daemon is down."""
+
+        async def scenario(etcd, make):
+            first = make("a")
+            lease = await first.start()
+            await first.stop()
+            theirs = key(2) if lease.key == subnet_key(1) else key(1)
+            etcd.put(theirs, value("192.0.2.77"), lease=etcd.grant(DAY))
+            before = etcd.get(theirs).mod_revision
+            acquiring = asyncio.create_task(make("a").acquire(self.NEW))
+            await etcd.clock.advance(2)
+            assert (await acquiring).key == lease.key
+            assert etcd.get(theirs).mod_revision == before
+
+        play(scenario)
+
+    def test_a_copied_disk_does_not_take_the_subnet_of_a_live_node(self, play, tmp_path):
+        async def scenario(etcd, make):
+            original = make("a")
+            lease = await original.start()
+            shutil.copytree(tmp_path / "a", tmp_path / "copy")
+            copy = make("copy", previous=lease.key)
+            acquiring = asyncio.create_task(copy.acquire(self.NEW))
+            await etcd.clock.advance(5)
+            assert (await acquiring).key != lease.key
+            assert original.lease.key == lease.key
+            assert original.moves == []
+            assert etcd.get(codec.lease_key(PREFIX, lease.key)).value == value("192.0.2.1")
+
+        play(scenario)
+
+    def test_the_vtep_mac_of_a_copied_disks_original_is_not_looked_up(self, play, tmp_path):
+        async def scenario(etcd, make):
+            original = make("a")
+            await original.start()
+            shutil.copytree(tmp_path / "a", tmp_path / "copy")
+            copy = make("copy")
+            await copy.manager.network_config()
+            assert await copy.manager.previous_attrs(self.NEW) is None
+            assert await copy.manager.previous_attrs(ATTRS) == ATTRS
+
+        play(scenario)
+
+    def test_a_second_lease_with_our_vtep_mac_is_deleted(self, play):
+        async def scenario(etcd, make):
+            mac = {
+                "backend_type": "vxlan",
+                "backend_data": '{"VNI":1,"VtepMAC":"02:00:00:00:00:0a"}',
+            }
+            old = LeaseAttrs(public_ip=IPv4Address("192.0.2.5"), **mac)
+            etcd.put(key(1), codec.encode_attrs(old), lease=etcd.grant(DAY))
+            mine = LeaseAttrs(public_ip=OUR_ADDRESS, **mac)
+            etcd.put(key(2), codec.encode_attrs(mine), lease=etcd.grant(DAY))
+            acquiring = asyncio.create_task(make("a").acquire(mine))
+            await etcd.clock.advance(5)
+            assert (await acquiring).key == subnet_key(2)
+            assert etcd.get(key(1)) is None
+            assert len(etcd.leases) == 1
 
         play(scenario)
 

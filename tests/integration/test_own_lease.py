@@ -1,0 +1,87 @@
+"""A node knows its own lease: over a change of address, a restart, and somebody's mistake."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pyflannel.lab import Lab, LabSpec, faults
+
+pytestmark = [pytest.mark.root, pytest.mark.slow]
+
+
+def values(lab: Lab) -> dict[str, dict[str, object]]:
+    """The leases by their subnet, as in the key."""
+    return {one.key.rpartition("/")[2]: json.loads(one.value) for one in lab.etcd.leases()}
+
+
+def subnet_of(node) -> str:
+    return node.subnet_env()["FLANNEL_SUBNET"].replace(".1/24", ".0-24")
+
+
+def key_of(lab: Lab, node):
+    (found,) = [one for one in lab.etcd.leases() if one.key.endswith("/" + subnet_of(node))]
+    return found
+
+
+def routes(node) -> dict[str, str]:
+    """Device by destination."""
+    listed = json.loads(node.exec(["ip", "-j", "route", "show"]).stdout)
+    return {route["dst"]: route["dev"] for route in listed}
+
+
+@pytest.mark.parametrize("backend", ["host-gw", "vxlan"])
+def test_a_node_that_starts_with_another_address_keeps_its_subnet(backend):
+    """DHCP gave it a new one while the daemon was down; its containers run on."""
+    with Lab(LabSpec(nodes=2, backend=backend, name="newaddress")) as lab:
+        node = lab.node(1)
+        lab.wait(lambda: lab.ping_all(count=1).ok, 10, what="all pods")
+        mine, before = subnet_of(node), key_of(lab, node)
+        node.stop_daemon()
+        # /run is empty after a reboot.
+        node.path("/run/flannel/subnet.env").unlink()
+        address = faults.move_underlay(node, 77)
+        node.start_daemon()
+        lab.wait(node.is_ready, 10, what="ready")
+        assert subnet_of(node) == mine
+        assert values(lab)[mine]["PublicIP"] == address
+        assert key_of(lab, node).lease_id == before.lease_id
+        assert len(values(lab)) == 2
+        lab.wait(lambda: lab.ping_all(count=1).ok, 5, what="all pods again")
+        assert routes(node)[mine.replace("-", "/")] == "docker0"
+
+
+def test_a_virtual_address_that_failed_over_brings_no_subnet_along():
+    """Node 2 had it when it was leased and is down; its pods live. Node 1 gets it and restarts."""
+    virtual = "192.0.2.200"
+    spec = LabSpec(nodes=2, backend="vxlan", name="failover")
+    with Lab(spec) as lab:
+        first, second = lab.node(1), lab.node(2)
+        lab.wait(lambda: lab.ping_all(count=1).ok, 10, what="all pods")
+        mine, theirs = subnet_of(first), subnet_of(second)
+        faults.move_underlay(second, 200)
+        lab.wait(lambda: values(lab)[theirs]["PublicIP"] == virtual, 5, what="leased with it")
+        second.kill()
+        second.exec(["ip", "address", "del", f"{virtual}/24", "dev", "eth0"])
+        stranded = key_of(lab, second)
+
+        # As where the node's own address is from DHCP: the permanent one would be preferred.
+        script = (
+            f"ip address change {first.address}/24 dev eth0 valid_lft 600 preferred_lft 600\n"
+            f"ip address add {virtual}/24 dev eth0\n"
+        )
+        first.exec(["sh", "-e", "-s"], stdin=script)
+        for _ in range(2):
+            first.kill()
+            first.start_daemon()
+            lab.wait(first.is_ready, 10, what="ready")
+            assert subnet_of(first) == mine
+            assert values(lab)[mine]["PublicIP"] == first.address
+            assert key_of(lab, second).mod_revision == stranded.mod_revision
+        # And where the operator says that the virtual one is the node's.
+        first.kill()
+        first.start_daemon([f"--public-ip={virtual}"])
+        lab.wait(first.is_ready, 10, what="ready")
+        assert subnet_of(first) == mine
+        assert key_of(lab, second).mod_revision == stranded.mod_revision
