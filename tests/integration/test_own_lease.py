@@ -31,6 +31,25 @@ def routes(node) -> dict[str, str]:
     return {route["dst"]: route["dev"] for route in listed}
 
 
+@pytest.mark.parametrize("backend", ["host-gw", "vxlan", "udp"])
+def test_a_key_overwritten_for_a_moment_costs_the_node_nothing(backend):
+    """Somebody writes another PublicIP to it, sees the mistake, and puts the old value back."""
+    with Lab(LabSpec(nodes=2, backend=backend, name="mistake")) as lab:
+        node = lab.node(1)
+        lab.wait(lambda: lab.ping_all(count=1).ok, 10, what="all pods")
+        stored, before = key_of(lab, node), routes(node)
+        wrong = stored.value.replace(node.address, "192.0.2.99")
+        lab.etcd.put(stored.key, wrong)
+        lab.wait(lambda: "another node's address was written" in node.log(), 3, what="it is seen")
+        lab.etcd.put(stored.key, stored.value)
+        lab.wait(lambda: lab.ping_all(count=1).ok, 5, what="all pods again")
+        lab.wait(lambda: "became a reservation" in node.log(), 5, what="our key judged again")
+        assert len(values(lab)) == 2
+        assert subnet_of(node) == stored.key.rpartition("/")[2]
+        assert routes(node) == before
+        assert lab.ping_all().ok
+
+
 @pytest.mark.parametrize("backend", ["host-gw", "vxlan"])
 def test_a_node_that_starts_with_another_address_keeps_its_subnet(backend):
     """DHCP gave it a new one while the daemon was down; its containers run on."""

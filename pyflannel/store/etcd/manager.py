@@ -38,7 +38,7 @@ from pyflannel.report.model import StoreReport
 from pyflannel.store.base import Standing
 from pyflannel.store.configlog import log_problems
 from pyflannel.store.etcd import codec
-from pyflannel.store.etcd.acquire import Acquisition, discard_store_lease
+from pyflannel.store.etcd.acquire import LEASE_TTL_S, Acquisition, discard_store_lease
 from pyflannel.store.etcd.base import (
     DeleteEvent,
     KeyValue,
@@ -58,6 +58,11 @@ CONFIG_RETRY_S: Final = 1.0
 ANSWER_INTERVAL_S: Final = 0.3
 """Least time between two answers to a challenge, so that two owners can never echo for ever; well
 below the second that a challenger waits."""
+GIVEN_BACK_POLL_S: Final = 0.1
+GIVEN_BACK_S: Final = 3.0
+"""How long a subnet that another address was written to is not given up yet: an operator's mistake
+is mended within seconds, and the containers of this node live in the subnet. Peers send to the
+other address at once, so waiting costs nothing."""
 
 
 class EtcdLeaseStore:
@@ -421,6 +426,8 @@ class EtcdLeaseStore:
             await self._lost("it was deleted or expired", ours)
         elif verdict is Verdict.TAKEN and seen is not None:
             holder = seen.attrs.public_ip or seen.attrs.public_ipv6
+            if await self._is_given_back(ours, holder):
+                return
             self._previous = None
             await self._lost(f"another node took it over: public IP {holder}", ours)
         elif verdict is Verdict.TOUCHED and kv is not None:
@@ -446,19 +453,54 @@ class EtcdLeaseStore:
         elif seen is not None:
             await self._adopt_move(verdict, ours, seen)
 
+    async def _is_given_back(self, ours: Lease, holder: object) -> bool:
+        """Waits a moment for our key to become ours again; if so, it is judged again."""
+        log.warning(
+            "another node's address was written to our lease; waiting whether that stays",
+            subnet=ours.key.describe(),
+            holder=holder,
+        )
+        deadline = self._clock.monotonic() + GIVEN_BACK_S
+        while self._clock.monotonic() < deadline:
+            await self._clock.sleep(GIVEN_BACK_POLL_S)
+            if not self._sighted.is_set() or self._sighting is None:
+                continue
+            self._sighted.clear()
+            kv = self._sighting[0]
+            decoded = codec.decode_lease(self._prefix, kv) if kv is not None else None
+            seen = decoded if isinstance(decoded, Lease) else None
+            readable = kv is None or seen is not None
+            if judge(ours, seen, readable=readable) is not Verdict.TAKEN:
+                self._sighted.set()
+                return True
+        return False
+
     async def _adopt_move(self, verdict: Verdict, ours: Lease, seen: Lease) -> None:
         if verdict is Verdict.RESERVED:
             log.info("our lease became a reservation: no time limit", subnet=ours.key.describe())
             self._adopt(replace(seen, expires=None))
         else:
-            status = await self._store.time_to_live(seen.store_lease)
+            status = await self._store.time_to_live(seen.store_lease, keys=True)
             log.warning(
                 "our lease was written by another daemon with our public IP, keeping it",
                 subnet=ours.key.describe(),
                 public_ip=ours.attrs.public_ip,
             )
-            self._adopt(replace(seen, expires=self._clock.time() + max(status.ttl, 0)))
+            if list(status.keys) == [codec.lease_key(self._prefix, ours.key)]:
+                self._adopt(replace(seen, expires=self._clock.time() + max(status.ttl, 0)))
+            else:
+                await self._leave_shared(seen)
         await discard_store_lease(self._store, ours.store_lease)
+
+    async def _leave_shared(self, seen: Lease) -> None:
+        """Puts our key on an etcd lease of its own: by that a node is known, and it alone ends."""
+        granted = await self._store.grant(LEASE_TTL_S)
+        try:
+            await self._publish(replace(seen, store_lease=granted.id))
+        except StoreError:
+            await discard_store_lease(self._store, granted.id)
+            raise
+        self._adopt(replace(self._held(), expires=self._clock.time() + granted.ttl))
 
     async def _look_again(self) -> None:
         """Reads our key afresh and has it judged, after a conflict."""

@@ -587,6 +587,46 @@ class TestKeeping:
 
         play(scenario)
 
+    def test_a_key_that_becomes_ours_again_after_a_moment_leaves_all_as_it_was(self, play):
+        """A mistake, mended: the containers of this node live in the subnet."""
+
+        async def scenario(etcd, make):
+            node = make()
+            lease = await node.start()
+            kv = etcd.get(codec.lease_key(PREFIX, lease.key))
+            etcd.put(kv.key, value("192.0.2.99"))
+            await etcd.clock.advance(1)
+            etcd.put(kv.key, value("192.0.2.98"))
+            await etcd.clock.advance(1)
+            etcd.put(kv.key, kv.value, lease=kv.lease)
+            await etcd.clock.advance(60)
+            assert node.moves == []
+            assert node.lease.key == lease.key
+            assert etcd.get(kv.key).value == kv.value
+            await etcd.clock.advance(10 * DAY)
+            assert etcd.get(kv.key) is not None
+
+        play(scenario)
+
+    def test_on_an_etcd_lease_of_several_nodes_we_do_not_stay(self, play):
+        """It would end for all of them at once, and tells none of them from the others."""
+
+        async def scenario(etcd, make):
+            node = make()
+            lease = await node.start()
+            mine, other = codec.lease_key(PREFIX, lease.key), key(7)
+            shared = etcd.grant(600)
+            etcd.put_all({mine: value("192.0.2.1"), other: value("192.0.2.7")}, lease=shared)
+            await etcd.clock.advance(5)
+            assert node.moves == []
+            assert etcd.get(mine).lease == node.lease.store_lease != shared
+            assert etcd.get(other).lease == shared
+            assert set(etcd.leases) == {shared, node.lease.store_lease}
+            await etcd.clock.advance(DAY)
+            assert etcd.get(mine).lease == node.lease.store_lease
+
+        play(scenario)
+
     def test_a_lease_that_expired_during_an_outage_comes_back(self, play):
         async def scenario(etcd, make):
             node = make()
