@@ -4,8 +4,10 @@ outlives the daemon."""
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
+import struct
 import subprocess
 import time
 
@@ -14,7 +16,7 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
-from pyflannel.datapath.ebpf import gropair
+from pyflannel.datapath.ebpf import bpf, gropair
 from pyflannel.lab import Lab, LabSpec, bench
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
@@ -256,6 +258,50 @@ class TestSuperPackets:
 
             lab.node(1).pod.call(send_honestly)
             assert listening.stdout.readline().strip() == "honest"
+
+
+class TestOthersAtTheSameHook:
+    """What is not ours goes on to the programs and filters behind ours: theirs is the verdict."""
+
+    @pytest.fixture
+    def closed(self, lab):
+        """Answers whether node 1 hears nothing any more by its underlay, and pods still talk."""
+
+        def ask() -> bool:
+            ping = ["ping", "-c", "2", "-i", "0.2", "-W", "1"]
+            node = lab.node(2)
+            # The overlay's packets are taken before; a first one finds the neighbour.
+            node.exec([*ping, lab.node(1).pod_address()], pod=True)
+            return node.exec([*ping, lab.node(1).address], check=False).returncode == 1
+
+        assert not ask()
+        return ask
+
+    def test_filters_of_tc(self, lab, closed):
+        node = lab.node(1)
+        node.exec(["tc", "qdisc", "add", "dev", "eth0", "clsact"])
+        drop = ["bpf", "da", "bytecode", "1,6 0 0 2"]  # BPF_RET | BPF_K, TC_ACT_SHOT
+        node.exec(["tc", "filter", "add", "dev", "eth0", "ingress", *drop])
+        try:
+            assert closed()
+        finally:
+            node.exec(["tc", "qdisc", "del", "dev", "eth0", "clsact"])
+
+    def test_programs_of_tcx(self, lab, closed):
+        drop = struct.pack("<BxxxiB7x", 0xB7, 2, 0x95)  # r0 = TC_ACT_SHOT; exit
+        found = []
+
+        def attach() -> None:
+            program = bpf.load_program("drop_all", drop, b"GPL\0", bpf.TCX_INGRESS)
+            link = bpf.attach_tcx(program, socket.if_nametoindex("eth0"), bpf.TCX_INGRESS)
+            found.extend((program, link))
+
+        lab.node(1).space.call(attach)
+        try:
+            assert closed()
+        finally:
+            for fd in found:
+                os.close(fd)
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])

@@ -2,9 +2,10 @@
 /* The udp backend's encapsulation inside the kernel: the same bytes on the wire.
  *
  * Theory of operation. Small programs, attached with tcx, move what is ordinary; whatever is not
- * (TC_ACT_OK) goes on untouched, to the reader of the TUN or of the UDP socket, which is the
- * user-space data path with its exact rules: ICMP errors, fragments, counters of drops. So nothing
- * is ever decided twice, and a mistake here can only make a packet slow.
+ * goes on untouched (NOT_OURS), past the programs and filters of others at the same place, to the
+ * reader of the TUN or of the UDP socket, which is the user-space data path with its exact rules:
+ * ICMP errors, fragments, counters of drops. So nothing is ever decided twice, and a mistake here
+ * can only make a packet slow.
  *
  *   overlay_out   egress of flannel0       look the destination up, TTL - 1, wrap, send to the peer
  *   underlay_in   ingress of the underlay  check the sender as user space does, unwrap, TTL - 1
@@ -54,6 +55,9 @@
 #include <bpf/bpf_helpers.h>
 #include <stddef.h>
 
+/* The next program at this hook is asked, and then the filters of tc (TCX_NEXT; with cls_bpf: the next
+ * filter). TC_ACT_OK would end the chain for everybody's packets. */
+#define NOT_OURS TC_ACT_UNSPEC
 #define AF_INET 2
 #define AF_INET6 10
 #define OUTER_BYTES 28   /* IPv4 and UDP header */
@@ -204,18 +208,18 @@ int overlay_out(struct __sk_buff *skb)
 
 	if (!conf || skb->protocol != bpf_htons(ETH_P_IP) ||
 	    bpf_skb_load_bytes(skb, 0, &inner, sizeof(inner)))
-		return TC_ACT_OK;
+		return NOT_OURS;
 	/* A joined packet close to 64 KB has no room for the outer header's 16-bit length: not ours,
 	 * so it is cut on its way to the TUN. */
 	if (inner.version != 4 || inner.ihl != 5 || bpf_ntohs(inner.tot_len) != bytes ||
 	    inner.ttl <= 1 || bytes + OUTER_BYTES > 0xffff)
-		return TC_ACT_OK;
+		return NOT_OURS;
 	peer = find_peer(inner.daddr);
 	if (!peer)
-		return TC_ACT_OK;
+		return NOT_OURS;
 	longest = datagram_bytes(skb, &inner, 0);
 	if (!longest || longest > (__u32)conf->mtu + OUTER_BYTES)
-		return TC_ACT_OK;
+		return NOT_OURS;
 	/* One look-up gives interface and next hop, and knows the path's MTU; the socket's would
 	 * answer EMSGSIZE, so what does not fit goes there for its ICMP. */
 	way.family = AF_INET;
@@ -226,7 +230,7 @@ int overlay_out(struct __sk_buff *skb)
 	way.ifindex = conf->underlay_if;
 	found = bpf_fib_lookup(skb, &way, sizeof(way), BPF_FIB_LOOKUP_OUTPUT);
 	if (found != BPF_FIB_LKUP_RET_SUCCESS && found != BPF_FIB_LKUP_RET_NO_NEIGH)
-		return TC_ACT_OK;
+		return NOT_OURS;
 	decrement_ttl(&inner);
 	bpf_skb_store_bytes(skb, 0, &inner, sizeof(inner), 0);
 	if (bpf_skb_adjust_room(skb, OUTER_BYTES, BPF_ADJ_ROOM_MAC,
@@ -378,22 +382,22 @@ int underlay_in(struct __sk_buff *skb)
 
 	if (!conf || skb->protocol != bpf_htons(ETH_P_IP) ||
 	    bpf_skb_load_bytes(skb, ETH_HLEN, &packet, sizeof(packet)))
-		return TC_ACT_OK;
+		return NOT_OURS;
 	if (packet.ip.protocol != IPPROTO_UDP || packet.ip.ihl != 5 ||
 	    packet.udp.dest != conf->port || packet.ip.daddr != conf->local ||
 	    packet.ip.frag_off & bpf_htons(OFFSET_AND_MF))
-		return TC_ACT_OK;
+		return NOT_OURS;
 	bytes = bpf_ntohs(packet.inner.tot_len);
 	/* Several datagrams that cross a virtual underlay as one (UDP_SEGMENT) fail the second. */
 	if (packet.inner.version != 4 || bytes + sizeof(packet.udp) != bpf_ntohs(packet.udp.len) ||
 	    bytes + ETH_HLEN + OUTER_BYTES > skb->len || packet.inner.ihl < 5 ||
 	    packet.inner.ttl <= 1 || (!skb->gso_size && bytes > conf->mtu))
-		return TC_ACT_OK;
+		return NOT_OURS;
 	sender = find_peer(packet.inner.saddr);
 	if (!conf->accept_any &&
 	    (!sender || sender->address != packet.ip.saddr ||
 	     (packet.inner.daddr & conf->mask) != conf->network))
-		return TC_ACT_OK;
+		return NOT_OURS;
 	now = now_ticks();
 	if (skb->gso_size)
 		saw_super(sender, now);
@@ -445,7 +449,7 @@ int strip_out(struct __sk_buff *skb)
 		return TC_ACT_SHOT;
 	__builtin_memcpy(token, conf->token, sizeof(token));
 	if (frame.token[0] != token[0] || frame.token[1] != token[1] || frame.token[2] != token[2])
-		return TC_ACT_OK;
+		return NOT_OURS;
 	if (frame.protocol != bpf_htons(ETH_P_IP)) {
 		add(STRIP_TESTS, 1);
 		return TC_ACT_SHOT;
