@@ -166,8 +166,8 @@ def _bpf_traces() -> list[Trace]:
     async def remove() -> None:
         ebpf.remove_leftovers()
 
-    directory = ebpf.pin_directory()
-    return [Trace(f"eBPF programs and maps in {directory}", remove)] if directory.is_dir() else []
+    # One removal takes all of them along; the others are then gone.
+    return [Trace(what, remove) for what in ebpf.leftovers()]
 
 
 def _is_ours(former: subnetenv.SubnetEnv, route: Route) -> bool:

@@ -16,6 +16,7 @@ from pyflannel.kernel import rtnl
 _TIMEOUT_S: Final = 5.0
 """The answer is there at once, or the kernel is in deep trouble."""
 _RECEIVE_BYTES: Final = 1 << 16
+"""A dump's datagrams are at most 32 KB (net/netlink/af_netlink.c, `netlink_dump`)."""
 
 
 def transact(request: rtnl.Request, operation: str, subject: str) -> None:
@@ -40,3 +41,29 @@ def transact(request: rtnl.Request, operation: str, subject: str) -> None:
         raise NotPermitted(operation, subject, code)
     if code:
         raise KernelError(operation, subject, code)
+
+
+def dump(request: rtnl.Request, operation: str, subject: str) -> list[bytes]:
+    """Sends a dump request and gives the body of each object.
+
+    Args:
+        request: with NLM_F_DUMP.
+        operation: for the error, such as `rule list`.
+        subject: for the error: what is listed.
+
+    Raises:
+        KernelError: what the kernel answers.
+    """
+    found: list[bytes] = []
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
+        netlink.settimeout(_TIMEOUT_S)
+        netlink.bind((0, 0))
+        netlink.send(rtnl.pack(request, 1))
+        while True:
+            for message in rtnl.split(netlink.recv(_RECEIVE_BYTES)):
+                if message.kind in (rtnl.NLMSG_ERROR, rtnl.NLMSG_DONE):
+                    code = rtnl.decode_answer(message).errno
+                    if code:
+                        raise KernelError(operation, subject, code)
+                    return found
+                found.append(message.body)

@@ -51,22 +51,28 @@ def _change(kind: int, flags: int, body: bytes, operation: str, subject: str) ->
 
 
 def create_pair(name: str, peer: str, *, mtu: int) -> None:
-    """Makes a pair, both ends up and without ARP.
+    """Makes a pair; its ends are down.
 
     Raises:
         KernelError: EEXIST if one of the names is taken; EOPNOTSUPP without veth.
     """
-    flags = IFF_UP | IFF_NOARP
     info = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
     ends = attribute_u32(IFLA_MTU, mtu)
     data = attribute(VETH_INFO_PEER, info + _name(peer) + ends)
     link = attribute(IFLA_INFO_KIND, b"veth\0") + attribute(IFLA_INFO_DATA, data)
     body = info + _name(name) + ends + attribute(IFLA_LINKINFO, link)
     _change(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body, "link add", f"{name} peer {peer}")
-    # Not in the creation: an end cannot come up before it has its peer (ENOTCONN).
-    for end in (name, peer):
-        change = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, socket.if_nametoindex(end), flags, flags)
-        _change(RTM_NEWLINK, 0, change, "link set", f"{end} up")
+
+
+def bring_up(name: str) -> None:
+    """Sets a link up, and without ARP. An end of a pair must have its peer (ENOTCONN).
+
+    Raises:
+        KernelError: it cannot come up.
+    """
+    flags = IFF_UP | IFF_NOARP
+    change = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, socket.if_nametoindex(name), flags, flags)
+    _change(RTM_NEWLINK, 0, change, "link set", f"{name} up")
 
 
 def set_mtu(name: str, mtu: int) -> None:
@@ -80,14 +86,16 @@ def set_mtu(name: str, mtu: int) -> None:
     _change(RTM_NEWLINK, 0, body, "link set", f"{name} mtu {mtu}")
 
 
-def delete_link(name: str) -> None:
-    """Deletes a link by name; one that is not there is well deleted."""
+def delete_link(name: str) -> bool:
+    """Deletes a link by name; whether it was there."""
     body = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + _name(name)
     try:
         _change(RTM_DELLINK, 0, body, "link delete", name)
     except KernelError as error:
         if error.errno != errno.ENODEV:
             raise
+        return False
+    return True
 
 
 def set_offload(name: str, command: int, *, on: bool) -> None:

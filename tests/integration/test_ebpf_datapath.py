@@ -201,7 +201,8 @@ class TestSuperPackets:
     @pytest.mark.parametrize(
         "fault",
         [
-            "ip -6 route flush dev flannelgro0",
+            f"ip -6 route flush table {gropair.TABLE}",
+            "ip -6 rule del iif flannelgro0",
             "sysctl -qw net.ipv6.conf.flannelgro0.forwarding=0",
             "sysctl -qw net.ipv6.conf.flannelgro0.disable_ipv6=1",
         ],
@@ -222,42 +223,89 @@ class TestSuperPackets:
         assert strip(lab, 2) == "on", node.log()
         assert is_whole(lab)
 
-    def test_nobody_else_gets_in_that_way(self, lab):
-        """A packet from outside, dressed like ours, is undressed by the kernel and then dropped."""
+
+class TestStrangersOnTheThirdWay:
+    """IPv6 packets dressed like ours come from nobody else: not by the underlay, not from a pod."""
+
+    PORT = 7777
+
+    @pytest.fixture
+    def heard(self, lab):
+        """Sends a forged frame to node 2 and answers what arrives there, past its firewall."""
         node = lab.node(2)
-        target = lab.node(2).pod_address()
-        listen = "import socket; s = socket.socket(type=2); s.bind(('', 7777)); print('up'); "
-        listen += "print(s.recv(99).decode())"
-        with node.pod.popen(["python3", "-uc", listen], stdout=subprocess.PIPE) as listening:
-            assert listening.stdout.readline().strip() == "up"
-            (link,) = json.loads(node.exec(["ip", "-j", "link", "show", "dev", "eth0"]).stdout)
-            inner = IP(src=lab.node(1).pod_address(), dst=target) / UDP(dport=7777) / b"forged"
-            frame = Ether(bytes(12) + b"\x81\x00\x00\x00\x08\x00") / inner
-            forged = bytes(
-                Ether(dst=link["address"])
-                / IPv6(src="2001:db8::99", dst=str(gropair.STRIP_TO), nh=143)
-                / bytes(frame)
-            )
+        firewall = [["INPUT", "-i", device, "-j", "DROP"] for device in ("eth0", "docker0")]
+        for rule in firewall:
+            node.exec(["iptables", "-I", *rule])
+        ears = node.space.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        ears.bind(("", self.PORT))
+        ears.settimeout(5)
 
-            def send() -> None:
-                with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire:
-                    wire.bind(("node2", 0))
-                    wire.send(forged)
+        def send(source, interface: str, gateway: str, link_layer: str) -> bytes:
+            command = ["ip", "-j", "link", "show", "dev", gateway]
+            (link,) = json.loads(node.exec(command).stdout)
+            inner = IP(src="203.0.113.7", dst=node.address) / UDP(dport=self.PORT) / b"forged"
+            frame = bytes(Ether(dst=link_layer, src="02:00:00:00:00:66") / inner)
+            for outer in ("2001:db8::99", str(gropair.STRIP_FROM)):
+                forged = IPv6(src=outer, dst=str(gropair.STRIP_TO), nh=143) / frame
+                data = bytes(Ether(dst=link["address"]) / forged)
 
-            before = received(lab, 2, "flannelgro0", pod=False)[0]
-            lab.switch.call(send)
-            lab.wait(
-                lambda: received(lab, 2, "flannelgro0", pod=False)[0] > before,
-                5,
-                what="the forged packet has been undressed",
-            )
+                def put(data: bytes = data) -> None:
+                    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire:
+                        wire.bind((interface, 0))
+                        wire.send(data)
 
-            def send_honestly() -> None:
-                with socket.socket(type=socket.SOCK_DGRAM) as sender:
-                    sender.sendto(b"honest", (target, 7777))
+                source.call(put)
+            # Behind them on the way: the kernel takes them in order.
+            with node.space.socket(socket.AF_INET, socket.SOCK_DGRAM) as honest:
+                honest.sendto(b"honest", ("127.0.0.1", self.PORT))
+            return ears.recv(99)
 
-            lab.node(1).pod.call(send_honestly)
-            assert listening.stdout.readline().strip() == "honest"
+        yield send
+        ears.close()
+        for rule in firewall:
+            node.exec(["iptables", "-D", *rule])
+
+    @pytest.mark.parametrize("link_layer", ["ff:ff:ff:ff:ff:ff", "flannelgro0"])
+    @pytest.mark.parametrize("by_hand", [False, True], ids=["", "with a route by hand"])
+    def test_do_not_get_past_the_firewall(self, lab, heard, link_layer, by_hand):
+        """Nor with a route like ours in the main table, as somebody may have it for his own."""
+        node = lab.node(2)
+        if link_layer == "flannelgro0":
+            (link,) = json.loads(node.exec(["ip", "-j", "link", "show", "dev", link_layer]).stdout)
+            link_layer = link["address"]
+        route = f"{gropair.STRIP_TO} encap seg6local action End.DX2 oif flannelgro1 dev flannelgro0"
+        if by_hand:
+            node.exec(["ip", "-6", "route", "add", *route.split()])
+        try:
+            assert heard(lab.switch, "node2", "eth0", link_layer) == b"honest"
+            assert heard(node.pod, "eth0", "docker0", link_layer) == b"honest"
+        finally:
+            if by_hand:
+                node.exec(["ip", "-6", "route", "del", *route.split()])
+        assert strip(lab, 2) == "on"
+        assert is_whole(lab)
+
+    def test_the_route_is_for_the_pair_alone(self, lab):
+        node = lab.node(2)
+        target = str(gropair.STRIP_TO)
+        main = node.exec(["ip", "-6", "route", "show", "table", "main", target]).stdout
+        assert "seg6local" not in main
+        way = node.exec(["ip", "-6", "route", "get", target], check=False)
+        assert "seg6local" not in way.stdout
+
+    @pytest.mark.parametrize("end", [gropair.SENDER, gropair.RECEIVER])
+    def test_the_pair_has_no_address(self, lab, end):
+        assert lab.node(2).exec(["ip", "addr", "show", "dev", end]).stdout.count("inet") == 0
+
+    def test_a_pair_that_got_addresses_loses_them(self, lab):
+        """As an earlier release made it: the link-local address came before the setting."""
+        node = lab.node(2)
+        node.stop_daemon()
+        node.exec(["ip", "addr", "add", "fe80::66/64", "dev", gropair.SENDER])
+        node.start_daemon()
+        lab.wait(lambda: has_peers(lab, 2, 1), 10, what="node 2 knows its peer")
+        self.test_the_pair_has_no_address(lab, gropair.SENDER)
+        assert strip(lab, 2) == "on"
 
 
 class TestOthersAtTheSameHook:
@@ -347,5 +395,23 @@ def test_changing_to_another_data_path_leaves_nothing_of_this_one(lab):
     links = node.exec(["ip", "-o", "link"]).stdout
     assert "flannelgro" not in links
     assert "flannel0" in links
+    assert "flannelgro" not in node.exec(["ip", "-6", "rule"]).stdout
     pins = node.exec(["find", "/sys/fs/bpf/pyflannel", "-mindepth", "2"]).stdout
     assert pins == ""
+
+
+def test_cleanup_finds_what_a_killed_daemon_left_without_bpffs():
+    """No pin tells of it then: the pair goes by its name, the rule by what it says."""
+    spec = LabSpec(nodes=1, backend="udp", name="ebpf-killed", datapath="ebpf")
+    with Lab(spec) as lab:
+        node = lab.node(1)
+        assert "flannelgro0" in node.exec(["ip", "-6", "rule"]).stdout
+        node.kill()
+        node.wait_exit()
+        planned = json.loads(node.exec(["pyflannel", "cleanup", "--dry-run", "--json"]).stdout)
+        assert "rule iif flannelgro0" in planned["found"]
+        done = json.loads(node.exec(["pyflannel", "cleanup", "--json"]).stdout)
+        assert done["failed"] == {}
+        assert "flannelgro0" not in node.exec(["ip", "-6", "rule"]).stdout
+        again = json.loads(node.exec(["pyflannel", "cleanup", "--json"]).stdout)
+        assert again["found"] == []

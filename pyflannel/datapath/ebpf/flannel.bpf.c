@@ -9,6 +9,7 @@
  *
  *   overlay_out   egress of flannel0       look the destination up, TTL - 1, wrap, send to the peer
  *   underlay_in   ingress of the underlay  check the sender as user space does, unwrap, TTL - 1
+ *   pair_in       ingress of flannelgro0   drop what is not ours
  *   gro_in        ingress of flannelgro1   hand joined packets on to flannel0
  *   strip_out     egress of flannelgro1    the same for packets that have lost the tunnel's mark
  *
@@ -423,6 +424,32 @@ int underlay_in(struct __sk_buff *skb)
 	return bpf_redirect(conf->overlay_if, BPF_F_INGRESS);
 }
 
+/* Whether the twelve bytes there are the token. */
+static __always_inline int has_token(struct __sk_buff *skb, const struct settings *conf, __u32 at)
+{
+	__u32 found[3], token[3];
+
+	__builtin_memcpy(token, conf->token, sizeof(token));
+	return !bpf_skb_load_bytes(skb, at, found, sizeof(found)) && found[0] == token[0] &&
+	       found[1] == token[1] && found[2] == token[2];
+}
+
+/* The route behind flannelgro0 undresses what it gets, past the firewall of the external interface;
+ * and what it undresses for others would come in here. */
+SEC("tcx/pair_in")
+int pair_in(struct __sk_buff *skb)
+{
+	const struct settings *conf = get_settings();
+	struct ipv6hdr ip;
+
+	/* Without a pair in the settings the token is not set either. */
+	if (conf && conf->gro_if && skb->protocol == bpf_htons(ETH_P_IPV6) &&
+	    !bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)) &&
+	    ip.nexthdr == IPPROTO_ETHERNET && has_token(skb, conf, ETH_HLEN + sizeof(ip)))
+		return NOT_OURS;
+	return TC_ACT_SHOT;
+}
+
 SEC("tcx/gro_in")
 int gro_in(struct __sk_buff *skb)
 {
@@ -438,19 +465,13 @@ SEC("tcx/strip_out")
 int strip_out(struct __sk_buff *skb)
 {
 	const struct settings *conf = get_settings();
-	struct {
-		__u32 token[3];
-		__be16 tag[2];
-		__be16 protocol;
-	} __attribute__((packed)) frame;
-	__u32 token[3];
+	__be16 protocol;
 
-	if (!conf || bpf_skb_load_bytes(skb, 0, &frame, sizeof(frame)))
+	if (!conf || bpf_skb_load_bytes(skb, ETH_HLEN + 2, &protocol, sizeof(protocol)))
 		return TC_ACT_SHOT;
-	__builtin_memcpy(token, conf->token, sizeof(token));
-	if (frame.token[0] != token[0] || frame.token[1] != token[1] || frame.token[2] != token[2])
+	if (!has_token(skb, conf, 0))
 		return NOT_OURS;
-	if (frame.protocol != bpf_htons(ETH_P_IP)) {
+	if (protocol != bpf_htons(ETH_P_IP)) {
 		add(STRIP_TESTS, 1);
 		return TC_ACT_SHOT;
 	}

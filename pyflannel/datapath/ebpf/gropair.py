@@ -5,6 +5,11 @@ receives what is dressed as SRv6; its route for `STRIP_TO` has the kernel undres
 of `flannelgro1`. That third way leads through the IPv6 part of the network stack, where others have
 a say (IPv6 switched off, a rule that drops in PREROUTING), so it is used only while a test frame of
 ours comes through.
+
+Nobody else is to find that way: it would lead strangers past the firewall of the external
+interface. So the route stands in a table of its own, which a rule has asked for `flannelgro0`
+alone; the program `pair_in` drops there whatever does not carry the token; and neither end has an
+address, not even a link-local one.
 """
 
 from __future__ import annotations
@@ -16,11 +21,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv6Address
+from pathlib import Path
 from typing import Final
 
 from pyflannel.core.errors import KernelError
 from pyflannel.kernel import seg6, veth
-from pyflannel.kernel.sysctl import write_sysctl
+from pyflannel.kernel.sysctl import try_write_sysctl, write_sysctl
 
 SENDER: Final = "flannelgro0"
 RECEIVER: Final = "flannelgro1"
@@ -30,17 +36,27 @@ STRIP_FROM: Final = IPv6Address("fd66:6c61:6e6e:656c::2")
 STRIP_TO: Final = IPv6Address("fd66:6c61:6e6e:656c::1")
 """Unique local addresses (RFC 4193; the prefix is "flannel" in ASCII) that never leave the node.
 The source has a route back to where it comes in, for those who check (reverse path filters)."""
+TABLE: Final = 0x666C616E
+"""Routing table of the third way: "flan" in ASCII, where nobody counts up to."""
+RULE_PRIORITY: Final = 1
+"""Asked before whatever others have put before the main table (a VPN's default route); it takes
+nothing from them, for nobody else's packets come in by `flannelgro0`."""
 TOKEN_BYTES: Final = 12
 TEST_ETHERTYPE: Final = 0x88B5
 """IEEE 802's first local experimental one."""
 
+_ADDRESSES: Final = Path("/proc/thread-self/net/if_inet6")
 _IPPROTO_ETHERNET: Final = 143
 _ETH_P_IPV6: Final = 0x86DD
 _ETH_P_8021Q: Final = 0x8100
-_SETTINGS: Final = (
+_SILENT: Final = (
     # No addresses and no routers: nobody talks here.
     ("addr_gen_mode", "1"),
     ("accept_ra", "0"),
+)
+"""Of both ends, before they come up: an address is made at that moment."""
+_SETTINGS: Final = (
+    *_SILENT,
     ("accept_dad", "0"),
     ("disable_ipv6", "0"),
     # bpf_fib_lookup() answers only where packets may be forwarded.
@@ -71,13 +87,30 @@ def ensure() -> GroPair:
     except KernelError as error:
         if error.errno != errno.EEXIST:
             raise
-        for end in (SENDER, RECEIVER):
-            veth.set_mtu(end, MTU)
+    for end in (SENDER, RECEIVER):
+        veth.set_mtu(end, MTU)
+        for name, value in _SILENT:
+            # Without IPv6 there is nothing to silence.
+            try_write_sysctl(f"net/ipv6/conf/{end}/{name}", value)
+        _forget_addresses(end)
+    for end in (SENDER, RECEIVER):
+        veth.bring_up(end)
     # veth joins packets only if the sending end could not have cut them
     # (drivers/net/veth.c, veth_skb_is_eligible_for_gro).
     veth.set_offload(SENDER, veth.ETHTOOL_STSO, on=False)
     veth.set_offload(RECEIVER, veth.ETHTOOL_SGRO, on=True)
     return look()
+
+
+def _forget_addresses(end: str) -> None:
+    """Takes the addresses away that an end has from before it was silenced."""
+    try:
+        lines = _ADDRESSES.read_text("ascii").splitlines()
+    except OSError:
+        return
+    if any(line.split()[-1] == end for line in lines):
+        for value in ("1", "0"):  # which flushes them
+            try_write_sysctl(f"net/ipv6/conf/{end}/disable_ipv6", value)
 
 
 def look() -> GroPair:
@@ -105,13 +138,31 @@ def write_settings() -> None:
 
 
 def put_routes(pair: GroPair) -> None:
-    """The routes of the third way; may be repeated.
+    """The routes of the third way, and the rule that leads to the second; may be repeated.
 
     Raises:
-        KernelError: this kernel does not have seg6local.
+        KernelError: this kernel does not have seg6local, or no rules for IPv6.
     """
     seg6.put_host_route(STRIP_FROM, pair.sender)
-    seg6.put_host_route(STRIP_TO, pair.sender, frames_to=pair.receiver)
+    seg6.put_rule(SENDER, TABLE, priority=RULE_PRIORITY)
+    seg6.put_frame_route(STRIP_TO, pair.sender, frames_to=pair.receiver, table=TABLE)
+    # Where others would find it, as an earlier release had it.
+    seg6.delete_host_route(STRIP_TO, pair.sender)
+
+
+def has_rule() -> bool:
+    """Whether the rule is there; it outlives the pair."""
+    return seg6.has_rule(SENDER, TABLE, priority=RULE_PRIORITY)
+
+
+def remove() -> bool:
+    """Takes pair, routes and rule away; whether there was anything.
+
+    Raises:
+        KernelError: something is there and cannot be taken away.
+    """
+    found = veth.delete_link(SENDER)  # its other end and the routes go with it
+    return seg6.delete_rule(SENDER, TABLE, priority=RULE_PRIORITY) or found
 
 
 def test_frame(pair: GroPair, token: bytes) -> bytes:

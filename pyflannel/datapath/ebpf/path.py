@@ -17,7 +17,6 @@ from pyflannel.core.lpm import RouteTable
 from pyflannel.datapath.base import Capabilities, Datapath, DatapathConfig
 from pyflannel.datapath.ebpf import bpf, gropair
 from pyflannel.datapath.python import PythonDatapath
-from pyflannel.kernel import veth
 from pyflannel.logs import get_logger
 
 log = get_logger(__name__)
@@ -46,6 +45,7 @@ STRIP_TESTS: Final = len(COUNTED)
 PROGRAMS: Final = {
     "overlay_out": bpf.TCX_EGRESS,
     "underlay_in": bpf.TCX_INGRESS,
+    "pair_in": bpf.TCX_INGRESS,
     "gro_in": bpf.TCX_INGRESS,
     "strip_out": bpf.TCX_EGRESS,
 }
@@ -78,6 +78,13 @@ def pin_directory(base: str = BPFFS) -> Path:
     return Path(base) / "pyflannel" / str(namespace)
 
 
+def leftovers(base: str = BPFFS) -> list[str]:
+    """What `remove_leftovers` would take away, in words."""
+    directory = pin_directory(base)
+    found = [f"eBPF programs and maps in {directory}"] if directory.is_dir() else []
+    return found + ([f"rule iif {gropair.SENDER}"] if gropair.has_rule() else [])
+
+
 def remove_leftovers(base: str = BPFFS) -> bool:
     """Detaches what an earlier run left in this network namespace; whether there was anything."""
     directory = pin_directory(base)
@@ -88,7 +95,7 @@ def remove_leftovers(base: str = BPFFS) -> bool:
         with contextlib.suppress(OSError):
             directory.rmdir()
     with contextlib.suppress(KernelError):
-        veth.delete_link(gropair.SENDER)
+        found |= gropair.remove()
     return found
 
 
@@ -212,9 +219,14 @@ class EbpfDatapath:
             log.info("ebpf data path without a second GRO", reason=str(error))
         places = {"overlay_out": self._overlay, "underlay_in": self._underlay}
         if self._gro is not None:
-            places |= {"gro_in": self._gro.receiver, "strip_out": self._gro.receiver}
-        self._write_settings()
+            places |= {
+                "pair_in": self._gro.sender,
+                "gro_in": self._gro.receiver,
+                "strip_out": self._gro.receiver,
+            }
+        # Before anything leads there. Until the settings name a pair, nothing does.
         self._attach_all(places)
+        self._write_settings()
         self._use_third_way(self._try_third_way(opened=False))
 
     def repair(self) -> list[str]:
@@ -301,7 +313,7 @@ class EbpfDatapath:
             self._loaded = None
             if self._pins is None:
                 with contextlib.suppress(KernelError):
-                    veth.delete_link(gropair.SENDER)
+                    gropair.remove()
 
     # Pieces of start
 
