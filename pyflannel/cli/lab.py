@@ -250,7 +250,7 @@ def _add_up_options(up: argparse.ArgumentParser) -> None:
     up.add_argument(
         "--tx-checksums-off",
         action="store_true",
-        help="finish checksums before the underlay; for mixed kernel and user space data paths",
+        help="finish checksums before the underlay, as a card without that offload",
     )
     up.add_argument("--etcd", default="", metavar="PATH", help="the etcd server program")
     up.add_argument("--etcd-prefix", default=topology.DEFAULT_PREFIX, metavar="PREFIX")

@@ -36,6 +36,7 @@ IFF_UP: Final = 0x1
 IFF_NOARP: Final = 0x80
 """linux/rtnetlink.h, linux/if_link.h, linux/veth.h, linux/if.h."""
 SIOCETHTOOL: Final = 0x8946
+ETHTOOL_STXCSUM: Final = 0x17
 ETHTOOL_STSO: Final = 0x1F
 ETHTOOL_SGRO: Final = 0x2C
 """linux/ethtool.h: `struct ethtool_value` is a command and a value."""
@@ -102,7 +103,7 @@ def set_offload(name: str, command: int, *, on: bool) -> None:
     """Switches one offload of an interface.
 
     Args:
-        command: `ETHTOOL_STSO` or `ETHTOOL_SGRO`.
+        command: one of `ETHTOOL_STXCSUM`, `ETHTOOL_STSO`, `ETHTOOL_SGRO`.
 
     Raises:
         KernelError: the interface does not let it be switched.

@@ -113,9 +113,8 @@ class LabSpec:
     underlay: Underlay = Underlay.AS_IT_COMES
     underlay_mtu: int = 1500
     tx_checksums: bool = True
-    """Whether checksums may stay unfinished across the underlay. Between a node that encapsulates
-    in the kernel and one that receives in user space they must not: a veth pair, unlike a card,
-    never finishes them."""
+    """Whether checksums may stay unfinished across the underlay: a veth pair, unlike a card, never
+    finishes them."""
     etcd: str = ""
     """Path of the etcd program; empty looks beside our Python and then in PATH."""
 

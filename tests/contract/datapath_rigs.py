@@ -372,9 +372,6 @@ class Wire:
             self.tap.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 8 << 20)
             self.tap.bind((self.TUN, ETH_P_ALL))
             self.tap.setblocking(False)
-            # A checksum left to a device that is none must not reach whoever handles whole packets.
-            for namespace in (self.node, self.other):
-                namespace.run("ethtool", "-K", "under0", "tx", "off")
             self._undo = undo.pop_all()
 
     def drain(self) -> None:

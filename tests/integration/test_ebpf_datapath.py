@@ -400,6 +400,93 @@ def test_changing_to_another_data_path_leaves_nothing_of_this_one(lab):
     assert pins == ""
 
 
+@pytest.fixture(scope="module")
+def mixed():
+    """Node 1 in user space, node 2 with ebpf, on a veth pair as it comes."""
+    lab = Lab(
+        LabSpec(
+            nodes=2,
+            backend="udp",
+            name="ebpf-mixed",
+            datapath="ebpf",
+            node_commands={1: "pyflanneld --datapath=native"},
+        )
+    )
+    with lab:
+        lab.wait(lambda: lab.ping_all().ok, 10, what="all pods reach each other")
+        yield lab
+
+
+class TestBesideUserSpace:
+    """Node 1 reads and writes bytes, node 2 is ours; the veth between them finishes no checksum."""
+
+    @staticmethod
+    def talk(lab: Lab) -> None:
+        for source, target in ((1, 2), (2, 1)):
+            sent = bench.tcp(lab.node(source), lab.node(target), seconds=0.3)
+            assert sent.gbit_per_s > 0.01, f"{source} to {target}: {sent}"
+
+    def test_tcp_both_ways(self, mixed):
+        self.talk(mixed)
+
+    def test_pods_behind_devices_that_finish_no_checksum(self, mixed):
+        """Then the kernel does on the last stretch, and must know where the checksum is."""
+        node = mixed.node(2)
+        links = json.loads(node.exec(["ip", "-j", "link", "show", "master", "docker0"]).stdout)
+        (port,) = [link["ifname"] for link in links]
+        node.exec(["ethtool", "-K", port, "tx", "off"])
+        node.exec(["ethtool", "-K", "eth0", "tx", "off"], pod=True)
+        try:
+            self.talk(mixed)
+        finally:
+            node.exec(["ethtool", "-K", port, "tx", "on"])
+            node.exec(["ethtool", "-K", "eth0", "tx", "on"], pod=True)
+
+    def test_a_datagram_for_nobody_is_answered(self, mixed):
+        """It goes back into flannel0, where the kernel finishes checksums for the TUN's reader."""
+        source, node = mixed.node(1), mixed.node(2)
+        before = counters(mixed, 2)
+        inner = bytes(
+            IP(src=source.pod_address(), dst="10.0.250.7", ttl=9) / UDP(dport=9) / bytes(16)
+        )
+        with source.space.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.sendto(inner, (node.address, 8285))
+        mixed.wait(
+            lambda: counters(mixed, 2)["tun_no_route"] == before["tun_no_route"] + 1,
+            5,
+            what="the datagram is back and has no peer",
+        )
+        assert counters(mixed, 2)["udp_packets"] == before["udp_packets"] + 1
+
+    def test_a_peer_that_changes_its_data_path(self, mixed):
+        """Nobody tells the program; it sees the difference."""
+        node = mixed.node(1)
+        for datapath in ("ebpf", "native"):
+            node.stop_daemon()
+            node.start_daemon([f"--datapath={datapath}"])
+            for number in (1, 2):
+                mixed.wait(lambda n=number: has_peers(mixed, n, 1), 10, what="the peer")
+            assert network_status(mixed, 1)["datapath"]["name"] == datapath
+            self.talk(mixed)
+
+    def test_without_a_pair_user_space_finishes_the_packets(self, mixed):
+        """A device of somebody else that has the name of one end is left alone."""
+        node = mixed.node(2)
+        node.stop_daemon()
+        node.exec(["ip", "link", "add", "flannelgro1", "type", "bridge"])
+        try:
+            node.start_daemon()
+            mixed.wait(lambda: has_peers(mixed, 2, 1), 10, what="node 2 knows its peer")
+            offloads = network_status(mixed, 2)["datapath"]["offloads"]
+            assert offloads["finish"].startswith("off (no veth pair")
+            self.talk(mixed)
+            assert "bridge" in node.exec(["ip", "-d", "link", "show", "flannelgro1"]).stdout
+        finally:
+            node.stop_daemon()
+            node.exec(["ip", "link", "del", "flannelgro1"])
+            node.start_daemon()
+
+
 def test_cleanup_finds_what_a_killed_daemon_left_without_bpffs():
     """No pin tells of it then: the pair goes by its name, the rule by what it says."""
     spec = LabSpec(nodes=1, backend="udp", name="ebpf-killed", datapath="ebpf")

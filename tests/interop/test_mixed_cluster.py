@@ -34,14 +34,11 @@ def ready(lab, number):
 @pytest.mark.parametrize("backend", BACKENDS)
 class TestMixed:
     def spec(self, backend, **more):
-        # One data path in user space: what the kernel encapsulates must not cross a veth with
-        # its checksum unfinished (LabSpec.tx_checksums).
         return LabSpec(
             nodes=3,
             backend=backend,
             name=f"mixed-{backend}",
             node_commands={2: UPSTREAM},
-            datapath="native" if backend == "udp" else "",
             **more,
         )
 

@@ -9,7 +9,7 @@
  *
  *   overlay_out   egress of flannel0       look the destination up, TTL - 1, wrap, send to the peer
  *   underlay_in   ingress of the underlay  check the sender as user space does, unwrap, TTL - 1
- *   pair_in       ingress of flannelgro0   drop what is not ours
+ *   pair_in       ingress of flannelgro0   send on what has been finished; drop what is not ours
  *   gro_in        ingress of flannelgro1   hand joined packets on to flannel0
  *   strip_out     egress of flannelgro1    the same for packets that have lost the tunnel's mark
  *
@@ -27,6 +27,23 @@
  *    be had they go the second way, to be cut and joined again. That passes PREROUTING of IPv6, no other chain. Twelve random bytes in
  *    the place of its MAC addresses tell such a packet from whatever else finds the route; a VLAN
  *    tag is there because taking it off sets the header offsets right, which End.DX2 leaves behind.
+ *
+ * The way out, for an encapsulated packet, is one of two:
+ *
+ * 1. Straight out of the underlay, for peers whose kernel takes it. Its checksum may be unfinished
+ *    (CHECKSUM_PARTIAL) and it may be a super packet: a network card finishes both, a virtual
+ *    underlay passes both on as they are, and the peer's programs keep them so.
+ * 2. Out of flannelgro1, which has no offload, so that the kernel cuts the packet and finishes the
+ *    checksums; pair_in takes the datagrams from its other end and sends them on. For peers in user
+ *    space, who read bytes: with an unfinished checksum TCP would never arrive there. Without a pair
+ *    such packets take the slow path.
+ *
+ * What a peer is can be seen from its datagrams: programs send them without an outer checksum,
+ * sockets with one. Who has not been heard of for a while counts as user space.
+ *
+ * The same from the other side: the checksum of a socket's datagram may be unfinished when it comes
+ * in (csum_start at the outer UDP header). That must not outlive the header: pulling a few bytes
+ * more than the header has the kernel forget it (skb_postpull_rcsum), and they are put back.
  *
  * One flow must not take two ways at a time, or it is reordered. Which one a packet takes depends on
  * what its peer has been sending: the longer way is kept until nothing can be left on it.
@@ -66,9 +83,16 @@
 #define DF 0x4000        /* upstream's datagrams carry it */
 #define OFFSET_AND_MF 0x3fff
 #define TAG_BYTES 4      /* IEEE 802.1Q */
+/* The least that reaches beyond the eight bytes of a UDP header, by whole words. */
+#define BEYOND_BYTES 8
+/* What bpf_skb_adjust_room() wants to be left of an IPv4 packet when it takes something away. */
+#define LEAST_LEFT_BYTES sizeof(struct iphdr)
 /* A tick is the kernel's timer interrupt (CONFIG_HZ), 1 to 10 ms. A TCP sender that has work pauses
  * for a round trip at most, or it begins anew: a second, or ten. */
 #define SUPER_TICKS 1000
+/* For so long after a datagram without a checksum, its sender takes unfinished ones: a TCP receiver
+ * answers sooner. When a peer changes to another data path, its first datagram tells. */
+#define KERNEL_TICKS 1000
 /* So many long segments within a tick are a burst; for so many ticks after it, segments are joined. */
 #define BURST_SEGMENTS 4
 #define BURST_TICKS 64
@@ -84,6 +108,7 @@ struct settings {
 	__u32 overlay_if;   /* ifindex of flannel0 */
 	__u32 underlay_if;  /* ifindex of the external interface */
 	__u32 gro_if;       /* ifindex of flannelgro0; 0 = there is no pair */
+	__u32 finish_if;    /* ifindex of flannelgro1; likewise */
 	__u32 strip_from[4], strip_to[4]; /* addresses of the third way */
 	__u16 port;         /* network byte order */
 	__u16 mtu;          /* of flannel0, host byte order */
@@ -91,7 +116,7 @@ struct settings {
 	__u8 strips;        /* whether the third way is open */
 	__u8 gro_mac[6];    /* of flannelgro1 */
 	__u8 strip_mac[6];  /* of flannelgro0 */
-	__u8 token[12];     /* what tells packets on the third way from others */
+	__u8 token[12];     /* what tells our frames on the pair from others'; no group's address */
 	__u8 unused[2];
 };
 
@@ -100,11 +125,11 @@ struct prefix {
 };
 
 /* A peer. The daemon writes the address, and 0 for the rest, which the programs keep: when a super
- * packet last came from there; when the last burst was; and the long segments of the present tick.
- * They are counted without a lock: a wrong count joins a little too early or too late. */
+ * packet last came from there; when a datagram of its programs did (0 after one of a socket); when the
+ * last burst was; and the long segments of the present tick. They are counted without a lock: a wrong count joins a little too early or too late. */
 struct hop {
 	__u32 address;
-	__u32 super_at, burst_at;
+	__u32 super_at, kernel_at, burst_at;
 	__u32 tick, segments;
 };
 
@@ -196,6 +221,35 @@ static __always_inline __u32 datagram_bytes(struct __sk_buff *skb, const struct 
 	return payload + sizeof(struct iphdr) + (data_offset >> 4) * 4 + OUTER_BYTES;
 }
 
+/* The time in ticks; never 0. Cheaper than the clock by far: it is a load. */
+static __always_inline __u32 now_ticks(void)
+{
+	return (__u32)bpf_jiffies64() | 1;
+}
+
+/* Signed: another CPU's clock may have been read a moment later. */
+static __always_inline int is_recent(__u32 then, __u32 now, __s32 limit)
+{
+	return then && (__s32)(now - then) < limit;
+}
+
+/* Whether a packet's checksum is unfinished, or it is to be cut. No field says the first, but this
+ * helper does: without BPF_F_PSEUDO_HDR it leaves the sum of such a packet alone. It is tried on any
+ * two bytes, here the IP header's checksum (net/core/utils.c, inet_proto_csum_replace4). */
+static __always_inline int is_unfinished(struct __sk_buff *skb, const struct iphdr *ip)
+{
+	__u16 sum;
+
+	if (skb->gso_size)
+		return 1;
+	if (bpf_l4_csum_replace(skb, offsetof(struct iphdr, check), 0, 1, sizeof(sum)) ||
+	    bpf_skb_load_bytes(skb, offsetof(struct iphdr, check), &sum, sizeof(sum)) ||
+	    sum == ip->check)
+		return 1;
+	bpf_skb_store_bytes(skb, offsetof(struct iphdr, check), &ip->check, sizeof(sum), 0);
+	return 0;
+}
+
 SEC("tcx/overlay_out")
 int overlay_out(struct __sk_buff *skb)
 {
@@ -205,6 +259,7 @@ int overlay_out(struct __sk_buff *skb)
 	const struct hop *peer;
 	struct iphdr inner;
 	__u32 bytes = skb->len, longest;
+	int finish;
 	long found;
 
 	if (!conf || skb->protocol != bpf_htons(ETH_P_IP) ||
@@ -232,6 +287,9 @@ int overlay_out(struct __sk_buff *skb)
 	found = bpf_fib_lookup(skb, &way, sizeof(way), BPF_FIB_LOOKUP_OUTPUT);
 	if (found != BPF_FIB_LKUP_RET_SUCCESS && found != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return NOT_OURS;
+	finish = !is_recent(peer->kernel_at, now_ticks(), KERNEL_TICKS);
+	if (finish && !conf->finish_if && is_unfinished(skb, &inner))
+		return NOT_OURS;
 	decrement_ttl(&inner);
 	bpf_skb_store_bytes(skb, 0, &inner, sizeof(inner), 0);
 	if (bpf_skb_adjust_room(skb, OUTER_BYTES, BPF_ADJ_ROOM_MAC,
@@ -247,6 +305,9 @@ int overlay_out(struct __sk_buff *skb)
 		struct udphdr udp;
 	} outer = {};
 
+	finish = finish && conf->finish_if;
+	if (finish)
+		__builtin_memcpy(&ethernet, conf->token, sizeof(conf->token));
 	ethernet.h_proto = bpf_htons(ETH_P_IP);
 	outer.ip.version = 4;
 	outer.ip.ihl = 5;
@@ -263,6 +324,8 @@ int overlay_out(struct __sk_buff *skb)
 	bpf_skb_store_bytes(skb, 0, &ethernet, sizeof(ethernet), 0);
 	bpf_skb_store_bytes(skb, ETH_HLEN, &outer, sizeof(outer), 0);
 	count(skb, TUN_PACKETS, bytes);
+	if (finish)
+		return bpf_redirect(conf->finish_if, 0);
 	/* A packet that waits for its neighbour is sent on by its route when that answers, so the
 	 * route must be the outer packet's, not the one that led here: without a next hop the helper
 	 * looks it up and attaches it. */
@@ -273,23 +336,20 @@ int overlay_out(struct __sk_buff *skb)
 	return bpf_redirect_neigh(way.ifindex, &next, sizeof(next), 0);
 }
 
-/* The time in ticks; never 0. Cheaper than the clock by far: it is a load. */
-static __always_inline __u32 now_ticks(void)
-{
-	return (__u32)bpf_jiffies64() | 1;
-}
-
-/* Signed: another CPU's clock may have been read a moment later. */
-static __always_inline int is_recent(__u32 then, __u32 now, __s32 limit)
-{
-	return then && (__s32)(now - then) < limit;
-}
-
 /* Written once a tick: the other CPUs read it for every packet. */
 static __always_inline void saw_super(struct hop *sender, __u32 now)
 {
 	if (sender && sender->super_at != now)
 		sender->super_at = now;
+}
+
+/* Likewise, and when the peer has become another one. */
+static __always_inline void saw_datagram(struct hop *sender, int of_program, __u32 now)
+{
+	__u32 seen = of_program ? now : 0;
+
+	if (sender && sender->kernel_at != seen)
+		sender->kernel_at = seen;
 }
 
 /* Whether the peer of a segment is sending, or has just sent, many long ones. */
@@ -378,7 +438,7 @@ int underlay_in(struct __sk_buff *skb)
 		struct udphdr udp;
 		struct iphdr inner;
 	} packet;
-	__u32 bytes, now;
+	__u32 bytes, now, beyond;
 	int joins, strips;
 
 	if (!conf || skb->protocol != bpf_htons(ETH_P_IP) ||
@@ -394,23 +454,32 @@ int underlay_in(struct __sk_buff *skb)
 	    bytes + ETH_HLEN + OUTER_BYTES > skb->len || packet.inner.ihl < 5 ||
 	    packet.inner.ttl <= 1 || (!skb->gso_size && bytes > conf->mtu))
 		return NOT_OURS;
+	/* A socket's datagram: see above for BEYOND_BYTES. */
+	beyond = packet.udp.check ? BEYOND_BYTES : 0;
+	if (beyond && (skb->gso_size || bytes < beyond + LEAST_LEFT_BYTES))
+		return NOT_OURS;
 	sender = find_peer(packet.inner.saddr);
 	if (!conf->accept_any &&
 	    (!sender || sender->address != packet.ip.saddr ||
 	     (packet.inner.daddr & conf->mask) != conf->network))
 		return NOT_OURS;
 	now = now_ticks();
+	saw_datagram(sender, !beyond, now);
 	if (skb->gso_size)
 		saw_super(sender, now);
 	strips = (skb->gso_size || (sender && is_recent(sender->super_at, now, SUPER_TICKS))) &&
 		 can_strip(skb, conf);
 	joins = !strips && conf->gro_if && is_joinable(skb, &packet.inner) &&
 		(skb->gso_size || in_burst(sender, now, 2 * bytes > conf->mtu));
-	decrement_ttl(&packet.inner);
-	bpf_skb_store_bytes(skb, ETH_HLEN + OUTER_BYTES, &packet.inner, sizeof(packet.inner), 0);
 	/* This also forgets that a device has verified the outer checksum, which says nothing about
 	 * the inner one. */
-	if (bpf_skb_adjust_room(skb, -OUTER_BYTES, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO)) {
+	if (bpf_skb_adjust_room(skb, -(__s32)(OUTER_BYTES + beyond), BPF_ADJ_ROOM_MAC,
+				BPF_F_ADJ_ROOM_FIXED_GSO))
+		return NOT_OURS;
+	decrement_ttl(&packet.inner);
+	if ((beyond && bpf_skb_adjust_room(skb, beyond, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO)) ||
+	    bpf_skb_store_bytes(skb, ETH_HLEN, &packet.inner, sizeof(packet.inner),
+				BPF_F_RECOMPUTE_CSUM)) {
 		add(UDP_ERRORS, 1);
 		return TC_ACT_SHOT;
 	}
@@ -434,8 +503,9 @@ static __always_inline int has_token(struct __sk_buff *skb, const struct setting
 	       found[1] == token[1] && found[2] == token[2];
 }
 
-/* The route behind flannelgro0 undresses what it gets, past the firewall of the external interface;
- * and what it undresses for others would come in here. */
+/* What overlay_out had finished comes with the token for its addresses. Everything else is stopped
+ * but for packets on the third way: the route behind flannelgro0 undresses what it gets, past the
+ * firewall of the external interface; and what it undresses for others would come in here. */
 SEC("tcx/pair_in")
 int pair_in(struct __sk_buff *skb)
 {
@@ -443,7 +513,11 @@ int pair_in(struct __sk_buff *skb)
 	struct ipv6hdr ip;
 
 	/* Without a pair in the settings the token is not set either. */
-	if (conf && conf->gro_if && skb->protocol == bpf_htons(ETH_P_IPV6) &&
+	if (!conf || !conf->gro_if)
+		return TC_ACT_SHOT;
+	if (skb->protocol == bpf_htons(ETH_P_IP) && has_token(skb, conf, 0))
+		return bpf_redirect_neigh(conf->underlay_if, NULL, 0, 0);
+	if (skb->protocol == bpf_htons(ETH_P_IPV6) &&
 	    !bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)) &&
 	    ip.nexthdr == IPPROTO_ETHERNET && has_token(skb, conf, ETH_HLEN + sizeof(ip)))
 		return NOT_OURS;
@@ -465,13 +539,14 @@ SEC("tcx/strip_out")
 int strip_out(struct __sk_buff *skb)
 {
 	const struct settings *conf = get_settings();
-	__be16 protocol;
+	__be16 types[3]; /* of the frame, the tag, and what is tagged */
 
-	if (!conf || bpf_skb_load_bytes(skb, ETH_HLEN + 2, &protocol, sizeof(protocol)))
+	if (!conf || bpf_skb_load_bytes(skb, 2 * ETH_ALEN, types, sizeof(types)))
 		return TC_ACT_SHOT;
-	if (!has_token(skb, conf, 0))
+	/* What overlay_out sends here has the token as well, and no tag. */
+	if (types[0] != bpf_htons(ETH_P_8021Q) || !has_token(skb, conf, 0))
 		return NOT_OURS;
-	if (protocol != bpf_htons(ETH_P_IP)) {
+	if (types[2] != bpf_htons(ETH_P_IP)) {
 		add(STRIP_TESTS, 1);
 		return TC_ACT_SHOT;
 	}

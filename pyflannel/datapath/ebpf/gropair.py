@@ -4,7 +4,8 @@ flannel.bpf.c says why. `flannelgro1` receives what is to be joined (NAPI GRO). 
 receives what is dressed as SRv6; its route for `STRIP_TO` has the kernel undress it and send it out
 of `flannelgro1`. That third way leads through the IPv6 part of the network stack, where others have
 a say (IPv6 switched off, a rule that drops in PREROUTING), so it is used only while a test frame of
-ours comes through.
+ours comes through. And `flannelgro1` has no offload, so the kernel cuts what is sent out of it and
+finishes its checksum: the way for what user space on another node is to read.
 
 Nobody else is to find that way: it would lead strangers past the firewall of the external
 interface. So the route stands in a table of its own, which a rule has asked for `flannelgro0`
@@ -15,6 +16,7 @@ address, not even a link-local one.
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import struct
 import time
@@ -42,6 +44,7 @@ RULE_PRIORITY: Final = 1
 """Asked before whatever others have put before the main table (a VPN's default route); it takes
 nothing from them, for nobody else's packets come in by `flannelgro0`."""
 TOKEN_BYTES: Final = 12
+"""Two MAC addresses, in whose place it stands."""
 TEST_ETHERTYPE: Final = 0x88B5
 """IEEE 802's first local experimental one."""
 
@@ -99,6 +102,9 @@ def ensure() -> GroPair:
     # (drivers/net/veth.c, veth_skb_is_eligible_for_gro).
     veth.set_offload(SENDER, veth.ETHTOOL_STSO, on=False)
     veth.set_offload(RECEIVER, veth.ETHTOOL_SGRO, on=True)
+    # What is sent out of this end is to be cut and to have its checksum finished.
+    veth.set_offload(RECEIVER, veth.ETHTOOL_STXCSUM, on=False)
+    veth.set_offload(RECEIVER, veth.ETHTOOL_STSO, on=False)
     return look()
 
 
@@ -163,6 +169,16 @@ def remove() -> bool:
     """
     found = veth.delete_link(SENDER)  # its other end and the routes go with it
     return seg6.delete_rule(SENDER, TABLE, priority=RULE_PRIORITY) or found
+
+
+def new_token() -> bytes:
+    """A token that nobody guesses: 94 random bits.
+
+    The other two make the first address one of a single station (bpf_redirect_neigh() sends nothing
+    on that goes to several) and locally administered (IEEE 802, clause 8).
+    """
+    first, *rest = os.urandom(TOKEN_BYTES)
+    return bytes((first & 0xFC | 0x02, *rest))
 
 
 def test_frame(pair: GroPair, token: bytes) -> bytes:

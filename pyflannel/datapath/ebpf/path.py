@@ -25,10 +25,10 @@ BPFFS: Final = "/sys/fs/bpf"
 BPF_FS_MAGIC: Final = 0xCAFE4A11
 """linux/magic.h."""
 OBJECT: Final = "flannel.bpf.o"
-SETTINGS: Final = struct.Struct("=4s4s4sIII16s16sHHBB6s6s12s2x")
+SETTINGS: Final = struct.Struct("=4s4s4sIIII16s16sHHBB6s6s12s2x")
 """`struct settings` in flannel.bpf.c; addresses and port in network byte order."""
 PREFIX: Final = struct.Struct("=I4s")
-HOP: Final = struct.Struct("=4s16x")
+HOP: Final = struct.Struct("=4s20x")
 """`struct hop`: the address; what the programs remember of the peer begins at 0."""
 ZERO_KEY: Final = bytes(4)
 COUNTED: Final = (
@@ -172,6 +172,11 @@ class EbpfDatapath:
             offloads={
                 "tcx": "on" if self._links else "off (not started)",
                 "gro": "on" if self._gro is not None else "off (no veth pair)",
+                "finish": (
+                    "on"
+                    if self._gro is not None
+                    else "off (no veth pair: to peers in user space by the slow path)"
+                ),
                 "strip": f"off ({self._why_not})" if self._why_not else "on",
                 "pinned": str(self._pins) if self._pins is not None else "off (no bpffs)",
             },
@@ -208,7 +213,7 @@ class EbpfDatapath:
             loaded.maps["config"].get(ZERO_KEY, SETTINGS.size) or bytes(SETTINGS.size)
         )
         self._why_not = "" if strips else "not tried yet"
-        self._token = token if any(token) else os.urandom(gropair.TOKEN_BYTES)
+        self._token = token if any(token) else gropair.new_token()
 
     def _build_pair(self) -> None:
         """All that depends on the veth pair: its ends, who is attached, the third way."""
@@ -339,6 +344,7 @@ class EbpfDatapath:
             self._overlay,
             self._underlay,
             gro.sender if gro is not None else 0,
+            gro.receiver if gro is not None else 0,
             gropair.STRIP_FROM.packed,
             gropair.STRIP_TO.packed,
             socket.htons(config.port),
