@@ -9,7 +9,7 @@
  *
  *   overlay_out   egress of flannel0       look the destination up, TTL - 1, wrap, send to the peer
  *   underlay_in   ingress of the underlay  check the sender as user space does, unwrap, TTL - 1
- *   pair_in       ingress of flannelgro0   send on what has been finished; drop what is not ours
+ *   pair_in       ingress of flannelgro0   send on what has been cut or finished; drop what is not ours
  *   gro_in        ingress of flannelgro1   hand joined packets on to flannel0
  *   strip_out     egress of flannelgro1    the same for packets that have lost the tunnel's mark
  *
@@ -36,7 +36,8 @@
  * 2. Out of flannelgro1, which has no offload, so that the kernel cuts the packet and finishes the
  *    checksums; pair_in takes the datagrams from its other end and sends them on. For peers in user
  *    space, who read bytes: with an unfinished checksum TCP would never arrive there. Without a pair
- *    such packets take the slow path.
+ *    such packets take the slow path. A super packet that cannot be wrapped (it is a tunnel's own)
+ *    goes there before, to be cut, and its pieces come back into flannel0.
  *
  * What a peer is can be seen from its datagrams: programs send them without an outer checksum,
  * sockets with one. Who has not been heard of for a while counts as user space.
@@ -83,6 +84,7 @@
 #define DF 0x4000        /* upstream's datagrams carry it */
 #define OFFSET_AND_MF 0x3fff
 #define TAG_BYTES 4      /* IEEE 802.1Q */
+#define BARE 0xff        /* what a token's last byte has on top before a packet is wrapped */
 /* The least that reaches beyond the eight bytes of a UDP header, by whole words. */
 #define BEYOND_BYTES 8
 /* What bpf_skb_adjust_room() wants to be left of an IPv4 packet when it takes something away. */
@@ -250,6 +252,20 @@ static __always_inline int is_unfinished(struct __sk_buff *skb, const struct iph
 	return 0;
 }
 
+/* Has a super packet cut that cannot be wrapped as it is; its pieces come back here one by one. */
+static __always_inline int cut_first(struct __sk_buff *skb, const struct settings *conf)
+{
+	struct ethhdr ethernet = {};
+
+	if (!skb->gso_size || !conf->finish_if || bpf_skb_change_head(skb, ETH_HLEN, 0))
+		return NOT_OURS;
+	__builtin_memcpy(&ethernet, conf->token, sizeof(conf->token));
+	ethernet.h_source[ETH_ALEN - 1] ^= BARE;
+	ethernet.h_proto = bpf_htons(ETH_P_IP);
+	bpf_skb_store_bytes(skb, 0, &ethernet, sizeof(ethernet), 0);
+	return bpf_redirect(conf->finish_if, 0);
+}
+
 SEC("tcx/overlay_out")
 int overlay_out(struct __sk_buff *skb)
 {
@@ -265,16 +281,17 @@ int overlay_out(struct __sk_buff *skb)
 	if (!conf || skb->protocol != bpf_htons(ETH_P_IP) ||
 	    bpf_skb_load_bytes(skb, 0, &inner, sizeof(inner)))
 		return NOT_OURS;
-	/* A joined packet close to 64 KB has no room for the outer header's 16-bit length: not ours,
-	 * so it is cut on its way to the TUN. */
 	if (inner.version != 4 || inner.ihl != 5 || bpf_ntohs(inner.tot_len) != bytes ||
-	    inner.ttl <= 1 || bytes + OUTER_BYTES > 0xffff)
+	    inner.ttl <= 1)
 		return NOT_OURS;
 	peer = find_peer(inner.daddr);
 	if (!peer)
 		return NOT_OURS;
 	longest = datagram_bytes(skb, &inner, 0);
-	if (!longest || longest > (__u32)conf->mtu + OUTER_BYTES)
+	/* A joined packet close to 64 KB has no room for the outer header's 16-bit length. */
+	if (!longest || bytes + OUTER_BYTES > 0xffff)
+		return cut_first(skb, conf);
+	if (longest > (__u32)conf->mtu + OUTER_BYTES)
 		return NOT_OURS;
 	/* One look-up gives interface and next hop, and knows the path's MTU; the socket's would
 	 * answer EMSGSIZE, so what does not fit goes there for its ICMP. */
@@ -290,11 +307,20 @@ int overlay_out(struct __sk_buff *skb)
 	finish = !is_recent(peer->kernel_at, now_ticks(), KERNEL_TICKS);
 	if (finish && !conf->finish_if && is_unfinished(skb, &inner))
 		return NOT_OURS;
-	decrement_ttl(&inner);
-	bpf_skb_store_bytes(skb, 0, &inner, sizeof(inner), 0);
 	if (bpf_skb_adjust_room(skb, OUTER_BYTES, BPF_ADJ_ROOM_MAC,
 				BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 |
-					BPF_F_ADJ_ROOM_ENCAP_L4_UDP) ||
+					BPF_F_ADJ_ROOM_ENCAP_L4_UDP)) {
+		/* Refused, and nothing has changed. It is in a tunnel already, whose marks tell a card
+		 * where the inner headers are (EALREADY), and there is no room for another's. A single
+		 * packet needs none once its checksum is finished. */
+		if (skb->gso_size)
+			return cut_first(skb, conf);
+		if (!conf->finish_if || bpf_skb_adjust_room(skb, OUTER_BYTES, BPF_ADJ_ROOM_MAC, 0))
+			return NOT_OURS;
+		finish = 1;
+	}
+	decrement_ttl(&inner);
+	if (bpf_skb_store_bytes(skb, OUTER_BYTES, &inner, sizeof(inner), 0) ||
 	    bpf_skb_change_head(skb, ETH_HLEN, 0)) {
 		add(TUN_ERRORS, 1);
 		return TC_ACT_SHOT;
@@ -494,16 +520,19 @@ int underlay_in(struct __sk_buff *skb)
 }
 
 /* Whether the twelve bytes there are the token. */
-static __always_inline int has_token(struct __sk_buff *skb, const struct settings *conf, __u32 at)
+static __always_inline int has_token(struct __sk_buff *skb, const struct settings *conf, __u32 at,
+				     __u8 on_top)
 {
 	__u32 found[3], token[3];
 
 	__builtin_memcpy(token, conf->token, sizeof(token));
-	return !bpf_skb_load_bytes(skb, at, found, sizeof(found)) && found[0] == token[0] &&
-	       found[1] == token[1] && found[2] == token[2];
+	if (bpf_skb_load_bytes(skb, at, found, sizeof(found)))
+		return 0;
+	((__u8 *)found)[sizeof(found) - 1] ^= on_top;
+	return found[0] == token[0] && found[1] == token[1] && found[2] == token[2];
 }
 
-/* What overlay_out had finished comes with the token for its addresses. Everything else is stopped
+/* What overlay_out had cut or finished comes with the token for its addresses. All else is stopped
  * but for packets on the third way: the route behind flannelgro0 undresses what it gets, past the
  * firewall of the external interface; and what it undresses for others would come in here. */
 SEC("tcx/pair_in")
@@ -515,11 +544,14 @@ int pair_in(struct __sk_buff *skb)
 	/* Without a pair in the settings the token is not set either. */
 	if (!conf || !conf->gro_if)
 		return TC_ACT_SHOT;
-	if (skb->protocol == bpf_htons(ETH_P_IP) && has_token(skb, conf, 0))
-		return bpf_redirect_neigh(conf->underlay_if, NULL, 0, 0);
+	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+		if (has_token(skb, conf, 0, 0))
+			return bpf_redirect_neigh(conf->underlay_if, NULL, 0, 0);
+		return has_token(skb, conf, 0, BARE) ? bpf_redirect(conf->overlay_if, 0) : TC_ACT_SHOT;
+	}
 	if (skb->protocol == bpf_htons(ETH_P_IPV6) &&
 	    !bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)) &&
-	    ip.nexthdr == IPPROTO_ETHERNET && has_token(skb, conf, ETH_HLEN + sizeof(ip)))
+	    ip.nexthdr == IPPROTO_ETHERNET && has_token(skb, conf, ETH_HLEN + sizeof(ip), 0))
 		return NOT_OURS;
 	return TC_ACT_SHOT;
 }
@@ -544,7 +576,7 @@ int strip_out(struct __sk_buff *skb)
 	if (!conf || bpf_skb_load_bytes(skb, 2 * ETH_ALEN, types, sizeof(types)))
 		return TC_ACT_SHOT;
 	/* What overlay_out sends here has the token as well, and no tag. */
-	if (types[0] != bpf_htons(ETH_P_8021Q) || !has_token(skb, conf, 0))
+	if (types[0] != bpf_htons(ETH_P_8021Q) || !has_token(skb, conf, 0, 0))
 		return NOT_OURS;
 	if (types[2] != bpf_htons(ETH_P_IP)) {
 		add(STRIP_TESTS, 1);
