@@ -590,18 +590,24 @@ class VnetHeader:
         )
 
 
+_CHECKSUM_OFFSETS: Final = (16, 6)
+"""In the headers of TCP and UDP (RFC 9293, RFC 768)."""
+
+
 def complete_checksum(packet: memoryview, start: int, offset: int) -> bool:
     """Finishes, in place, a transport checksum that the kernel left to the device.
 
     Args:
-        packet: exactly the packet.
-        start: `VnetHeader.csum_start`, like `offset` not to be trusted.
+        packet: exactly the packet, of 20 bytes at least.
+        start: `VnetHeader.csum_start`, like `offset` not to be trusted: whoever may send raw
+            packets with such a header chooses the numbers.
 
     Returns:
-        Whether the place lies in the packet; if not, nothing was changed.
+        Whether the place is in the packet, behind its IP header, and where TCP or UDP has its
+        checksum; if not, nothing was changed.
     """
     place = start + offset
-    if place + 2 > len(packet):
+    if start < (packet[0] & 15) * 4 or offset not in _CHECKSUM_OFFSETS or place + 2 > len(packet):
         return False
     value = checksum(packet[start:])
     if value == 0 and packet[9] == Protocol.UDP:

@@ -26,7 +26,7 @@ from typing import Self
 
 from pyflannel.core.errors import DeviceUnavailable
 from pyflannel.core.lpm import Peer, RouteTable
-from pyflannel.core.packet import VNET_HEADER_BYTES
+from pyflannel.core.packet import VNET_HEADER_BYTES, VnetHeader
 from pyflannel.datapath.base import Datapath, DatapathConfig
 from pyflannel.kernel import netns
 from pyflannel.kernel.tun import open_tun
@@ -319,6 +319,11 @@ class PairRig(Rig):
 
     def in_peers_namespace(self) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def inject_with_header(self, header: VnetHeader, data: bytes) -> None:
+        """As `inject`, with a virtio-net header that asks for something."""
+        self.pair.inject(header.pack() + data)
+        self._injected += 1
 
     def _put(self, data: bytes) -> None:
         self.pair.inject(self._header + data)

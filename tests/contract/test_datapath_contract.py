@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from pyflannel.core.errors import DatapathError
 from pyflannel.core.lpm import Peer, RouteTable
-from pyflannel.core.packet import IPv4View
+from pyflannel.core.packet import VNET_F_NEEDS_CSUM, IPv4View, VnetHeader
 from pyflannel.datapath.base import COUNTERS, Datapath, DatapathConfig
 from pyflannel.datapath.select import IMPLEMENTATIONS
 from tests.contract.datapath_cases import (
@@ -39,6 +39,7 @@ from tests.contract.datapath_cases import (
     one_hop_later,
     packet,
     packets,
+    sum16,
 )
 from tests.contract.datapath_rigs import DeviceRig, PairRig, Rig, Wire
 
@@ -60,11 +61,13 @@ class Stand:
         return IMPLEMENTATIONS[self.kind].make(config)
 
 
-def _stands(*, on_device: tuple[bool, ...] = (False, True)) -> list[object]:
+def _stands(
+    *, on_device: tuple[bool, ...] = (False, True), headers: tuple[bool, ...] = (False, True)
+) -> list[object]:
     stands: list[object] = []
     for kind, implementation in IMPLEMENTATIONS.items():
         found = implementation.probe()
-        for device, vnet_hdr in product(on_device, (False, True)):
+        for device, vnet_hdr in product(on_device, headers):
             if kind in NEEDS_DEVICE and (not device or vnet_hdr):
                 continue
             marks = [pytest.mark.root] if device else []
@@ -358,6 +361,43 @@ def test_the_order_of_a_flow_is_kept(running: Rig) -> None:
     _, to_tun, to_peer = outcome(running)
     assert [data for _, data in to_peer] == [one_hop_later(data) for data in out]
     assert to_tun == [one_hop_later(data) for data in back]
+
+
+with_header_of_its_own = pytest.mark.parametrize(
+    "stand", _stands(on_device=(False,), headers=(True,)), indirect=True
+)
+CHECKSUM_PLACES = {
+    "UDP's": (20, 6, True),
+    "TCP's, further in": (28, 16, True),
+    "the first byte": (0, 0, False),
+    "the total length": (0, 2, False),
+    "the addresses": (0, 16, False),
+    "half in the IP header": (14, 6, False),
+    "no checksum's": (20, 0, False),
+    "behind the end": (60, 6, False),
+}
+
+
+@with_header_of_its_own
+@pytest.mark.parametrize("place", CHECKSUM_PLACES.values(), ids=CHECKSUM_PLACES.keys())
+def test_a_checksum_is_finished_behind_the_ip_header_alone(
+    running: Rig, place: tuple[int, int, bool]
+) -> None:
+    """Who may send raw packets writes the virtio-net header himself, and may point anywhere."""
+    assert isinstance(running, PairRig)
+    start, offset, fits = place
+    data = packet(payload=bytes(range(32)))
+    running.inject_with_header(
+        VnetHeader(flags=VNET_F_NEEDS_CSUM, csum_start=start, csum_offset=offset), data
+    )
+    counters, to_tun, to_peer = outcome(running)
+    assert to_tun == []
+    if not fits:
+        assert (counters, to_peer) == ({"tun_malformed": 1}, [])
+        return
+    at = start + offset
+    want = data[:at] + sum16(data[start:]).to_bytes(2, "big") + data[at + 2 :]
+    assert to_peer == [("a", one_hop_later(want))]
 
 
 # --- UDP → TUN

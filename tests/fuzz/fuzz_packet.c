@@ -94,6 +94,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         answer(p, length);
         cut(p, length, &vnet);
         checksum_complete(p, length, &vnet);
+        REQUIRE(packet_check(p, length, IP4_MAX_PACKET) == PACKET_OK);
+        answer(p, length); /* as the data path may, once the checksum is finished */
         if (p[IP4_TTL])
             ttl_decrement(p);
     }

@@ -53,7 +53,8 @@ bool checksum_complete(uint8_t *p, size_t length, const struct vnet_header *vnet
     size_t start = vnet->csum_start, field = start + vnet->csum_offset;
     uint16_t sum;
 
-    if (!fits(start, 0, length) || !fits(field, 2, length))
+    if (start < header_length(p) || !fits(start, 0, length) || !fits(field, 2, length) ||
+        (vnet->csum_offset != TCP_CHECKSUM && vnet->csum_offset != UDP_CHECKSUM))
         return false;
     sum = (uint16_t)~checksum_fold(checksum_add(p + start, length - start));
     /* UDP means "no checksum" by 0 and sends 0xFFFF for a sum of 0 (RFC 768). */

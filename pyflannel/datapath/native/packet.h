@@ -175,8 +175,11 @@ static inline void ttl_decrement(uint8_t *p)
     put16(p + IP4_CHECKSUM, sum == 0xffff ? 0 : sum);
 }
 
-/* Finishes the checksum that VNET_NEEDS_CSUM left open (the field holds the pseudo header's sum).
- * False if the header points outside the packet. */
+/* Finishes the checksum that VNET_NEEDS_CSUM left open (the field holds the pseudo header's sum), of
+ * a packet that passed `packet_check`. False, and nothing is changed, if the header points anywhere
+ * but behind the IP header and to a checksum of TCP or UDP: those who may send raw packets with such
+ * a header of their own choose the numbers, and kernels before September 2024 pass them on
+ * (virtio_net_hdr_to_skb()). The packet may be a tunnel's, so the place is not compared further. */
 bool checksum_complete(uint8_t *p, size_t length, const struct vnet_header *vnet);
 
 /* Whether an ICMP error of this type may be sent about a packet that passed `packet_check`: first

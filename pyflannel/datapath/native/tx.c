@@ -447,7 +447,9 @@ static void tx_packet(struct tx *tx, const struct table *t, uint8_t *p, size_t l
 
     if (packet_check(p, length, IP4_MAX_PACKET) != PACKET_OK ||
         (!whole && !segment_begin(s, p, length, vnet)) ||
-        (whole && (vnet->flags & VNET_NEEDS_CSUM) && !checksum_complete(p, length, vnet))) {
+        (whole && (vnet->flags & VNET_NEEDS_CSUM) &&
+         (!checksum_complete(p, length, vnet) ||
+          packet_check(p, length, IP4_MAX_PACKET) != PACKET_OK))) {
         count_add(w, COUNT_tun_malformed, 1);
         return;
     }

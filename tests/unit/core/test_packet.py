@@ -350,8 +350,23 @@ def test_a_checksum_left_to_the_device_is_completed(payload):
     assert bytes(packet) == want
 
 
-@pytest.mark.parametrize(("start", "offset"), [(20, 15), (36, 0), (65535, 65535), (0, 35)])
-def test_a_checksum_outside_the_packet_is_refused(start, offset):
+@pytest.mark.parametrize(
+    ("start", "offset"),
+    [
+        (20, 15),
+        (36, 0),
+        (65535, 65535),
+        (0, 35),
+        (20, 16),
+        (29, 6),
+        (0, 0),
+        (0, 6),
+        (14, 6),
+        (20, 8),
+    ],
+)
+def test_a_checksum_at_an_impossible_place_is_refused(start, offset):
+    """Outside the packet, in the IP header, or where neither TCP nor UDP has one."""
     packet, _ = half_done()
     before = bytes(packet)
     assert len(before) == 36
