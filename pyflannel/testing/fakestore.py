@@ -331,6 +331,7 @@ class FakeStore:
         """Why connections were to be made anew."""
         self._troubles: defaultdict[str, deque[_Trouble]] = defaultdict(deque)
         self._before: defaultdict[str, deque[Callable[[], None]]] = defaultdict(deque)
+        self._refused: dict[str, StoreError] = {}
         self._watchers: dict[_Watcher, Timer | None] = {}
         self._down = False
         self._frozen = False
@@ -369,6 +370,17 @@ class FakeStore:
         """
         self._troubles[operation].append(_Trouble(error, carried_out))
 
+    def refuse(self, error: StoreError, *operations: str) -> None:
+        """Has every call of these methods raise until `allow`, as a revoked role does.
+
+        Open watches go on: etcd checks the permission when a watch is opened.
+        """
+        self._refused |= dict.fromkeys(operations, error)
+
+    def allow(self) -> None:
+        """Ends `refuse`."""
+        self._refused.clear()
+
     def before_next(self, operation: str, call: Callable[[], None]) -> None:
         """Has `call` run just before the next call of a method takes effect, to lose a race."""
         self._before[operation].append(call)
@@ -386,6 +398,8 @@ class FakeStore:
             await self.etcd.clock.sleep(ANSWER_S)
             if self._frozen:
                 raise StoreUnavailable(f"{operation}: no answer in time")
+        if operation in self._refused:
+            raise self._refused[operation]
         if self._before[operation]:
             self._before[operation].popleft()()
         trouble = self._troubles[operation].popleft() if self._troubles[operation] else None

@@ -4,6 +4,10 @@ Keeping: the etcd lease is renewed in place (no second one, nothing to leak, no 
 The key is seen through the same feed that brings the peers, and each sighting is judged by value
 (`core.ownership`). What is lost is taken back if it is free; a subnet that another node holds is
 never written.
+
+While the node runs, no answer of etcd ends the trying: whatever fails or is refused, the key is
+read again after a back-off and judged by what it shows then. A renewed etcd lease says nothing
+about the key, so each renewal reads that too.
 """
 
 from __future__ import annotations
@@ -101,7 +105,8 @@ class EtcdLeaseStore:
         self._writing = asyncio.Lock()
         self._listed: RangeResult | None = None
         self._sighting: tuple[KeyValue | None] | None = None
-        self._writes: LeaseAttrs | None = None
+        self._wanted: LeaseAttrs | None = None
+        self._unseen = False
         self._sighted = asyncio.Event()
         self._answered = float("-inf")
         self.feed = LeaseFeed(store, prefix, clock, is_own=self._is_own_key, own=self._saw_own)
@@ -236,9 +241,10 @@ class EtcdLeaseStore:
             StoreDenied: etcd refuses us; waiting would not help.
         """
         async with self._writing:
-            return await self._acquire(attrs)
+            return await self._acquire(attrs, denial_ends=True)
 
-    async def _acquire(self, attrs: LeaseAttrs) -> Lease:
+    async def _acquire(self, attrs: LeaseAttrs, *, denial_ends: bool) -> Lease:
+        self._wanted = attrs
         remembered = self._record.load()
         acquisition = Acquisition(
             self._store,
@@ -260,8 +266,13 @@ class EtcdLeaseStore:
                 except StoreConflict as error:
                     log.debug("lost a race for a subnet, trying again", error=error)
                     wait = self._random.uniform(0, 0.05)
-                except StoreDenied:
-                    raise
+                except StoreDenied as error:
+                    if denial_ends:
+                        raise
+                    if str(error) != said:
+                        log.error("etcd refuses us the subnet lease, still trying", error=error)
+                    self._tell(said := str(error))
+                    wait = backoff.next()
                 except (SubnetsExhausted, PublicIPInUse) as error:
                     if str(error) != said:
                         log.error(f"no subnet lease yet, still trying: {error}")
@@ -294,37 +305,74 @@ class EtcdLeaseStore:
 
         Needs `watch_leases` to be consumed at the same time: that is where sightings come from.
         """
+        told = self._held().key
+        backoff = Backoff()
+        said = ""
         while True:
-            assert self._lease is not None  # noqa: S101 - acquire comes first
-            before = self._lease.key
-            if await self._next_sighting():
-                async with self._writing:
-                    await self._judge_sighting()
+            try:
+                await self._tend()
+            except StoreError as error:
+                if str(error) != said:
+                    log.warning("own lease not looked after, trying again", error=error)
+                said = str(error)
+                self._unseen = True
+                await self._clock.sleep(backoff.next())
             else:
-                async with self._writing:
-                    await self._renew()
-            if self._lease.key != before:
-                yield self._lease
+                backoff.reset()
+                said = ""
+            if self._held().key != told:
+                told = self._held().key
+                yield self._held()
+
+    async def _tend(self) -> None:
+        """Waits for the next thing that our lease needs, and does it.
+
+        Raises:
+            StoreError: etcd failed or refused; our key has to be looked at again.
+        """
+        if not self._unseen and not await self._next_sighting():
+            async with self._writing:
+                await self._renew()
+        self._sighted.clear()
+        async with self._writing:
+            if self._unseen:
+                await self._look()
+            elif self._sighting is not None:
+                (kv,), self._sighting = self._sighting, None
+                await self._judge_sighting(kv)
 
     async def publish(self, attrs: LeaseAttrs) -> Lease:
-        """As in `LeaseStore`: retries until written, re-acquiring if the lease is lost."""
+        """As in `LeaseStore`: retries until written, re-acquiring if the lease is lost.
+
+        May be called by whoever consumes `keep`, which stands still meanwhile: so what is in
+        the way of the write is judged here.
+        """
         backoff = Backoff()
+        said = ""
         while True:
-            async with self._writing:
-                lease = self._held()
-                if attrs == lease.attrs:
-                    return lease
-                self._writes = attrs
-                wanted = replace(lease, attrs=attrs)
-                try:
-                    return await self._publish(wanted)
-                except StoreConflict:
-                    await self._look_again()
-                except StoreLeaseNotFound:
-                    return await self._acquire(attrs)
-                except StoreError as error:
+            try:
+                async with self._writing:
+                    return await self._write_attrs(attrs)
+            except StoreError as error:
+                if str(error) != said:
                     log.warning("own lease not updated, retrying", error=error)
+                said = str(error)
             await self._clock.sleep(backoff.next())
+
+    async def _write_attrs(self, attrs: LeaseAttrs) -> Lease:
+        lease = self._held()
+        if attrs == lease.attrs:
+            return lease
+        self._wanted = attrs
+        try:
+            return await self._publish(replace(lease, attrs=attrs))
+        except StoreConflict:
+            await self._look()
+            raise
+        except StoreLeaseNotFound:
+            await self._lost("its etcd lease ended", lease)
+            self._sighted.set()  # keep tells of the subnet if it is another one now
+            return self._held()
 
     def watch_leases(self) -> AsyncIterator[LeaseUpdate]:
         """As in `LeaseStore`."""
@@ -382,39 +430,51 @@ class EtcdLeaseStore:
                 wait.cancel()
         return self._sighted.is_set()
 
-    async def _judge_sighting(self) -> None:
-        self._sighted.clear()
+    async def _judge_sighting(self, kv: KeyValue | None) -> None:
+        """Judges what the feed saw of our key."""
         ours = self._held()
-        if self._sighting is None:
+        if kv is not None and kv.mod_revision == ours.revision:
             return
-        kv = self._sighting[0]
-        if kv is not None and kv.mod_revision <= ours.revision:
+        if kv is not None and kv.mod_revision < ours.revision:
+            # Late news of an earlier write of ours, or a store that was set back.
+            await self._look()
             return
+        await self._judge(kv)
+
+    async def _look(self) -> None:
+        """Reads our key and acts on what it shows."""
+        self._unseen = True
+        found = await self._store.get(codec.lease_key(self._prefix, self._held().key))
+        await self._judge(found.kvs[0] if found.kvs else None)
+        self._unseen = False
+
+    async def _judge(self, kv: KeyValue | None) -> None:
+        ours = self._held()
         decoded = codec.decode_lease(self._prefix, kv) if kv is not None else None
         seen = decoded if isinstance(decoded, Lease) else None
         readable = kv is None or seen is not None
-        if kv is not None and seen is not None and self._is_own_write(seen):
-            log.info("a write of our lease was carried out after all", subnet=ours.key.describe())
-            self._lease = replace(ours, attrs=seen.attrs, revision=kv.mod_revision)
-            self._record.save(self._lease)
-            return
+        if kv is not None and seen is not None:
+            if self._is_own_write(seen):
+                log.info(
+                    "a write of our lease was carried out after all", subnet=ours.key.describe()
+                )
+                self._lease = replace(ours, attrs=seen.attrs, revision=kv.mod_revision)
+                self._record.save(self._lease)
+                return
+            same = seen.attrs == ours.attrs and kv.lease == ours.store_lease
+            if same and kv.mod_revision < ours.revision:
+                # The store was set back to a time at which the lease was ours already.
+                self._lease = replace(ours, revision=kv.mod_revision)
+                return
         try:
             await self._act_on(judge(ours, seen, readable=readable), ours, kv, seen)
-        except StoreConflict:
-            await self._look_again()
         except StoreLeaseNotFound:
             await self._lost("its etcd lease ended", ours)
-        except StoreDenied as error:
-            log.error("etcd refuses to let us keep our lease", error=error)
-        except StoreError as error:
-            log.warning("own lease not looked after, etcd does not answer", error=error)
-            await self._clock.sleep(CONFIG_RETRY_S)
-            self._sighted.set()
 
     def _is_own_write(self, seen: Lease) -> bool:
         """Whether these are the attributes that we are about to write: the answer got lost."""
         ours = self._held()
-        return seen.store_lease == ours.store_lease and ours.attrs != seen.attrs == self._writes
+        return seen.store_lease == ours.store_lease and ours.attrs != seen.attrs == self._wanted
 
     async def _act_on(
         self, verdict: Verdict, ours: Lease, kv: KeyValue | None, seen: Lease | None
@@ -502,11 +562,6 @@ class EtcdLeaseStore:
             raise
         self._adopt(replace(self._held(), expires=self._clock.time() + granted.ttl))
 
-    async def _look_again(self) -> None:
-        """Reads our key afresh and has it judged, after a conflict."""
-        found = await self._store.get(codec.lease_key(self._prefix, self._held().key))
-        self._saw_own(found.kvs[0] if found.kvs else None)
-
     async def _publish(self, lease: Lease) -> Lease:
         """Writes our lease over exactly the revision it names."""
         header = await self._store.put(
@@ -524,7 +579,7 @@ class EtcdLeaseStore:
         self._tell(f"lease {ours.key.describe()} lost: {why}")
         if not why.startswith("another node"):
             self._previous = ours.key
-        lease = await self._acquire(ours.attrs)
+        lease = await self._acquire(self._wanted or ours.attrs, denial_ends=False)
         if lease.store_lease != ours.store_lease:
             await discard_store_lease(self._store, ours.store_lease)
         log.warning(
@@ -537,6 +592,7 @@ class EtcdLeaseStore:
         self._lease = lease
         self._previous = lease.key
         self._sighting = None
+        self._unseen = False
         self._record.save(lease)
         ttl = None if lease.expires is None else lease.expires - self._clock.time()
         self._renewal = Renewal(ttl, self._margin_s, self._clock.monotonic())
@@ -552,12 +608,10 @@ class EtcdLeaseStore:
         if renewal is None:
             return
         try:
-            try:
-                ttl = await self._store.keepalive(lease.store_lease)
-            except StoreLeaseNotFound:
-                renewal.failed(self._clock.monotonic())
-                await self._look_again()
-                return
+            ttl = await self._store.keepalive(lease.store_lease)
+        except StoreLeaseNotFound:
+            renewal.failed(self._clock.monotonic())
+            self._unseen = True
         except StoreError as error:
             renewal.failed(self._clock.monotonic())
             log.warning(
@@ -574,6 +628,7 @@ class EtcdLeaseStore:
                 subnet=lease.key.describe(),
                 ttl_s=ttl,
             )
+            self._unseen = True
 
 
 def _go_duration(seconds: float) -> str:

@@ -502,8 +502,8 @@ class TestAnotherAddress:
             shutil.copytree(tmp_path / "a", tmp_path / "copy")
             copy = make("copy")
             await copy.manager.network_config()
-            assert await copy.manager.previous_attrs(self.NEW) is None
-            assert await copy.manager.previous_attrs(ATTRS) == ATTRS
+            assert await copy.manager.previous(self.NEW) is None
+            assert await copy.manager.previous(ATTRS) == ATTRS
 
         play(scenario)
 
@@ -725,6 +725,138 @@ class TestKeeping:
         play(scenario)
 
 
+class TestRefusedWhileRunning:
+    """A role that is revoked, a password that is changed: the node goes on trying."""
+
+    DENIED = StoreDenied("permission denied")
+    WRITES = ("put", "delete", "grant", "keepalive")
+
+    def test_a_lease_deleted_while_writing_is_refused_comes_back_when_it_is_allowed(self, play):
+        async def scenario(etcd, make):
+            node = make()
+            lease = await node.start()
+            node.store.refuse(self.DENIED, *self.WRITES)
+            etcd.delete(codec.lease_key(PREFIX, lease.key))
+            await etcd.clock.advance(600)
+            assert etcd.get(codec.lease_key(PREFIX, lease.key)) is None
+            node.store.allow()
+            await etcd.clock.advance(10)
+            assert etcd.get(codec.lease_key(PREFIX, lease.key)) is not None
+            assert node.lease.key == lease.key
+            assert node.moves == []
+
+        play(scenario)
+
+    def test_a_subnet_that_another_node_takes_meanwhile_is_left_to_it(self, play):
+        """The node gets another subnet and tells the daemon."""
+
+        async def scenario(etcd, make):
+            node = make()
+            lease = await node.start()
+            node.store.refuse(self.DENIED, *self.WRITES)
+            etcd.delete(codec.lease_key(PREFIX, lease.key))
+            await etcd.clock.advance(60)
+            theirs = etcd.grant(DAY)
+            etcd.put(codec.lease_key(PREFIX, lease.key), value("192.0.2.99"), lease=theirs)
+            await etcd.clock.advance(60)
+            node.store.allow()
+            await etcd.clock.advance(10)
+            assert etcd.get(codec.lease_key(PREFIX, lease.key)).value == value("192.0.2.99")
+            assert [moved.key for moved in node.moves] == [node.lease.key]
+            assert etcd.get(codec.lease_key(PREFIX, node.lease.key)).value == value("192.0.2.1")
+
+        play(scenario)
+
+    def test_even_reading_may_be_refused(self, play):
+        """Whatever the request is that is refused, it is tried again."""
+
+        async def scenario(etcd, make):
+            node = make()
+            lease = await node.start()
+            node.store.refuse(self.DENIED, "get", "range_prefix", "time_to_live", *self.WRITES)
+            etcd.put(codec.lease_key(PREFIX, lease.key), b"garbage")
+            await etcd.clock.advance(300)
+            node.store.allow()
+            await etcd.clock.advance(10)
+            assert etcd.get(codec.lease_key(PREFIX, lease.key)).value == value("192.0.2.1")
+
+        play(scenario)
+
+    def test_new_attributes_are_published_when_it_is_allowed_again(self, play):
+        """Also if the lease was lost meanwhile: neither ends the daemon."""
+
+        async def scenario(etcd, make):
+            node = make()
+            lease = await node.start()
+            node.store.refuse(self.DENIED, *self.WRITES)
+            attrs = LeaseAttrs(public_ip=OUR_ADDRESS, backend_type="host-gw")
+            publishing = asyncio.create_task(node.manager.publish(attrs))
+            await etcd.clock.advance(30)
+            etcd.delete(codec.lease_key(PREFIX, lease.key))
+            etcd.revoke(lease.store_lease)
+            await etcd.clock.advance(30)
+            node.store.allow()
+            await etcd.clock.advance(10)
+            assert (await publishing).attrs == attrs
+            found = etcd.get(codec.lease_key(PREFIX, lease.key))
+            assert found.value == codec.encode_attrs(attrs)
+            assert all(not task.done() for task in node.tasks)
+
+        play(scenario)
+
+    def test_a_conflict_whose_second_look_fails_does_not_end_the_daemon(self, play):
+        async def scenario(etcd, make):
+            node = make()
+            lease = await node.start()
+            attrs = LeaseAttrs(public_ip=OUR_ADDRESS, backend_type="host-gw")
+            kv = etcd.get(codec.lease_key(PREFIX, lease.key))
+            node.store.before_next("put", lambda: etcd.put(kv.key, kv.value, lease=kv.lease))
+            node.store.refuse(StoreUnavailable("timed out"), "get")
+            publishing = asyncio.create_task(node.manager.publish(attrs))
+            await etcd.clock.advance(5)
+            node.store.allow()
+            await etcd.clock.advance(10)
+            assert (await publishing).attrs == attrs
+
+        play(scenario)
+
+
+class TestRenewal:
+    """A renewed etcd lease says nothing about the key that should hang on it."""
+
+    def test_a_renewal_sees_that_the_key_is_gone(self, play):
+        """The watch never said so: the own read at the renewal does."""
+
+        async def scenario(etcd, make):
+            node = make()
+            lease = await node.acquire()
+            keeping = asyncio.create_task(anext(node.manager.keep()))
+            await settle()
+            etcd.delete(codec.lease_key(PREFIX, lease.key))
+            await etcd.clock.advance(23 * 3600 + 5)
+            assert etcd.get(codec.lease_key(PREFIX, lease.key)) is not None
+            assert node.lease.key == lease.key
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
+
+        play(scenario)
+
+    def test_a_renewal_sees_that_the_key_is_another_nodes(self, play):
+        async def scenario(etcd, make):
+            node = make()
+            lease = await node.acquire()
+            keeping = asyncio.create_task(anext(node.manager.keep()))
+            await settle()
+            theirs = etcd.grant(2 * DAY)
+            etcd.put(codec.lease_key(PREFIX, lease.key), value("192.0.2.99"), lease=theirs)
+            await etcd.clock.advance(23 * 3600 + 5)
+            moved = await keeping
+            assert moved.key != lease.key
+            assert etcd.get(codec.lease_key(PREFIX, lease.key)).value == value("192.0.2.99")
+
+        play(scenario)
+
+
 class TestRestoredEtcd:
     def test_an_empty_etcd_gets_our_lease_again_with_the_same_subnet(self, play):
         async def scenario(etcd, make):
@@ -752,6 +884,45 @@ class TestRestoredEtcd:
             await etcd.clock.advance(60)
             snapshots = [u for u in node.updates if isinstance(u, Snapshot)]
             assert subnet_key(1) not in {lease.key for lease in snapshots[-1].leases}
+
+        play(scenario)
+
+    def test_an_own_lease_of_an_older_revision_is_ours_and_can_be_written(self, play):
+        """A backup that holds our key already: the next write names the revision it has there."""
+
+        async def scenario(etcd, make):
+            node = make()
+            lease = await node.start()
+            backup = etcd.backup()
+            for address in (77, 78):
+                attrs = LeaseAttrs(public_ip=OUR_ADDRESS, backend_type=f"t{address}")
+                await node.manager.publish(attrs)
+            await node.manager.publish(ATTRS)
+            etcd.restore(backup)
+            await etcd.clock.advance(20)
+            wanted = LeaseAttrs(public_ip=OUR_ADDRESS, backend_type="host-gw")
+            writing = asyncio.create_task(node.manager.publish(wanted))
+            await etcd.clock.advance(20)
+            assert writing.done()
+            found = etcd.get(codec.lease_key(PREFIX, lease.key))
+            assert found.value == codec.encode_attrs(wanted)
+
+        play(scenario)
+
+    def test_a_restored_etcd_in_which_the_subnet_is_another_nodes_is_believed(self, play):
+        """Its revisions are smaller than those we know; the key is read and judged all the same."""
+
+        async def scenario(etcd, make):
+            etcd.put(key(2), value("192.0.2.99"), lease=etcd.grant(DAY))
+            backup = etcd.backup()
+            etcd.delete(key(2))
+            node = make(previous=subnet_key(2))
+            assert (await node.start()).key == subnet_key(2)
+            etcd.restore(backup)
+            await etcd.clock.advance(20)
+            assert etcd.get(key(2)).value == value("192.0.2.99")
+            assert [moved.key for moved in node.moves] == [node.lease.key]
+            assert node.lease.key != subnet_key(2)
 
         play(scenario)
 
