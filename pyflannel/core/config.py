@@ -16,7 +16,7 @@ parsing what `effective` printed gives the same config again.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Final
 
@@ -120,6 +120,21 @@ class NetworkConfig:
     def network_of(self, family: Family) -> IPNetwork | None:
         """The cluster network of one family."""
         return self.network if family is Family.V4 else self.ipv6_network
+
+    def allots_differently(self, other: NetworkConfig) -> bool:
+        """Whether the other config is the same overlay and differs only in how it is divided.
+
+        Such a change matters to the choice of a subnet alone: not to devices, routes or rules.
+        """
+        return self != other and self == replace(
+            other,
+            subnet_len=self.subnet_len,
+            subnet_min=self.subnet_min,
+            subnet_max=self.subnet_max,
+            ipv6_subnet_len=self.ipv6_subnet_len,
+            ipv6_subnet_min=self.ipv6_subnet_min,
+            ipv6_subnet_max=self.ipv6_subnet_max,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,13 @@ class PublicIPInUse(LeaseError):
     """Another live node holds a lease under the public IP that this node would publish."""
 
 
+class NetworkConfigChanged(LeaseError):
+    """The store has another valid network config than the one a subnet is waited for under.
+
+    What was derived from the former one (backend, external interface, rules) has to be made anew.
+    """
+
+
 class StoreError(FlannelError):
     """etcd (or another store) answered with an error or not at all."""
 

@@ -33,7 +33,7 @@ from pyflannel.backend.driver import Driver
 from pyflannel.core import rules, subnetenv
 from pyflannel.core.announce import Announcer
 from pyflannel.core.config import NetworkConfig, effective, parse_network_config
-from pyflannel.core.errors import StoreDenied, StoreError
+from pyflannel.core.errors import NetworkConfigChanged, StoreDenied, StoreError
 from pyflannel.core.ip import Family, IPAddress, SubnetKey
 from pyflannel.core.lease import Identity, Lease, LeaseAttrs, LeaseTable, Snapshot
 from pyflannel.core.trust import check_commands
@@ -173,6 +173,27 @@ class Agent:
             FlannelError: it could not start; carries its exit code.
         """
         parts = self._parts
+        while True:
+            try:
+                started = await self._join()
+                break
+            except NetworkConfigChanged as change:
+                # Device, interface and rules hang on the config: they are derived anew.
+                log.warning(str(change))
+        parts.attached()
+        node = Node(parts, self._settings, started, self.progress, stack)
+        await node.open()
+        self._node = node
+        self.progress.started.set()
+        return node
+
+    async def _join(self) -> Started:
+        """Picks the interface and attaches the backend, under the config that is valid now.
+
+        Raises:
+            NetworkConfigChanged: another one is valid before there is a lease.
+        """
+        parts = self._parts
         config = self._config = await parts.store.network_config()
         check_commands(config, parts.store.origin, allowed=self._settings.allow_extension)
         log.info(f"Found network config - Backend type: {config.backend_type}")
@@ -190,13 +211,7 @@ class Agent:
             log.info(f"Picking subnet in range {config.subnet_min} ... {config.subnet_max}")
         lease = await parts.store.acquire(attrs)
         network = await backend.attach(lease)
-        parts.attached()
-        started = Started(config=config, underlay=underlay, lease=lease, network=network)
-        node = Node(parts, self._settings, started, self.progress, stack)
-        await node.open()
-        self._node = node
-        self.progress.started.set()
-        return node
+        return Started(config=config, underlay=underlay, lease=lease, network=network)
 
     async def run(self, node: Node) -> None:
         """Announces the node and keeps it until cancelled."""

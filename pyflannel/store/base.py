@@ -3,7 +3,8 @@
 Implementations: `store/etcd/` and `store/static.py`. One suite runs over both
 (`tests/contract/test_lease_store_contract.py`); what stands here is what it checks.
 
-*Order.* `network_config`, `previous`, `acquire`, each once and in this order; then `keep`,
+*Order.* `network_config`, `previous`, `acquire`, in this order, and again from the beginning after
+`NetworkConfigChanged`; then `keep`,
 `watch_config` and `watch_leases` side by side, each consumed by one task, and `publish` at any
 time. `keep` may rely on `watch_leases` being consumed. `close` comes last, when no other call is
 under way; after it nothing else may be called.
@@ -105,6 +106,9 @@ class LeaseStore(Protocol):
 
         Raises:
             StoreDenied: the store refuses us.
+            NetworkConfigChanged: another network config is valid than the one waited under. The
+                caller reads it with `network_config`, derives anew what hangs on it, and calls
+                again.
         """
         ...
 

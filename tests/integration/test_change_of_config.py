@@ -69,3 +69,21 @@ def test_each_setting_of_vxlan_reaches_a_device_that_is_there():
         )
         restart(lab, {"Type": "udp"})
         lab.wait(lambda: peer_routes(node) == ["10.0.0.0/16 dev flannel0"], 5, what="udp's route")
+
+
+@pytest.mark.parametrize("wider", ["10.0.0.0/16", "10.0.0.0/15"])
+def test_a_node_that_waits_for_a_subnet_follows_a_wider_config(wider):
+    """It needs no restart, whether more of the network may be leased or the network has grown."""
+    with Lab(LabSpec(nodes=1, backend="vxlan", name="widened")) as lab:
+        only = lab.node(1).subnet_env()["FLANNEL_SUBNET"].replace(".1/24", ".0")
+        full = {"Network": "10.0.0.0/16", "SubnetMin": only, "SubnetMax": only}
+        lab.etcd.put(CONFIG_KEY, json.dumps(full | {"Backend": {"Type": "vxlan"}}))
+        node = lab.add_node(start=False)
+        node.start_daemon()
+        lab.wait(lambda: "out of subnets" in node.log(), 10, what="the waiting node")
+        config = {"Network": wider, "Backend": {"Type": "vxlan", "VNI": 7}}
+        lab.etcd.put(CONFIG_KEY, json.dumps(config))
+        # 2 s for the subnet; the rest is for device, rules and files on a busy machine.
+        lab.wait(node.is_ready, 4, what="the subnet")
+        assert node.subnet_env()["FLANNEL_NETWORK"] == wider
+        assert vxlan(node, "flannel.7")

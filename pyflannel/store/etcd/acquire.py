@@ -71,7 +71,8 @@ class Acquisition:
     ) -> None:
         self._store = store
         self._prefix = prefix
-        self._config = config
+        self.config = config
+        """What the next attempt chooses under; may be replaced between two."""
         self._clock = clock
         self._random = rng
         self._previous = previous
@@ -97,7 +98,7 @@ class Acquisition:
         self.listed = listed
         leases = known_leases(self._prefix, listed.kvs)
         plan = allocation.plan(
-            self._config,
+            self.config,
             leases,
             attrs,
             previous=self._previous,
@@ -148,7 +149,7 @@ class Acquisition:
     def _say_reused(self, found: Lease, mine: Lease) -> None:
         """Upstream's line, and with a changed address another one that says so."""
         reservation = True if mine.is_reservation else None
-        if allocation.is_under_our_address(found, mine.attrs, self._config):
+        if allocation.is_under_our_address(found, mine.attrs, self.config):
             log.info(
                 f"Found lease ({describe(mine)}) for current IP ({mine.attrs.public_ip}), reusing",
                 subnet=mine.key.describe(),
@@ -255,7 +256,7 @@ class Acquisition:
             StoreConflict: it is, or it changed meanwhile; try again.
             PublicIPInUse: it is, and has the very address that we have.
         """
-        same_address = allocation.is_under_our_address(found, attrs, self._config)
+        same_address = allocation.is_under_our_address(found, attrs, self.config)
         known = found.key == self._previous or (
             self._former is not None
             and found.store_lease != 0

@@ -24,6 +24,7 @@ from pyflannel.core import allocation
 from pyflannel.core.config import NetworkConfig, parse_network_config
 from pyflannel.core.errors import (
     LeaseError,
+    NetworkConfigChanged,
     PublicIPInUse,
     StoreConfigError,
     StoreConflict,
@@ -59,6 +60,11 @@ EXHAUSTED_RETRY_S: Final = 5.0
 """Between two looks for a free subnet, or for a public IP that is no longer in use."""
 CONFIG_RETRY_S: Final = 1.0
 """Between two looks for the network config (upstream's interval)."""
+RACE_RETRY_S: Final = 0.05
+"""After the first lost race for a subnet: the rival's write is there, so looking again at once is
+right; by chance it is up to half of that sooner, or two that race would do so again."""
+RACE_CEILING_S: Final = 1.0
+"""After many: fifty nodes that start together lose two or three each, hardly one five."""
 ANSWER_INTERVAL_S: Final = 0.3
 """Least time between two answers to a challenge, so that two owners can never echo for ever; well
 below the second that a challenger waits."""
@@ -239,11 +245,20 @@ class EtcdLeaseStore:
 
         Raises:
             StoreDenied: etcd refuses us; waiting would not help.
+            NetworkConfigChanged: there is another valid network config than the one waited under.
+                The caller reads it with `network_config`, derives anew what hangs on it, and calls
+                again.
         """
         async with self._writing:
-            return await self._acquire(attrs, denial_ends=True)
+            return await self._acquire(attrs, starting=True)
 
-    async def _acquire(self, attrs: LeaseAttrs, *, denial_ends: bool) -> Lease:
+    async def _acquire(self, attrs: LeaseAttrs, *, starting: bool) -> Lease:
+        """Waits for a lease, whatever happens.
+
+        Args:
+            starting: no lease was held yet, so nothing hangs on the network config and a refusal
+                may end the attempt.
+        """
         self._wanted = attrs
         remembered = self._record.load()
         acquisition = Acquisition(
@@ -258,6 +273,7 @@ class EtcdLeaseStore:
         )
         self._listed = None
         backoff = Backoff()
+        races = Backoff(first=RACE_RETRY_S, ceiling=RACE_CEILING_S, rng=self._random)
         said = ""
         try:
             while True:
@@ -265,9 +281,10 @@ class EtcdLeaseStore:
                     lease = await acquisition.attempt(attrs)
                 except StoreConflict as error:
                     log.debug("lost a race for a subnet, trying again", error=error)
-                    wait = self._random.uniform(0, 0.05)
+                    await self._clock.sleep(races.next())
+                    continue
                 except StoreDenied as error:
-                    if denial_ends:
+                    if starting:
                         raise
                     if str(error) != said:
                         log.error("etcd refuses us the subnet lease, still trying", error=error)
@@ -294,9 +311,51 @@ class EtcdLeaseStore:
                     if acquisition.listed is not None:
                         self.feed.prime(acquisition.listed)
                     return lease
-                await self._clock.sleep(wait)
+                acquisition.config = await self._pause(wait, starting=starting)
         finally:
             await acquisition.close()
+
+    async def _pause(self, seconds: float, *, starting: bool) -> NetworkConfig:
+        """Waits between two attempts, but not beyond a change of the network config.
+
+        Returns:
+            The config for the next attempt.
+
+        Raises:
+            NetworkConfigChanged: as in `acquire`. If a lease was held, only where the change
+                is more than another way to divide the same network.
+        """
+        former = self._settled()
+        end = self._clock.monotonic() + seconds
+        while True:
+            left = end - self._clock.monotonic()
+            await self._clock.sleep(min(left, CONFIG_RETRY_S))
+            config = await self._changed_config()
+            if config is not None:
+                if starting or not config.allots_differently(former):
+                    raise NetworkConfigChanged(
+                        "the network config changed before a subnet was to be had; "
+                        "starting over with the new one"
+                    )
+                log.info("the network is divided differently now, trying at once")
+                self._config = config
+                return config
+            if left <= CONFIG_RETRY_S:
+                return former
+
+    async def _changed_config(self) -> NetworkConfig | None:
+        """Another valid network config than ours, if the store has one now."""
+        try:
+            found = await self._store.get(codec.config_key(self._prefix))
+        except StoreError:
+            return None  # the next attempt meets the same failure, and tells
+        if not found.kvs or found.kvs[0].mod_revision == self._config_revision:
+            return None
+        parsed = parse_network_config(found.kvs[0].value)
+        if parsed.config is None or parsed.config == self._settled():
+            return None
+        self._config_revision = found.kvs[0].mod_revision
+        return parsed.config
 
     # Keeping it
 
@@ -579,7 +638,7 @@ class EtcdLeaseStore:
         self._tell(f"lease {ours.key.describe()} lost: {why}")
         if not why.startswith("another node"):
             self._previous = ours.key
-        lease = await self._acquire(self._wanted or ours.attrs, denial_ends=False)
+        lease = await self._acquire(self._wanted or ours.attrs, starting=False)
         if lease.store_lease != ours.store_lease:
             await discard_store_lease(self._store, ours.store_lease)
         log.warning(

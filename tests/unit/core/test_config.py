@@ -708,3 +708,24 @@ def test_the_effective_config_parses_to_the_same_config_without_a_problem(
     assert {p.key for p in again.problems} <= {"EnableIPv6", "Backend.MTU"}
     assert again.config is not None
     assert effective(again.config) == effective(config)
+
+
+class TestAnotherDivision:
+    """Changes that matter to the choice of a subnet, and to nothing else."""
+
+    @pytest.mark.parametrize(
+        ("members", "same_overlay"),
+        [
+            ({"SubnetLen": 26}, True),
+            ({"SubnetMin": "10.5.7.0", "SubnetMax": "10.5.9.0"}, True),
+            ({}, False),
+            ({"Network": "10.4.0.0/15"}, False),
+            ({"Backend": {"Type": "vxlan", "VNI": 7}}, False),
+            ({"EnableNFTables": True}, False),
+        ],
+    )
+    def test_it_is_told_from_another_overlay(self, members, same_overlay):
+        former = good(Network="10.5.0.0/16")
+        assert good(**({"Network": "10.5.0.0/16"} | members)).allots_differently(former) is (
+            same_overlay
+        )

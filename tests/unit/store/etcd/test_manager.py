@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 import pytest
 
-from pyflannel.core.errors import StoreDenied, StoreUnavailable
+from pyflannel.core.errors import NetworkConfigChanged, StoreDenied, StoreUnavailable
 from pyflannel.core.ip import SubnetKey
 from pyflannel.core.lease import Lease, LeaseAttrs, LeaseUpdate, Snapshot
 from pyflannel.store.etcd import codec
@@ -297,6 +297,45 @@ class TestWinning:
             await etcd.clock.advance(10)
             assert (await acquiring).key == subnet_key(2)
             assert node.reports[-1] == ""
+
+        play(scenario)
+
+    def test_a_full_network_that_is_widened_has_room_within_two_seconds(self, play):
+        """The caller is told, so that what hangs on the config is derived anew, and calls again."""
+
+        async def scenario(etcd, make):
+            for third in (1, 2, 3):
+                etcd.put(key(third), value(f"192.0.2.{100 + third}"), lease=etcd.grant(DAY))
+            node = make()
+            acquiring = asyncio.create_task(node.acquire())
+            await etcd.clock.advance(60)
+            etcd.put(codec.config_key(PREFIX), CONFIG.replace(b"10.0.3.0", b"10.0.9.0"))
+            await etcd.clock.advance(2)
+            with pytest.raises(NetworkConfigChanged):
+                await acquiring
+            assert (await node.acquire()).key in {subnet_key(third) for third in range(4, 10)}
+
+        play(scenario)
+
+    @pytest.mark.parametrize("what", [b"garbage", None, CONFIG + b" "])
+    def test_a_config_that_is_no_better_does_not_end_the_wait(self, play, what):
+        """Wrong, deleted, or written again as it was: the valid one we know goes on."""
+
+        async def scenario(etcd, make):
+            for third in (1, 2, 3):
+                etcd.put(key(third), value(f"192.0.2.{100 + third}"), lease=etcd.grant(DAY))
+            node = make()
+            acquiring = asyncio.create_task(node.acquire())
+            await etcd.clock.advance(30)
+            if what is None:
+                etcd.delete(codec.config_key(PREFIX))
+            else:
+                etcd.put(codec.config_key(PREFIX), what)
+            await etcd.clock.advance(30)
+            assert not acquiring.done()
+            etcd.delete(key(3))
+            await etcd.clock.advance(6)
+            assert (await acquiring).key == subnet_key(3)
 
         play(scenario)
 
@@ -624,6 +663,41 @@ class TestKeeping:
             assert set(etcd.leases) == {shared, node.lease.store_lease}
             await etcd.clock.advance(DAY)
             assert etcd.get(mine).lease == node.lease.store_lease
+
+        play(scenario)
+
+    def test_a_node_without_a_lease_follows_another_division_of_its_network(self, play):
+        """More subnets of the same network need nothing but the lease."""
+
+        async def scenario(etcd, make):
+            for third in (2, 3):
+                etcd.put(key(third), value(f"192.0.2.{100 + third}"), lease=etcd.grant(DAY))
+            node = make()
+            await node.start()
+            etcd.put(key(1), value("192.0.2.99"), lease=etcd.grant(DAY))
+            await etcd.clock.advance(60)
+            assert "out of subnets" in node.reports[-1]
+            etcd.put(codec.config_key(PREFIX), CONFIG.replace(b"10.0.3.0", b"10.0.4.0"))
+            await etcd.clock.advance(2)
+            assert node.lease.key == subnet_key(4)
+            assert [moved.key for moved in node.moves] == [subnet_key(4)]
+
+        play(scenario)
+
+    def test_a_node_without_a_lease_cannot_follow_to_another_network(self, play):
+        """Routes, rules and files hang on the network: the caller has to start over."""
+
+        async def scenario(etcd, make):
+            for third in (2, 3):
+                etcd.put(key(third), value(f"192.0.2.{100 + third}"), lease=etcd.grant(DAY))
+            node = make()
+            await node.start()
+            etcd.put(key(1), value("192.0.2.99"), lease=etcd.grant(DAY))
+            await etcd.clock.advance(60)
+            etcd.put(codec.config_key(PREFIX), b'{"Network":"10.64.0.0/16"}')
+            await etcd.clock.advance(2)
+            with pytest.raises(NetworkConfigChanged):
+                await node.tasks[1]
 
         play(scenario)
 
