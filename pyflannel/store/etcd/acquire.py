@@ -29,7 +29,7 @@ from typing import Final
 from pyflannel.aio.clock import Clock
 from pyflannel.core import allocation
 from pyflannel.core.config import NetworkConfig
-from pyflannel.core.errors import PublicIPInUse, StoreConflict, StoreError
+from pyflannel.core.errors import PublicIPInUse, StoreConflict, StoreError, StoreLeaseNotFound
 from pyflannel.core.ip import SubnetKey, format_network
 from pyflannel.core.lease import Lease, LeaseAttrs
 from pyflannel.logs import get_logger
@@ -41,6 +41,9 @@ log = get_logger(__name__)
 
 LEASE_TTL_S: Final = 86400
 """A day, as upstream grants."""
+FRESH_S: Final = 5.0
+"""Age of a grant beyond which its TTL is no longer taken for what is left. Short against the margin
+of every renewal, long against a few lost races."""
 CHALLENGE_S: Final = 1.0
 """How long the holder of a lease with our public IP has to show that it is alive. It answers from
 its watch within milliseconds; a second covers a busy node, and is paid only when in doubt."""
@@ -79,6 +82,7 @@ class Acquisition:
         self._former = former
         self._foreign: set[SubnetKey] = set()
         self._granted: LeaseStatus | None = None
+        self._granted_at = 0.0
         self._fresh = listed
         self.listed: RangeResult | None = None
         """The listing that the last attempt decided on."""
@@ -92,6 +96,14 @@ class Acquisition:
             PublicIPInUse: another live node holds a lease under our public IP.
             StoreError: etcd failed; what was written is found by the next attempt.
         """
+        try:
+            return await self._attempt(attrs)
+        except StoreLeaseNotFound as error:
+            # The one we were granted, or that of a lease we found: by now it has ended.
+            self._granted = None
+            raise StoreConflict(f"an etcd lease ended under the attempt ({error})") from error
+
+    async def _attempt(self, attrs: LeaseAttrs) -> Lease:
         listed, self._fresh = self._fresh, None
         if listed is None:
             listed = await self._store.range_prefix(codec.subnets_prefix(self._prefix))
@@ -215,9 +227,22 @@ class Acquisition:
         return header.revision
 
     async def _grant(self) -> LeaseStatus:
-        """The etcd lease of this acquisition; one is enough for any number of lost races."""
+        """The etcd lease of this acquisition, with its whole TTL before it.
+
+        One is enough for any number of lost races; but between two of them a node may have waited
+        for days, and etcd may have been emptied.
+        """
+        if self._granted is not None and self._clock.monotonic() - self._granted_at > FRESH_S:
+            try:
+                ttl = await self._store.keepalive(self._granted.id)
+            except StoreLeaseNotFound:
+                self._granted = None
+            else:
+                self._granted = replace(self._granted, ttl=ttl)
+                self._granted_at = self._clock.monotonic()
         if self._granted is None:
             self._granted = await self._store.grant(LEASE_TTL_S)
+            self._granted_at = self._clock.monotonic()
         return self._granted
 
     async def _drop_incompatible(self, stale: Lease, attrs: LeaseAttrs) -> None:

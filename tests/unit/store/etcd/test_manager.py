@@ -214,7 +214,7 @@ class TestWinning:
             node = make(previous=subnet_key(3))
             acquiring = asyncio.create_task(node.acquire())
             await etcd.clock.advance(2)
-            assert (await acquiring).key == subnet_key(2)
+            assert acquiring.result().key == subnet_key(2)
 
         play(scenario)
 
@@ -244,7 +244,7 @@ class TestWinning:
             )
             acquiring = asyncio.create_task(node.acquire())
             await etcd.clock.advance(1)
-            lease = await acquiring
+            lease = acquiring.result()
             assert lease.key in {subnet_key(1), subnet_key(2)}
             assert etcd.get(key(3)).value == value("192.0.2.9")
             assert len(etcd.leases) == 2
@@ -272,7 +272,7 @@ class TestWinning:
             node.store.before_next("put", race if before else after_ours)
             acquiring = asyncio.create_task(node.acquire())
             await etcd.clock.advance(1)
-            lease = await acquiring
+            lease = acquiring.result()
             assert (lease.key == ours) is not before
             assert (lease.key.v6 == shared) is not before
             found = etcd.get(codec.lease_key(PREFIX, lease.key))
@@ -295,7 +295,7 @@ class TestWinning:
             assert "out of subnets: 3 of 3" in node.reports[-1]
             etcd.delete(key(2))
             await etcd.clock.advance(10)
-            assert (await acquiring).key == subnet_key(2)
+            assert acquiring.result().key == subnet_key(2)
             assert node.reports[-1] == ""
 
         play(scenario)
@@ -335,7 +335,79 @@ class TestWinning:
             assert not acquiring.done()
             etcd.delete(key(3))
             await etcd.clock.advance(6)
-            assert (await acquiring).key == subnet_key(3)
+            assert acquiring.result().key == subnet_key(3)
+
+        play(scenario)
+
+    def test_a_node_that_waited_longer_than_its_etcd_lease_lived_gets_a_new_one(self, play):
+        """Granted, lost the race for the last subnet, waited for a day: then one is freed."""
+
+        async def scenario(etcd, make):
+            for third in (1, 2):
+                etcd.put(key(third), value(f"192.0.2.{100 + third}"))
+            node = make()
+            node.store.before_next("put", lambda: etcd.put(key(3), value("192.0.2.103")))
+            acquiring = asyncio.create_task(node.acquire())
+            await etcd.clock.advance(60)
+            assert not acquiring.done()
+            for unused in etcd.leases:
+                etcd.revoke(unused)  # as its end does, for which a test need not wait
+            etcd.delete(key(3))
+            await etcd.clock.advance(10)
+            assert acquiring.result().key == subnet_key(3)
+            (status,) = etcd.leases.values()
+            assert status.keys == (key(3),)
+
+        play(scenario)
+
+    def test_an_etcd_lease_that_was_granted_a_while_ago_is_counted_from_now(self, play):
+        """Else it could end hours before the node thinks of renewing it."""
+
+        async def scenario(etcd, make):
+            for third in (1, 2):
+                etcd.put(key(third), value(f"192.0.2.{100 + third}"))
+            node = make()
+            node.store.before_next("put", lambda: etcd.put(key(3), value("192.0.2.103")))
+            acquiring = asyncio.create_task(node.acquire())
+            await etcd.clock.advance(300)
+            etcd.delete(key(3))
+            await etcd.clock.advance(10)
+            lease = acquiring.result()
+            (status,) = etcd.leases.values()
+            assert status.ttl == pytest.approx(DAY, abs=15)
+            assert lease.expires - etcd.clock.time() == pytest.approx(status.ttl, abs=5)
+
+        play(scenario)
+
+    def test_an_etcd_that_was_emptied_while_a_node_waits_gives_it_a_new_lease(self, play):
+        """The id that was granted before means nothing to the new cluster."""
+
+        async def scenario(etcd, make):
+            for third in (1, 2):
+                etcd.put(key(third), value(f"192.0.2.{100 + third}"))
+            node = make()
+            node.store.before_next("put", lambda: etcd.put(key(3), value("192.0.2.103")))
+            acquiring = asyncio.create_task(node.acquire())
+            await etcd.clock.advance(3)
+            etcd.replace()
+            etcd.put(codec.config_key(PREFIX), CONFIG)
+            await etcd.clock.advance(10)
+            assert acquiring.result().store_lease in etcd.leases
+
+        play(scenario)
+
+    @pytest.mark.parametrize("operation", ["put", "keepalive"])
+    def test_an_etcd_lease_that_ends_under_a_write_is_replaced(self, play, operation):
+        """Whichever request finds out: a former run's lease, or the one granted just now."""
+
+        async def scenario(etcd, make):
+            if operation == "keepalive":
+                await make().acquire()
+            node = make()
+            node.store.before_next(operation, lambda: [etcd.revoke(i) for i in etcd.leases])
+            acquiring = asyncio.create_task(node.acquire())
+            await etcd.clock.advance(2)
+            assert acquiring.result().store_lease in etcd.leases
 
         play(scenario)
 
@@ -347,7 +419,7 @@ class TestWinning:
             etcd.put(key(9), value("192.0.2.1"), lease=stale)
             acquiring = asyncio.create_task(make().acquire())
             await etcd.clock.advance(2)
-            assert (await acquiring).key != subnet_key(9)
+            assert acquiring.result().key != subnet_key(9)
             assert etcd.get(key(9)) is None
             assert stale not in etcd.leases
 
@@ -460,7 +532,7 @@ class TestTwoNodesWithOneAddress:
             await etcd.clock.advance(10)
             await first.stop()
             await etcd.clock.advance(10)
-            assert (await acquiring).key == lease.key
+            assert acquiring.result().key == lease.key
 
         play(scenario)
 
