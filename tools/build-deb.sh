@@ -97,7 +97,7 @@ gzip -9nc CHANGELOG.md >"$stage/usr/share/doc/pyflannel/NEWS.gz"
 "$builder" tools/manuals.py "$stage/usr/share"
 find "$stage/usr/share/man" -type f -exec gzip -9n {} +
 
-install -m 755 packaging/deb/postinst packaging/deb/prerm packaging/deb/postrm "$stage/DEBIAN/"
+install -m 755 packaging/deb/{preinst,postinst,prerm,postrm} "$stage/DEBIAN/"
 echo /etc/default/pyflannel >"$stage/DEBIAN/conffiles"
 cat >"$stage/DEBIAN/control" <<CONTROL
 Package: pyflannel

@@ -10,7 +10,8 @@ from pyflannel.cli.common import Parser
 from pyflannel.core.errors import EXIT_OK, ConfigError, DeviceUnavailable, UsageError
 from pyflannel.docker import dropin
 from pyflannel.docker import options as docker_options
-from pyflannel.docker.facts import DROP_IN, UNIT, read_unit
+from pyflannel.docker.checks import DROP_IN
+from pyflannel.docker.facts import UNIT, is_enabled, read_unit
 from pyflannel.kernel.files import (
     FileMissing,
     FileText,
@@ -72,6 +73,8 @@ def main(argv: Sequence[str]) -> int:
         "now: systemctl daemon-reload && systemctl restart docker; pyflannel doctor docker",
         file=sys.stderr,
     )
+    if is_enabled(root) is False:
+        print("pyflannel is not enabled: systemctl enable pyflannel", file=sys.stderr)
     return EXIT_OK
 
 

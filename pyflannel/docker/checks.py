@@ -22,6 +22,11 @@ from pyflannel.docker.unitfile import Unit, environment, variables
 
 _JSON_KEYS: Final = {"--bip": "bip", "--mtu": "mtu", "--ip-masq": "ip-masq"}
 """Docker's flags that we give, and their names in daemon.json."""
+AGENT: Final = "pyflannel.service"
+DROP_IN: Final = "pyflannel.conf"
+"""What our drop-in for docker's unit is called, in whichever directory."""
+_PULLING: Final = ("Wants", "Requires", "BindsTo", "Requisite", "Upholds")
+"""Settings of systemd.unit(5) that start, or need, another unit."""
 RESTART: Final = "systemctl restart docker"
 _RAW_DROP: Final = re.compile(r"-A PREROUTING -d (\S+) ! -i \S+ .*-j DROP")
 _BRIDGE_DROP: Final = "-A DOCKER ! -i docker0 -o docker0 -j DROP"
@@ -53,6 +58,10 @@ class DockerFacts:
 
     unit: Unit | None = None
     """docker's unit with all drop-ins; `None`: no such unit."""
+    enabled: bool | None = None
+    """Whether pyflannel.service is enabled; `None`: there is no such unit."""
+    upstream_pids: tuple[int, ...] = ()
+    """Processes called flanneld in this network namespace."""
     options_file: str = docker_options.DOCKER_ENV
     options_text: str | None = None
     environment_files: Mapping[str, str] = field(default_factory=dict)
@@ -159,14 +168,39 @@ def _unit(facts: DockerFacts) -> Iterator[Finding]:
         )
     yield _reference(facts, facts.unit)
     yield from _other_files(facts, facts.unit)
-    if "pyflannel.service" in facts.unit.words("Unit", "After"):
-        yield _ok("order", "docker is started after pyflannel")
+    yield from _want(facts, facts.unit)
+    if AGENT in facts.unit.words("Unit", "After"):
+        seen = "docker is started after pyflannel"
+        if facts.enabled is False:
+            seen += ", which is not enabled: a boot does not start it"
+        yield _ok("order", seen)
     else:
         yield _problem(
             "order",
             "docker.service has no After=pyflannel.service",
             "at boot docker may start before its subnet is leased",
             "pyflannel docker-setup && systemctl daemon-reload",
+        )
+
+
+def _want(facts: DockerFacts, unit: Unit) -> Iterator[Finding]:
+    """Starting docker may start us only where somebody enabled us."""
+    pulled = [name for name in _PULLING if AGENT in unit.words("Unit", name)]
+    if pulled and facts.enabled is False:
+        ours = [path for path in unit.sources if path.endswith(f"/{DROP_IN}")]
+        yield _problem(
+            "want",
+            f"docker.service has {pulled[0]}={AGENT} ({', '.join(ours) or 'its unit'}),"
+            " and pyflannel is not enabled",
+            "a start of docker starts pyflannel, waits for it, and stops flanneld",
+            "pyflannel docker-setup && systemctl daemon-reload (writes the drop-in without it)",
+        )
+    if facts.upstream_pids and facts.enabled:
+        yield _problem(
+            "two agents",
+            f"flanneld runs (pid {facts.upstream_pids[0]}), and pyflannel is enabled",
+            "the next start of docker, and the next boot, starts pyflannel and stops flanneld",
+            "systemctl disable pyflannel, or: systemctl disable --now flanneld",
         )
 
 
@@ -286,7 +320,8 @@ def _running(facts: DockerFacts) -> Iterator[Finding]:
         yield _problem(
             check,
             f"dockerd runs without {' '.join(missing)}",
-            "it was started before the file was there, or before it was as it is now",
+            "it was started before the file was there (it waits for pyflannel, but no longer than"
+            " the unit's JobRunningTimeoutSec=), or before it was as it is now",
             f"{RESTART} (containers without --live-restore are stopped)",
         )
     elif wanted:

@@ -1,5 +1,9 @@
 """The drop-in that gives docker's unit the options for the leased subnet.
 
+It has the order only, no want: a docker that is installed beside a pyflannel which nobody enabled
+starts at once, and never starts an agent that would take the place of a running flanneld. The want
+comes with `systemctl enable pyflannel`, whose `[Install]` section has docker.service too.
+
 Two things differ between docker's units. Debian's has `$DOCKER_OPTS` on its command line, CentOS's
 `$DOCKER_NETWORK_OPTIONS`: an `EnvironmentFile=` is enough there, since the daemon can write both
 (`-docker-opts-keys`). Docker's own has neither: its command line is taken over with one added.
@@ -36,8 +40,7 @@ def drop_in(unit: Unit | None, options_file: str = docker_options.DOCKER_ENV) ->
     lines = [
         MARK,
         "[Unit]",
-        "# Wants, not Requires: stopping pyflannel must not stop docker.",
-        "Wants=pyflannel.service",
+        "# The order only. Whether pyflannel is started with docker is said by enabling it.",
         "After=pyflannel.service",
         "",
         "[Service]",

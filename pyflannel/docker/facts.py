@@ -16,13 +16,13 @@ from pyflannel.core import subnetenv
 from pyflannel.core.errors import FlannelError
 from pyflannel.docker import options as docker_options
 from pyflannel.docker import unitfile
-from pyflannel.docker.checks import DockerFacts
+from pyflannel.docker.checks import AGENT, DROP_IN, DockerFacts
 from pyflannel.docker.unitfile import Unit
 from pyflannel.kernel.base import Netlink
 from pyflannel.kernel.files import inside
+from pyflannel.kernel.lock import upstream_daemons
 
 UNIT: Final = "docker.service"
-DROP_IN: Final = "pyflannel.conf"
 BRIDGE: Final = "docker0"
 DOCKERD: Final = ("dockerd", "dockerd-current")
 """The daemon's program; the second is that of CentOS's own packages."""
@@ -57,6 +57,17 @@ def read_unit(root: Path, name: str = UNIT, *, without_ours: bool = False) -> Un
     return unitfile.merge([(str(root / path.lstrip("/")), text) for path, text in texts])
 
 
+def is_enabled(root: Path, name: str = AGENT) -> bool | None:
+    """Whether something starts a unit by itself; `None` if there is no such unit.
+
+    As `systemctl is-enabled` tells it: by the links that its `[Install]` section makes.
+    """
+    if not any(inside(root, f"{d}/{name}").is_file() for d in unitfile.SEARCH_PATH):
+        return None
+    wanting = inside(root, "etc/systemd/system").glob("*.wants")
+    return any((directory / name).is_symlink() for directory in wanting)
+
+
 async def gather(
     netlink: Netlink,
     root: Path = Path("/"),
@@ -82,6 +93,8 @@ async def gather(
     return DockerFacts(
         unit=unit,
         environment_files={path: text for path, text in files.items() if text is not None},
+        enabled=is_enabled(root),
+        upstream_pids=tuple(upstream_daemons()),
         options_file=options_file,
         options_text=_text(inside(root, options_file)),
         subnet=None if subnet is None else subnetenv.parse(subnet),

@@ -73,6 +73,7 @@ def node(installed):
         "systemctl daemon-reload; systemctl reset-failed"
     )
     node.write(ENVIRONMENT, f"FLANNELD_ETCD_ENDPOINTS={ETCD}\n")
+    node.run("systemctl", "enable", "pyflannel")
     return node
 
 

@@ -33,6 +33,27 @@ def test_it_writes_the_drop_in_and_says_what_to_do_next(root, capsys):
     assert "ExecStart=/usr/bin/dockerd -H fd:// $DOCKER_OPTS\n" in (root / TARGET).read_text()
 
 
+def test_it_says_that_an_agent_which_is_not_enabled_is_not_started_with_docker(root, capsys):
+    unit = root / "usr/lib/systemd/system/pyflannel.service"
+    unit.write_text("[Service]\n")
+    run(root)
+    assert "systemctl enable pyflannel" in capsys.readouterr().err
+    link = root / "etc/systemd/system/docker.service.wants/pyflannel.service"
+    link.parent.mkdir()
+    link.symlink_to("/usr/lib/systemd/system/pyflannel.service")
+    (root / TARGET).unlink()
+    run(root)
+    assert "enable" not in capsys.readouterr().err
+
+
+def test_a_drop_in_of_an_earlier_version_is_written_anew(root):
+    run(root)
+    text = (root / TARGET).read_text()
+    (root / TARGET).write_text(text.replace("After=", "Wants=pyflannel.service\nAfter="))
+    assert run(root) == 0
+    assert (root / TARGET).read_text() == text
+
+
 def test_a_second_time_nothing_changes(root, capsys):
     run(root)
     before = (root / TARGET).read_text()

@@ -55,6 +55,9 @@ CASES = [
     ("options file", {"options_text": 'DOCKER_OPT_MTU="--mtu=1450"\n'}),
     ("options file", {"options_text": "DOCKER_OPTS=$(reboot)\n"}),
     ("EnvironmentFile", {"unit": merge([("docker.service", DEBIAN)])}),
+    ("want", {"unit": unit(f"[Unit]\nWants=pyflannel.service\n{DEBIAN}"), "enabled": False}),
+    ("want", {"unit": unit(f"[Unit]\nBindsTo=pyflannel.service\n{DEBIAN}"), "enabled": False}),
+    ("two agents", {"upstream_pids": (17,), "enabled": True}),
     ("order", {"unit": merge([("docker.service", DEBIAN)])}),
     ("command line", {"unit": unit("[Service]\nExecStart=/usr/bin/dockerd -H fd://\n")}),
     ("command line", {"unit": unit("[Service]\nExecStart=/usr/bin/dockerd ${DOCKER_OPTS}\n")}),
@@ -190,3 +193,22 @@ def test_rules_that_do_not_are_no_problem(rules: tuple[str, ...]) -> None:
 @given(st.text(), st.text(), st.text())
 def test_any_contents_of_files_are_judged(options: str, json: str, subnet: str) -> None:
     problems(options_text=options, daemon_json=json, subnet=parse(subnet))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"unit": unit(f"[Unit]\nWants=pyflannel.service\n{DEBIAN}"), "enabled": True},
+        {"unit": unit(f"[Unit]\nWants=pyflannel.service\n{DEBIAN}"), "enabled": None},
+        {"upstream_pids": (17,), "enabled": False},
+    ],
+    ids=["that was asked for", "there is no such unit", "flanneld has the node"],
+)
+def test_a_want_that_does_no_harm_is_none(changes: dict[str, object]) -> None:
+    assert problems(**changes) == {}
+
+
+def test_that_a_boot_does_not_start_it_is_said() -> None:
+    found = findings(dataclasses.replace(GOOD, enabled=False))
+    (order,) = [finding for finding in found if finding.check == "order"]
+    assert "not enabled" in order.seen

@@ -31,7 +31,7 @@ def test_with_it_docker_gets_the_options_and_waits_for_us(name: str) -> None:
     whole = with_drop_in(name)
     assert "/run/docker_opts.env" in whole.environment_files
     assert "pyflannel.service" in whole.words("Unit", "After")
-    assert "pyflannel.service" in whole.words("Unit", "Wants")
+    assert not {"Wants", "Requires", "BindsTo"} & {name for _, name in whole.settings}
     assert referenced(whole)
 
 
@@ -63,3 +63,12 @@ def test_the_unit_has_the_daemon_write_both_variables() -> None:
     service = Path(__file__).parents[3] / "systemd/pyflannel.service"
     found = merge([(str(service), service.read_text())])
     assert f"FLANNELD_DOCKER_OPTS_KEYS={','.join(KEYS)}" in found.values("Service", "Environment")
+
+
+def test_enabling_makes_the_want_that_the_drop_in_does_not_have() -> None:
+    """Package installed, not enabled: docker must start without it, and must not start it."""
+    service = Path(__file__).parents[3] / "systemd/pyflannel.service"
+    found = merge([(str(service), service.read_text())])
+    assert found.words("Install", "WantedBy") == ("multi-user.target", "docker.service")
+    # Nobody waits for ever, a package manager that has docker started least of all.
+    assert found.values("Unit", "JobRunningTimeoutSec") == ("300",)
