@@ -145,6 +145,8 @@ def _settings(options: DaemonOptions) -> Settings:
         allow_extension=options.allow_extension,
         ip_masq=options.ip_masq,
         forward_rules=options.iptables_forward_rules,
-        blackhole_period_s=float(options.iptables_resync) if options.ip_blackhole_route else None,
+        blackhole=options.ip_blackhole_route,
+        rules_period_s=float(options.iptables_resync),
+        state_dir=options.state_dir,
         ready_when_files=options.ready_when == "files",
     )

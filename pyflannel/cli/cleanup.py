@@ -1,6 +1,7 @@
 """`pyflannel cleanup`: removes every trace of a stopped daemon on this node, and nothing else.
 
-Devices, host-gw routes, the blackhole route, firewall rules of both managers, eBPF programs, files.
+Devices, host-gw routes, the blackhole route, firewall rules of both managers, eBPF programs, files,
+and what `pyflannel docker-setup` added: the rule in DOCKER-USER and docker's drop-in.
 A file is removed only if its content shows that it is ours; what is left is named with the reason.
 The lease in etcd is left: it runs out by itself, or is used again.
 """
@@ -29,7 +30,7 @@ from pyflannel.core.errors import (
 )
 from pyflannel.core.ip import Family
 from pyflannel.core.options import DaemonOptions
-from pyflannel.docker import options
+from pyflannel.docker import dropin, options, userchain
 from pyflannel.kernel import unixsocket
 from pyflannel.kernel.base import RTN_BLACKHOLE, RTN_UNICAST, RTPROT_BOOT, Delete, Netlink, Route
 from pyflannel.kernel.files import FileText, FileUnreadable, read_text_if_exists
@@ -74,7 +75,9 @@ def main(argv: Sequence[str]) -> int:
         files = own_files(given)
         if locked_before:
             files.append(OwnFile(str(lock.path), is_lock_content))
-        found, failed, left = asyncio.run(_run(given.subnet_file, files, dry_run=given.dry_run))
+        found, failed, left = asyncio.run(
+            _run(given.subnet_file, files, given.state_dir, dry_run=given.dry_run)
+        )
         if not locked_before and not given.dry_run:
             lock.path.unlink(missing_ok=True)  # our own trace
     removed = [what for what in found if what not in failed]
@@ -116,7 +119,7 @@ def _in_use(why: str) -> DeviceUnavailable:
 
 
 async def _run(
-    subnet_file: str, files: Sequence[OwnFile], *, dry_run: bool
+    subnet_file: str, files: Sequence[OwnFile], state_dir: str, *, dry_run: bool
 ) -> tuple[list[str], dict[str, str], dict[str, str]]:
     """What was found, what of that could not be removed and why, what was left alone and why."""
     content = read_text_if_exists(subnet_file)
@@ -124,7 +127,7 @@ async def _run(
     netlink = KernelNetlink()
     failed: dict[str, str] = {}
     try:
-        found = await _find(netlink, former)
+        found = await _find(netlink, former, state_dir)
         files_found, left = file_traces(files)
         found += files_found
         if not dry_run:
@@ -138,7 +141,7 @@ async def _run(
     return [trace.what for trace in found], failed, left
 
 
-async def _find(netlink: Netlink, former: subnetenv.SubnetEnv) -> list[Trace]:
+async def _find(netlink: Netlink, former: subnetenv.SubnetEnv, state_dir: str) -> list[Trace]:
     found = [
         *_bpf_traces(),
         *(
@@ -157,6 +160,20 @@ async def _find(netlink: Netlink, former: subnetenv.SubnetEnv) -> list[Trace]:
         left = await manager.leftovers()
         # One removal takes all rules of a manager along; the others of its list are then gone.
         found += [Trace(what, manager.remove) for what in left]
+    found += await _docker_traces(state_dir)
+    return found
+
+
+async def _docker_traces(state_dir: str) -> list[Trace]:
+    """What docker-setup left: the rules of this state directory, and the drop-in of its record."""
+    chain = userchain.UserChain(state_dir)
+    found = [Trace(rule, chain.remove) for rule in await chain.leftovers()]
+    done = userchain.load(state_dir)
+    if done is not None and done.drop_in:
+        file = OwnFile(done.drop_in, lambda text: text.startswith(dropin.MARK))
+        if os.path.lexists(file.path) and not file.obstacle():
+            what = f"file {file.path} (docker notices at systemctl daemon-reload)"
+            found.append(Trace(what, file.remove))
     return found
 
 
@@ -223,7 +240,11 @@ class OwnFile:
 
 def own_files(given: argparse.Namespace) -> list[OwnFile]:
     """What a daemon with these paths may have left."""
-    records = {"lease.json": traces.LEASE_RECORD, "vtep-mac.json": traces.MAC_RECORD}
+    records = {
+        "lease.json": traces.LEASE_RECORD,
+        "vtep-mac.json": traces.MAC_RECORD,
+        userchain.RECORD: traces.DOCKER_RECORD,
+    }
     return [
         OwnFile(given.subnet_file, subnetenv.is_flannels),
         OwnFile(given.docker_opts_file, options.is_written_here),

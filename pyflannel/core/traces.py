@@ -60,6 +60,8 @@ LEASE_RECORD: Final = frozenset({"subnet", "etcd_lease", "prefix"})
 """The members of `lease.json`."""
 MAC_RECORD: Final = frozenset({"public_ip", "macs"})
 """The members of `vtep-mac.json`."""
+DOCKER_RECORD: Final = frozenset({"drop_in"})
+"""The members of `docker-setup.json`."""
 
 
 def is_record(content: str, members: AbstractSet[str]) -> bool:

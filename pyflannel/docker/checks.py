@@ -17,19 +17,29 @@ from typing import Final
 from pyflannel.core.errors import ConfigError
 from pyflannel.core.subnetenv import SubnetEnv
 from pyflannel.docker import options as docker_options
+from pyflannel.docker.dockerd import FLAG, VARIABLE, Direct
 from pyflannel.docker.dropin import KEYS, referenced
 from pyflannel.docker.unitfile import Unit, environment, variables
 
-_JSON_KEYS: Final = {"--bip": "bip", "--mtu": "mtu", "--ip-masq": "ip-masq"}
-"""Docker's flags that we give, and their names in daemon.json."""
+RESTART: Final = "systemctl restart docker"
+_JSON_KEYS: Final = {
+    "--bip": "bip",
+    "--mtu": "mtu",
+    "--ip-masq": "ip-masq",
+    f"--{FLAG}": FLAG,
+    "-H": "hosts",
+    "--host": "hosts",
+}
+"""Docker's flags that we give, or that its units have, and their names in daemon.json."""
 AGENT: Final = "pyflannel.service"
 DROP_IN: Final = "pyflannel.conf"
 """What our drop-in for docker's unit is called, in whichever directory."""
 _PULLING: Final = ("Wants", "Requires", "BindsTo", "Requisite", "Upholds")
 """Settings of systemd.unit(5) that start, or need, another unit."""
-RESTART: Final = "systemctl restart docker"
 _RAW_DROP: Final = re.compile(r"-A PREROUTING -d (\S+) ! -i \S+ .*-j DROP")
-_BRIDGE_DROP: Final = "-A DOCKER ! -i docker0 -o docker0 -j DROP"
+_RAW_ACCEPT: Final = re.compile(r"-A PREROUTING -d (\S+) -i flannel\S* .*-j ACCEPT")
+_BRIDGE_DROP: Final = re.compile(r"-A DOCKER ! -i (\S+) -o \1 -j DROP")
+_SET_UP: Final = f"pyflannel docker-setup && systemctl daemon-reload && {RESTART}"
 _USER_ACCEPT: Final = re.compile(r"-A DOCKER-USER .*-d (\S+) .*-j ACCEPT")
 
 
@@ -79,6 +89,12 @@ class DockerFacts:
     forward_rules: bool = False
     """Whether our rules that accept the overlay's packets are in it."""
     ip_forward: bool | None = None
+    bridges: tuple[str, ...] = ()
+    """Devices that have an address of the leased subnet: docker0, or a docker network's."""
+    direct: Direct = Direct.NOTHING
+    """What the installed dockerd knows against its own drops."""
+    own_nftables: bool = False
+    """Whether docker keeps its rules in nftables by itself (docker 29), where no rule helps."""
     docker_rules: tuple[str, ...] = ()
     """What iptables -S prints of raw's PREROUTING and of FORWARD, DOCKER-USER and DOCKER."""
 
@@ -164,7 +180,7 @@ def _unit(facts: DockerFacts) -> Iterator[Finding]:
             "EnvironmentFile",
             f"docker.service does not read {facts.options_file}",
             "docker gets no option from it",
-            f"pyflannel docker-setup && systemctl daemon-reload && {RESTART}",
+            _SET_UP,
         )
     yield _reference(facts, facts.unit)
     yield from _other_files(facts, facts.unit)
@@ -221,7 +237,7 @@ def _reference(facts: DockerFacts, unit: Unit) -> Finding:
             "docker does not get the options"
             if not words
             else "docker cannot read the options: they are one argument with blanks in it",
-            f"pyflannel docker-setup && systemctl daemon-reload && {RESTART}",
+            _SET_UP,
         )
     had = _variables_of(facts)
     if facts.options_text is not None and not any(had.get(key) for key in ours):
@@ -265,12 +281,12 @@ def _other_files(facts: DockerFacts, unit: Unit) -> Iterator[Finding]:
                 )
 
 
-def _configured(facts: DockerFacts) -> dict[str, object] | None:
-    """daemon.json's object; empty if there is none, `None` if it is none."""
-    if facts.daemon_json is None or not facts.daemon_json.strip():
+def configured(daemon_json: str | None) -> dict[str, object] | None:
+    """daemon.json's object; empty if there is no file, `None` if it is something else."""
+    if daemon_json is None or not daemon_json.strip():
         return {}
     try:
-        found = json.loads(facts.daemon_json)
+        found = json.loads(daemon_json)
     except ValueError:
         return None
     return found if isinstance(found, dict) else None
@@ -278,8 +294,8 @@ def _configured(facts: DockerFacts) -> dict[str, object] | None:
 
 def _daemon_json(facts: DockerFacts) -> Iterator[Finding]:
     check = "daemon.json"
-    configured = _configured(facts)
-    if configured is None:
+    said = configured(facts.daemon_json)
+    if said is None:
         yield _problem(
             check,
             "/etc/docker/daemon.json is not a JSON object",
@@ -287,8 +303,22 @@ def _daemon_json(facts: DockerFacts) -> Iterator[Finding]:
             "correct it, or remove it",
         )
         return
-    flags = {word.partition("=")[0] for word in _given_options(facts)}
-    twice = [name for flag, name in _JSON_KEYS.items() if flag in flags and name in configured]
+    flags = {word.partition("=")[0] for word in _command_line(facts)}
+    twice = sorted({name for flag, name in _JSON_KEYS.items() if flag in flags} & set(said))
+    if said.get("bridge") and "--bip" in flags:
+        yield _problem(
+            check,
+            f"/etc/docker/daemon.json sets bridge ({said['bridge']}), the options file --bip",
+            "dockerd refuses to start: the two exclude each other",
+            "remove bridge from /etc/docker/daemon.json",
+        )
+    elif {"-b", "--bridge"} & flags and "--bip" in flags:
+        yield _problem(
+            "command line",
+            "docker.service passes --bridge, the options file --bip",
+            "dockerd refuses to start: the two exclude each other",
+            "take --bridge out of docker's unit or its environment file",
+        )
     if twice:
         yield _problem(
             check,
@@ -296,7 +326,7 @@ def _daemon_json(facts: DockerFacts) -> Iterator[Finding]:
             "dockerd refuses to start: specified both as a flag and in the configuration file",
             f"remove {', '.join(twice)} from /etc/docker/daemon.json",
         )
-    else:
+    elif not said.get("bridge") or "--bip" not in flags:
         yield _ok(check, "nothing is set twice")
 
 
@@ -307,6 +337,20 @@ def _given_options(facts: DockerFacts) -> tuple[str, ...]:
         if had.get(key):
             return tuple(had[key].split())
     return ()
+
+
+def _command_line(facts: DockerFacts) -> Iterator[str]:
+    """The words with which docker.service starts it: its own, and those of the variables."""
+    yield from _given_options(facts)
+    if facts.unit is None:
+        return
+    yield from facts.unit.command_line.split()
+    known: dict[str, str] = {}
+    for path in facts.unit.environment_files:
+        known |= environment(facts.environment_files.get(path, ""))
+    for name in variables(facts.unit.command_line):
+        if name not in KEYS:
+            yield from known.get(name, "").split()
 
 
 def _running(facts: DockerFacts) -> Iterator[Finding]:
@@ -369,8 +413,7 @@ def _masquerade(facts: DockerFacts) -> Iterator[Finding]:
     if facts.arguments is None or ours is None:
         yield _unknown(check, "docker or the lease is not there")
         return
-    configured = _configured(facts) or {}
-    theirs = _masquerades(facts.arguments, configured.get("ip-masq"))
+    theirs = _masquerades(facts.arguments, (configured(facts.daemon_json) or {}).get("ip-masq"))
     if ours and theirs:
         yield _problem(
             check,
@@ -389,12 +432,12 @@ def _masquerade(facts: DockerFacts) -> Iterator[Finding]:
         yield _ok(check, f"done by {'pyflannel' if ours else 'docker'}")
 
 
-def _masquerades(arguments: Sequence[str], configured: object) -> bool:
+def _masquerades(arguments: Sequence[str], said: object) -> bool:
     for word in reversed(arguments):
         name, _, value = word.partition("=")
         if name == "--ip-masq":
             return value not in {"false", "0", "f", "F", "False", "FALSE"}
-    return configured is not False
+    return said is not False
 
 
 def _forwarding(facts: DockerFacts) -> Iterator[Finding]:
@@ -430,23 +473,53 @@ def _direct(facts: DockerFacts) -> Iterator[Finding]:
         return
     check = "direct routing"
     consequence = "docker 28 and later keeps the containers of other nodes from those of this one"
-    raw = [m for m in map(_RAW_DROP.match, facts.docker_rules) if m and _covers(str(subnet), m[1])]
+    own = str(subnet)
+    trusted = {m[1] for m in map(_RAW_ACCEPT.match, facts.docker_rules) if m}
+    raw = [
+        m
+        for m in map(_RAW_DROP.match, facts.docker_rules)
+        if m and (_covers(own, m[1]) or _covers(m[1], own)) and m[1] not in trusted
+    ]
     if raw:
-        yield _problem(
-            check,
-            f"iptables -t raw: {raw[0][0]}",
-            consequence,
-            '"allow-direct-routing": true in /etc/docker/daemon.json (docker 28.2 and later), or'
-            f" DOCKER_INSECURE_NO_IPTABLES_RAW=1 in docker's environment; {RESTART}",
-        )
-    if _BRIDGE_DROP in facts.docker_rules and not _let_through(facts.docker_rules, subnet):
+        yield _problem(check, f"iptables -t raw: {raw[0][0]}", consequence, _past_raw(facts))
+    drops = [m for m in map(_BRIDGE_DROP.fullmatch, facts.docker_rules) if m]
+    ours = [m for m in drops if m[1] in {"docker0", *facts.bridges}]
+    if ours and not _let_through(facts.docker_rules, subnet):
         network = f" -s {facts.subnet.network}" if facts.subnet and facts.subnet.network else ""
         yield _problem(
             check,
-            f"iptables: {_BRIDGE_DROP}, before our rules",
+            f"iptables: {ours[0][0]}, before our rules",
             consequence,
-            f"iptables -I DOCKER-USER{network} -d {subnet} -j ACCEPT (also after each boot)",
+            "pyflannel docker-setup (pyflanneld then keeps an accept); until the next boot also:"
+            f" iptables -I DOCKER-USER{network} -d {subnet} -j ACCEPT",
         )
+    if facts.own_nftables:
+        yield _problem(
+            check,
+            "nft: docker keeps its rules in table ip docker-bridges, and drops there",
+            f"{consequence}; no rule outside of that table changes it",
+            f'"firewall-backend": "iptables" in /etc/docker/daemon.json; {RESTART}',
+        )
+
+
+def _past_raw(facts: DockerFacts) -> str:
+    """What makes docker leave its drops in table raw out."""
+    if facts.direct is Direct.NOTHING:
+        return (
+            f'"{FLAG}": true in /etc/docker/daemon.json (docker 28.2 and later), or {VARIABLE}=1 in'
+            f" docker's environment; {RESTART}"
+        )
+    if facts.unit is not None and (
+        f"--{FLAG}" in facts.unit.command_line
+        or f"{VARIABLE}=1" in facts.unit.words("Service", "Environment")
+    ):
+        return f"{RESTART} (its unit has the option already)"
+    if set(facts.bridges) - {"docker0"}:
+        return (
+            f"{_SET_UP}; or make the docker network with"
+            " -o com.docker.network.bridge.trusted_host_interfaces=flannel.1 (docker 28.2)"
+        )
+    return _SET_UP
 
 
 def _covers(outer: str, inner: str) -> bool:

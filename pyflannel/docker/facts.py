@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import re
 import subprocess
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +17,7 @@ from pyflannel.core.errors import FlannelError
 from pyflannel.docker import options as docker_options
 from pyflannel.docker import unitfile
 from pyflannel.docker.checks import AGENT, DROP_IN, DockerFacts
+from pyflannel.docker.dockerd import Direct, direct_routing
 from pyflannel.docker.unitfile import Unit
 from pyflannel.kernel.base import Netlink
 from pyflannel.kernel.files import inside
@@ -46,14 +47,14 @@ def read_unit(root: Path, name: str = UNIT, *, without_ours: bool = False) -> Un
     main = next((path for path in paths if inside(root, path).is_file()), None)
     if main is None:
         return None
-    texts = [(main, _text(inside(root, main)) or "")]
+    texts = [(main, read_text(inside(root, main)) or "")]
     listed = [inside(root, f"{path}.d") for path in paths]
     names = [[p.name for p in d.iterdir()] if d.is_dir() else [] for d in listed]
     for index, entry in unitfile.drop_ins(names):
         path = f"{paths[index]}.d/{entry}"
         # A link to /dev/null switches a drop-in off: empty text.
         if not (without_ours and entry == DROP_IN):
-            texts.append((path, _text(inside(root, path)) or ""))
+            texts.append((path, read_text(inside(root, path)) or ""))
     return unitfile.merge([(str(root / path.lstrip("/")), text) for path, text in texts])
 
 
@@ -83,25 +84,29 @@ async def gather(
         options_file: as the daemon's `-docker-opts-file`.
         subnet_file: as its `-subnet-file`.
     """
-    subnet = _text(inside(root, subnet_file))
+    subnet = read_text(inside(root, subnet_file))
+    env = None if subnet is None else subnetenv.parse(subnet)
     addresses, mtu = await _bridge(netlink)
     forwarding = _rules("FORWARD")
     policy = _POLICY.search("\n".join(forwarding))
-    forward = _text(Path("/proc/sys/net/ipv4/ip_forward"))
+    forward = read_text(Path("/proc/sys/net/ipv4/ip_forward"))
     unit = read_unit(root)
-    files = {path: _text(inside(root, path)) for path in unit.environment_files} if unit else {}
+    files = {path: read_text(inside(root, path)) for path in unit.environment_files} if unit else {}
     return DockerFacts(
         unit=unit,
         environment_files={path: text for path, text in files.items() if text is not None},
         enabled=is_enabled(root),
         upstream_pids=tuple(upstream_daemons()),
         options_file=options_file,
-        options_text=_text(inside(root, options_file)),
-        subnet=None if subnet is None else subnetenv.parse(subnet),
-        daemon_json=_text(inside(root, "etc/docker/daemon.json")),
+        options_text=read_text(inside(root, options_file)),
+        subnet=env,
+        daemon_json=read_text(inside(root, "etc/docker/daemon.json")),
         arguments=_dockerd(),
         bridge=addresses,
         bridge_mtu=mtu,
+        bridges=await _bridges(netlink, env.subnet if env is not None else None),
+        direct=direct_routing(root, unit.command_line) if unit is not None else Direct.NOTHING,
+        own_nftables=bool(_printed("nft", "list", "table", "ip", "docker-bridges")),
         forward_policy=policy[1] if policy else None,
         forward_rules=any("FLANNEL-FWD" in rule for rule in forwarding),
         docker_rules=(
@@ -114,7 +119,8 @@ async def gather(
     )
 
 
-def _text(path: Path) -> str | None:
+def read_text(path: Path) -> str | None:
+    """A file's content; `None` if it is not there, or not to be read."""
     try:
         # A FIFO or a device in another machine's tree may never end.
         return path.read_text(errors="replace") if path.is_file() else None
@@ -131,6 +137,18 @@ async def _bridge(netlink: Netlink) -> tuple[tuple[IPv4Interface, ...] | None, i
     except FlannelError:
         return None, None
     return tuple(a for a in mine if isinstance(a, IPv4Interface)), link.mtu
+
+
+async def _bridges(netlink: Netlink, subnet: IPv4Network | None) -> tuple[str, ...]:
+    """Devices with an address whose prefix is the leased subnet."""
+    if subnet is None:
+        return ()
+    try:
+        names = {link.index: link.name for link in await netlink.links()}
+        found = [a.index for a in await netlink.addresses() if a.interface.network == subnet]
+    except FlannelError:
+        return ()
+    return tuple(names[index] for index in found if index in names)
 
 
 def _dockerd() -> tuple[str, ...] | None:
@@ -151,14 +169,13 @@ def _dockerd() -> tuple[str, ...] | None:
 
 def _rules(chain: str, table: str = "filter") -> tuple[str, ...]:
     """The rules of an IPv4 chain; none if there is no such chain, or iptables does not tell."""
+    return _printed("iptables", "-w", "2", "-t", table, "-S", chain)
+
+
+def _printed(*command: str) -> tuple[str, ...]:
+    """The lines that a command prints; none if it fails, or takes too long."""
     try:
-        done = subprocess.run(
-            ["iptables", "-w", "2", "-t", table, "-S", chain],
-            capture_output=True,
-            text=True,
-            timeout=CHILD_S,
-            check=False,
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=CHILD_S, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ()
-    return tuple(done.stdout.splitlines())
+    return tuple(done.stdout.splitlines()) if done.returncode == 0 else ()

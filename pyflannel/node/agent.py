@@ -115,8 +115,12 @@ class Settings:
     """Whether a config from etcd may make this node run its commands."""
     ip_masq: bool = False
     forward_rules: bool = True
-    blackhole_period_s: float | None = None
-    """Seconds between two looks at the blackhole route; `None` for no such route."""
+    blackhole: bool = False
+    """Keep a blackhole route for our subnet."""
+    rules_period_s: float = 5.0
+    """Seconds between two looks at rules and routes of whose changes nobody tells us."""
+    state_dir: str = ""
+    """Where word is left that must outlive a reboot."""
     ready_when_files: bool = False
     """READY waits for the environment files, too."""
 
@@ -330,12 +334,16 @@ class Node:
         self._firewall = Firewall(manager, other, self._rules(), parts.clock)
         self._blackhole = BlackholeKeeper(parts.netlink, lambda: self._lease.key, parts.clock)
         self._pending_config = Trouble(parts.clock)
+        self._docker_trouble = Trouble(parts.clock)
         self._unpublished = asyncio.Event()
         self._wanted = started.lease.attrs
         self._programmed = progress.programmed
         self.phase = "starting"
         """One line in words."""
-        self.failing = {"blackhole route": self._blackhole.trouble}
+        self.failing = {
+            "blackhole route": self._blackhole.trouble,
+            "docker's chain": self._docker_trouble,
+        }
         """Parts that may fail, by name."""
 
     async def open(self) -> None:
@@ -358,10 +366,11 @@ class Node:
             forever(group, "underlay", self._follower.run())
             forever(group, "own attributes", self._republish())
             forever(group, "traffic rules", self._later(self._firewall.keep))
-            if self._settings.blackhole_period_s is not None:
-                period_s = self._settings.blackhole_period_s
-                forever(group, "blackhole route", self._blackhole.run(period_s))
+            if self._settings.blackhole:
+                work = self._blackhole.run(self._settings.rules_period_s)
+                forever(group, "blackhole route", work)
             forever(group, "network config", self._later(self._watch_config))
+            forever(group, "docker's chain", self._later(self._keep_dockers_chain))
 
     # Ready
 
@@ -510,6 +519,17 @@ class Node:
             self._pending_config.set("it has changed; a restart uses the new one")
         else:
             self._pending_config.set("")
+
+    async def _keep_dockers_chain(self) -> None:
+        """What `pyflannel docker-setup` asks for; nothing without its record."""
+        from pyflannel.docker import userchain
+
+        await userchain.keep_accepted(
+            self._settings.state_dir,
+            lambda: userchain.overlays(self._config, self._lease.key),
+            resync_s=self._settings.rules_period_s,
+            report=self._docker_trouble.set,
+        )
 
     # Reports
 

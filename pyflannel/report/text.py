@@ -38,10 +38,10 @@ def verdict(report: NodeReport) -> Severity | None:
 def headline(report: NodeReport) -> str:
     """One line: what the node does, and the worst that is wrong with it."""
     if not report.ready and report.waiting_for:
-        return report.waiting_for
+        return shown(report.waiting_for, MOST_IN_LOG)
     serious = [p for p in problems(report) if p.severity is not Severity.INFO]
     if not serious:
-        return report.phase
+        return shown(report.phase, MOST_IN_LOG)
     first = serious[0]
     more = f" (and {len(serious) - 1} more)" if len(serious) > 1 else ""
     when = f" {since(first.since, report.now)}" if first.since is not None else ""
@@ -73,7 +73,7 @@ def _verdict_line(report: NodeReport, count: int) -> str:
         state = f"works, with {count} problem" + ("s" if count > 1 else "")
     else:
         state = "fine"
-    return f"pyflanneld {report.version}: {state}; {report.phase}"
+    return shown(f"pyflanneld {report.version}: {state}; {report.phase}", MOST_IN_LOG)
 
 
 def _problem(problem: Problem, now: float) -> list[str]:

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import pytest
 
-from pyflannel.cli import status
+from pyflannel.report.model import (
+    DeviceReport,
+    Failure,
+    NetworkReport,
+    NodeReport,
+    StoreReport,
+)
+from pyflannel.report.text import headline, page
 from tests.support.hostile import HOSTILE, is_fit
 
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_nothing_a_daemon_repeats_reaches_the_terminal_raw(text: str) -> None:
-    report = {
-        "version": "1",
-        "phase": f"waiting: {text}",
-        "problems": {text: text},
-        "etcd": {"rejected": {text: text}, "list": [text]},
-        "network": {"failing": {text: {text: text}}},
-    }
-    lines = status.render(report).split("\n")
-    assert len(lines) == 10
-    assert is_fit("\n".join(lines))
+    report = NodeReport(
+        version="1",
+        phase=f"waiting: {text}",
+        waiting_for=text,
+        store=StoreReport(kind="etcd", where=text, connected=False, rejected={text: text}),
+        network=NetworkReport(
+            backend=text, devices={text: DeviceReport(up=False)}, failing={text: text}
+        ),
+        failing={text: Failure(text=text)},
+    )
+    assert is_fit(page(report))
+    assert is_fit(headline(report))

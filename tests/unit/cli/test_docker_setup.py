@@ -188,3 +188,51 @@ def test_links_in_a_circle_are_named(root):
     (root / "etc").symlink_to("etc")
     with pytest.raises(KernelError, match="ELOOP"):
         run(root)
+
+
+def newest(root, content=b"\x7fELF allow-direct-routing"):
+    """A dockerd in the tree that knows, or does not know, the option."""
+    (root / "usr/bin").mkdir(exist_ok=True)
+    (root / "usr/bin/dockerd").write_bytes(content)
+
+
+def test_a_dockerd_that_knows_the_option_gets_it_and_an_older_one_does_not(root):
+    newest(root)
+    run(root)
+    command = "ExecStart=/usr/bin/dockerd -H fd:// --allow-direct-routing $DOCKER_OPTS\n"
+    assert command in (root / TARGET).read_text()
+    newest(root, b"\x7fELF")
+    run(root)
+    assert "--allow-direct-routing" not in (root / TARGET).read_text()
+
+
+def test_where_daemon_json_has_the_option_it_is_not_given_twice(root):
+    """dockerd refuses to start with both."""
+    newest(root)
+    (root / "etc/docker").mkdir(parents=True)
+    (root / "etc/docker/daemon.json").write_text('{"allow-direct-routing": true}')
+    run(root)
+    assert "--allow-direct-routing" not in (root / TARGET).read_text()
+
+
+def test_it_leaves_word_for_the_daemon_that_it_was_run(root):
+    run(root)
+    record = root / "var/lib/pyflannel/docker-setup.json"
+    assert json.loads(record.read_text()) == {"drop_in": str(root / TARGET)}
+    run(root, "--networks")
+    assert json.loads(record.read_text()) == {"drop_in": str(root / TARGET)}
+
+
+def test_print_leaves_no_word(root):
+    run(root, "--print")
+    assert not (root / "var").exists()
+
+
+def test_for_docker_networks_alone_no_unit_is_needed_and_no_drop_in_written(tmp_path):
+    assert run(tmp_path, "--networks") == 0
+    assert json.loads((tmp_path / "var/lib/pyflannel/docker-setup.json").read_text()) == {
+        "drop_in": ""
+    }
+    assert not (tmp_path / "etc").exists()
+    with pytest.raises(UsageError, match="--networks"):
+        run(tmp_path, "--networks", "--now")

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pyflannel.core.subnetenv import parse
 from pyflannel.docker.checks import DockerFacts, Finding, State, findings
+from pyflannel.docker.dockerd import Direct
 from pyflannel.docker.dropin import drop_in
 from pyflannel.docker.unitfile import Unit, merge
 
@@ -67,6 +68,18 @@ CASES = [
     ("daemon.json", {"daemon_json": '{"ip-masq": false}'}),
     ("daemon.json", {"daemon_json": "{"}),
     ("daemon.json", {"daemon_json": "[]"}),
+    ("daemon.json", {"daemon_json": '{"bridge": "br0"}'}),
+    ("daemon.json", {"daemon_json": '{"bridge": "none"}'}),
+    ("daemon.json", {"daemon_json": '{"hosts": ["tcp://0.0.0.0:2375"]}'}),
+    (
+        "daemon.json",
+        {
+            "daemon_json": '{"allow-direct-routing": true}',
+            "unit": unit(DEBIAN.replace("$", "--allow-direct-routing $")),
+        },
+    ),
+    ("command line", {"unit": unit(DEBIAN.replace("$", "--bridge=br0 $"))}),
+    ("direct routing", {"own_nftables": True}),
     ("running docker", {"arguments": ("/usr/sbin/dockerd", "-H", "fd://")}),
     ("docker0", {"bridge": (IPv4Interface("172.17.0.1/16"),)}),
     ("docker0", {"bridge": ()}),
@@ -163,18 +176,44 @@ FORWARD = ("-A FORWARD -j DOCKER-USER", "-A FORWARD -j DOCKER-FORWARD")
 OURS = '-A FORWARD -m comment --comment "flanneld forward" -j FLANNEL-FWD'
 
 
+NETWORK = "-A DOCKER ! -i br-3cdb1cb92a36 -o br-3cdb1cb92a36 -j DROP"
+SUBNET_RAW = "-A PREROUTING -d 10.5.7.0/24 ! -i docker0 -j DROP"
+
+
 @pytest.mark.parametrize(
-    ("rules", "remedy"),
+    ("changes", "remedy"),
     [
-        ((RAW,), "allow-direct-routing"),
-        ((*FORWARD, OURS, BRIDGE), "iptables -I DOCKER-USER -s 10.5.0.0/16 -d 10.5.7.0/24"),
+        ({"docker_rules": (RAW,)}, '"allow-direct-routing": true'),
+        ({"docker_rules": (RAW,), "direct": Direct.FLAG}, "pyflannel docker-setup && "),
+        ({"docker_rules": (SUBNET_RAW,), "direct": Direct.VARIABLE}, "pyflannel docker-setup && "),
+        (
+            {
+                "docker_rules": (RAW,),
+                "direct": Direct.FLAG,
+                "unit": unit(DEBIAN.replace("$", "--allow-direct-routing $")),
+            },
+            "systemctl restart docker (its unit has the option already)",
+        ),
+        (
+            {"docker_rules": (RAW,), "direct": Direct.FLAG, "bridges": ("br-3cdb1cb92a36",)},
+            "trusted_host_interfaces",
+        ),
+        ({"docker_rules": (*FORWARD, OURS, BRIDGE)}, "pyflannel docker-setup (pyflanneld"),
+        (
+            {"docker_rules": (*FORWARD, OURS, BRIDGE)},
+            "iptables -I DOCKER-USER -s 10.5.0.0/16 -d 10.5.7.0/24",
+        ),
+        (
+            {"docker_rules": (*FORWARD, OURS, NETWORK), "bridges": ("br-3cdb1cb92a36",)},
+            "pyflannel docker-setup",
+        ),
     ],
 )
 def test_rules_that_keep_other_nodes_from_the_containers_are_named(
-    rules: tuple[str, ...], remedy: str
+    changes: dict[str, object], remedy: str
 ) -> None:
-    """Of docker 28 and later: github.com/moby/moby, issue 49792."""
-    assert remedy in problems(docker_rules=rules)["direct routing"].remedy
+    """Of docker 28 and later: github.com/moby/moby, issue 49792, pull request 52224."""
+    assert remedy in problems(**changes)["direct routing"].remedy
 
 
 @pytest.mark.parametrize(
@@ -183,6 +222,8 @@ def test_rules_that_keep_other_nodes_from_the_containers_are_named(
         ("-A PREROUTING -d 172.18.0.2/32 ! -i br-3cdb1cb92a36 -p tcp -m tcp --dport 1000 -j DROP",),
         ("-A PREROUTING -d nonsense ! -i docker0 -j DROP",),
         (OURS, *FORWARD, BRIDGE),
+        (*FORWARD, OURS, NETWORK),
+        (RAW, "-A PREROUTING -d 10.5.7.2/32 -i flannel.1 -j ACCEPT"),
         (*FORWARD, OURS, "-A DOCKER-USER -s 10.5.0.0/16 -d 10.5.7.0/24 -j ACCEPT", BRIDGE),
     ],
 )

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from pyflannel.docker import options as docker_options
+from pyflannel.docker.dockerd import Direct
 from pyflannel.docker.dropin import KEYS, MARK, drop_in, referenced
 from pyflannel.docker.unitfile import Unit, merge
 
@@ -72,3 +74,30 @@ def test_enabling_makes_the_want_that_the_drop_in_does_not_have() -> None:
     assert found.words("Install", "WantedBy") == ("multi-user.target", "docker.service")
     # Nobody waits for ever, a package manager that has docker started least of all.
     assert found.values("Unit", "JobRunningTimeoutSec") == ("300",)
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_a_docker_that_drops_other_nodes_packets_is_told_not_to(name: str) -> None:
+    before = merge([unit(name)])
+    text = drop_in(before, direct=Direct.FLAG)
+    whole = merge([unit(name), ("/etc/pyflannel.conf", text)])
+    assert whole.command_line.count("--allow-direct-routing") == 1
+    assert referenced(whole)
+    # Looked at again with the option in the unit itself, it is not given twice.
+    there = merge(
+        [unit(name), ("/etc/a.conf", f"[Service]\nExecStart=\nExecStart={whole.command_line}")]
+    )
+    assert "--allow-direct-routing" not in drop_in(there, direct=Direct.FLAG)
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_one_that_only_knows_the_variable_gets_that(name: str) -> None:
+    before = merge([unit(name)])
+    text = drop_in(before, direct=Direct.VARIABLE)
+    whole = merge([unit(name), ("/etc/pyflannel.conf", text)])
+    assert "DOCKER_INSECURE_NO_IPTABLES_RAW=1" in whole.words("Service", "Environment")
+    assert "--allow-direct-routing" not in whole.command_line
+
+
+def test_the_options_file_has_upstreams_bytes_whatever_docker_knows() -> None:
+    assert "allow-direct-routing" not in docker_options.render({"FLANNEL_MTU": "1450"}).decode()
