@@ -1,17 +1,34 @@
 #!/usr/bin/env bash
 # Makes the file tree of a minimal Debian node with systemd, for the tests that boot one:
 #
-#     tools/node-image.sh base|docker
+#     tools/node-image.sh base|docker|docker-newest
 #
-# prints the tree's directory. It is built once and kept outside of the repository, below
+# prints the tree's directory. Its packages come from where this machine's own apt gets them;
+# docker-newest is of Debian's unstable suite. It is built once and kept outside of the repository, below
 # PYFLANNEL_CACHE (default: XDG_CACHE_HOME/pyflannel, ~/.cache/pyflannel); whoever boots it puts a
 # writable layer over it and leaves the tree itself as it is. Another list of packages or another
 # release is another tree. Needs root and mmdebstrap.
 set -euo pipefail
 
 variant=${1:?base or docker}
-suite=$(. /etc/os-release && printf '%s' "${VERSION_CODENAME:-bookworm}")
-mirror=${PYFLANNEL_DEBIAN_MIRROR:-http://deb.debian.org/debian}
+release=$(. /etc/os-release && printf '%s' "${VERSION_CODENAME:?of Debian}")
+suite=$release
+[[ $variant != docker-newest ]] || suite=sid
+
+# This machine's sources for its release, as apt itself understands them; of another suite the part
+# that is not an update of the release. PYFLANNEL_DEBIAN_MIRROR (a URI) instead.
+sources() {
+    if [[ -n ${PYFLANNEL_DEBIAN_MIRROR:-} ]]; then
+        echo "deb $PYFLANNEL_DEBIAN_MIRROR $suite main"
+        return
+    fi
+    apt-get indextargets --format 'deb $(REPO_URI) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' |
+        if [[ $suite == "$release" ]]; then
+            grep -E " $release(-updates|-security)? main$"
+        else
+            sed -n "s/ $release main$/ $suite main/p"
+        fi | sort -u
+}
 
 packages=(
     systemd systemd-sysv dbus     # an init, and what systemctl talks through
@@ -24,8 +41,9 @@ packages=(
 case $variant in
 base) ;;
 docker) packages+=(docker.io busybox-static) ;;
+docker-newest) packages+=(docker.io docker-cli busybox-static) ;;
 *)
-    echo "node-image: $variant: base or docker" >&2
+    echo "node-image: $variant: base, docker or docker-newest" >&2
     exit 2
     ;;
 esac
@@ -38,17 +56,24 @@ exec 9>"$cache/node-$variant.lock"
 flock 9
 
 if [[ ! -d $tree ]]; then
-    echo "==> building $tree from $mirror ($suite)" >&2
+    [[ -n $(sources) ]] || {
+        echo "node-image: apt has no sources for $release here: apt-get update, or set" \
+            "PYFLANNEL_DEBIAN_MIRROR" >&2
+        exit 1
+    }
+    echo "==> building $tree ($suite) from this machine's apt sources" >&2
     rm -rf "$tree.new"
     log=$cache/node-$variant.log
     # No documentation and no other languages: nobody reads them there. The man page directory
     # stays usable, because installing ours is one of the things that are tested.
-    mmdebstrap --mode=root --variant=apt \
+    # A mirror that is a snapshot of an older day is as good.
+    sources | mmdebstrap --mode=root --variant=apt \
         --include="$(IFS=,; echo "${packages[*]}")" \
         --aptopt='Acquire::Languages "none"' --aptopt='APT::Install-Recommends "false"' \
+        --aptopt='Acquire::Check-Valid-Until "false"' \
         --customize-hook='rm -f "$1"/etc/machine-id "$1"/etc/hostname "$1"/etc/resolv.conf' \
         --customize-hook='touch "$1"/etc/machine-id' \
-        "$suite" "$tree.new" "$mirror" >"$log" 2>&1 || {
+        "$suite" "$tree.new" - >"$log" 2>&1 || {
         rm -rf "$tree.new"
         tail -n 20 "$log" >&2
         exit 1
