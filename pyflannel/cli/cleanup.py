@@ -173,8 +173,14 @@ async def _docker_traces(state_dir: str) -> list[Trace]:
         file = OwnFile(done.drop_in, lambda text: text.startswith(dropin.MARK))
         if os.path.lexists(file.path) and not file.obstacle():
             what = f"file {file.path} (docker notices at systemctl daemon-reload)"
-            found.append(Trace(what, file.remove))
+            found.append(Trace(what, partial(_remove_drop_in, file)))
     return found
+
+
+async def _remove_drop_in(file: OwnFile) -> None:
+    await file.remove()
+    with contextlib.suppress(OSError):  # somebody else's drop-ins are in it
+        Path(file.path).parent.rmdir()
 
 
 def _bpf_traces() -> list[Trace]:
