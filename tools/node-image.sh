@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
 # Makes the file tree of a minimal Debian node with systemd, for the tests that boot one:
 #
-#     tools/node-image.sh base|docker|docker-newest
+#     tools/node-image.sh base|docker|docker-newest|guest
 #
 # prints the tree's directory. Its packages come from where this machine's own apt gets them;
 # docker-newest is of Debian's unstable suite. It is built once and kept outside of the repository, below
 # PYFLANNEL_CACHE (default: XDG_CACHE_HOME/pyflannel, ~/.cache/pyflannel); whoever boots it puts a
 # writable layer over it and leaves the tree itself as it is. Another list of packages or another
-# release is another tree. Needs root and mmdebstrap.
+# release is another tree. `guest` is for the virtual machines of `make kernels`: no init, but what
+# the test suite calls. Needs root and mmdebstrap.
 set -euo pipefail
 
-variant=${1:?base or docker}
+variant=${1:?base, docker, docker-newest or guest}
 release=$(. /etc/os-release && printf '%s' "${VERSION_CODENAME:?of Debian}")
 suite=$release
 [[ $variant != docker-newest ]] || suite=sid
@@ -42,8 +43,20 @@ case $variant in
 base) ;;
 docker) packages+=(docker.io busybox-static) ;;
 docker-newest) packages+=(docker.io docker-cli busybox-static) ;;
+guest)
+    packages=(
+        busybox-static                # the first steps of the boot, before there is a disk
+        kmod mount util-linux procps  # modules, mounts, setpriv, sysctl
+        python3 python3-venv          # the interpreter that .venv/ refers to
+        iproute2 iptables nftables ethtool iputils-ping conntrack
+        tcpdump iperf3 psmisc libcap2-bin
+        wireguard-tools               # the guests' kernels have WireGuard
+        etcd-server etcd-client
+        ca-certificates
+    )
+    ;;
 *)
-    echo "node-image: $variant: base, docker or docker-newest" >&2
+    echo "node-image: $variant: base, docker, docker-newest or guest" >&2
     exit 2
     ;;
 esac
