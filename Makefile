@@ -1,14 +1,15 @@
 # No target needs another one to have run first, each can be run twice, and none leaves anything
-# behind but .venv/ and what `clean` takes away.
+# behind but .venv/, what `clean` takes away, and the cache folder that it names.
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo test system book check bench deb clean
+.PHONY: help install demo test system book kernels check bench deb clean
 
 BIN := .venv/bin
 # A minute and more each: `make system` runs them, and `make book` the second.
 BY_SYSTEM := containers.py book.py install.py
 ARGS ?=
+CACHE := $(or $(PYFLANNEL_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/pyflannel)
 
 help:
 	@echo "make demo      a flannel cluster on this machine, shown step by step"
@@ -16,6 +17,8 @@ help:
 	@echo "make system    the part of it on booted Debian nodes, with etcd three minutes late, and"
 	@echo "               what of the suite takes a minute and more"
 	@echo "make book      the textbook's installation on two of those, shown step by step"
+	@echo "make kernels   tests on Debian's kernels in virtual machines: hours on a small machine"
+	@echo "               (ARGS='6.1 tests/...' for some of it, see docs/kernels.md)"
 	@echo "make check     formatter, linter, types, import contracts"
 	@echo "make bench     the benchmarks (ARGS=... goes to them)"
 	@echo "make deb       the Debian package, into dist/"
@@ -37,6 +40,11 @@ system: install
 book: install
 	@$(BIN)/python -m pytest -q -s tests/system/test_book.py $(ARGS)
 
+# Not part of `install`: the emulator and what makes its disks.
+kernels: install
+	@tools/bootstrap.sh kernels
+	@$(BIN)/python -m tests.kernels $(ARGS)
+
 deb: install
 	@tools/build-deb.sh
 
@@ -44,6 +52,7 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy pyflannel tests/typing
+	$(BIN)/mypy -p tests.kernels
 	$(BIN)/lint-imports
 
 bench: install
@@ -53,3 +62,5 @@ clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find pyflannel tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 	find pyflannel -name '*.so' -delete
+	@echo "What was built outside the tree (Debian trees, kernels) is in one folder and stays; to have"
+	@echo "it gone as well: rm -rf $(CACHE)"

@@ -2,6 +2,7 @@
 # Makes everything that the other targets of the Makefile need, as far as it is missing:
 # system packages (Debian and its kin, as root), then .venv/ with pyflannel and its tools in it.
 # Says what it does; says nothing and takes a moment when there is nothing to do.
+# `tools/bootstrap.sh kernels` adds the system packages that only `make kernels` needs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -22,6 +23,13 @@ PACKAGES=(
     groff-base lintian                 # checks of the manual pages and of the Debian package
     ca-certificates                    # for whatever is fetched over TLS
 )
+if [[ ${1:-} == kernels ]]; then
+    PACKAGES+=(
+        qemu-system-x86                # the virtual machines
+        kmod cpio e2fsprogs zstd       # their modules and disks
+        busybox-static                 # the first steps of their boot
+    )
+fi
 
 say() { printf '==> %s\n' "$*"; }
 

@@ -17,7 +17,7 @@ from pyflannel.traffic.iptables import IptablesManager
 from pyflannel.traffic.nftables import NftablesManager
 from tests.support.netns import in_new_netns
 
-pytestmark = [pytest.mark.root, pytest.mark.slow]
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.guest]
 
 CONFIG = NetworkConfig(
     network=IPv4Network("10.0.0.0/16"), ipv6_network=IPv6Network("fd00::/48"), enable_ipv6=True

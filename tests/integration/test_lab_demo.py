@@ -16,7 +16,7 @@ from pyflannel.lab import Lab, LabSpec
 from pyflannel.lab.processes import marked_with
 from pyflannel.lab.state import BASE_VARIABLE, StateDirectory, all_labs
 
-pytestmark = [pytest.mark.root, pytest.mark.slow]
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.guest]
 
 DEMO = [sys.executable, "-m", "pyflannel.cli.lab", "demo"]
 

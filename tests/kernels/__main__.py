@@ -1,0 +1,266 @@
+"""`make kernels`: runs tests on Debian's kernels, in small virtual machines.
+
+    make kernels                                       all kernels, all tests marked `guest`
+    make kernels ARGS="6.1"                            one kernel; also 7.2, 6.1-cloud, newest
+    make kernels ARGS="6.1 tests/contract/test_traffic_contract.py"   any test, marked or not
+    make kernels ARGS="6.1 -- ip -V"                   any command, in the checkout
+    make kernels ARGS="--list"                         what there is
+
+A run of all tests of a kernel replaces its column in docs/kernels.md. Ends 1 if a test failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tests.kernels import report
+from tests.kernels.archive import NEWEST, Archive, Kernel, choose, is_series
+from tests.kernels.cache import ROOT, KernelsError, cache_folder, command, mirrors, say
+from tests.kernels.images import Images
+from tests.kernels.vm import Boot, Step, boot
+
+KERNELS: Final = ("5.10", "6.1", "6.12", NEWEST)
+DOCUMENT: Final = ROOT / "docs/kernels.md"
+RESULTS: Final = ROOT / "docs/kernels.json"
+PYTEST: Final = ".venv/bin/python -m pytest -q -p no:cacheprovider"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a command line asks for."""
+
+    kernels: tuple[str, ...]
+    tests: tuple[str, ...]
+    """Modules or single tests; none means all that are marked."""
+
+    command: str
+    """Instead of tests."""
+
+    jobs: int
+    listing: bool
+    update: bool
+
+    @property
+    def whole(self) -> bool:
+        """Whether its results are those of all tests."""
+        return not self.tests and not self.command
+
+
+def parse(arguments: Sequence[str]) -> Wanted:
+    """Reads the command line; exits with 2 if it cannot be read."""
+    words = list(arguments)
+    cut = words.index("--") if "--" in words else len(words)
+    parser = argparse.ArgumentParser(
+        prog="make kernels",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("what", nargs="*", help="kernels and tests")
+    parser.add_argument(
+        "-j", "--jobs", type=int, default=os.cpu_count() or 1, help="guests at a time"
+    )
+    parser.add_argument("--list", action="store_true", help="list kernels and tests, run nothing")
+    parser.add_argument("--update", action="store_true", help="read the archive's lists anew first")
+    given = parser.parse_args(words[:cut])
+    kernels = tuple(word for word in given.what if is_series(word))
+    tests = tuple(word for word in given.what if not is_series(word))
+    missing = [test for test in tests if not (ROOT / test.split("::")[0]).exists()]
+    if missing:
+        parser.error(f"neither a kernel nor a test of this checkout: {', '.join(missing)}")
+    rest = words[cut + 1 :]
+    if rest and tests:
+        parser.error("tests, or a command behind --, not both")
+    return Wanted(
+        kernels or KERNELS,
+        tests,
+        rest[0] if len(rest) == 1 else shlex.join(rest),
+        max(1, given.jobs),
+        given.list,
+        given.update,
+    )
+
+
+def marked_modules() -> list[str]:
+    """The modules with tests that are marked to run in guests."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "guest", "tests"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    modules = sorted({line.split("::")[0] for line in done.stdout.splitlines() if "::" in line})
+    if done.returncode != 0 or not modules:
+        raise KernelsError(f"collecting tests: ended with {done.returncode}\n{done.stdout[-2000:]}")
+    return modules
+
+
+def pytest_step(test: str, *, marked: bool) -> Step:
+    """The step that runs a module, or a test, in a guest."""
+    only = " -m guest" if marked else ""
+    return Step("test", f"{PYTEST}{only} --junitxml=$OUT/junit.xml {shlex.quote(test)}")
+
+
+def judge(booted: Boot, results: Path) -> report.Outcome:
+    """What became of a module, by its report and by how the guest ended."""
+    try:
+        outcome = report.read_junit((results / "junit.xml").read_text())
+    except (OSError, ValueError):
+        outcome = report.Outcome(broken="no result")
+    ended = booted.told.ended.get("test")
+    if ended is None:
+        outcome.broken = "the guest died"
+    elif ended.code in (124, 137):
+        outcome.broken = "did not end"
+    elif ended.code > 1 and not outcome.broken:
+        outcome.broken = f"pytest ended with {ended.code}"
+    if booted.serious and not outcome.broken:
+        outcome.broken = "the kernel complained"
+    return outcome
+
+
+class Run:
+    """One run: guests of several kernels at a time."""
+
+    def __init__(self, wanted: Wanted, images: Images, kernels: Sequence[Kernel]) -> None:
+        self.wanted = wanted
+        self._images = images
+        self._kernels = kernels
+        self._disks = [(images.tree(), "/"), (images.environment(), str(ROOT / ".venv"))]
+        self._logs = images.folder / "logs"
+
+    def command(self) -> int:
+        """Runs the command on each kernel, one after the other; gives the last bad code."""
+        code = 0
+        for kernel in self._kernels:
+            step = Step("command", self.wanted.command, limit_s=3600)
+            booted, logs = self._boot(kernel, step, "command")
+            sys.stdout.write((logs / "output").read_text(errors="replace"))
+            sys.stdout.flush()
+            ended = booted.told.ended.get("command")
+            shown = "died" if ended is None else f"code {ended.code}, {ended.seconds:.1f} s"
+            say(f"{kernel.upstream}: {shown}; logs in {logs}")
+            self._complain(booted)
+            code = 70 if ended is None else ended.code or code
+        return code
+
+    def tests(self) -> dict[str, report.Column]:
+        """Runs the tests on each kernel; a column for each."""
+        modules = self.wanted.tests or tuple(marked_modules())
+        date = dt.datetime.now(dt.UTC).date().isoformat()
+        columns = {k.series: report.Column(k.version, date, commit()) for k in self._kernels}
+        with ThreadPoolExecutor(self.wanted.jobs) as pool:
+            jobs = [
+                pool.submit(self._module, kernel, module, columns[kernel.series])
+                for module in modules
+                for kernel in self._kernels
+            ]
+            try:
+                for job in jobs:
+                    job.result()
+            except BaseException:
+                for job in jobs:
+                    job.cancel()
+                raise
+        return columns
+
+    def _module(self, kernel: Kernel, module: str, column: report.Column) -> None:
+        step = pytest_step(module, marked=not self.wanted.tests)
+        booted, logs = self._boot(kernel, step, module.replace("/", "-").replace("::", "-"))
+        outcome = judge(booted, logs / "results")
+        column.modules[module] = outcome
+        column.cpu_s = round(column.cpu_s + booted.cpu_s, 1)
+        say(
+            f"{kernel.upstream}  {module}: {outcome.cell().replace('*', '')}"
+            f"  ({outcome.seconds:.0f} s there, {booted.wall_s:.0f} s here)"
+        )
+        if not outcome.fine:
+            for name in outcome.failed:
+                say(f"    {name}")
+            say(f"    {logs}/output")
+        self._complain(booted)
+
+    def _boot(self, kernel: Kernel, step: Step, name: str) -> tuple[Boot, Path]:
+        files = self._images.kernel(kernel)
+        tree, venv = self._disks
+        logs = self._logs / kernel.series / name
+        booted = boot(
+            files,
+            [tree, (files / "modules.img", "/lib/modules"), venv],
+            [step],
+            logs=logs,
+            environment={"PYFLANNEL_GUEST": kernel.series, "PYTHONDONTWRITEBYTECODE": "1"},
+        )
+        return booted, logs
+
+    @staticmethod
+    def _complain(booted: Boot) -> None:
+        for line in booted.serious[:10]:
+            say(f"    console: {line}")
+
+
+def commit() -> str:
+    """The checkout's commit; with a `+` if there are changes beside it."""
+    head = command("git", "-C", ROOT, "rev-parse", "--short", "HEAD").stdout.strip()
+    changes = command(
+        "git", "-C", ROOT, "status", "--porcelain", "-uno", "--", ".", ":!docs"
+    ).stdout
+    return head + ("+" if changes else "")
+
+
+def write(columns: dict[str, report.Column]) -> None:
+    """Puts the columns of this run into the results and the document."""
+    known = {**report.load(RESULTS), **columns}
+    report.save(known, RESULTS)
+    DOCUMENT.write_text(report.into_document(DOCUMENT.read_text(), report.render(known)))
+    say(f"written: {DOCUMENT.relative_to(ROOT)}, {RESULTS.relative_to(ROOT)}")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Does what the command line asks for; returns the exit code."""
+    wanted = parse(arguments)
+    begin = time.monotonic()
+    folder = cache_folder() / "kernels"
+    archive = Archive(folder / "apt", mirrors())
+    if wanted.update:
+        archive.update()
+    available = archive.available()
+    if wanted.listing:
+        for kernel in available.values():
+            print(f"{kernel.series:12} {kernel.version:24} {kernel.release}")
+        print(*marked_modules(), sep="\n")
+        return 0
+    kernels = list(
+        {k.series: k for k in (choose(one, available) for one in wanted.kernels)}.values()
+    )
+    # Compiled here, once, not in each guest.
+    command(sys.executable, "-m", "compileall", "-q", ROOT / "pyflannel")
+    run = Run(wanted, Images(folder, archive), kernels)
+    if wanted.command:
+        return run.command()
+    columns = run.tests()
+    print(report.render(columns))
+    if wanted.whole:
+        write(columns)
+    say(f"took {time.monotonic() - begin:.0f} s; what was built lies in {cache_folder()}")
+    return 0 if all(o.fine for c in columns.values() for o in c.modules.values()) else 1
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KernelsError as error:
+        sys.exit(f"kernels: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
