@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import aclosing, closing
+from ipaddress import ip_address
 
 import pytest
 
@@ -50,6 +51,21 @@ def run(store: EtcdStore, work) -> None:
             await store.close()
 
     asyncio.run(main())
+
+
+def test_the_store_knows_where_it_is_also_by_name(server):
+    """Endpoints that are addresses from the start, those that are names once connected."""
+    port = server.endpoint.rpartition(":")[2]
+    store = store_for(f"http://localhost:{port}", "http://192.0.2.7:2379")
+    assert store.addresses() == {ip_address("192.0.2.7")}
+
+    async def work() -> None:
+        await store.get(b"warm-up")
+        known = store.addresses() - {ip_address("192.0.2.7")}
+        assert known
+        assert all(address.is_loopback for address in known)
+
+    run(store, work)
 
 
 def test_a_dead_first_endpoint_costs_nothing_worth_noticing(server):

@@ -36,6 +36,7 @@ from pyflannel.core.errors import (
     StoreLeaseNotFound,
     StoreUnavailable,
 )
+from pyflannel.core.ip import IPAddress, parse_ip
 from pyflannel.core.options import EtcdOptions
 from pyflannel.logs import get_logger
 from pyflannel.store.etcd import gateway
@@ -96,6 +97,7 @@ class EtcdStore:
         self._idle = idle
         self._threads = ThreadPool("etcd", THREADS)
         self._tokens = Tokens(options.username, options.password, self._post)
+        self._hosts = {endpoint.host for endpoint in self._endpoints}
         self._preferred = 0
         self._clients: dict[Endpoint, EndpointClient] = {}
         self._clients_lock = threading.Lock()
@@ -106,6 +108,18 @@ class EtcdStore:
     def describe(self) -> str:
         """As in `Store`."""
         return ", ".join(str(endpoint) for endpoint in self._endpoints)
+
+    def addresses(self) -> frozenset[IPAddress]:
+        """Where etcd is: endpoints given as addresses, and what names led to when connecting."""
+        with self._clients_lock:
+            for client in self._clients.values():
+                self._hosts |= client.reached()
+            hosts = frozenset(self._hosts)
+        found = set()
+        for text in hosts:
+            with suppress(ValueError):
+                found.add(parse_ip(text))
+        return frozenset(found)
 
     async def get(self, key: bytes) -> RangeResult:
         """As in `Store`."""

@@ -111,6 +111,10 @@ class EndpointClient:
             silent=silent,
         )
 
+    def reached(self) -> frozenset[str]:
+        """Addresses that the endpoint was reached at so far."""
+        return self._connections.reached()
+
     def abort(self) -> None:
         """Breaks off every request that is under way; they fail at once in their threads."""
         self._connections.shut_down()
@@ -137,11 +141,17 @@ class _Connections:
         self._thread = threading.local()
         self._lock = threading.Lock()
         self._open: set[HTTPConnection] = set()
+        self._reached: set[str] = set()
         self._closed = False
 
     def add(self, connection: HTTPConnection) -> None:
+        address = ""
+        if connection.sock is not None:
+            with contextlib.suppress(OSError):
+                address = str(connection.sock.getpeername()[0])
         with self._lock:
             self._open.add(connection)
+            self._reached.add(address)
             closed = self._closed
         if closed:
             _shut_down(connection)
@@ -149,6 +159,11 @@ class _Connections:
     def remove(self, connection: HTTPConnection) -> None:
         with self._lock:
             self._open.discard(connection)
+
+    def reached(self) -> frozenset[str]:
+        """Addresses of the other side, of all connections so far."""
+        with self._lock:
+            return frozenset(self._reached)
 
     def nothing_sent(self) -> None:
         """A request of this thread begins."""
