@@ -125,6 +125,7 @@ def _parts(options: DaemonOptions, notifier: Notifier, stack: contextlib.AsyncEx
                 underlay=underlay,
                 netlink=netlink,
                 fd_store=fd_store,
+                store_addresses=store.addresses,
             ),
         ),
         firewall=lambda config: select.managers(config, options),

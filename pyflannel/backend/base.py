@@ -9,12 +9,13 @@ behind our back, so a network keeps desired state (from leases and config) apart
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.errors import ApplyError, FlannelError
+from pyflannel.core.ip import IPAddress
 from pyflannel.core.lease import Lease, LeaseAttrs, LeaseEvent
 from pyflannel.core.options import DaemonOptions
 from pyflannel.core.underlay import ExternalInterface
@@ -37,6 +38,8 @@ class BackendContext:
     netlink: Netlink
     fd_store: FdStore = field(default_factory=lambda: FdStore(Notifier("")))
     """Descriptors that a restart shall find again."""
+    store_addresses: Callable[[], Collection[IPAddress]] = tuple
+    """Where the store is, as far as known now: no route of ours may lead there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

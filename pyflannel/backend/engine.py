@@ -13,9 +13,11 @@ engine knows *how*:
    and addresses corrected one by one.
 2. Tables (`tables.py`): read back when they may have changed, each into a `DeltaMap` of desired and
    actual.
-3. Paths, for plans that ask for them (direct routing): route look-ups of the peers' underlay
+3. Surroundings (`surroundings.py`): addresses of all links and routes of others. A peer whose
+   subnet would get in their way is left out until they are gone (`core/overlap.py` decides).
+4. Paths, for plans that ask for them (direct routing): route look-ups of the peers' underlay
    addresses, repeated when routes that are not ours changed.
-4. The difference, in one batch: wrong duplicates away; sets, dependencies first (neighbour, FDB
+5. The difference, in one batch: wrong duplicates away; sets, dependencies first (neighbour, FDB
    entry, route); deletes in the reverse order.
 
 One changed lease costs the objects of that lease, whatever the number of peers. Reading back is
@@ -35,14 +37,15 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from pyflannel.backend.base import Applied, PartlyApplied
 from pyflannel.backend.devices import DeviceKeeper, SysctlWriter
-from pyflannel.backend.plan import Device, Plan, Table, TableEntry, View
+from pyflannel.backend.plan import Device, PeerObjects, Plan, Table, TableEntry, View
 from pyflannel.backend.routes import explain
+from pyflannel.backend.surroundings import survey
 from pyflannel.backend.tables import (
     KIND,
     RANK,
@@ -54,9 +57,12 @@ from pyflannel.backend.tables import (
     table_id,
 )
 from pyflannel.core.errors import FlannelError, KernelError
-from pyflannel.core.ip import Family, IPAddress, SubnetKey
+from pyflannel.core.ip import Family, IPAddress, IPNetwork, SubnetKey, family_of
 from pyflannel.core.lease import Lease, LeaseAdded, LeaseEvent
+from pyflannel.core.overlap import Conflict, Judge, Surroundings, overlap
+from pyflannel.core.traces import is_our_device
 from pyflannel.kernel.base import (
+    Address,
     Delete,
     FdbEntry,
     Link,
@@ -68,6 +74,7 @@ from pyflannel.kernel.base import (
     Set,
     Topic,
 )
+from pyflannel.kernel.ownership import is_kernels, is_protected
 from pyflannel.kernel.sysctl import try_write_sysctl
 from pyflannel.logs import get_logger
 from pyflannel.report.model import DeviceReport, NetworkReport
@@ -76,6 +83,10 @@ log = get_logger(__name__)
 
 YIELD_EVERY: Final = 500
 """Peers computed before other tasks get a turn: about 5 ms of work."""
+NAMED_WARNINGS: Final = 20
+"""Overlaps of one kind that get a log line each; all of them stand in the status."""
+CHANGE_NETWORK: Final = "choose a Network that overlaps nothing which this node reaches otherwise"
+"""The way out of an overlap."""
 
 
 @dataclass(slots=True)
@@ -83,18 +94,21 @@ class _Dirty:
     """What the next pass must read back."""
 
     links: bool = False
+    addresses: bool = False
+    """Those of all links: what the overlay must not get in the way of."""
     kinds: set[type[TableEntry]] = field(default_factory=set)
 
     @classmethod
     def all(cls) -> _Dirty:
-        return cls(links=True, kinds={Route, Neighbour, FdbEntry})
+        return cls(links=True, addresses=True, kinds={Route, Neighbour, FdbEntry})
 
     def add(self, other: _Dirty) -> None:
         self.links |= other.links
+        self.addresses |= other.addresses
         self.kinds |= other.kinds
 
     def __bool__(self) -> bool:
-        return self.links or bool(self.kinds)
+        return self.links or self.addresses or bool(self.kinds)
 
 
 @dataclass(slots=True)
@@ -123,6 +137,7 @@ class Engine:
         netlink: the kernel.
         plan: what to keep; `follow` replaces it.
         write_sysctl: how a sysctl is written; by default the file under /proc/sys.
+        store_addresses: where the store is; no route of ours may lead there.
     """
 
     def __init__(
@@ -131,6 +146,7 @@ class Engine:
         plan: Plan,
         *,
         write_sysctl: SysctlWriter = try_write_sysctl,
+        store_addresses: Callable[[], Collection[IPAddress]] = tuple,
     ) -> None:
         self._netlink = netlink
         self._plan = plan
@@ -140,10 +156,21 @@ class Engine:
         self._specs: dict[str, Device] = {}
         self._tables: dict[TableId, TableState] = {}
         self._foreign: dict[Family, list[TableEntry]] = {}
+        self._store_addresses = store_addresses
+        self._addresses: list[Address] = []
+        self._routes: dict[Family, list[Route]] = {}
+        self._names: dict[int, str] = {}
+        self._around = Surroundings()
+        self._judge = Judge(self._around)
+        self._conflicts: dict[Owner, tuple[Conflict, ...]] = {}
+        self._seen: tuple[object, ...] = ()
+        self._of_flannel: frozenset[int] = frozenset()
+        self._warned: set[Conflict] = set()
+        self._overlaps: list[str] = []
         self._peers: dict[SubnetKey, Lease] = {}
         self._objects: dict[Owner, tuple[TableEntry, ...]] = {}
         self._pending: dict[Owner, None] = {}
-        self._problems: dict[SubnetKey, str] = {}
+        self._problems: dict[Owner, str] = {}
         self._contested: set[Key] = set()
         self._link_failures: dict[str, FlannelError] = {}
         self._dirty = _Dirty.all()
@@ -216,14 +243,40 @@ class Engine:
                     return _Dirty(kinds={Route}) if self._is_news(notification) else None
                 # A route of somebody else may be the way to a peer, or to one that failed so far.
                 failing = any(table.held for table in self._tables.values())
-                return _Dirty(kinds={Route}) if self._paths or failing else None
+                if self._paths or failing or self._is_in_the_way(notification):
+                    return _Dirty(kinds={Route})
+                return None
             case Topic.LINK | Topic.ADDRESS:
                 if self._view.underlay is not None:
                     indexes.add(self._view.underlay.index)
                 named = notification.name in {self._plan.underlay, *self._specs}
                 unknown = notification.index == 0 and not notification.name
                 known = notification.index in indexes and notification.index != 0
-                return _Dirty.all() if named or known or unknown else None
+                if named or known or unknown:
+                    return _Dirty.all()
+                # One on another link may be in a peer's way, or its prefix.
+                address = notification.object
+                near = isinstance(address, Address) and self._is_near(address.interface.network)
+                # Routes vanish with an address without a word of their own (IPv4).
+                return _Dirty(addresses=True, kinds={Route}) if near else None
+
+    def _is_near(self, net: IPNetwork) -> bool:
+        """Whether a prefix has something in common with the cluster networks."""
+        return any(overlap(net, network) for network in self._plan.networks)
+
+    def _is_in_the_way(self, notification: Notification) -> bool:
+        """Whether a route of somebody else changes what the overlay must not get in the way of."""
+        route = notification.object
+        if not isinstance(route, Route):
+            return False
+        if notification.deleted:
+            return bool(self._conflicts)
+        if is_kernels(route):
+            return self._is_near(route.dst) and route.dst not in self._around.connected
+        return any(
+            hop not in self._around.next_hops and any(hop in net for net in self._plan.networks)
+            for hop in route.next_hops
+        )
 
     def _is_news(self, notification: Notification) -> bool:
         """Whether what is reported is other than wanted.
@@ -232,8 +285,12 @@ class Engine:
         reported again.
         """
         thing = notification.object
-        table = self._tables.get(table_id(thing)) if thing is not None else None
-        if thing is None or table is None or table.held:
+        if thing is None or isinstance(thing, Address):
+            return True
+        table = self._tables.get(table_id(thing))
+        if table is None or table.held:
+            return True
+        if isinstance(thing, Route) and is_protected(thing):
             return True
         wanted = table.delta.desired.get(thing.key)
         if notification.deleted or thing == wanted:
@@ -282,6 +339,8 @@ class Engine:
         done.failures.update(self._link_failures)
         await self._plan_peers(done)
         if await self._read_tables(work, done) and await self._look_up_again(done):
+            await self._plan_peers(done)
+        if await self._look_around(work, done):
             await self._plan_peers(done)
         if work:
             for table in self._tables.values():
@@ -358,17 +417,144 @@ class Engine:
 
     def _objects_of(self, owner: Owner, lease: Lease | None) -> tuple[TableEntry, ...]:
         if owner is None:
-            return tuple(self._plan.node_objects(self._view))
+            return self._node_objects()
         if lease is None:
             self._problems.pop(owner, None)
+            self._conflicts.pop(owner, None)
             return ()
         peer = self._plan.peer_objects(lease, self._view)
+        conflicts = self._conflicts_of(lease)
+        self._conflicts.pop(owner, None)
+        if conflicts:
+            self._conflicts[owner] = conflicts
+        # A backend without a route for each peer (udp) takes nothing away by carrying one.
+        if conflicts and any(isinstance(thing, Route) for thing in peer.objects):
+            peer = self._without(lease, conflicts, peer)
+            for conflict in conflicts:
+                if not conflict.forbids:
+                    self._warn(owner, conflict)
         if peer.problem and peer.problem != self._problems.get(owner):
             log.warning("peer ignored", peer=owner.describe(), reason=peer.problem)
             self._problems[owner] = peer.problem
-        elif not peer.problem:
-            self._problems.pop(owner, None)
+        elif not peer.problem and self._problems.pop(owner, ""):
+            log.info("peer is no longer ignored", peer=owner.describe())
         return peer.objects
+
+    def _node_objects(self) -> tuple[TableEntry, ...]:
+        """What this node needs, but for a route that would take something else away from it."""
+        objects: list[TableEntry] = []
+        problems: list[str] = []
+        for thing in self._plan.node_objects(self._view):
+            conflict = self._judge.network_route(thing.dst) if isinstance(thing, Route) else None
+            if conflict is None:
+                objects.append(thing)
+            else:
+                problems.append(f"{thing} left out: {conflict}; {CHANGE_NETWORK}")
+        problem = "; ".join(problems)
+        if problem and problem != self._problems.get(None):
+            log.error(
+                "the overlay has no route, its packets do not leave this node", reason=problem
+            )
+            self._problems[None] = problem
+        elif not problem and self._problems.pop(None, ""):
+            log.info("the overlay has its route again")
+        return tuple(objects)
+
+    def _conflicts_of(self, lease: Lease) -> tuple[Conflict, ...]:
+        """What a peer's subnets are in the way of, family by family."""
+        subnets = (lease.subnet(family_of(network)) for network in self._plan.networks)
+        found = (self._judge.subnet(subnet) for subnet in subnets if subnet is not None)
+        return tuple(conflict for conflict in found if conflict is not None)
+
+    def _without(
+        self, lease: Lease, conflicts: Iterable[Conflict], peer: PeerObjects
+    ) -> PeerObjects:
+        """What a peer needs, but for the families whose subnet is in the way of something."""
+        bad = [conflict for conflict in conflicts if conflict.forbids]
+        if not bad:
+            return peer
+        subnets = [conflict.subnet for conflict in bad]
+        v4, v6 = lease.key.v4, lease.key.v6
+        left = SubnetKey(None if v4 in subnets else v4, None if v6 in subnets else v6)
+        objects: tuple[TableEntry, ...] = ()
+        if left != SubnetKey(None):
+            objects = self._plan.peer_objects(replace(lease, key=left), self._view).objects
+        reason = "; ".join(str(conflict) for conflict in bad)
+        return PeerObjects(objects, f"{reason}; delete its lease, or {CHANGE_NETWORK}")
+
+    def _warn(self, owner: SubnetKey, conflict: Conflict) -> None:
+        """Says once that a peer is carried all the same."""
+        if conflict in self._warned:
+            return
+        self._warned.add(conflict)
+        if len(self._warned) <= NAMED_WARNINGS:
+            log.warning(
+                "peer carried, hosts with addresses of its subnet are no longer reached directly",
+                peer=owner.describe(),
+                reason=str(conflict),
+            )
+        elif len(self._warned) == NAMED_WARNINGS + 1:
+            log.warning("more peers overlap a connected prefix; they are carried all the same")
+
+    async def _look_around(self, work: _Dirty, done: _Pass) -> bool:
+        """Sees what the overlay must not get in the way of; whether a peer is judged otherwise."""
+        if work.addresses:
+            try:
+                self._addresses = await self._netlink.addresses()
+                await self._learn_names()
+            except KernelError as error:
+                done.failures["list of addresses"] = error
+                self._dirty.addresses = True
+        around = self._survey() if work else self._around
+        if around == self._around:
+            return False
+        self._around, self._judge = around, Judge(around)
+        self._say_overlaps()
+        self._pending[None] = None
+        for owner, lease in self._peers.items():
+            if self._conflicts_of(lease) != self._conflicts.get(owner, ()):
+                self._pending[owner] = None
+        return True
+
+    def _survey(self) -> Surroundings:
+        own, store = self._plan.own, frozenset(self._store_addresses())
+        ours = frozenset(link.index for link in self._view.links.values()) | self._of_flannel
+        seen = (own, store, ours, self._plan.networks, self._addresses, dict(self._routes))
+        if seen == self._seen:
+            return self._around
+        self._seen = seen
+        return survey(
+            self._addresses,
+            [route for routes in self._routes.values() for route in routes],
+            own=own,
+            ours=ours,
+            networks=self._plan.networks,
+            store=store,
+            names=self._names,
+        )
+
+    async def _learn_names(self) -> None:
+        """Names of the links that matter; asked for when there is one that is not yet known."""
+        indexes = {a.index for a in self._addresses if self._is_near(a.interface.network)}
+        if not indexes <= self._names.keys():
+            links = await self._netlink.links()
+            self._names = {link.index: link.name for link in links}
+            self._of_flannel = frozenset(
+                link.index for link in links if is_our_device(link.name, link.kind)
+            )
+
+    def _say_overlaps(self) -> None:
+        """Says once of each thing that a cluster network overlaps that it does."""
+        found = [str(c) for network in self._plan.networks for c in self._judge.network(network)]
+        for text in found[:NAMED_WARNINGS]:
+            if text not in self._overlaps:
+                log.warning(
+                    "the network overlaps what this node is connected to; where both have a route, "
+                    "one of them is out of reach",
+                    overlap=text,
+                    remedy=CHANGE_NETWORK,
+                )
+        self._overlaps = found
 
     def _claim(self, owner: Owner, things: tuple[TableEntry, ...]) -> None:
         before = self._objects.pop(owner, ())
@@ -440,6 +626,8 @@ class Engine:
                 done.unread = True
                 self._dirty.kinds.add(table.kind)
                 continue
+            if table.kind is Route and table.family is not None:
+                self._routes[table.family] = [r for r in listing if isinstance(r, Route)]
             rerouted |= self._foreign_changed(table, listing)
             state.take(listing, is_ours)
         return rerouted
@@ -550,7 +738,8 @@ class Engine:
             },
             peers=len(self._peers),
             objects=dict(objects),
-            ignored={key.describe(): text for key, text in self._problems.items()},
+            ignored={_describe(owner): text for owner, text in self._problems.items()},
+            overlaps=tuple(self._overlaps),
             failing=failing,
         )
 

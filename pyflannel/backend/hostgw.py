@@ -53,6 +53,11 @@ class HostGwPlan:
         """As in `OverlayPlan`: nothing is added to a packet."""
         return self.external.mtu
 
+    @property
+    def networks(self) -> Sequence[IPNetwork]:
+        """As in `Plan`."""
+        return routes.networks(self.config)
+
     def devices(self, underlay: Link | None) -> Sequence[Device]:
         """As in `Plan`: none."""
         del underlay
@@ -150,6 +155,7 @@ class HostGwBackend:
         check_no_nat(context.config, context.underlay)
         self._plan = HostGwPlan(config=context.config, external=context.underlay)
         self._netlink = context.netlink
+        self._store_addresses = context.store_addresses
 
     async def prepare(self, previous: LeaseAttrs | None) -> LeaseAttrs:
         """As in `Backend`: nothing to make."""
@@ -160,4 +166,5 @@ class HostGwBackend:
         """As in `Backend`."""
         require_families(lease, self._plan.config.families)
         plan = replace(self._plan, own=lease.key)
-        return KernelNetwork(BACKEND_TYPE, Engine(self._netlink, plan), plan)
+        engine = Engine(self._netlink, plan, store_addresses=self._store_addresses)
+        return KernelNetwork(BACKEND_TYPE, engine, plan)

@@ -83,6 +83,11 @@ class IpipPlan:
         """As in `OverlayPlan`."""
         return self.external.mtu - OVERHEAD
 
+    @property
+    def networks(self) -> Sequence[IPNetwork]:
+        """As in `Plan`."""
+        return routes.networks(self.config, Family.V4)
+
     def devices(self, underlay: Link | None) -> Sequence[Device]:
         """As in `Plan`."""
         del underlay
@@ -206,7 +211,12 @@ class IpipBackend:
             settings=load_backend(IpipConfig, context.config.backend),
             external=context.underlay,
         )
-        self._engine = Engine(context.netlink, self._plan, write_sysctl=write_sysctl)
+        self._engine = Engine(
+            context.netlink,
+            self._plan,
+            write_sysctl=write_sysctl,
+            store_addresses=context.store_addresses,
+        )
 
     async def prepare(self, previous: LeaseAttrs | None) -> LeaseAttrs:
         """As in `Backend`: nothing of the device is published, so it is made in `attach`."""

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pyflannel.core.ip import Family, IPAddress, IPNetwork
+from pyflannel.core.ip import Family, IPAddress, IPNetwork, SubnetKey
 from pyflannel.core.lease import Lease
 from pyflannel.kernel.base import (
     Address,
@@ -92,6 +92,16 @@ class Plan(Protocol):
     @property
     def underlay(self) -> str:
         """Name of the external interface."""
+        ...
+
+    @property
+    def own(self) -> SubnetKey | None:
+        """Our own subnet; `None` before there is a lease."""
+        ...
+
+    @property
+    def networks(self) -> Sequence[IPNetwork]:
+        """The cluster network of each family that the backend carries."""
         ...
 
     def devices(self, underlay: Link | None) -> Sequence[Device]:

@@ -33,16 +33,22 @@ from pyflannel.kernel.base import (
     RT_SCOPE_UNIVERSE,
     RTN_UNICAST,
     RTPROT_BOOT,
-    RTPROT_KERNEL,
     KernelObject,
     Link,
     Route,
 )
+from pyflannel.kernel.ownership import is_protected
 
 
 def peer_route(subnet: IPNetwork, gateway: IPAddress, oif: int, *, onlink: bool = False) -> Route:
     """The route to a peer's subnet, as upstream writes it."""
     return Route(dst=subnet, gateway=gateway, oif=oif, onlink=onlink)
+
+
+def networks(config: NetworkConfig, *families: Family) -> tuple[IPNetwork, ...]:
+    """The cluster networks of some families, by default of all that are enabled."""
+    found = (config.network_of(family) for family in families or config.families)
+    return tuple(network for network in found if network is not None)
 
 
 def type_problem(lease: Lease, backend_type: str) -> str:
@@ -75,11 +81,11 @@ def inside(dst: IPNetwork, config: NetworkConfig, own: SubnetKey | None) -> bool
 def is_device_route(
     route: Route, config: NetworkConfig, own: SubnetKey | None, device: Link | None
 ) -> bool:
-    """Whether a route leaves through our own device and is not one that the kernel made itself."""
+    """Whether a route leaves through our own device and is no other program's, nor the kernel's."""
     return (
         device is not None
         and route.oif == device.index
-        and route.protocol != RTPROT_KERNEL
+        and not is_protected(route)
         and inside(route.dst, config, own)
     )
 

@@ -7,6 +7,10 @@ one whose lease was written last, and rivals that wait. And the kernel sometimes
 objects under what we take for one key (`ip route append`, `bridge fdb append`): the wrong ones are
 *surplus*. So is an IPv6 route with a better metric than ours, which has none, beside one of ours:
 another key, and the packets follow it.
+
+Routes of the kernel and of routing daemons (`kernel/ownership.py`) are not looked at: they are
+neither ours nor surplus, whatever they lead to. Where one is in the way, the engine leaves the peer
+out.
 """
 
 from __future__ import annotations
@@ -19,7 +23,8 @@ from pyflannel.backend.plan import TableEntry
 from pyflannel.core.delta import DeltaMap
 from pyflannel.core.errors import KernelError
 from pyflannel.core.ip import SubnetKey
-from pyflannel.kernel.base import RTPROT_KERNEL, FdbEntry, KernelObject, Neighbour, Route
+from pyflannel.kernel.base import FdbEntry, KernelObject, Neighbour, Route
+from pyflannel.kernel.ownership import is_protected
 from pyflannel.kernel.rtnl import IPV6_DEFAULT_METRIC
 
 Key = tuple[object, ...]
@@ -50,15 +55,12 @@ def table_id(thing: TableEntry) -> TableId:
 
 
 def overrules(thing: TableEntry, desired: Mapping[Key, TableEntry]) -> bool:
-    """Whether a route is in force in the place of a wanted one although its key is another.
-
-    Those that the kernel made itself belong to an address; what is wrong there is the address.
-    """
+    """Whether a route is in force in the place of a wanted one although its key is another."""
     return (
         isinstance(thing, Route)
         and thing.dst.version == 6
         and 0 < thing.metric < IPV6_DEFAULT_METRIC
-        and thing.protocol != RTPROT_KERNEL
+        and not is_protected(thing)
         and replace(thing, metric=0).key in desired
     )
 
@@ -166,6 +168,8 @@ class TableState:
         actual: dict[Key, TableEntry] = {}
         self.surplus = []
         for thing in listing:
+            if isinstance(thing, Route) and is_protected(thing):
+                continue
             key = thing.key
             wanted = desired.get(key)
             # What we put there and no longer want stays ours, unless it was replaced.

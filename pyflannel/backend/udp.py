@@ -50,6 +50,7 @@ from pyflannel.core.underlay import ExternalInterface
 from pyflannel.datapath import select
 from pyflannel.datapath.base import Datapath, DatapathConfig
 from pyflannel.kernel.base import Link, Notification, Route, Topic
+from pyflannel.kernel.ownership import is_protected
 from pyflannel.kernel.sysctl import try_write_sysctl
 from pyflannel.kernel.tun import TunDevice, adopt_tun, open_tun
 from pyflannel.kernel.udp import IP_PMTUDISC_DO, adopt_udp, open_udp
@@ -101,6 +102,11 @@ class UdpPlan:
     subnet: IPv4Network
     device: Device
 
+    @property
+    def networks(self) -> Sequence[IPNetwork]:
+        """The one network."""
+        return (self.network,)
+
     def devices(self, underlay: Link | None) -> Sequence[Device]:
         """The TUN; it does not depend on the underlay."""
         del underlay
@@ -128,7 +134,7 @@ class UdpPlan:
     def is_ours(self, thing: TableEntry, view: View, *, startup: bool) -> bool:
         """Routes through our device towards another cluster network (a former one), and strays."""
         link = view.links.get(DEVICE)
-        if not isinstance(thing, Route) or thing.dst.version != 4:
+        if not isinstance(thing, Route) or thing.dst.version != 4 or is_protected(thing):
             return False
         if link is not None and thing.oif == link.index:
             return True
@@ -192,7 +198,9 @@ class UdpNetwork:
         self._adopted = False
         self._socket: socket.socket | None = None
         self._datapath: Datapath | None = None
-        self._engine = Engine(context.netlink, self._plan())
+        self._engine = Engine(
+            context.netlink, self._plan(), store_addresses=context.store_addresses
+        )
         self._starts = 0
         self._worried = False
 

@@ -227,6 +227,11 @@ class VxlanPlan:
             gbp=self.settings.gbp,
         )
 
+    @property
+    def networks(self) -> Sequence[IPNetwork]:
+        """As in `Plan`."""
+        return routes.networks(self.config)
+
     def devices(self, underlay: Link | None) -> Sequence[Device]:
         """As in `Plan`.
 
@@ -471,7 +476,12 @@ class VxlanBackend:
         self._file = MacFile(context.options.state_dir)
         self._rng = rng if rng is not None else random.SystemRandom()
         self._plan = VxlanPlan(config=context.config, settings=settings, external=context.underlay)
-        self._engine = Engine(self._netlink, self._plan, write_sysctl=write_sysctl)
+        self._engine = Engine(
+            self._netlink,
+            self._plan,
+            write_sysctl=write_sysctl,
+            store_addresses=context.store_addresses,
+        )
 
     async def prepare(self, previous: LeaseAttrs | None) -> LeaseAttrs:
         """As in `Backend`: makes the devices, whose MACs the lease carries.

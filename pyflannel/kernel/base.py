@@ -8,7 +8,10 @@ to the same behaviour.
 Conventions that every implementation keeps:
 
 * *Set is replace.* `Set(x)` makes the kernel hold exactly `x` under `x.key`, whatever stood there.
-  If it is refused, what stood there may be gone.
+  If it is refused, what stood there may be gone. With one exception: a route of the kernel or of a
+  routing daemon (`ownership.is_protected`) is neither replaced nor deleted, nor is anything put
+  beside it under its key (`EEXIST`, naming it); and where no route stands, the creation is
+  exclusive, so that one which comes in between is found as well.
 * *Delete is exact.* A route is deleted if type, gateway and link agree as well (no link said beside
   a gateway: any link), an FDB entry if its destination, port, VNI and link do. A neighbour or an
   address is what its key says, so that is all which counts. (The one case in which Linux can delete
@@ -163,6 +166,13 @@ class Route:
     altered: bool = False
     """On read: it has what we never give a route, metrics (an MTU), an encapsulation, or a next hop
     object in the place of its own; so it equals none of ours."""
+    hops: tuple[IPAddress, ...] = ()
+    """On read: gateways of a route with several next hops."""
+
+    @property
+    def next_hops(self) -> tuple[IPAddress, ...]:
+        """All gateways, be it one or several."""
+        return self.hops if self.gateway is None else (self.gateway,)
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -271,9 +281,9 @@ class Notification:
     """Family of the address, route or neighbour; `None` for links and FDB entries."""
     dst: IPNetwork | None = None
     """Destination of the route, for `Topic.ROUTE`."""
-    object: Route | Neighbour | FdbEntry | None = None
-    """What stands now, or stood, in the words of a listing; `None` for links, addresses, and what
-    a listing would not show."""
+    object: Address | Route | Neighbour | FdbEntry | None = None
+    """What stands now, or stood, in the words of a listing; `None` for links, and what a listing
+    would not show."""
 
 
 class Notifications(Protocol):

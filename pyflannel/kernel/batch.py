@@ -15,6 +15,10 @@ it does in the others (seen on Linux 6.18; the sources back to 4.19 read the sam
 And *delete exactly this* is not what RTM_DELROUTE does: no gateway in the request means any
 gateway, a metric of 0 any metric, and a route with several next hops is taken for its first one.
 
+Nor does replace ask whose the route is that it replaces: `172.17.0.0/16 dev docker0 proto kernel`
+becomes `dev flannel0`. Where a protected route stands (`ownership.py`), nothing is done and the
+operation fails with EEXIST; where none stands, the creation is exclusive.
+
 So a plan starts from what the kernel holds under the keys concerned. What is in the way is deleted
 with precisely the attributes that the kernel reported it with, as `ip route flush` does; what is
 not there is not deleted at all. The plan follows its own effects: a later operation of the batch
@@ -28,7 +32,7 @@ from dataclasses import replace
 from typing import Final, NamedTuple
 
 from pyflannel.core.errors import KernelError
-from pyflannel.kernel import rtnl
+from pyflannel.kernel import ownership, rtnl
 from pyflannel.kernel.base import RTN_UNICAST, Address, Delete, Operation, Route, Set
 from pyflannel.kernel.rtnl import Request, RouteKey
 
@@ -103,12 +107,29 @@ class Plan:
                 self._step(position, rtnl.delete_request(item), ABSENT)
         else:
             if isinstance(item, Route):
-                self._make_room_for_route(position, item)
-                if stepping_stone:
-                    self._step(position, rtnl.set_request(stone_of(item)))
-            elif isinstance(item, Address):
+                self._set_route(position, item, stepping_stone=stepping_stone)
+                return
+            if isinstance(item, Address):
                 self._make_room_for_address(position, item)
             self._step(position, rtnl.set_request(item))
+
+    def _set_route(self, position: int, route: Route, *, stepping_stone: bool) -> None:
+        standing = self._routes.get(rtnl.key_of(route), [])
+        for found in standing:
+            if ownership.is_protected(found.route) and not ownership.is_protected(route):
+                hint = f"{ownership.describe(found.route)} is there and not ours to replace"
+                self._fail(position, "replace", route, errno.EEXIST, hint)
+                return
+        first = stone_of(route) if stepping_stone else route
+        request = rtnl.set_request(first) if standing else rtnl.create_request(first)
+        self._make_room_for_route(position, route)
+        self._step(position, request)
+        if stepping_stone:
+            self._step(position, rtnl.set_request(route))
+
+    def _fail(self, position: int, verb: str, route: Route, code: int, hint: str) -> None:
+        kind, _, subject = str(route).partition(" ")
+        self.failures[position] = KernelError(f"{kind} {verb}", subject, code, hint)
 
     def _step(self, position: int, request: Request, tolerated: frozenset[int] = _NONE) -> None:
         self.steps.append(Step(position, request, tolerated))
@@ -132,11 +153,8 @@ class Plan:
                 continue
             for other in standing[:place]:
                 if _would_be_taken_for(other.route, found.route):
-                    verb, _, subject = str(route).partition(" ")
                     hint = f"the kernel would delete another one instead: {other.route}"
-                    self.failures[position] = KernelError(
-                        f"{verb} delete", subject, errno.ENOTUNIQ, hint
-                    )
+                    self._fail(position, "delete", route, errno.ENOTUNIQ, hint)
                     return
             if found.route.oif is None and route.oif is not None:
                 # Set in this batch, without a link: only the kernel knows which one it took.
@@ -189,6 +207,7 @@ def _is_same_route(found: Route, wanted: Route) -> bool:
     """
     return (
         found.type == wanted.type
+        and (found.protocol == wanted.protocol or not ownership.is_protected(found))
         and found.altered == wanted.altered
         and found.gateway == wanted.gateway
         and (

@@ -138,6 +138,7 @@ _NLMSGERR_ATTR_MSG: Final = 1
 _HEADER: Final = struct.Struct("=IHHII")
 _ATTRIBUTE: Final = struct.Struct("=HH")
 _RTMSG: Final = struct.Struct("=BBBBBBBBI")
+_RTNEXTHOP: Final = struct.Struct("=HBBi")
 _NDMSG: Final = struct.Struct("=BxxxiHBB")
 _IFADDRMSG: Final = struct.Struct("=BBBBI")
 _IFINFOMSG: Final = struct.Struct("=BxHiII")
@@ -308,6 +309,7 @@ def _af(address: IPAddress | IPNetwork) -> int:
 
 
 _SET: Final = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE
+_CREATE: Final = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL
 _DELETE: Final = NLM_F_REQUEST | NLM_F_ACK
 _DUMP: Final = NLM_F_REQUEST | NLM_F_DUMP
 
@@ -321,6 +323,11 @@ def set_request(item: KernelObject) -> Request:
     if isinstance(item, FdbEntry):
         return Request(RTM_NEWNEIGH, _SET, _fdb_body(item))
     return Request(RTM_NEWADDR, _SET, _address_body(item))
+
+
+def create_request(route: Route) -> Request:
+    """Create a route where none stands under its key; else the kernel answers EEXIST."""
+    return Request(RTM_NEWROUTE, _CREATE, _route_body(route))
 
 
 def delete_request(item: KernelObject) -> Request:
@@ -526,7 +533,12 @@ def decode_route(body: bytes) -> Route | None:
         dst = bytes(4 if af == AF_INET else 16)
     gateway: IPAddress | None = None
     oif: int | None = None
-    if _RTA_MULTIPATH not in attributes and kind not in REJECTING_TYPES:
+    hops: tuple[IPAddress, ...] = ()
+    if kind in REJECTING_TYPES:
+        pass
+    elif (value := get(_RTA_MULTIPATH)) is not None:
+        hops = tuple(_gateways(value))
+    else:
         value = get(_RTA_GATEWAY)
         if value is not None:
             gateway = _ip(value)
@@ -551,7 +563,23 @@ def decode_route(body: bytes) -> Route | None:
         metric=metric,
         src=_ip(value) if value is not None else None,
         altered=not _RTA_ALTERING.isdisjoint(attributes),
+        hops=hops,
     )
+
+
+def _gateways(multipath: bytes) -> Iterator[IPAddress]:
+    """The gateways of RTA_MULTIPATH: a `struct rtnexthop` and attributes for each next hop."""
+    offset = 0
+    while offset + _RTNEXTHOP.size <= len(multipath):
+        length, _, _, _ = _RTNEXTHOP.unpack_from(multipath, offset)
+        if length < _RTNEXTHOP.size:
+            return
+        attributes = _attributes(multipath[: offset + length], offset + _RTNEXTHOP.size)
+        if (value := attributes.get(_RTA_GATEWAY)) is not None:
+            yield _ip(value)
+        elif (value := attributes.get(_RTA_VIA)) is not None:
+            yield _ip(value[2:])
+        offset += (length + 3) & ~3
 
 
 def _without_ages(body: bytes) -> bytes:
@@ -669,7 +697,11 @@ def decode_notification(message: Message) -> Notification | None:
     if kind in (RTM_NEWADDR, RTM_DELADDR):
         af, _, _, _, index = _IFADDRMSG.unpack_from(body)
         return Notification(
-            topic=Topic.ADDRESS, index=index, deleted=kind == RTM_DELADDR, family=_family(af)
+            topic=Topic.ADDRESS,
+            index=index,
+            deleted=kind == RTM_DELADDR,
+            family=_family(af),
+            object=decode_address(body),
         )
     if kind in (RTM_NEWLINK, RTM_DELLINK):
         af, _, index, _, _ = _IFINFOMSG.unpack_from(body)

@@ -166,6 +166,8 @@ class NetworkReport:
     """Kernel objects wanted, by kind."""
     ignored: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     """Peers that are left out, in whole or in part, with the reason."""
+    overlaps: Sequence[str] = ()
+    """What is carried although it overlaps something of this machine, with both sides."""
     failing: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     """What could not be applied, with the kernel's answer; it is retried."""
     failing_since: Mapping[str, float] = field(default_factory=dict)

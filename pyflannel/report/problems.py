@@ -25,6 +25,7 @@ DEVICE_DOWN: Final = "PF131"
 NOT_APPLIED: Final = "PF132"
 PEER_IGNORED: Final = "PF133"
 NO_DATAPATH: Final = "PF134"
+OVERLAP: Final = "PF135"
 RULES: Final = "PF141"
 FILE: Final = "PF151"
 PART: Final = "PF161"
@@ -43,6 +44,7 @@ CODES: Final = {
     NOT_APPLIED: "something could not be programmed into the kernel",
     PEER_IGNORED: "a peer is left out",
     NO_DATAPATH: "no data path carries the packets of backend udp",
+    OVERLAP: "a subnet that is carried overlaps a prefix of this machine",
     RULES: "the masquerade and forward rules are not in place",
     FILE: "an environment file could not be written",
     PART: "a part of the daemon that packets do not need fails",
@@ -200,10 +202,11 @@ def _network(report: NodeReport) -> Iterator[Problem]:
     for subnet, reason in network.ignored.items():
         yield Problem(
             code=PEER_IGNORED,
-            subject=f"peer {subnet}",
+            subject=f"peer {subnet}" if "/" in subnet else subnet,
             text=f"left out: {reason}",
-            remedy="what it publishes must change on its own node",
         )
+    for overlap in network.overlaps:
+        yield Problem(code=OVERLAP, severity=Severity.INFO, subject="overlap", text=overlap)
     if network.datapath is not None and network.datapath.name is None:
         yield Problem(
             code=NO_DATAPATH,

@@ -26,7 +26,7 @@ changed or not. A subnet that another node holds is never written.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -133,6 +133,10 @@ class LeaseStore(Protocol):
 
     def describe(self) -> str:
         """Where the leases are, for a log line, without secrets."""
+        ...
+
+    def addresses(self) -> Collection[IPAddress]:
+        """Where the store is reached, as far as known now: no route of ours may lead there."""
         ...
 
     def report(self) -> StoreReport:

@@ -50,6 +50,7 @@ from pyflannel.kernel.base import (
     Topic,
     VxlanAttrs,
 )
+from pyflannel.kernel.ownership import describe, is_protected
 
 RTN_LOCAL: Final = 2
 RT_SCOPE_HOST: Final = 254
@@ -277,7 +278,9 @@ class FakeNetlink:
         device.addresses.append(address)
         if device.link.up:
             self._connect(device, address)
-        self._announce(Topic.ADDRESS, address.index, family=family_of(address.interface.ip))
+        self._announce(
+            Topic.ADDRESS, address.index, family=family_of(address.interface.ip), thing=address
+        )
 
     def append_route(self, route: Route) -> None:
         """`ip route append`: one more under the same key, behind the others."""
@@ -286,7 +289,8 @@ class FakeNetlink:
 
     def add_multipath(self, dst: IPNetwork, hops: Sequence[Hop], *, metric: int = 0) -> None:
         """`ip route add dst nexthop … nexthop …`."""
-        entry = _Entry(_as_stored(Route(dst=dst, metric=metric)), tuple(hops))
+        route = Route(dst=dst, metric=metric, hops=tuple(hop.gateway for hop in hops))
+        entry = _Entry(_as_stored(route), tuple(hops))
         self._routes.add(entry)
         self._announce_route(entry.route)
 
@@ -490,12 +494,23 @@ class FakeNetlink:
             self.calls[kind] += 1
             try:
                 self._fail_if_asked(kind, operation.object)
+                self._refuse_protected(operation)
                 self._carry_out(operation)
             except KernelError as error:
                 failures[position] = error
             else:
                 self.applied.append(operation)
         return failures
+
+    def _refuse_protected(self, operation: Operation) -> None:
+        """Keeps us, and nobody else, from replacing what is the kernel's or a routing daemon's."""
+        route = operation.object
+        if not isinstance(operation, Set) or not isinstance(route, Route):
+            return
+        for entry in self._routes.under(_as_stored(route)):
+            if is_protected(entry.route) and not is_protected(route):
+                hint = f"{describe(entry.route)} is there and not ours to replace"
+                raise _error("route replace", str(route).removeprefix("route "), errno.EEXIST, hint)
 
     async def _called(self, method: str, subject: object = "") -> None:
         self.calls[method] += 1
@@ -673,7 +688,7 @@ class FakeNetlink:
         device.addresses.append(address)
         if device.link.up:
             self._connect(device, address)
-        self._announce(Topic.ADDRESS, address.index, family=family_of(interface.ip))
+        self._announce(Topic.ADDRESS, address.index, family=family_of(interface.ip), thing=address)
 
     def _connect(self, device: _Device, address: Address) -> None:
         """The route that comes with an address."""
@@ -729,7 +744,7 @@ class FakeNetlink:
                 gone = alike
         for one in gone:
             device.addresses.remove(one)
-            self._announce(Topic.ADDRESS, device.link.index, deleted=True, family=family)
+            self._announce(Topic.ADDRESS, device.link.index, deleted=True, family=family, thing=one)
         rest = [a for a in device.addresses if family_of(a.interface.ip) is family]
         if all(a.interface.network != interface.network for a in rest):
             self._disconnect(device, interface.network, announce=family is Family.V6)
@@ -826,7 +841,7 @@ class FakeNetlink:
             if address.interface.version == 6:
                 device.addresses.remove(address)
                 index = device.link.index
-                self._announce(Topic.ADDRESS, index, deleted=True, family=Family.V6)
+                self._announce(Topic.ADDRESS, index, deleted=True, family=Family.V6, thing=address)
 
     def _drop_routes_through(self, device: _Device, family: Family, *, announce: bool) -> None:
         """Routes of which no next hop is left."""
@@ -842,9 +857,10 @@ class FakeNetlink:
     def _drop_hop(entry: _Entry, index: int) -> None:
         """Takes one link out of a route with several next hops that has others left."""
         entry.hops = tuple(hop for hop in entry.hops if hop.oif != index)
+        entry.route = replace(entry.route, hops=tuple(hop.gateway for hop in entry.hops))
         if len(entry.hops) == 1 and entry.route.dst.version == 6:
             (hop,) = entry.hops
-            entry.route = replace(entry.route, gateway=hop.gateway, oif=hop.oif)
+            entry.route = replace(entry.route, gateway=hop.gateway, oif=hop.oif, hops=())
             entry.hops = ()
 
     def _flush_neighbours(self, device: _Device, *families: Family) -> None:
@@ -894,7 +910,7 @@ class FakeNetlink:
         *,
         deleted: bool = False,
         family: Family | None = None,
-        thing: Neighbour | FdbEntry | None = None,
+        thing: Address | Neighbour | FdbEntry | None = None,
     ) -> None:
         self.notify(
             Notification(topic=topic, index=index, deleted=deleted, family=family, object=thing)
@@ -938,6 +954,8 @@ def _is_same(entry: _Entry, wanted: Route) -> bool:
     """Whether this is the one that a delete is about; the keys agree."""
     found = entry.route
     if found.type != wanted.type or found.gateway != wanted.gateway:
+        return False
+    if is_protected(found) and found.protocol != wanted.protocol:
         return False
     return found.oif == wanted.oif or (
         wanted.oif is None and (wanted.gateway is not None or wanted.type in REJECTING_TYPES)

@@ -15,7 +15,7 @@ import asyncio
 import itertools
 import math
 from collections import defaultdict, deque
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
@@ -27,6 +27,7 @@ from pyflannel.core.errors import (
     StoreLeaseNotFound,
     StoreUnavailable,
 )
+from pyflannel.core.ip import IPAddress
 from pyflannel.store.etcd.base import (
     DeleteEvent,
     Header,
@@ -504,6 +505,10 @@ class FakeStore:
     def reconnect(self, reason: str) -> None:
         """As in `Store`: there is no connection, so it is only remembered."""
         self.reconnected.append(reason)
+
+    def addresses(self) -> Collection[IPAddress]:
+        """As in `Store`: none."""
+        return ()
 
     def describe(self) -> str:
         """As in `Store`."""

@@ -46,6 +46,7 @@ from tests.support.netns import in_new_netns
 MAC = "0e:00:00:00:00:02"
 OTHER_MAC = "0e:00:00:00:00:03"
 PROTO_STATIC = 4
+PROTO_BIRD = 12
 RTN_LOCAL = 2
 NUD_REACHABLE = 2
 PERIOD_S = 5.0
@@ -698,6 +699,43 @@ class TestRoutes:
         check(body)
 
     @BOTH
+    def test_the_gateways_of_several_next_hops_are_told(
+        self, check: Check, dst: str, one: str, two: str
+    ) -> None:
+        """In their order."""
+
+        async def body(w: World) -> None:
+            hops = [Hop(ip_address(one), w.under.index), Hop(ip_address(two), w.under.index)]
+            w.others.add_multipath(ip_network(dst), hops)
+            (found,) = await w.routes(dst)
+            assert found.next_hops == (ip_address(one), ip_address(two))
+            await w.done(Set(w.route(dst, one)))
+            (found,) = await w.routes(dst)
+            assert found.next_hops == (ip_address(one),)
+
+        check(body)
+
+    @BOTH
+    @pytest.mark.parametrize("protocol", [RTPROT_KERNEL, PROTO_BIRD])
+    def test_a_protected_route_is_neither_replaced_nor_deleted_nor_joined(
+        self, check: Check, dst: str, one: str, two: str, protocol: int
+    ) -> None:
+        """The refusal names it; when it is gone the place is free."""
+
+        async def body(w: World) -> None:
+            theirs = w.route(dst, oif=w.under.index, protocol=protocol)
+            await w.done(Set(theirs))
+            refusal = await w.refusal(Set(w.route(dst, one)))
+            assert refusal.errno == errno.EEXIST
+            assert f"{dst} dev {w.under.index} proto" in str(refusal)
+            await w.done(Delete(w.route(dst, oif=w.under.index)))
+            assert await w.routes(dst) == [theirs]
+            await w.done(Delete(theirs), Set(w.route(dst, one)))
+            assert await w.routes(dst) == [w.route(dst, one)]
+
+        check(body)
+
+    @BOTH
     def test_delete_does_not_take_several_next_hops_for_one(
         self, check: Check, dst: str, one: str, two: str
     ) -> None:
@@ -1254,7 +1292,7 @@ class TestNotifications:
                 ),
             ]
             for item, expected in cases:
-                listed = None if isinstance(item, Address) else item
+                listed = item
                 await w.done(Set(item))
                 told = await _told(w, stream)
                 assert replace(expected, object=listed) in told, item

@@ -11,9 +11,11 @@ caller reads before it writes again.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+from pyflannel.core.ip import IPAddress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +158,10 @@ class Store(Protocol):
         For when our own address has changed. What was connected from the old one gets no answer
         any more, and no word either.
         """
+        ...
+
+    def addresses(self) -> Collection[IPAddress]:
+        """The addresses that etcd is reached at, as far as known now."""
         ...
 
     def describe(self) -> str:

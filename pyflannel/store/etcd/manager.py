@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -444,6 +444,10 @@ class EtcdLeaseStore:
     def describe(self) -> str:
         """As in `LeaseStore`: the endpoints."""
         return self._store.describe()
+
+    def addresses(self) -> Collection[IPAddress]:
+        """As in `LeaseStore`: of the endpoints."""
+        return self._store.addresses()
 
     def report(self) -> StoreReport:
         """As in `LeaseStore`."""

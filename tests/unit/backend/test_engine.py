@@ -573,6 +573,11 @@ def test_traffic_on_the_device_is_no_news():
     run(scenario())
 
 
+def address_of_another_link(text: str) -> Notification:
+    address = Address(index=77, interface=IPv4Interface(text))
+    return Notification(topic=Topic.ADDRESS, index=77, family=Family.V4, object=address)
+
+
 @pytest.mark.parametrize(
     ("notification", "concerns_us"),
     [
@@ -580,7 +585,9 @@ def test_traffic_on_the_device_is_no_news():
         (Notification(topic=Topic.LINK, name="flannel.1", deleted=True), True),
         (Notification(topic=Topic.LINK, name="eth0"), True),
         (Notification(topic=Topic.LINK, index=77, name="vethabc"), False),
-        (Notification(topic=Topic.ADDRESS, index=77), False),
+        (address_of_another_link("172.31.0.1/16"), False),
+        (address_of_another_link("10.5.40.1/24"), True),
+        (address_of_another_link("10.1.2.3/8"), True),
         (Notification(topic=Topic.NEIGHBOUR, index=77, family=Family.V4), False),
         (Notification(topic=Topic.ROUTE, dst=IPv4Network("10.5.2.0/24")), True),
         (Notification(topic=Topic.ROUTE, dst=IPv4Network("10.5.1.7/32")), False),

@@ -17,6 +17,7 @@ from pyflannel.core.errors import KernelError
 from pyflannel.kernel import rtnl
 from pyflannel.kernel.base import (
     RTN_BLACKHOLE,
+    RTPROT_KERNEL,
     Address,
     Delete,
     FdbEntry,
@@ -61,8 +62,8 @@ def requests(of: Plan, *operations: Operation) -> list[rtnl.Request]:
 
 class TestRoutes:
     def test_a_free_place_takes_one_message(self) -> None:
-        """As does one where another route stands: the kernel replaces it."""
-        assert requests(plan(), Set(OURS)) == [rtnl.set_request(OURS)]
+        """Exclusive, for one that comes in between may be anybody's; a known one is replaced."""
+        assert requests(plan(), Set(OURS)) == [rtnl.create_request(OURS)]
         assert requests(plan(FOREIGN), Set(OURS)) == [rtnl.set_request(OURS)]
 
     def test_all_but_the_one_in_force_are_removed_first(self) -> None:
@@ -79,6 +80,26 @@ class TestRoutes:
         """The kernel might find another one that fits."""
         for standing in ([], [FOREIGN], [replace(OURS, metric=5)], [replace(OURS, oif=4)]):
             assert requests(plan(*standing), Delete(OURS)) == []
+
+    @pytest.mark.parametrize("protocol", [RTPROT_KERNEL, 12, 186])
+    def test_a_protected_route_is_neither_replaced_nor_deleted(self, protocol: int) -> None:
+        """Wherever it stands under the key; nothing is put beside it, and the refusal names it."""
+        theirs = replace(DIRECT, protocol=protocol)
+        for standing in ([theirs], [theirs, FOREIGN], [FOREIGN, theirs]):
+            of = plan(*standing)
+            assert requests(of, Set(OURS)) == []
+            assert of.failures[0].errno == errno.EEXIST
+            assert "10.5.7.0/24 dev 3 proto" in str(of.failures[0])
+        assert requests(plan(theirs), Delete(DIRECT)) == []
+        assert len(requests(plan(theirs), Delete(theirs))) == 1, "as it was listed"
+
+    def test_what_a_batch_itself_deletes_makes_room(self) -> None:
+        """Delete, then create."""
+        of = plan(FOREIGN)
+        assert requests(of, Delete(FOREIGN), Set(OURS)) == [
+            rtnl.delete_found_route(found(FOREIGN).body),
+            rtnl.create_request(OURS),
+        ]
 
     def test_a_route_is_deleted_as_it_was_reported(self) -> None:
         """And once only."""
@@ -111,7 +132,7 @@ class TestRoutes:
             rtnl.delete_found_route(found(FOREIGN).body)
         ]
         assert requests(plan(), Set(anywhere), Delete(FOREIGN)) == [
-            rtnl.set_request(anywhere),
+            rtnl.create_request(anywhere),
             rtnl.delete_request(FOREIGN),
         ]
 
@@ -139,7 +160,7 @@ class TestRoutes:
         of.add(0, Set(OURS6), stepping_stone=True)
         stone = replace(OURS6, gateway=None, onlink=False)
         assert [step.request for step in of.steps] == [
-            rtnl.set_request(stone),
+            rtnl.create_request(stone),
             rtnl.set_request(OURS6),
         ]
         assert stone_of(OURS6) == stone

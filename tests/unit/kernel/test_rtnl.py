@@ -421,7 +421,10 @@ class TestNotifications:
     def test_addresses(self) -> None:
         """With the link they are on."""
         body = rtnl.set_request(Address(index=3, interface=IPv6Interface("fd00::1/128"))).body
-        assert heard(21, body) == Notification(
+        told = heard(21, body)
+        assert told is not None
+        assert told.object == rtnl.decode_address(body)
+        assert replace(told, object=None) == Notification(
             topic=Topic.ADDRESS, index=3, deleted=True, family=Family.V6
         )
 

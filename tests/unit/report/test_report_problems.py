@@ -67,6 +67,7 @@ CASES = [
     (rules.DEVICE_DOWN, network(devices={"flannel.1": DeviceReport(up=False)}), "flannel.1"),
     (rules.NOT_APPLIED, network(failing={"peer 10.5.2.0/24": "EPERM"}), "EPERM"),
     (rules.PEER_IGNORED, network(ignored={"10.5.2.0/24": "no VTEP MAC"}), "no VTEP MAC"),
+    (rules.OVERLAP, network(overlaps=("10.5.2.0/24 is inside 10.0.0.0/8",)), "10.0.0.0/8"),
     (rules.NO_DATAPATH, network(datapath=DatapathReport(name=None)), "started again"),
     (rules.RULES, broken(rules=RulesReport(failing="no iptables")), "no iptables"),
     (rules.FILE, broken(files=FilesReport(states={"/run/x": "ENOSPC"})), "ENOSPC"),

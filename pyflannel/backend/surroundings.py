@@ -1,0 +1,116 @@
+"""What this node stands on, out of the kernel's listings: the input of `core/overlap.py`. Pure.
+
+Left out is what is the overlay's own: devices of ours, and what lies in our own subnet, where the
+bridge of the containers has its address. So is what has no address in common with the networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+from pyflannel.core.ip import IPAddress, IPNetwork, SubnetKey
+from pyflannel.core.overlap import Surroundings, overlap
+from pyflannel.kernel import ownership
+from pyflannel.kernel.base import RTN_UNICAST, Address, Route
+from pyflannel.kernel.rtnl import IPV6_DEFAULT_METRIC
+
+
+def survey(
+    addresses: Iterable[Address],
+    routes: Iterable[Route],
+    *,
+    own: SubnetKey | None,
+    ours: Collection[int],
+    networks: Collection[IPNetwork],
+    store: Collection[IPAddress],
+    names: Mapping[int, str],
+) -> Surroundings:
+    """The surroundings of the overlay on this node.
+
+    Args:
+        addresses: of all links.
+        routes: the main table, of the families in use.
+        own: our subnet.
+        ours: ifindexes of devices that are ours.
+        networks: the cluster networks. A route into them is no part of the surroundings unless it
+            is protected: it is a peer's, or would give way to one.
+        store: addresses of the store.
+        names: of links by ifindex, for messages.
+    """
+    within = tuple(net for net in (own.v4, own.v6) if net is not None) if own is not None else ()
+    connected: dict[IPNetwork, str] = {}
+    here: dict[IPAddress, str] = {}
+    next_hops: dict[IPAddress, str] = {}
+    others: dict[IPNetwork, str] = {}
+    passed: set[IPNetwork] = set()
+
+    def name(index: int | None) -> str:
+        return names.get(index, f"link {index}") if index is not None else "several links"
+
+    for address in addresses:
+        interface = address.interface
+        if address.index in ours or not _is_near(interface.network, networks):
+            continue
+        text = f"{interface} of {name(address.index)}"
+        if not _is_in(interface.ip, within):
+            here[interface.ip] = text
+        net = interface.network
+        if net.prefixlen < interface.max_prefixlen and not _is_part(net, within):
+            connected.setdefault(net, text)
+    cares = [net for net in networks if any(address in net for address in store)]
+    for route in routes:
+        if route.oif is not None and route.oif in ours:
+            continue
+        inside = _is_part(route.dst, networks)
+        if ownership.is_kernels(route):
+            if (
+                route.type == RTN_UNICAST
+                and _is_near(route.dst, networks)
+                and not _is_part(route.dst, within)
+                and route.dst not in connected
+                and route.dst.network_address not in here
+            ):
+                connected[route.dst] = f"{route.dst} of {name(route.oif)}"
+        elif inside and ownership.is_protected(route) and _competes(route):
+            others[route.dst] = ownership.describe(route, name(route.oif))
+        if not inside:
+            for hop in route.next_hops:
+                if hop not in next_hops and _is_in(hop, networks):
+                    next_hops[hop] = f"{hop} of the route to {_destination(route.dst)}"
+        elif cares and _is_part(route.dst, cares):
+            passed.add(route.dst)
+    return Surroundings(
+        own=within,
+        connected=connected,
+        addresses=here,
+        next_hops=next_hops,
+        store=frozenset(store),
+        routes=others,
+        passed=frozenset(passed),
+    )
+
+
+def _competes(route: Route) -> bool:
+    """Whether a route would be replaced by ours, which has no metric, or be in force beside it.
+
+    In IPv4 that is a route without a metric; one with a metric stays in the table behind ours, as
+    behind upstream's. In IPv6 ours has the metric 1024 (`IP6_RT_PRIO_USER`).
+    """
+    return route.metric == 0 or (route.dst.version == 6 and route.metric <= IPV6_DEFAULT_METRIC)
+
+
+def _destination(dst: IPNetwork) -> str:
+    return "everywhere (default)" if dst.prefixlen == 0 else str(dst)
+
+
+def _is_near(net: IPNetwork, networks: Iterable[IPNetwork]) -> bool:
+    return any(overlap(net, network) for network in networks)
+
+
+def _is_in(address: IPAddress, nets: Iterable[IPNetwork]) -> bool:
+    return any(address in net for net in nets)
+
+
+def _is_part(net: IPNetwork, nets: Iterable[IPNetwork]) -> bool:
+    """Whether a prefix equals or lies in one of others."""
+    return any(net.prefixlen >= outer.prefixlen and net.network_address in outer for outer in nets)

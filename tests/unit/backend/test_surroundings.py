@@ -1,0 +1,99 @@
+"""What listings of the kernel say about what this node stands on."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface
+
+from pyflannel.backend.surroundings import survey
+from pyflannel.core.ip import IPAddress
+from pyflannel.core.overlap import Surroundings
+from pyflannel.kernel.base import RTPROT_BOOT, RTPROT_KERNEL, Address, Route
+from tests.support.overlay import ME, NETWORK, key
+
+OURS, ETH0, DOCKER0 = 9, 2, 3
+DEFAULT = IPv4Network("0.0.0.0/0")
+
+
+def address(text: str, index: int = ETH0) -> Address:
+    return Address(index=index, interface=IPv4Interface(text))
+
+
+def around(*things: Address | Route, store: tuple[IPAddress, ...] = ()) -> Surroundings:
+    return survey(
+        [thing for thing in things if isinstance(thing, Address)],
+        [thing for thing in things if isinstance(thing, Route)],
+        own=key(ME),
+        ours={OURS},
+        networks=(NETWORK,),
+        store=store,
+        names={ETH0: "eth0", DOCKER0: "docker0"},
+    )
+
+
+EMPTY = around()
+
+
+def test_an_address_is_one_and_makes_its_prefix_connected():
+    found = around(address("10.5.40.7/24"))
+    assert found.addresses == {IPv4Address("10.5.40.7"): "10.5.40.7/24 of eth0"}
+    assert found.connected == {IPv4Network("10.5.40.0/24"): "10.5.40.7/24 of eth0"}
+    host = around(address("10.5.40.7/32"))
+    assert (list(host.addresses), host.connected) == ([IPv4Address("10.5.40.7")], {})
+
+
+def test_our_device_and_what_lies_in_our_subnet_do_not_count():
+    assert around(address("10.5.1.0/32", OURS), address("10.5.1.1/24", DOCKER0)) == EMPTY
+    kernel = {"protocol": RTPROT_KERNEL, "scope": 253}
+    on_ours = Route(dst=NETWORK, oif=OURS, **kernel)
+    bridge = Route(dst=IPv4Network("10.5.1.0/24"), oif=DOCKER0, **kernel)
+    assert around(on_ours, bridge) == EMPTY
+
+
+def test_what_has_nothing_to_do_with_the_network_does_not_count():
+    elsewhere = Route(dst=DEFAULT, gateway=IPv4Address("192.0.2.254"), oif=ETH0)
+    link_local = Address(index=ETH0, interface=IPv6Interface("fe80::1/64"))
+    assert around(address("192.0.2.1/24"), elsewhere, link_local) == EMPTY
+
+
+def test_a_wider_prefix_counts_although_its_address_lies_elsewhere():
+    found = around(address("10.1.2.3/8"))
+    assert list(found.connected) == [IPv4Network("10.0.0.0/8")]
+
+
+def test_a_prefix_that_only_a_route_tells_of_counts():
+    """That of the other end of a point-to-point address."""
+    dst = IPv4Network("10.5.77.1/32")
+    found = around(Route(dst=dst, oif=ETH0, protocol=RTPROT_KERNEL, scope=253))
+    assert found.connected == {dst: "10.5.77.1/32 of eth0"}
+
+
+def test_gateways_of_others_count_be_it_one_or_several():
+    one, two = IPv4Address("10.5.200.1"), IPv4Address("10.5.200.2")
+    found = around(
+        Route(dst=DEFAULT, gateway=one, oif=ETH0),
+        Route(dst=IPv4Network("172.16.0.0/12"), hops=(one, two)),
+    )
+    assert list(found.next_hops) == [one, two]
+    assert "default" in found.next_hops[one]
+
+
+def test_a_route_into_the_network_counts_if_it_is_not_ours_to_replace():
+    """Peers' routes, ours or left over, have gateways too."""
+    dst, via = IPv4Network("10.5.2.0/24"), IPv4Address("192.0.2.2")
+    for protocol, counts in ((RTPROT_BOOT, False), (4, False), (12, True), (186, True)):
+        found = around(Route(dst=dst, gateway=via, oif=ETH0, protocol=protocol))
+        assert list(found.routes) == [dst] * counts
+        assert not found.next_hops
+    assert "bird" in around(Route(dst=dst, gateway=via, oif=ETH0, protocol=12)).routes[dst]
+
+
+def test_a_route_with_a_metric_stays_behind_ours_and_does_not_count():
+    """As behind upstream's, which has none either."""
+    dst, via = IPv4Network("10.5.2.0/24"), IPv4Address("192.0.2.2")
+    assert around(Route(dst=dst, gateway=via, oif=ETH0, protocol=186, metric=20)) == EMPTY
+
+
+def test_routes_into_the_network_are_kept_only_where_the_store_is_in_it():
+    static = Route(dst=IPv4Network("10.5.200.0/24"), gateway=IPv4Address("192.0.2.2"), oif=ETH0)
+    assert not around(static).passed
+    assert around(static, store=(IPv4Address("10.5.200.9"),)).passed == {static.dst}
