@@ -32,7 +32,7 @@ from pyflannel.core.ip import Family
 from pyflannel.core.options import DaemonOptions
 from pyflannel.docker import dropin, options, userchain
 from pyflannel.kernel import unixsocket
-from pyflannel.kernel.base import RTN_BLACKHOLE, RTN_UNICAST, RTPROT_BOOT, Delete, Netlink, Route
+from pyflannel.kernel.base import Delete, Netlink, Route
 from pyflannel.kernel.files import FileText, FileUnreadable, read_text_if_exists
 from pyflannel.kernel.lock import (
     SingleInstance,
@@ -42,6 +42,7 @@ from pyflannel.kernel.lock import (
     upstream_daemons,
 )
 from pyflannel.kernel.netlink import KernelNetlink
+from pyflannel.kernel.ownership import is_left_by
 from pyflannel.traffic.iptables import IptablesManager
 from pyflannel.traffic.nftables import NftablesManager
 
@@ -142,19 +143,20 @@ async def _run(
 
 
 async def _find(netlink: Netlink, former: subnetenv.SubnetEnv, state_dir: str) -> list[Trace]:
+    devices = [link for link in await netlink.links() if traces.is_our_device(link.name, link.kind)]
+    ours = {link.index for link in devices}
     found = [
         *_bpf_traces(),
         *(
             Trace(f"device {link.name}", partial(netlink.delete_link, link.index))
-            for link in await netlink.links()
-            if traces.is_our_device(link.name, link.kind)
+            for link in devices
         ),
     ]
     for family in Family:
         found += [
             Trace(str(route), partial(_delete, netlink, route))
             for route in await netlink.routes(family)
-            if _is_ours(former, route)
+            if is_left_by(route, former, ours)
         ]
     for manager in (IptablesManager(), NftablesManager()):
         left = await manager.leftovers()
@@ -191,19 +193,6 @@ def _bpf_traces() -> list[Trace]:
 
     # One removal takes all of them along; the others are then gone.
     return [Trace(what, remove) for what in ebpf.leftovers()]
-
-
-def _is_ours(former: subnetenv.SubnetEnv, route: Route) -> bool:
-    plain = (
-        route.protocol == RTPROT_BOOT
-        and route.type == RTN_UNICAST
-        and route.metric == 0
-        and route.src is None
-        and not route.altered
-    )
-    return traces.is_peer_route(
-        former, route.dst, route.gateway, plain=plain
-    ) or traces.is_own_blackhole(former, route.dst, blackhole=route.type == RTN_BLACKHOLE)
 
 
 async def _delete(netlink: Netlink, route: Route) -> None:

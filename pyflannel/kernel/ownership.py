@@ -1,7 +1,13 @@
-"""Whose a route of the main table is, as far as the kernel tells.
+"""What in the kernel's tables is ours, and whose the rest is, as far as that can be told.
 
-flannel's own routes carry no mark (see `backend/routes.py`). What can be told is who is at work on
-a table at all, by `rtm_protocol`. The kernel's header says which values have a meaning for it:
+Ours is what this daemon made, an earlier run of it, or upstream's flanneld, whose place it takes.
+Nothing of it carries a mark (an upstream node that takes over, or one that we take over from, would
+see foreign objects), so it is recognised by what it is; `docs/ownership.md` has the whole list.
+Backends recognise what they keep in the present network by their plans (`backend/routes.py`); here
+is what all of them, the start and `pyflannel cleanup` share. Pure.
+
+Routes first. What can be told of any route is who is at work on the table, by `rtm_protocol`. The
+kernel's header says which values have a meaning for it:
 
 | value | written by |
 |---|---|
@@ -22,9 +28,23 @@ Source: linux/rtnetlink.h, `RTPROT_*` and the comment below them.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final
 
-from pyflannel.kernel.base import RTPROT_BOOT, RTPROT_KERNEL, Route
+from pyflannel.core import traces
+from pyflannel.core.ip import IPNetwork
+from pyflannel.core.overlap import overlap
+from pyflannel.core.subnetenv import SubnetEnv
+from pyflannel.kernel.base import (
+    NUD_PERMANENT,
+    RTN_BLACKHOLE,
+    RTN_UNICAST,
+    RTPROT_BOOT,
+    RTPROT_KERNEL,
+    Address,
+    Neighbour,
+    Route,
+)
 
 RTPROT_UNSPEC: Final = 0
 RTPROT_STATIC: Final = 4
@@ -60,3 +80,71 @@ def describe(route: Route, device: str = "") -> str:
     if device and route.oif is not None:
         text = text.replace(f"dev {route.oif}", f"dev {device}")
     return f"{text} proto {_NAMES.get(route.protocol, route.protocol)}"
+
+
+def is_left_by(route: Route, former: SubnetEnv, ours: Collection[int]) -> bool:
+    """Whether a route was made by the run that wrote `subnet.env`, ours or upstream's.
+
+    * On a device of ours: whatever leads into its network and not into its own subnet (the bridge
+      of the containers has that).
+    * Through any link: one to a subnet of its length, as host-gw and vxlan write them.
+    * The blackhole route of its own subnet.
+
+    Args:
+        route: of the main table.
+        former: what the file says. What it does not say, nothing is recognised by.
+        ours: ifindexes of devices of ours.
+    """
+    if is_protected(route):
+        return False
+    network, own = (
+        (former.network, former.subnet)
+        if route.dst.version == 4
+        else (former.ipv6_network, former.ipv6_subnet)
+    )
+    on_ours = (
+        route.oif in ours
+        and network is not None
+        and _is_part(route.dst, network)
+        and not (own is not None and _is_part(route.dst, own))
+    )
+    plain = (
+        route.protocol == RTPROT_BOOT
+        and route.type == RTN_UNICAST
+        and route.metric == 0
+        and route.src is None
+        and not route.altered
+    )
+    return (
+        on_ours
+        or traces.is_peer_route(former, route.dst, route.gateway, plain=plain)
+        or traces.is_own_blackhole(former, route.dst, blackhole=route.type == RTN_BLACKHOLE)
+    )
+
+
+def is_address_of(address: Address, network: IPNetwork | None, ours: Collection[int]) -> bool:
+    """Whether an address on a device of ours belongs to a cluster network: a host address in it."""
+    interface = address.interface
+    return (
+        address.index in ours
+        and network is not None
+        and interface.version == network.version
+        and interface.ip in network
+    )
+
+
+def is_neighbour_of(neighbour: Neighbour, network: IPNetwork | None) -> bool:
+    """Whether a neighbour on a device of ours is a VTEP of a cluster network.
+
+    Permanent ones only: the others come and go with what the device hears.
+    """
+    return (
+        bool(neighbour.state & NUD_PERMANENT)
+        and network is not None
+        and neighbour.ip.version == network.version
+        and neighbour.ip in network
+    )
+
+
+def _is_part(inner: IPNetwork, outer: IPNetwork) -> bool:
+    return inner.prefixlen >= outer.prefixlen and overlap(inner, outer)

@@ -45,6 +45,7 @@ from pyflannel.node.blackhole import BlackholeKeeper
 from pyflannel.node.envfiles import EnvFiles
 from pyflannel.node.firewall import Firewall
 from pyflannel.node.follow import UnderlayFollower
+from pyflannel.node.former import remove_former
 from pyflannel.node.progress import PROGRAM_FIRST_S, Progress
 from pyflannel.node.trouble import Trouble
 from pyflannel.report.model import (
@@ -347,8 +348,11 @@ class Node:
         """Parts that may fail, by name."""
 
     async def open(self) -> None:
-        """Makes the rules and writes the files."""
-        await self._firewall.ensure(previous=former_rules(self._config, self._parts.former))
+        """Removes what a former network left, makes the rules and writes the files."""
+        # While subnet.env still tells what the former network was.
+        former = self._parts.former
+        await remove_former(self._parts.netlink, former, self._config, self._lease.key)
+        await self._firewall.ensure(previous=former_rules(self._config, former))
         self._write_files()
 
     async def run(self) -> None:

@@ -32,10 +32,17 @@ class BlackholeKeeper:
         """Why the route is not in place."""
 
     async def run(self, period_s: float) -> None:
-        """Looks every `period_s`, the first time after one period, as upstream. Runs for ever."""
+        """Looks every `period_s`, the first time after one period, as upstream. Runs for ever.
+
+        When our subnet has become another one, the route for the former goes.
+        """
+        former = self._own()
         while True:
             await self._clock.sleep(period_s)
             try:
+                if former != self._own():
+                    await _remove(self._netlink, former)
+                    former = self._own()
                 for family in Family:
                     await ensure_blackhole(self._netlink, self._own(), family)
             except KernelError as error:
@@ -43,6 +50,13 @@ class BlackholeKeeper:
                     log.warning("blackhole route not in place, retrying", error=error)
             else:
                 self.trouble.set("")
+
+
+async def _remove(netlink: Netlink, former: SubnetKey) -> None:
+    subnets = [subnet for subnet in (former.v4, former.v6) if subnet is not None]
+    holes = [Delete(Route(dst=subnet, type=RTN_BLACKHOLE)) for subnet in subnets]
+    for error in (await netlink.apply(holes)).values():
+        raise error
 
 
 async def ensure_blackhole(netlink: Netlink, own: SubnetKey, family: Family) -> bool:

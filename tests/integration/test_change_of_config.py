@@ -87,3 +87,60 @@ def test_a_node_that_waits_for_a_subnet_follows_a_wider_config(wider):
         lab.wait(node.is_ready, 4, what="the subnet")
         assert node.subnet_env()["FLANNEL_NETWORK"] == wider
         assert vxlan(node, "flannel.7")
+
+
+OVERLAYS = {
+    "vxlan": {"Backend": {"Type": "vxlan"}},
+    "vxlan dual": {
+        "EnableIPv6": True,
+        "IPv6Network": "fd00:10::/48",
+        "Backend": {"Type": "vxlan"},
+    },
+    "host-gw": {"Backend": {"Type": "host-gw"}},
+    "udp ebpf": {"Backend": {"Type": "udp"}},
+    "udp native": {"Backend": {"Type": "udp"}},
+}
+
+
+def everywhere(node) -> str:
+    """All that could name a network."""
+    commands = (
+        "ip address; ip -6 address; ip route; ip -6 route; ip neigh show nud all;"
+        "ip -6 neigh show nud all; iptables-save; ip6tables-save; nft list ruleset;"
+        "cat /run/flannel/subnet.env /run/docker_opts.env"
+    )
+    return node.exec(["sh", "-c", commands]).stdout
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_of_a_former_network_nothing_stays(name):
+    """Also of one peer that is not started again, whose lease lives on."""
+    former = {"Network": "192.168.0.0/16", **OVERLAYS[name]}
+    present = {**former, "Network": "172.16.0.0/16"}
+    if "IPv6Network" in former:
+        present["IPv6Network"] = "fd00:20::/48"
+    spec = LabSpec(
+        nodes=3,
+        config=former,
+        name=f"former-{name.replace(' ', '-')}",
+        datapath=name.partition(" ")[2] if name.startswith("udp") else "",
+        daemon_args=("--ip-masq", "--ip-blackhole-route", "--iptables-resync=1"),
+    )
+    with Lab(spec) as lab:
+        lab.wait(lambda: lab.ping_all(count=1).ok, 10, what="all pods")
+        nodes = lab.nodes[:2]
+        # The containers' bridge is not ours: whoever made it gives it another address, or none.
+        for node in lab.nodes:
+            node.exec(["ip", "link", "del", "docker0"])
+        for node in nodes:
+            lab.wait(lambda n=node: "blackhole" in everywhere(n), 5, what="the blackhole route")
+        for node in lab.nodes:
+            node.stop_daemon()
+        lab.etcd.put(CONFIG_KEY, json.dumps(present))
+        for node in nodes:
+            node.start_daemon()
+        for node in nodes:
+            lab.wait(node.is_ready, 15, what=node.name)
+            lab.wait(lambda n=node: "172.16." in everywhere(n), 5, what="the present network")
+            for text in ("192.168.", "fd00:10:"):
+                lab.wait(lambda n=node, t=text: t not in everywhere(n), 5, what=f"no {text}")
