@@ -19,8 +19,8 @@ import pyflannel
 from pyflannel import logs
 from pyflannel.aio.clock import SystemClock
 from pyflannel.aio.tasks import finish, forever
-from pyflannel.backend import registry
 from pyflannel.backend.base import BackendContext
+from pyflannel.backend.kinds import KINDS, create
 from pyflannel.core.options import DaemonOptions
 from pyflannel.kernel.lock import SingleInstance, upstream_daemons
 from pyflannel.kernel.lookup import find_interface, follow_interface
@@ -110,23 +110,26 @@ def _parts(options: DaemonOptions, notifier: Notifier, stack: contextlib.AsyncEx
         if waiting.set(what) and what:
             notifier.status(what)
 
-    store = open_store(options, former.previous_subnet, clock, tell)
+    store = open_store(options, KINDS, former.previous_subnet, clock, tell)
     stack.push_async_callback(store.close)
     return Parts(
         store=store,
         netlink=netlink,
-        find_underlay=partial(find_interface, netlink, options),
-        follow_underlay=partial(follow_interface, netlink, options),
-        backend=lambda config, underlay: registry.create(
-            config.backend_type,
+        find_underlay=partial(find_interface, netlink, options, ours=KINDS.is_device),
+        follow_underlay=partial(follow_interface, netlink, options, ours=KINDS.is_device),
+        kinds=KINDS,
+        backend=lambda config, underlay: create(
             BackendContext(
                 config=config,
-                options=options,
                 underlay=underlay,
                 netlink=netlink,
+                state_dir=options.state_dir,
+                datapath=options.datapath,
+                accept_any=options.udp_accept == "any",
                 fd_store=fd_store,
                 store_addresses=store.addresses,
-            ),
+                is_own_device=KINDS.is_device,
+            )
         ),
         firewall=lambda config: select.managers(config, options),
         files=EnvFiles(clock),

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network
 from random import Random
 
+from pyflannel.backend.kinds import KINDS
 from pyflannel.core import allocation
 from pyflannel.core.config import load_network_config, parse_network_config
 from pyflannel.core.ip import Family, SubnetKey
@@ -58,7 +59,7 @@ def lookup(count: int) -> Callable[[], object]:
 
 def cases() -> dict[str, tuple[Callable[[], object], int]]:
     """Name → what is called, and how many operations one call is."""
-    config = load_network_config(CONFIG)
+    config = load_network_config(CONFIG, KINDS)
     kv = KeyValue(
         key=b"/coreos.com/network/subnets/10.5.34.0-24", value=VALUE, mod_revision=5, lease=7
     )
@@ -73,7 +74,7 @@ def cases() -> dict[str, tuple[Callable[[], object], int]]:
         "peer table of 1000, made": (lambda: RouteTable(peers(1000)), 1),
         "lease decoded": (lambda: codec.decode_lease("/coreos.com/network", kv), 1),
         "snapshot of 1000 applied": (snapshot, 1),
-        "config parsed": (lambda: parse_network_config(CONFIG), 1),
+        "config parsed": (lambda: parse_network_config(CONFIG, KINDS), 1),
         "free subnet chosen among 1000 leases": (
             lambda: allocation.candidates(config, keys, Family.V4),
             1,

@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from pyflannel.backend.base import Applied, BackendContext
-from pyflannel.backend.registry import register
+from pyflannel.backend.base import Applied, BackendContext, BackendKind
+from pyflannel.core.ip import Family
 from pyflannel.core.lease import Lease, LeaseAttrs, LeaseEvent
 from pyflannel.core.underlay import ExternalInterface
 from pyflannel.kernel.base import Notification
 from pyflannel.report.model import NetworkReport
 
 BACKEND_TYPE: Final = "alloc"
+OVERHEAD: Final = {Family.V4: 0, Family.V6: 0}
 
 
 def attrs(external: ExternalInterface) -> LeaseAttrs:
@@ -70,7 +71,6 @@ class AllocNetwork:
         """As in `Network`."""
 
 
-@register(BACKEND_TYPE)
 class AllocBackend:
     """The alloc backend; see `Backend` for the contract."""
 
@@ -86,3 +86,13 @@ class AllocBackend:
         """As in `Backend`."""
         del lease
         return AllocNetwork(self._external)
+
+
+KIND: Final = BackendKind(
+    name=BACKEND_TYPE,
+    summary="a subnet and nothing else; somebody else carries the packets",
+    overhead=OVERHEAD,
+    moves_packets=False,
+    route_per_peer=False,
+    create=AllocBackend,
+)

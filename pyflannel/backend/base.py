@@ -14,14 +14,17 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from pyflannel.core.config import NetworkConfig
-from pyflannel.core.errors import ApplyError, FlannelError
+from pyflannel.core.errors import ApplyError, ConfigError, FlannelError
 from pyflannel.core.ip import IPAddress
+from pyflannel.core.kind import Kind
 from pyflannel.core.lease import Lease, LeaseAttrs, LeaseEvent
-from pyflannel.core.options import DaemonOptions
 from pyflannel.core.underlay import ExternalInterface
 from pyflannel.kernel.base import Netlink, Notification
+from pyflannel.logs import get_logger
 from pyflannel.report.model import NetworkReport
 from pyflannel.systemd import FdStore, Notifier
+
+log = get_logger(__name__)
 
 RESYNC_INTERVAL_S = 10.0
 """Seconds between full comparisons even if nothing is known to be wrong; upstream's route checker
@@ -33,11 +36,19 @@ class BackendContext:
     """All that a backend may lean on."""
 
     config: NetworkConfig
-    options: DaemonOptions
+    """With the settings of its own kind: `config.settings(FooSettings)`."""
     underlay: ExternalInterface
     netlink: Netlink
+    state_dir: str
+    """For what must outlive a reboot; may be missing, or not be writable."""
+    datapath: str = "auto"
+    """Which data path this node shall use, where there is a choice; `auto` takes the best."""
+    accept_any: bool = False
+    """Whether packets from others than known peers are taken, where that can be told."""
     fd_store: FdStore = field(default_factory=lambda: FdStore(Notifier("")))
     """Descriptors that a restart shall find again."""
+    is_own_device: Callable[[str, str], bool] = lambda _name, _kind: False
+    """Whether a device, by its name and kind of link, was made by a backend of any kind."""
     store_addresses: Callable[[], Collection[IPAddress]] = tuple
     """Where the store is, as far as known now: no route of ours may lead there."""
 
@@ -83,6 +94,32 @@ class Backend(Protocol):
     async def attach(self, lease: Lease) -> Network:
         """Joins the overlay with this subnet: device addressed and up, own routes there."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendKind(Kind):
+    """A kind of backend, with the way to make one; the last thing in a backend's file."""
+
+    create: Callable[[BackendContext], Backend]
+    """Called with a config that fits the interface (`require_fit`). Raises `FlannelError`."""
+
+
+def require_fit(kind: Kind, config: NetworkConfig, external: ExternalInterface) -> None:
+    """Makes sure that a kind of backend can work on an interface; logs what is odd about it.
+
+    Warnings of the config alone are not repeated: whoever read it has said them.
+
+    Raises:
+        ConfigError: naming everything in the way.
+    """
+    found = kind.fits(config, external)
+    known = kind.fits(config)
+    for problem in found:
+        if not problem.is_error and problem not in known:
+            log.warning(problem.message, key=problem.key or None, remedy=problem.remedy or None)
+    errors = [str(problem) for problem in found if problem.is_error]
+    if errors:
+        raise ConfigError("; ".join(errors))
 
 
 class Network(Protocol):

@@ -60,7 +60,6 @@ from pyflannel.core.errors import FlannelError, KernelError
 from pyflannel.core.ip import Family, IPAddress, IPNetwork, SubnetKey, family_of
 from pyflannel.core.lease import Lease, LeaseAdded, LeaseEvent
 from pyflannel.core.overlap import Conflict, Judge, Surroundings, overlap
-from pyflannel.core.traces import is_our_device
 from pyflannel.kernel.base import (
     Address,
     Delete,
@@ -138,6 +137,8 @@ class Engine:
         plan: what to keep; `follow` replaces it.
         write_sysctl: how a sysctl is written; by default the file under /proc/sys.
         store_addresses: where the store is; no route of ours may lead there.
+        is_own_device: whether a device, by name and kind of link, is of any backend; its addresses
+            and routes are in nobody's way.
     """
 
     def __init__(
@@ -147,6 +148,7 @@ class Engine:
         *,
         write_sysctl: SysctlWriter = try_write_sysctl,
         store_addresses: Callable[[], Collection[IPAddress]] = tuple,
+        is_own_device: Callable[[str, str], bool] = lambda _name, _kind: False,
     ) -> None:
         self._netlink = netlink
         self._plan = plan
@@ -157,6 +159,7 @@ class Engine:
         self._tables: dict[TableId, TableState] = {}
         self._foreign: dict[Family, list[TableEntry]] = {}
         self._store_addresses = store_addresses
+        self._is_own_device = is_own_device
         self._addresses: list[Address] = []
         self._routes: dict[Family, list[Route]] = {}
         self._names: dict[int, str] = {}
@@ -540,7 +543,9 @@ class Engine:
             links = await self._netlink.links()
             self._names = {link.index: link.name for link in links}
             self._of_flannel = frozenset(
-                link.index for link in links if is_our_device(link.name, link.kind)
+                link.index
+                for link in links
+                if link.name in self._specs or self._is_own_device(link.name, link.kind)
             )
 
     def _say_overlaps(self) -> None:

@@ -35,16 +35,17 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Final
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Final
 
-from pyflannel.backend import routes
-from pyflannel.backend.base import Applied, BackendContext
-from pyflannel.backend.registry import register
-from pyflannel.core.backendconfig import ExtensionConfig, load_backend
+from pyflannel.backend.base import Applied, BackendContext, BackendKind
+from pyflannel.backend.peers import public_address, type_problem
 from pyflannel.core.config import NetworkConfig
-from pyflannel.core.errors import CommandError, ConfigError
+from pyflannel.core.errors import CommandError
+from pyflannel.core.fields import Problem, string
 from pyflannel.core.ip import Family, SubnetKey, format_network
+from pyflannel.core.kind import Settings, setting
 from pyflannel.core.lease import Lease, LeaseAdded, LeaseAttrs, LeaseEvent
 from pyflannel.core.underlay import ExternalInterface
 from pyflannel.foreign import shown
@@ -56,6 +57,59 @@ from pyflannel.report.model import NetworkReport
 log = get_logger(__name__)
 
 BACKEND_TYPE: Final = "extension"
+
+
+# What the operator may set.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtensionSettings(Settings):
+    """`Backend` of the network config. An empty command is not run."""
+
+    RUNS_COMMANDS: ClassVar[bool] = True
+    UNUSED: ClassVar[Mapping[str, str]] = {
+        "ShutdownCommand": "flannel runs no command when it stops"
+    }
+
+    pre_startup_command: str = setting(
+        "PreStartupCommand",
+        string,
+        default="",
+        effect="run before the lease; its output is published as the lease's backend data",
+    )
+    post_startup_command: str = setting(
+        "PostStartupCommand", string, default="", effect="run once the lease is there"
+    )
+    subnet_add_command: str = setting(
+        "SubnetAddCommand", string, default="", effect="run for every peer that comes or changes"
+    )
+    subnet_remove_command: str = setting(
+        "SubnetRemoveCommand", string, default="", effect="run for every peer that goes"
+    )
+
+    def problems(self) -> Iterable[Problem]:
+        """As in `Settings`: command lines that cannot be split."""
+        for key, command in self.encode().items():
+            try:
+                split_command(str(command))
+            except ValueError as error:
+                name = f"Backend.{key}"
+                yield Problem.error(name, f"{name} {command!r} cannot be split: {error}")
+
+
+def split_command(command: str) -> tuple[str, ...]:
+    """The words of a command line, variables not yet replaced; empty if there is no command.
+
+    Raises:
+        ValueError: a quote is not closed, or there is a backslash at the end.
+    """
+    return tuple(shlex.split(command))
+
+
+# What it does.
+
+OVERHEAD: Final = {Family.V4: 0, Family.V6: 0}
+"""The commands know better what they add."""
 DEADLINE_S: Final = 60.0
 """Seconds a command may take: long enough for a call to a cloud's API with its own retries."""
 MOST_CHILDREN: Final = 8
@@ -73,18 +127,6 @@ async def run_child(argv: Sequence[str], stdin: bytes, env: Mapping[str, str]) -
     return await run(argv, stdin=stdin, timeout_s=DEADLINE_S, env=env)
 
 
-def split_command(key: str, command: str) -> tuple[str, ...]:
-    """The words of a command line, variables not yet replaced; empty if there is no command.
-
-    Raises:
-        ConfigError: a quote is not closed, or there is a backslash at the end.
-    """
-    try:
-        return tuple(shlex.split(command))
-    except ValueError as error:
-        raise ConfigError(f"Backend.{key} {command!r} cannot be split: {error}") from None
-
-
 _VARIABLE: Final = re.compile(r"\$(?:\{([^}]*)\}|([A-Za-z_][A-Za-z0-9_]*))")
 
 
@@ -99,8 +141,8 @@ def peer_environment(lease: Lease) -> dict[str, str]:
     return {
         "SUBNET": format_network(v4) if v4 is not None else "",
         "IPV6SUBNET": format_network(v6) if v6 is not None else "",
-        "PUBLIC_IP": str(routes.public_address(lease, Family.V4) or ""),
-        "PUBLIC_IPV6": str(routes.public_address(lease, Family.V6) or ""),
+        "PUBLIC_IP": str(public_address(lease, Family.V4) or ""),
+        "PUBLIC_IPV6": str(public_address(lease, Family.V6) or ""),
     }
 
 
@@ -134,7 +176,7 @@ def peer_data(lease: Lease) -> str:
 
 def problem_of(lease: Lease) -> str:
     """Why no command is run for a peer; empty if none."""
-    problem = routes.type_problem(lease, BACKEND_TYPE)
+    problem = type_problem(lease, BACKEND_TYPE)
     if not problem:
         try:
             peer_data(lease)
@@ -146,13 +188,15 @@ def problem_of(lease: Lease) -> str:
 class Commands:
     """The operator's commands, ready to run."""
 
-    def __init__(self, config: ExtensionConfig, runner: Runner, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self, settings: ExtensionSettings, runner: Runner, environ: Mapping[str, str]
+    ) -> None:
         self._runner = runner
         self._environ = environ
-        self.pre = split_command("PreStartupCommand", config.pre_startup_command)
-        self.post = split_command("PostStartupCommand", config.post_startup_command)
-        self.add = split_command("SubnetAddCommand", config.subnet_add_command)
-        self.remove = split_command("SubnetRemoveCommand", config.subnet_remove_command)
+        self.pre = split_command(settings.pre_startup_command)
+        self.post = split_command(settings.post_startup_command)
+        self.add = split_command(settings.subnet_add_command)
+        self.remove = split_command(settings.subnet_remove_command)
 
     async def run(
         self, name: str, words: Sequence[str], values: Mapping[str, str], data: str = ""
@@ -338,7 +382,6 @@ def attrs(external: ExternalInterface, data: str | None) -> LeaseAttrs:
     )
 
 
-@register(BACKEND_TYPE)
 class ExtensionBackend:
     """The extension backend; see `Backend` for the contract.
 
@@ -346,9 +389,6 @@ class ExtensionBackend:
         context: as for every backend.
         runner: runs the programs; a test hands in a fake.
         environ: the environment that children inherit; by default our own.
-
-    Raises:
-        ConfigError: wrong settings, or a command line that cannot be split.
     """
 
     def __init__(
@@ -358,7 +398,7 @@ class ExtensionBackend:
         runner: Runner = run_child,
         environ: Mapping[str, str] = os.environ,
     ) -> None:
-        settings = load_backend(ExtensionConfig, context.config.backend)
+        settings = context.config.settings(ExtensionSettings)
         self._commands = Commands(settings, runner, environ)
         self._config = context.config
         self._external = context.underlay
@@ -384,3 +424,15 @@ class ExtensionBackend:
         network = ExtensionNetwork(self._commands, self._config, self._external, self._data)
         await network.post_startup(lease)
         return network
+
+
+KIND: Final = BackendKind(
+    name=BACKEND_TYPE,
+    summary="the operator's own commands make the way to each peer",
+    settings=ExtensionSettings,
+    overhead=OVERHEAD,
+    moves_packets=False,
+    route_per_peer=False,
+    title="",
+    create=ExtensionBackend,
+)

@@ -15,24 +15,47 @@ Source: upstream `pkg/backend/hostgw/`, `pkg/backend/route_network.go`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from pyflannel.backend import routes
-from pyflannel.backend.base import BackendContext
+from pyflannel.backend.base import BackendContext, BackendKind
 from pyflannel.backend.engine import Engine
 from pyflannel.backend.network import KernelNetwork, require_families
+from pyflannel.backend.peers import sites
 from pyflannel.backend.plan import Device, PeerObjects, Table, TableEntry, View
-from pyflannel.backend.registry import register
 from pyflannel.core.config import NetworkConfig
-from pyflannel.core.errors import ConfigError
-from pyflannel.core.ip import IPAddress, IPNetwork, SubnetKey
+from pyflannel.core.fields import Problem
+from pyflannel.core.ip import Family, IPAddress, IPNetwork, SubnetKey
 from pyflannel.core.lease import Lease, LeaseAttrs
 from pyflannel.core.underlay import ExternalInterface
 from pyflannel.kernel.base import Link, Route
 
 BACKEND_TYPE: Final = "host-gw"
+OVERHEAD: Final = {Family.V4: 0, Family.V6: 0}
+
+
+# Whether it can work.
+
+
+def suits(config: NetworkConfig, external: ExternalInterface | None) -> Iterable[Problem]:
+    """Peers use our public address as a next hop, so it must be the interface's own.
+
+    Checked for IPv4 only, as upstream does: in IPv6 a second address of the same interface is
+    common, and as good a next hop.
+    """
+    if external is None or not config.enable_ipv4 or external.public_ip == external.address:
+        return
+    yield Problem.error(
+        "",
+        "your PublicIP differs from interface IP, meaning that probably you're on a NAT, which is "
+        f"not supported by host-gw backend (public {external.public_ip}, interface "
+        f"{external.name} has {external.address})",
+    )
+
+
+# What must be in the kernel, as pure functions.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,20 +102,12 @@ class HostGwPlan:
 
     def peer_objects(self, lease: Lease, view: View) -> PeerObjects:
         """As in `Plan`: one route for each family that both sides have."""
-        problem = routes.type_problem(lease, BACKEND_TYPE)
-        if problem:
+        found, problem = sites(lease, BACKEND_TYPE, self.config.families)
+        if view.underlay is None:
             return PeerObjects(problem=problem)
-        found: list[TableEntry] = []
-        for family in self.config.families:
-            subnet = lease.subnet(family)
-            if subnet is None:
-                continue
-            gateway = routes.public_address(lease, family)
-            if gateway is None:
-                problem = f"it publishes no {family} address"
-            elif view.underlay is not None:
-                found.append(routes.peer_route(subnet, gateway, view.underlay.index))
-        return PeerObjects(tuple(found), problem)
+        oif = view.underlay.index
+        objects = (routes.peer_route(site.subnet, site.address, oif) for site in found)
+        return PeerObjects(tuple(objects), problem)
 
     def is_ours(self, thing: TableEntry, view: View, *, startup: bool) -> bool:
         """As in `Plan`: strays, at start-up."""
@@ -116,46 +131,18 @@ class HostGwPlan:
         )
 
     def rebased(self, external: ExternalInterface, lease: Lease | None) -> HostGwPlan:
-        """As in `OverlayPlan`.
-
-        Raises:
-            ConfigError: the public address became another than the interface's.
-        """
-        check_no_nat(self.config, external)
+        """As in `OverlayPlan`."""
         own = lease.key if lease is not None else self.own
         return replace(self, external=external, own=own)
 
 
-def check_no_nat(config: NetworkConfig, external: ExternalInterface) -> None:
-    """Peers use our public address as a next hop, so it must be the interface's own.
-
-    Checked for IPv4 only, as upstream does: in IPv6 a second address of the same interface is
-    common, and as good a next hop.
-
-    Raises:
-        ConfigError: with upstream's text.
-    """
-    if config.enable_ipv4 and external.public_ip != external.address:
-        raise ConfigError(
-            "your PublicIP differs from interface IP, meaning that probably you're on a NAT, which "
-            f"is not supported by host-gw backend (public {external.public_ip}, interface "
-            f"{external.name} has {external.address})"
-        )
-
-
-@register(BACKEND_TYPE)
 class HostGwBackend:
-    """The host-gw backend; see `Backend` for the contract.
-
-    Raises:
-        ConfigError: the public IP is not the interface's.
-    """
+    """The host-gw backend; see `Backend` for the contract."""
 
     def __init__(self, context: BackendContext) -> None:
-        check_no_nat(context.config, context.underlay)
         self._plan = HostGwPlan(config=context.config, external=context.underlay)
         self._netlink = context.netlink
-        self._store_addresses = context.store_addresses
+        self._context = context
 
     async def prepare(self, previous: LeaseAttrs | None) -> LeaseAttrs:
         """As in `Backend`: nothing to make."""
@@ -166,5 +153,19 @@ class HostGwBackend:
         """As in `Backend`."""
         require_families(lease, self._plan.config.families)
         plan = replace(self._plan, own=lease.key)
-        engine = Engine(self._netlink, plan, store_addresses=self._store_addresses)
-        return KernelNetwork(BACKEND_TYPE, engine, plan)
+        engine = Engine(
+            self._netlink,
+            plan,
+            store_addresses=self._context.store_addresses,
+            is_own_device=self._context.is_own_device,
+        )
+        return KernelNetwork(KIND, engine, plan)
+
+
+KIND: Final = BackendKind(
+    name=BACKEND_TYPE,
+    summary="plain routes via the peers' addresses; all nodes must share a link",
+    overhead=OVERHEAD,
+    suits=suits,
+    create=HostGwBackend,
+)

@@ -19,31 +19,71 @@ Source: upstream `pkg/backend/ipip/`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Interface
 from typing import Final
 
 from pyflannel.backend import routes
-from pyflannel.backend.base import BackendContext
+from pyflannel.backend.base import BackendContext, BackendKind
 from pyflannel.backend.devices import SysctlWriter
 from pyflannel.backend.engine import Engine
 from pyflannel.backend.network import KernelNetwork, require_families
+from pyflannel.backend.peers import public_address, sites
 from pyflannel.backend.plan import Device, PeerObjects, Table, TableEntry, View
-from pyflannel.backend.registry import register
-from pyflannel.core.backendconfig import IpipConfig, load_backend
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.errors import ConfigError
+from pyflannel.core.fields import Problem, boolean
 from pyflannel.core.ip import Family, IPAddress, IPNetwork, SubnetKey
+from pyflannel.core.kind import DevicePattern, Settings, setting
 from pyflannel.core.lease import Lease, LeaseAttrs
 from pyflannel.core.underlay import ExternalInterface
 from pyflannel.kernel.base import IpipAttrs, Link, LinkSpec, Route
 from pyflannel.kernel.sysctl import try_write_sysctl
 
 BACKEND_TYPE: Final = "ipip"
-DEVICE: Final = "flannel.ipip"
-OVERHEAD: Final = 20
+
+
+# What the operator may set.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IpipSettings(Settings):
+    """`Backend` of the network config."""
+
+    direct_routing: bool = setting(
+        "DirectRouting",
+        boolean,
+        default=False,
+        effect="plain routes instead of tunnels to peers on the same link",
+    )
+
+
+# Whether it can work, and what it is called on the node.
+
+OVERHEAD: Final = {Family.V4: 20}
 """An IPv4 header without options (RFC 2003)."""
+DEVICE: Final = "flannel.ipip"
+
+
+def suits(config: NetworkConfig, external: ExternalInterface | None) -> Iterable[Problem]:
+    """A tunnel needs a source, and room for a packet."""
+    if external is None or not config.enable_ipv4:
+        return
+    overhead = OVERHEAD[Family.V4]
+    if external.address is None:
+        yield Problem.error("", f"the ipip backend needs an IPv4 address on {external.name}")
+    if external.mtu <= overhead:
+        text = f"MTU {external.mtu} of {external.name} leaves nothing after ipip's {overhead} bytes"
+        yield Problem.error("", text)
+
+
+def device_names(config: NetworkConfig) -> Mapping[Family, str]:
+    """The tunnel."""
+    return {Family.V4: DEVICE} if config.enable_ipv4 else {}
+
+
+# What must be in the kernel, as pure functions.
 
 
 def ipip_difference(link: Link, wanted: IpipAttrs) -> str:
@@ -69,7 +109,7 @@ class IpipPlan:
     """Desired state of ipip; see `Plan`."""
 
     config: NetworkConfig
-    settings: IpipConfig
+    settings: IpipSettings
     external: ExternalInterface
     own: SubnetKey | None = None
 
@@ -81,7 +121,7 @@ class IpipPlan:
     @property
     def mtu(self) -> int:
         """As in `OverlayPlan`."""
-        return self.external.mtu - OVERHEAD
+        return self.external.mtu - OVERHEAD[Family.V4]
 
     @property
     def networks(self) -> Sequence[IPNetwork]:
@@ -116,24 +156,22 @@ class IpipPlan:
 
     def destinations(self, lease: Lease) -> Sequence[IPAddress]:
         """As in `Plan`: asked for with DirectRouting only."""
-        address = routes.public_address(lease, Family.V4)
+        address = public_address(lease, Family.V4)
         return (address,) if self.settings.direct_routing and address is not None else ()
 
     def peer_objects(self, lease: Lease, view: View) -> PeerObjects:
         """As in `Plan`."""
-        problem = routes.type_problem(lease, BACKEND_TYPE)
-        subnet = lease.subnet(Family.V4)
-        if problem or subnet is None:
-            return PeerObjects(problem=problem or "it has no IPv4 subnet")
-        gateway = routes.public_address(lease, Family.V4)
-        if gateway is None:
-            return PeerObjects(problem="it publishes no IPv4 address")
-        direct = routes.direct_link(view.paths.get(gateway)) is not None
-        tunnel = view.links.get(DEVICE)
-        link = view.underlay if direct and self.settings.direct_routing else tunnel
-        if link is None:
-            return PeerObjects()
-        return PeerObjects((routes.peer_route(subnet, gateway, link.index, onlink=True),))
+        found, problem = sites(lease, BACKEND_TYPE, (Family.V4,))
+        objects: list[TableEntry] = []
+        for site in found:
+            direct = routes.direct_link(view.paths.get(site.address)) is not None
+            tunnel = view.links.get(DEVICE)
+            link = view.underlay if direct and self.settings.direct_routing else tunnel
+            if link is not None:
+                objects.append(
+                    routes.peer_route(site.subnet, site.address, link.index, onlink=True)
+                )
+        return PeerObjects(tuple(objects), problem)
 
     def is_ours(self, thing: TableEntry, view: View, *, startup: bool) -> bool:
         """As in `Plan`."""
@@ -160,12 +198,7 @@ class IpipPlan:
         )
 
     def rebased(self, external: ExternalInterface, lease: Lease | None) -> IpipPlan:
-        """As in `OverlayPlan`.
-
-        Raises:
-            ConfigError: the interface lost its IPv4 address, or its MTU is too small.
-        """
-        check(self.config, external)
+        """As in `OverlayPlan`."""
         own = lease.key if lease is not None else self.own
         return replace(self, external=external, own=own)
 
@@ -178,37 +211,15 @@ def _addresses(
     return (config.network,), (IPv4Interface((own.v4.network_address, 32)),)
 
 
-def check(config: NetworkConfig, external: ExternalInterface) -> None:
-    """Whether ipip can work at all here.
-
-    Raises:
-        ConfigError: no IPv4, or no room for an overlay packet.
-    """
-    if not config.enable_ipv4:
-        raise ConfigError("the ipip backend carries IPv4 only, and EnableIPv4 is false")
-    if external.address is None:
-        raise ConfigError(f"the ipip backend needs an IPv4 address on {external.name}")
-    if external.mtu <= OVERHEAD:
-        raise ConfigError(
-            f"MTU {external.mtu} of {external.name} leaves nothing after ipip's {OVERHEAD} bytes"
-        )
-
-
-@register(BACKEND_TYPE)
 class IpipBackend:
-    """The ipip backend; see `Backend` for the contract.
-
-    Raises:
-        ConfigError: wrong settings, or `check`.
-    """
+    """The ipip backend; see `Backend` for the contract."""
 
     def __init__(
         self, context: BackendContext, *, write_sysctl: SysctlWriter = try_write_sysctl
     ) -> None:
-        check(context.config, context.underlay)
         self._plan = IpipPlan(
             config=context.config,
-            settings=load_backend(IpipConfig, context.config.backend),
+            settings=context.config.settings(IpipSettings),
             external=context.underlay,
         )
         self._engine = Engine(
@@ -216,6 +227,7 @@ class IpipBackend:
             self._plan,
             write_sysctl=write_sysctl,
             store_addresses=context.store_addresses,
+            is_own_device=context.is_own_device,
         )
 
     async def prepare(self, previous: LeaseAttrs | None) -> LeaseAttrs:
@@ -233,4 +245,17 @@ class IpipBackend:
         plan = replace(self._plan, own=lease.key)
         self._engine.follow(plan)
         await self._engine.ensure_devices()
-        return KernelNetwork(BACKEND_TYPE, self._engine, plan)
+        return KernelNetwork(KIND, self._engine, plan)
+
+
+KIND: Final = BackendKind(
+    name=BACKEND_TYPE,
+    summary="IP in IP, by the kernel",
+    settings=IpipSettings,
+    families=(Family.V4,),
+    overhead=OVERHEAD,
+    devices=(DevicePattern(r"flannel\.ipip", "ipip"),),
+    device_names=device_names,
+    suits=suits,
+    create=IpipBackend,
+)

@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol, Self
 
-from pyflannel.backend.base import Applied
+from pyflannel.backend.base import Applied, require_fit
 from pyflannel.backend.engine import Engine
 from pyflannel.backend.plan import Plan
+from pyflannel.core.config import NetworkConfig
 from pyflannel.core.errors import LeaseError
 from pyflannel.core.ip import Family
+from pyflannel.core.kind import Kind
 from pyflannel.core.lease import Lease, LeaseAttrs, LeaseEvent
 from pyflannel.core.underlay import ExternalInterface
 from pyflannel.kernel.base import Link, Notification
@@ -22,6 +24,11 @@ from pyflannel.report.model import NetworkReport
 
 class OverlayPlan(Plan, Protocol):
     """A plan that also knows what its node publishes."""
+
+    @property
+    def config(self) -> NetworkConfig:
+        """The network config."""
+        ...
 
     @property
     def mtu(self) -> int:
@@ -33,19 +40,15 @@ class OverlayPlan(Plan, Protocol):
         ...
 
     def rebased(self, external: ExternalInterface, lease: Lease | None) -> Self:
-        """The plan for another external interface and, if given, another lease.
-
-        Raises:
-            FlannelError: this backend cannot work with them.
-        """
+        """The plan for another external interface, which fits, and, if given, another lease."""
         ...
 
 
 class KernelNetwork:
     """A network kept by an engine; see `Network` for the contract."""
 
-    def __init__(self, backend_type: str, engine: Engine, plan: OverlayPlan) -> None:
-        self._backend_type = backend_type
+    def __init__(self, kind: Kind, engine: Engine, plan: OverlayPlan) -> None:
+        self._kind = kind
         self._engine = engine
         self._plan = plan
 
@@ -71,7 +74,12 @@ class KernelNetwork:
         return await self._engine.apply(full=full)
 
     async def rebase(self, underlay: ExternalInterface, lease: Lease | None = None) -> LeaseAttrs:
-        """As in `Network`."""
+        """As in `Network`.
+
+        Raises:
+            ConfigError: this kind of backend cannot work on that interface.
+        """
+        require_fit(self._kind, self._plan.config, underlay)
         self._plan = self._plan.rebased(underlay, lease)
         self._engine.follow(self._plan)
         return self.own_attrs()
@@ -82,7 +90,7 @@ class KernelNetwork:
 
     def report(self) -> NetworkReport:
         """As in `Network`."""
-        return replace(self._engine.report(), backend=self._backend_type, mtu=self.mtu)
+        return replace(self._engine.report(), backend=self._kind.name, mtu=self.mtu)
 
     async def detach(self) -> None:
         """Leaves device and routes, so that packets flow while the daemon is restarted."""

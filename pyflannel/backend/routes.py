@@ -28,7 +28,6 @@ import errno
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.errors import KernelError
 from pyflannel.core.ip import Family, IPAddress, IPNetwork, SubnetKey, family_of
-from pyflannel.core.lease import Lease
 from pyflannel.kernel.base import (
     RT_SCOPE_UNIVERSE,
     RTN_UNICAST,
@@ -49,20 +48,6 @@ def networks(config: NetworkConfig, *families: Family) -> tuple[IPNetwork, ...]:
     """The cluster networks of some families, by default of all that are enabled."""
     found = (config.network_of(family) for family in families or config.families)
     return tuple(network for network in found if network is not None)
-
-
-def type_problem(lease: Lease, backend_type: str) -> str:
-    """Why a peer cannot be reached by this backend, if it published another type; else empty."""
-    theirs = lease.attrs.backend_type
-    if theirs == backend_type:
-        return ""
-    return f"its backend type is {theirs or 'not given'}, this node's is {backend_type}"
-
-
-def public_address(lease: Lease, family: Family) -> IPAddress | None:
-    """The underlay address of a peer; `None` also for `0.0.0.0`, which upstream writes for none."""
-    address = lease.attrs.underlay(family)
-    return None if address is None or address.is_unspecified else address
 
 
 def inside(dst: IPNetwork, config: NetworkConfig, own: SubnetKey | None) -> bool:

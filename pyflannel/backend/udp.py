@@ -29,21 +29,21 @@ which the kernel drops our ICMP errors as martians (upstream's never arrive, mea
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import Final
 
 from pyflannel.backend import routes
-from pyflannel.backend.base import Applied, BackendContext, Network
+from pyflannel.backend.base import Applied, BackendContext, BackendKind, Network, require_fit
 from pyflannel.backend.engine import Engine
 from pyflannel.backend.plan import Device, PeerObjects, Table, TableEntry, View
-from pyflannel.backend.registry import register
-from pyflannel.core.backendconfig import UdpConfig, decode_backend
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.errors import ConfigError, DatapathError
+from pyflannel.core.fields import Problem, integer
 from pyflannel.core.ip import Family, IPAddress, IPNetwork, SubnetKey
+from pyflannel.core.kind import MAX_PORT, DevicePattern, Range, Settings, setting
 from pyflannel.core.lease import Lease, LeaseAdded, LeaseAttrs, LeaseEvent
 from pyflannel.core.lpm import Peer, RouteTable
 from pyflannel.core.underlay import ExternalInterface
@@ -59,36 +59,72 @@ from pyflannel.report.model import DatapathReport, NetworkReport
 
 log = get_logger(__name__)
 
+BACKEND_TYPE: Final = "udp"
+"""Of the config; a lease carries none."""
+
+
+# What the operator may set.
+
+_PORTS: Final = Range(1, MAX_PORT, f"a UDP port, 1 to {MAX_PORT}", "8285 is flannel's own")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UdpSettings(Settings):
+    """`Backend` of the network config."""
+
+    port: int = setting(
+        "Port",
+        integer,
+        default=8285,
+        effect="UDP port of this node and of every peer; it is not part of the lease",
+        within=_PORTS,
+    )
+
+
+# Whether it can work, and what it is called on the node.
+
+OVERHEAD: Final = {Family.V4: 28}
+"""Outer IPv4 header (20) and UDP header (8); the payload is the overlay packet itself."""
+MINIMUM_MTU: Final = 68
+"""RFC 791 §3.2: what every internet module must be able to forward."""
 DEVICE: Final = "flannel0"
 """What upstream's template `flannel%d` gives on a node with one daemon."""
+
+
+def overlay_mtu(underlay_mtu: int) -> int:
+    """Bytes an overlay packet may have and still fit the underlay, once wrapped in UDP."""
+    return underlay_mtu - OVERHEAD[Family.V4]
+
+
+def suits(config: NetworkConfig, external: ExternalInterface | None) -> Iterable[Problem]:
+    """The socket needs an address, and a packet room."""
+    if external is None or not config.enable_ipv4:
+        return
+    if external.address is None:
+        yield Problem.error("", f"interface {external.name} has no IPv4 address for udp")
+    left = overlay_mtu(external.mtu)
+    if left < MINIMUM_MTU:
+        yield Problem.error(
+            "",
+            f"underlay MTU {external.mtu} leaves {left} bytes for the overlay, which is less than "
+            f"the {MINIMUM_MTU} of RFC 791",
+            "raise the MTU of the external interface",
+        )
+
+
+def device_names(config: NetworkConfig) -> Mapping[Family, str]:
+    """The TUN."""
+    return {Family.V4: DEVICE} if config.enable_ipv4 else {}
+
+
+# What must be in the kernel.
+
 SOCKET: Final = "udp"
 """The socket's name in the fd store; the TUN has the device's."""
-OVERHEAD_BYTES: Final = 28
-"""Outer IPv4 header (20) and UDP header (8); the payload is the overlay packet itself."""
 BPFFS: Final = "/sys/fs/bpf"
 """Where systemd mounts the BPF file system."""
 QUEUE_PACKETS: Final = 500
 """What the kernel gives a TUN (`TUN_READQ_SIZE` of drivers/net/tun.c), and upstream leaves."""
-MINIMUM_MTU: Final = 68
-"""RFC 791 §3.2: what every internet module must be able to forward."""
-
-
-def overlay_mtu(underlay_mtu: int) -> int:
-    """Bytes an overlay packet may have and still fit the underlay, once wrapped in UDP.
-
-    Args:
-        underlay_mtu: MTU of the external interface, in bytes.
-
-    Raises:
-        ConfigError: if too little is left.
-    """
-    left = underlay_mtu - OVERHEAD_BYTES
-    if left < MINIMUM_MTU:
-        raise ConfigError(
-            f"underlay MTU {underlay_mtu} leaves {left} bytes for the overlay, which is less than "
-            f"the {MINIMUM_MTU} of RFC 791; raise the MTU of the external interface"
-        )
-    return left
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,20 +181,11 @@ class UdpPlan:
         return dst == self.network
 
 
-@register("udp")
 class UdpBackend:
     """See the module."""
 
     def __init__(self, context: BackendContext) -> None:
-        config, problems = decode_backend("udp", context.config.backend)
-        errors = [str(p.message) for p in problems if p.severity == "error"]
-        if errors or not isinstance(config, UdpConfig):
-            raise ConfigError("; ".join(errors) or "udp backend config cannot be read")
-        if context.config.network is None or not context.config.enable_ipv4:
-            raise ConfigError("the udp backend carries IPv4 only: the config needs a Network")
-        overlay_mtu(context.underlay.mtu)
         self._context = context
-        self._config = config
 
     async def prepare(self, previous: LeaseAttrs | None) -> LeaseAttrs:
         """The public IP is all that a udp peer needs."""
@@ -171,7 +198,7 @@ class UdpBackend:
         Raises:
             FlannelError: naming what cannot be had.
         """
-        network = UdpNetwork(self._context, self._config, lease)
+        network = UdpNetwork(self._context, lease)
         try:
             await network.open()
         except BaseException:
@@ -183,9 +210,9 @@ class UdpBackend:
 class UdpNetwork:
     """The attached node: descriptors, data path, peer table."""
 
-    def __init__(self, context: BackendContext, config: UdpConfig, lease: Lease) -> None:
+    def __init__(self, context: BackendContext, lease: Lease) -> None:
         self._context = context
-        self._port = config.port
+        self._port = context.config.settings(UdpSettings).port
         self._underlay = context.underlay
         self._lease = lease
         self._peers: dict[SubnetKey, Peer] = {}
@@ -199,7 +226,10 @@ class UdpNetwork:
         self._socket: socket.socket | None = None
         self._datapath: Datapath | None = None
         self._engine = Engine(
-            context.netlink, self._plan(), store_addresses=context.store_addresses
+            context.netlink,
+            self._plan(),
+            store_addresses=context.store_addresses,
+            is_own_device=context.is_own_device,
         )
         self._starts = 0
         self._worried = False
@@ -231,7 +261,7 @@ class UdpNetwork:
             self._ensure_datapath()
         except DatapathError as error:
             name = self._chosen_name()
-            if self._context.options.datapath != select.AUTO or name == "python":
+            if self._context.datapath != select.AUTO or name == "python":
                 raise
             log.warning("data path cannot start, taking another", datapath=name, error=error)
             self._failed[name] = str(error)
@@ -295,8 +325,12 @@ class UdpNetwork:
         return Applied(changed=applied.changed + changed, repaired=repaired)
 
     async def rebase(self, underlay: ExternalInterface, lease: Lease | None = None) -> LeaseAttrs:
-        """Another underlay or another subnet: socket, device and data path are made to fit."""
-        overlay_mtu(underlay.mtu)
+        """Another underlay or another subnet: socket, device and data path are made to fit.
+
+        Raises:
+            ConfigError: it cannot work there.
+        """
+        require_fit(KIND, self._context.config, underlay)
         same = underlay == self._underlay and lease in (None, self._lease)
         moved = underlay.address != self._underlay.address
         self._underlay = underlay
@@ -318,7 +352,7 @@ class UdpNetwork:
         path = self._datapath
         return replace(
             self._engine.report(),
-            backend="udp",
+            backend=BACKEND_TYPE,
             port=self._port,
             peers=len(self._table),
             mtu=self.mtu,
@@ -395,7 +429,7 @@ class UdpNetwork:
                 await self._context.netlink.delete_link(link.index)
 
     def _choose(self) -> select.Choice:
-        choice = select.create(self._context.options.datapath, failed=self._failed)
+        choice = select.create(self._context.datapath, failed=self._failed)
         if self._choice is None or choice.reason != self._choice.reason:
             log.info(
                 "data path chosen", datapath=choice.factory.capabilities.name, why=choice.reason
@@ -451,7 +485,7 @@ class UdpNetwork:
             underlay_name=self._underlay.name,
             underlay_address=self._local(),
             pin_dir=BPFFS,
-            accept_any=self._context.options.udp_accept == "any",
+            accept_any=self._context.accept_any,
             vnet_hdr=tun.vnet_hdr,
         )
 
@@ -487,3 +521,22 @@ def _remove_pinned() -> None:
 def _attrs(underlay: ExternalInterface) -> LeaseAttrs:
     """Udp writes no type and no data, like upstream."""
     return LeaseAttrs(public_ip=underlay.public_ip)
+
+
+KIND: Final = BackendKind(
+    name=BACKEND_TYPE,
+    summary="packets in plain datagrams, by the data paths of the daemon",
+    settings=UdpSettings,
+    families=(Family.V4,),
+    overhead=OVERHEAD,
+    route_per_peer=False,
+    devices=(
+        DevicePattern(r"flannel\d+", "tun"),
+        # Of the eBPF data path.
+        DevicePattern(r"flannelgro0", "veth"),
+        DevicePattern(r"flannelgro1", "veth", goes_along=True),
+    ),
+    device_names=device_names,
+    suits=suits,
+    create=UdpBackend,
+)

@@ -33,24 +33,33 @@ import errno
 import json
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_interface
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from pyflannel.backend import routes
-from pyflannel.backend.base import BackendContext
+from pyflannel.backend.base import BackendContext, BackendKind
 from pyflannel.backend.devices import SysctlWriter
 from pyflannel.backend.engine import Engine
 from pyflannel.backend.network import KernelNetwork, require_families
+from pyflannel.backend.peers import Site, public_address, sites
 from pyflannel.backend.plan import Device, PeerObjects, Table, TableEntry, View
-from pyflannel.backend.registry import register
-from pyflannel.core.backendconfig import VxlanConfig, load_backend
 from pyflannel.core.config import NetworkConfig
-from pyflannel.core.errors import ConfigError, FlannelError, KernelError
+from pyflannel.core.errors import FlannelError, KernelError
+from pyflannel.core.fields import Problem, boolean, integer
 from pyflannel.core.gojson import JsonError, JsonObject, loads_go
 from pyflannel.core.ip import Family, IPAddress, IPNetwork, SubnetKey
+from pyflannel.core.kind import (
+    MAX_DEVICE_NAME,
+    MAX_PORT,
+    DevicePattern,
+    Range,
+    Settings,
+    StateFile,
+    setting,
+)
 from pyflannel.core.lease import Lease, LeaseAttrs
 from pyflannel.core.underlay import ExternalInterface
 from pyflannel.kernel.base import (
@@ -70,14 +79,144 @@ from pyflannel.logs import get_logger
 log = get_logger(__name__)
 
 BACKEND_TYPE: Final = "vxlan"
-KERNEL_PORT: Final = 8472
-"""What the kernel takes when no port is given (its module parameter `udp_port`)."""
+
+
+# What the operator may set.
+
 OVERHEAD: Final = {Family.V4: 50, Family.V6: 70}
 """Outer IP (20 or 40) + UDP (8) + VXLAN (8) + inner Ethernet (14). Upstream takes 50 for both; with
 an IPv6 underlay its full-size packets do not fit, and the kernel refuses such an MTU."""
 MIN_MTU: Final = {Family.V4: 68, Family.V6: 1280}
-"""RFC 791 §3.2, RFC 8200 §5."""
+"""RFC 791 §3.2, RFC 8200 §5. The kernel keeps a family off devices with less."""
+MAX_DEVICE_MTU: Final = 65535
+"""`ETH_MAX_MTU`: the kernel refuses more."""
+USUAL_LARGEST_MTU: Final = 9216
+"""Jumbo frames as switches are commonly set for; larger is more likely a slip of the fingers."""
+MAX_VNI: Final = 0xFFFFFF
+"""24 bits (RFC 7348 §5); the kernel answers ERANGE to more."""
+KERNEL_PORT: Final = 8472
+"""What the kernel takes when no port is given (its module parameter `udp_port`)."""
+
+_FOLLOW: Final = "leave it out to follow the interface"
+_VNIS: Final = Range(0, MAX_VNI, f"24 bits, 0 to {MAX_VNI}", "1 is flannel's own")
+_PORTS: Final = Range(
+    None, MAX_PORT, f"a UDP port, 1 to {MAX_PORT}", f"0 means the kernel's own, {KERNEL_PORT}"
+)
+_LEAST_MTU: Final = MIN_MTU[Family.V4] + OVERHEAD[Family.V4]
+_MOST_MTU: Final = MAX_DEVICE_MTU + OVERHEAD[Family.V4]
+_MTUS: Final = Range(
+    _LEAST_MTU, _MOST_MTU, f"the MTU of the underlay, {_LEAST_MTU} to {_MOST_MTU}", _FOLLOW, also=0
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VxlanSettings(Settings):
+    """`Backend` of the network config."""
+
+    vni: int = setting(
+        "VNI",
+        integer,
+        default=1,
+        effect="VXLAN network id; also in the device's name, flannel.<VNI>",
+        within=_VNIS,
+    )
+    port: int = setting(
+        "Port",
+        integer,
+        default=0,
+        effect=f"UDP port of all nodes; 0 leaves it to the kernel, which takes {KERNEL_PORT}",
+        within=_PORTS,
+    )
+    mtu: int = setting(
+        "MTU",
+        integer,
+        default=0,
+        effect="MTU of the underlay to assume, overhead not yet taken off; 0 is the interface's",
+        within=_MTUS,
+    )
+    gbp: bool = setting(
+        "GBP", boolean, default=False, effect="the group based policy extension of the device"
+    )
+    learning: bool = setting(
+        "Learning", boolean, default=False, effect="the kernel learns FDB entries from packets"
+    )
+    direct_routing: bool = setting(
+        "DirectRouting",
+        boolean,
+        default=False,
+        effect="plain routes instead of tunnels to peers on the same link",
+    )
+
+    def problems(self) -> Iterable[Problem]:
+        """As in `Settings`: what is unlikely to be meant."""
+        if self.port < 0:
+            text = f"Port is {self.port}: taken as 0, the kernel's own port {KERNEL_PORT}"
+            yield Problem.warning("Backend.Port", text, "leave it out")
+        if USUAL_LARGEST_MTU < self.mtu <= _MOST_MTU:
+            text = f"MTU is {self.mtu}, more than jumbo frames ({USUAL_LARGEST_MTU})"
+            yield Problem.warning("Backend.MTU", text, _FOLLOW)
+
+    def settled(self) -> Self:
+        """As in `Settings`: upstream hands a port to the kernel only if it is above 0."""
+        return replace(self, port=max(self.port, 0))
+
+
+# Whether it can work, and what it is called on the node.
+
+DEVICES: Final = {Family.V4: "flannel", Family.V6: "flannel-v6"}
+"""What the names of the devices start with; a dot and the VNI follow."""
 MAC_FILE: Final = "vtep-mac.json"
+
+
+def device_name(family: Family, vni: int) -> str:
+    """`flannel.1`, for IPv6 `flannel-v6.1`."""
+    return f"{DEVICES[family]}.{vni}"
+
+
+def device_names(config: NetworkConfig) -> Mapping[Family, str]:
+    """The VTEPs."""
+    vni = config.settings(VxlanSettings).vni
+    return {family: device_name(family, vni) for family in config.families}
+
+
+def suits(config: NetworkConfig, external: ExternalInterface | None) -> Iterator[Problem]:
+    """A device needs a name, a tunnel a source, and each family room for a packet of its own."""
+    settings = config.settings(VxlanSettings)
+    for family in config.families:
+        device = device_name(family, settings.vni)
+        if len(device) > MAX_DEVICE_NAME:
+            largest = 10 ** (MAX_DEVICE_NAME - len(DEVICES[family]) - 1) - 1
+            yield Problem.error(
+                "Backend.VNI",
+                f"VNI is {settings.vni}, expected at most {largest}: the device {device} would "
+                f"have a name of more than {MAX_DEVICE_NAME} characters",
+                "1 is flannel's own",
+            )
+        least = MIN_MTU[family] + OVERHEAD[family]
+        if 0 < settings.mtu < least:
+            rfc = "RFC 791 §3.2" if family is Family.V4 else "RFC 8200 §5"
+            text = f"MTU is {settings.mtu}, expected at least {least} for {family} ({rfc})"
+            yield Problem.error("Backend.MTU", text, _FOLLOW)
+        if external is None:
+            continue
+        if external.local(family) is None:
+            text = (
+                f"{external.name} has no {family} address, which vxlan needs as its tunnel source"
+            )
+            yield Problem.error("", text)
+        if external.mtu < least:
+            left = external.mtu - OVERHEAD[family]
+            yield Problem.error(
+                "",
+                f"MTU {external.mtu} leaves {left} bytes after vxlan's {OVERHEAD[family]}, and "
+                f"{family} needs {MIN_MTU[family]}",
+            )
+    if external is not None and settings.mtu > external.mtu:
+        yield Problem.warning(
+            "Backend.MTU",
+            f"MTU is {settings.mtu}, more than {external.name} carries: its {external.mtu} counts",
+            _FOLLOW,
+        )
 
 
 # What the lease carries.
@@ -151,11 +290,6 @@ def random_mac(rng: random.Random) -> str:
 # What must be in the kernel, as pure functions.
 
 
-def device_name(family: Family, vni: int) -> str:
-    """`flannel.1`, for IPv6 `flannel-v6.1`."""
-    return f"flannel.{vni}" if family is Family.V4 else f"flannel-v6.{vni}"
-
-
 def vxlan_difference(link: Link, wanted: VxlanAttrs) -> str:
     """What makes an existing device unusable, empty if it can be kept.
 
@@ -183,7 +317,7 @@ class VxlanPlan:
     """Desired state of vxlan; see `Plan`."""
 
     config: NetworkConfig
-    settings: VxlanConfig
+    settings: VxlanSettings
     external: ExternalInterface
     macs: Mapping[Family, str] = field(default_factory=dict)
     """The VTEP MAC of each enabled family."""
@@ -293,45 +427,34 @@ class VxlanPlan:
         """As in `Plan`: asked for with DirectRouting only."""
         if not self.settings.direct_routing:
             return ()
-        addresses = (routes.public_address(lease, family) for family in self.config.families)
+        addresses = (public_address(lease, family) for family in self.config.families)
         return tuple(address for address in addresses if address is not None)
 
     def peer_objects(self, lease: Lease, view: View) -> PeerObjects:
         """As in `Plan`: neighbour, FDB entry and route for each family that both sides have."""
-        problem = routes.type_problem(lease, BACKEND_TYPE)
-        if problem:
-            return PeerObjects(problem=problem)
-        found: list[TableEntry] = []
-        for family in self.config.families:
-            subnet = lease.subnet(family)
-            if subnet is None:
-                continue
-            public = routes.public_address(lease, family)
-            if public is None:
-                problem = f"it publishes no {family} address"
-                continue
+        found, problem = sites(lease, BACKEND_TYPE, self.config.families)
+        objects: list[TableEntry] = []
+        for site in found:
             try:
-                mac = decode_data(lease.attrs.data(family)).mac
+                mac = decode_data(lease.attrs.data(site.family)).mac
             except ValueError as error:
                 problem = str(error)
-                continue
-            found += self._objects(family, subnet, public, mac, view)
-        return PeerObjects(tuple(found), problem)
+            else:
+                objects += self._objects(site, mac, view)
+        return PeerObjects(tuple(objects), problem)
 
-    def _objects(
-        self, family: Family, subnet: IPNetwork, public: IPAddress, mac: str, view: View
-    ) -> tuple[TableEntry, ...]:
-        direct = routes.direct_link(view.paths.get(public))
+    def _objects(self, site: Site, mac: str, view: View) -> tuple[TableEntry, ...]:
+        direct = routes.direct_link(view.paths.get(site.address))
         if self.settings.direct_routing and direct is not None:
-            return (routes.peer_route(subnet, public, direct),)
-        link = view.links.get(self.name(family))
+            return (routes.peer_route(site.subnet, site.address, direct),)
+        link = view.links.get(self.name(site.family))
         if link is None:
             return ()
-        vtep = subnet.network_address
+        vtep = site.subnet.network_address
         return (
             Neighbour(index=link.index, ip=vtep, mac=mac),
-            FdbEntry(index=link.index, mac=mac, dst=public),
-            routes.peer_route(subnet, vtep, link.index, onlink=True),
+            FdbEntry(index=link.index, mac=mac, dst=site.address),
+            routes.peer_route(site.subnet, vtep, link.index, onlink=True),
         )
 
     def is_ours(self, thing: TableEntry, view: View, *, startup: bool) -> bool:
@@ -373,40 +496,9 @@ class VxlanPlan:
         )
 
     def rebased(self, external: ExternalInterface, lease: Lease | None) -> VxlanPlan:
-        """As in `OverlayPlan`.
-
-        Raises:
-            ConfigError: an address is missing, or the MTU is too small.
-        """
-        check(self.config, self.settings, external)
+        """As in `OverlayPlan`."""
         own = lease.key if lease is not None else self.own
         return replace(self, external=external, own=own)
-
-
-def check(config: NetworkConfig, settings: VxlanConfig, external: ExternalInterface) -> None:
-    """Whether vxlan can work at all here.
-
-    Raises:
-        ConfigError: no address of an enabled family, or no room for an overlay packet.
-    """
-    for family in config.families:
-        if external.local(family) is None:
-            raise ConfigError(
-                f"{external.name} has no {family} address, which vxlan needs as its tunnel source"
-            )
-        left = min(settings.mtu or external.mtu, external.mtu) - OVERHEAD[family]
-        if left < MIN_MTU[family]:
-            raise ConfigError(
-                f"MTU {left + OVERHEAD[family]} leaves {left} bytes after vxlan's "
-                f"{OVERHEAD[family]}, and {family} needs {MIN_MTU[family]}"
-            )
-    if settings.mtu > external.mtu:
-        log.warning(
-            "the MTU of the config is more than the interface carries, the interface's counts",
-            configured=settings.mtu,
-            interface=external.name,
-            mtu=external.mtu,
-        )
 
 
 class MacFile:
@@ -450,7 +542,6 @@ def _where(external: ExternalInterface) -> str:
     return str(external.public_ip or external.public_ipv6)
 
 
-@register(BACKEND_TYPE)
 class VxlanBackend:
     """The vxlan backend; see `Backend` for the contract.
 
@@ -458,9 +549,6 @@ class VxlanBackend:
         context: as for every backend.
         write_sysctl: how `accept_ra` is written.
         rng: source of a new MAC; by default the system's, because a MAC must not repeat.
-
-    Raises:
-        ConfigError: wrong settings, or `check`.
     """
 
     def __init__(
@@ -470,10 +558,9 @@ class VxlanBackend:
         write_sysctl: SysctlWriter = try_write_sysctl,
         rng: random.Random | None = None,
     ) -> None:
-        settings = load_backend(VxlanConfig, context.config.backend)
-        check(context.config, settings, context.underlay)
+        settings = context.config.settings(VxlanSettings)
         self._netlink: Netlink = context.netlink
-        self._file = MacFile(context.options.state_dir)
+        self._file = MacFile(context.state_dir)
         self._rng = rng if rng is not None else random.SystemRandom()
         self._plan = VxlanPlan(config=context.config, settings=settings, external=context.underlay)
         self._engine = Engine(
@@ -481,6 +568,7 @@ class VxlanBackend:
             self._plan,
             write_sysctl=write_sysctl,
             store_addresses=context.store_addresses,
+            is_own_device=context.is_own_device,
         )
 
     async def prepare(self, previous: LeaseAttrs | None) -> LeaseAttrs:
@@ -510,7 +598,7 @@ class VxlanBackend:
         plan = replace(self._plan, own=lease.key)
         self._engine.follow(plan)
         await self._ensure_devices()
-        return KernelNetwork(BACKEND_TYPE, self._engine, plan)
+        return KernelNetwork(KIND, self._engine, plan)
 
     async def _ensure_devices(self) -> None:
         await self._engine.ensure_devices()
@@ -545,3 +633,19 @@ class VxlanBackend:
             except ValueError as error:
                 log.debug("no VTEP MAC in the previous lease", reason=str(error))
         return random_mac(self._rng)
+
+
+KIND: Final = BackendKind(
+    name=BACKEND_TYPE,
+    summary="VXLAN, by the kernel; works on any underlay",
+    settings=VxlanSettings,
+    overhead=OVERHEAD,
+    devices=(
+        DevicePattern(r"flannel\.\d+", "vxlan"),
+        DevicePattern(r"flannel-v6\.\d+", "vxlan"),
+    ),
+    device_names=device_names,
+    state_files=(StateFile(MAC_FILE, frozenset({"public_ip", "macs"})),),
+    suits=suits,
+    create=VxlanBackend,
+)

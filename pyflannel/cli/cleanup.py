@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from pyflannel.backend.kinds import KINDS
 from pyflannel.cli.common import Parser
 from pyflannel.core import subnetenv, traces
 from pyflannel.core.errors import (
@@ -29,6 +30,7 @@ from pyflannel.core.errors import (
     NotPermitted,
 )
 from pyflannel.core.ip import Family
+from pyflannel.core.kind import Kind, every
 from pyflannel.core.options import DaemonOptions
 from pyflannel.docker import dropin, options, userchain
 from pyflannel.kernel import unixsocket
@@ -43,6 +45,7 @@ from pyflannel.kernel.lock import (
 )
 from pyflannel.kernel.netlink import KernelNetlink
 from pyflannel.kernel.ownership import is_left_by
+from pyflannel.store import record
 from pyflannel.traffic.iptables import IptablesManager
 from pyflannel.traffic.nftables import NftablesManager
 
@@ -73,11 +76,12 @@ def main(argv: Sequence[str]) -> int:
     lock = SingleInstance(given.subnet_file)
     locked_before = lock.path.exists()
     with _undisturbed(lock, dry_run=given.dry_run):
-        files = own_files(given)
+        kinds = list(every(KINDS))
+        files = own_files(given, kinds)
         if locked_before:
             files.append(OwnFile(str(lock.path), is_lock_content))
         found, failed, left = asyncio.run(
-            _run(given.subnet_file, files, given.state_dir, dry_run=given.dry_run)
+            _run(given.subnet_file, files, kinds, given.state_dir, dry_run=given.dry_run)
         )
         if not locked_before and not given.dry_run:
             lock.path.unlink(missing_ok=True)  # our own trace
@@ -120,7 +124,12 @@ def _in_use(why: str) -> DeviceUnavailable:
 
 
 async def _run(
-    subnet_file: str, files: Sequence[OwnFile], state_dir: str, *, dry_run: bool
+    subnet_file: str,
+    files: Sequence[OwnFile],
+    kinds: Sequence[Kind],
+    state_dir: str,
+    *,
+    dry_run: bool,
 ) -> tuple[list[str], dict[str, str], dict[str, str]]:
     """What was found, what of that could not be removed and why, what was left alone and why."""
     content = read_text_if_exists(subnet_file)
@@ -128,7 +137,7 @@ async def _run(
     netlink = KernelNetlink()
     failed: dict[str, str] = {}
     try:
-        found = await _find(netlink, former, state_dir)
+        found = await _find(netlink, former, kinds, state_dir)
         files_found, left = file_traces(files)
         found += files_found
         if not dry_run:
@@ -142,8 +151,14 @@ async def _run(
     return [trace.what for trace in found], failed, left
 
 
-async def _find(netlink: Netlink, former: subnetenv.SubnetEnv, state_dir: str) -> list[Trace]:
-    devices = [link for link in await netlink.links() if traces.is_our_device(link.name, link.kind)]
+async def _find(
+    netlink: Netlink, former: subnetenv.SubnetEnv, kinds: Sequence[Kind], state_dir: str
+) -> list[Trace]:
+    devices = [
+        link
+        for link in await netlink.links()
+        if any(kind.leaves(link.name, link.kind) for kind in kinds)
+    ]
     ours = {link.index for link in devices}
     found = [
         *_bpf_traces(),
@@ -233,13 +248,10 @@ class OwnFile:
             Path(self.path).unlink(missing_ok=True)
 
 
-def own_files(given: argparse.Namespace) -> list[OwnFile]:
-    """What a daemon with these paths may have left."""
-    records = {
-        "lease.json": traces.LEASE_RECORD,
-        "vtep-mac.json": traces.MAC_RECORD,
-        userchain.RECORD: traces.DOCKER_RECORD,
-    }
+def own_files(given: argparse.Namespace, kinds: Sequence[Kind]) -> list[OwnFile]:
+    """What a daemon with these paths may have left, whichever kind of backend it ran."""
+    records = {record.FILE_NAME: traces.LEASE_RECORD, userchain.RECORD: traces.DOCKER_RECORD}
+    records |= {file.name: file.members for kind in kinds for file in kind.state_files}
     return [
         OwnFile(given.subnet_file, subnetenv.is_flannels),
         OwnFile(given.docker_opts_file, options.is_written_here),

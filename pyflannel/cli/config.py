@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pyflannel.backend.kinds import KINDS
 from pyflannel.cli.common import Parser, split_etcd, with_store
 from pyflannel.core.config import Parsed, effective, parse_network_config
 from pyflannel.core.errors import EXIT_CONFIG, EXIT_OK, ConfigError, UsageError
@@ -46,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     raw = _read(given.file)
     if given.action == "check":
         return _check(raw, as_json=given.json)
-    parsed = parse_network_config(raw)
+    parsed = parse_network_config(raw, KINDS)
     _print_problems(parsed)
     if parsed.config is None and not given.force:
         print("pyflannel config: nothing was written", file=sys.stderr)
@@ -79,7 +80,7 @@ def _show(raw: bytes, *, as_json: bool) -> int:
 
 
 def _check(raw: bytes, *, as_json: bool) -> int:
-    parsed = parse_network_config(raw)
+    parsed = parse_network_config(raw, KINDS)
     if as_json:
         report = {
             "config": effective(parsed.config) if parsed.config is not None else None,

@@ -58,6 +58,7 @@ def check(argv: Sequence[str]) -> int:
 
 
 def _check_network_config(parsed: RunDaemon) -> int:
+    from pyflannel.backend.kinds import KINDS
     from pyflannel.cli.common import with_store
     from pyflannel.core.config import parse_network_config
     from pyflannel.core.trust import ConfigOrigin, check_commands
@@ -69,7 +70,7 @@ def _check_network_config(parsed: RunDaemon) -> int:
     if not found.kvs:
         print(f"error: no network config under {key.decode()}", file=sys.stderr)
         return EXIT_CONFIG
-    config = parse_network_config(found.kvs[0].value)
+    config = parse_network_config(found.kvs[0].value, KINDS)
     for problem in config.problems:
         print(f"{problem.severity}: {shown(problem, MOST_IN_LOG)}", file=sys.stderr)
     if config.config is None:

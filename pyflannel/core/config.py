@@ -5,7 +5,7 @@ Three layers, in upstream's order, so that our first error is the one upstream w
 1. JSON and the types of the values (`gojson`, `fields`): Go's rules, keys in any case.
 2. Validation and derived values, one code path for both families. The texts of upstream's errors
    stand inside ours, for those who grep for them.
-3. The backend: its type and its own settings (`backendconfig`).
+3. The backend: its type, its own settings, and whether they fit the rest (`kind`).
 
 All problems are collected, not only the first. What upstream refuses, now or when it later tries to
 use the value, is an error; what it ignores in silence is a warning. A config without errors comes
@@ -16,20 +16,10 @@ parsing what `effective` printed gives the same config again.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
-from typing import Final
+from typing import Final, TypeVar
 
-from pyflannel.core.backendconfig import (
-    IPV4_ONLY,
-    KEYS,
-    VXLAN_OVERHEAD,
-    BackendConfig,
-    VxlanConfig,
-    decode_backend,
-    encode_backend,
-    unknown_type,
-)
 from pyflannel.core.errors import ConfigError
 from pyflannel.core.fields import (
     Mismatch,
@@ -51,6 +41,7 @@ from pyflannel.core.ip import (
     parse_ipv6_network,
     spell_ip,
 )
+from pyflannel.core.kind import Kind, Kinds, Settings, decode, every, unknown_type
 from pyflannel.core.suggest import did_you_mean
 
 __all__ = [
@@ -71,12 +62,7 @@ UNSET_V6: Final = IPv6Address(0)
 DEFAULT_BACKEND: Final = "udp"
 """What upstream's code takes when `Backend` is absent; its documentation says vxlan."""
 
-VXLAN_DEVICES: Final = {Family.V4: "flannel", Family.V6: "flannel-v6"}
-"""What the names of the vxlan devices start with; a dot and the VNI follow."""
-MAX_DEVICE_NAME: Final = 15
-"""`IFNAMSIZ` (16) without the closing zero byte."""
-MIN_IPV6_MTU: Final = 1280
-"""RFC 8200 §5; the kernel keeps IPv6 off links with less."""
+S = TypeVar("S", bound=Settings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,9 +90,18 @@ class NetworkConfig:
     """Traffic rules through nftables instead of iptables."""
     backend_type: str = DEFAULT_BACKEND
     """Canonical, lower case."""
-    backend: Mapping[str, object] = field(default_factory=dict)
-    """The `Backend` object as decoded JSON: `Type` and the type's own keys in upstream's spelling,
-    defaults filled in. `backendconfig.load_backend` gives it as a typed value."""
+    backend: Settings = Settings()
+    """What the type reads of `Backend`; `settings` gives it as what it is."""
+
+    def settings(self, of: type[S]) -> S:
+        """The backend's settings, for the backend itself, which knows their class.
+
+        Raises:
+            TypeError: they are another kind's, a defect of whoever asks.
+        """
+        if not isinstance(self.backend, of):
+            raise TypeError(f"settings of {self.backend_type} are not {of.__name__}")
+        return self.backend
 
     @property
     def families(self) -> tuple[Family, ...]:
@@ -155,11 +150,12 @@ class Parsed:
         return tuple(p for p in self.problems if p.severity is Severity.WARNING)
 
 
-def parse_network_config(text: bytes | str, *, validate: bool = True) -> Parsed:
+def parse_network_config(text: bytes | str, kinds: Kinds, *, validate: bool = True) -> Parsed:
     """Reads a network config and says everything that is wrong with it. Never raises.
 
     Args:
         text: the value of `<prefix>/config`, or the content of a file.
+        kinds: the backends there are.
         validate: whether to check the values against each other and fill in the derived ones, as
             upstream does for a config from etcd. (A config from Kubernetes is only decoded.)
     """
@@ -173,16 +169,16 @@ def parse_network_config(text: bytes | str, *, validate: bool = True) -> Parsed:
     if not isinstance(value, JsonObject):
         wanted = f'write {{"Network": "{_V4.example}"}}'
         return _refuse(f"the config is {show(value)}, expected a JSON object", wanted)
-    return _Parser(value, validate=validate).run()
+    return _Parser(value, kinds, validate=validate).run()
 
 
-def load_network_config(text: bytes | str) -> NetworkConfig:
+def load_network_config(text: bytes | str, kinds: Kinds) -> NetworkConfig:
     """The config in `text`, for those who have no use for warnings.
 
     Raises:
         ConfigError: naming every error in it.
     """
-    parsed = parse_network_config(text)
+    parsed = parse_network_config(text, kinds)
     if parsed.config is None:
         raise ConfigError("the network config is wrong: " + "; ".join(map(str, parsed.errors)))
     return parsed.config
@@ -212,7 +208,7 @@ def effective(config: NetworkConfig) -> dict[str, object]:
             "IPv6SubnetMin": spell_ip(config.ipv6_subnet_min),
             "IPv6SubnetMax": spell_ip(config.ipv6_subnet_max),
         }
-    values["Backend"] = dict(config.backend)
+    values["Backend"] = {"Type": config.backend_type, **config.backend.encode()}
     return values
 
 
@@ -291,6 +287,8 @@ _TOP_KEYS: Final = (
     "EnableNFTables",
     "Backend",
 )
+_OUTSIDE: Final = tuple(key for key in _TOP_KEYS if key != "Backend")
+"""Keys that are sometimes put into `Backend` by mistake."""
 
 
 @dataclass(slots=True)
@@ -306,7 +304,8 @@ class _Pool:
 class _Parser:
     """One run over one object."""
 
-    def __init__(self, members: JsonObject, *, validate: bool) -> None:
+    def __init__(self, members: JsonObject, kinds: Kinds, *, validate: bool) -> None:
+        self._kinds = kinds
         self._reader = ObjectReader(members)
         self._members = members
         self._validate = validate
@@ -338,15 +337,12 @@ class _Parser:
                 "EnableIPv4 and EnableIPv6 are both false: none defined stack",
                 "set one of them to true",
             )
-        backend = self._check_backend(backend_type, members, enabled)
-
-        problems = tuple(self._problems)
-        if any(problem.severity is Severity.ERROR for problem in problems):
-            return Parsed(None, problems)
+        broken = any(problem.is_error for problem in self._problems)
         v4, v6 = (
-            pools[f] if enabled[f] or not self._validate else _Pool(None, 0, 0, 0)
+            pools[f] if not broken and (enabled[f] or not self._validate) else _Pool(None, 0, 0, 0)
             for f in (Family.V4, Family.V6)
         )
+        kind, settings = self._check_backend(backend_type, members)
         config = NetworkConfig(
             network=v4.network if isinstance(v4.network, IPv4Network) else None,
             subnet_len=v4.length,
@@ -360,9 +356,12 @@ class _Parser:
             enable_ipv6=enabled[Family.V6],
             enable_nftables=nftables,
             backend_type=backend_type.lower(),
-            backend=backend,
+            backend=settings if settings is not None else Settings(),
         )
-        return Parsed(config, problems)
+        if kind is not None and settings is not None:
+            self._problems += kind.fits(config, kinds=self._kinds)
+        problems = tuple(self._problems)
+        return Parsed(None if any(p.is_error for p in problems) else config, problems)
 
     def _read_pool(self, rules: _Rules) -> _Pool:
         """The family's four keys as they stand there, 0 for what is missing."""
@@ -395,9 +394,14 @@ class _Parser:
 
     def _note_unknown(self) -> None:
         """Warns about every unknown key, with what was probably meant."""
-        inside = {fold(name): name for keys in KEYS.values() for name in keys} | {"type": "Type"}
+        unknown = self._reader.unknown()
+        if not unknown:
+            return
+        inside = {
+            fold(key): key for kind in every(self._kinds) for key in ("Type", *kind.settings.keys())
+        }
         missing = [key for key in _TOP_KEYS if key not in self._reader.given]
-        for key in self._reader.unknown():
+        for key in unknown:
             message = f"unknown key {show(key)} is ignored"
             # A key that is not there yet is meant more likely than one that is.
             guess = did_you_mean(key, missing) or did_you_mean(key, _TOP_KEYS)
@@ -529,11 +533,11 @@ class _Parser:
             )
 
     def _check_backend(
-        self, name: str, members: Mapping[str, object], enabled: Mapping[Family, bool]
-    ) -> Mapping[str, object]:
-        """Checks type and settings; returns the object with all defaults, empty after an error."""
+        self, name: str, members: Mapping[str, object]
+    ) -> tuple[Kind | None, Settings | None]:
+        """Checks type and settings; `None` for what has an error."""
         if "Backend" in self._reader.failed:
-            return {}
+            return None, None
         if "Backend" not in self._reader.given:
             slip = self._guesses.get("Backend")
             self._warn(
@@ -544,58 +548,27 @@ class _Parser:
                 if slip is not None
                 else 'write "Backend": {"Type": "udp"}, or the type you want',
             )
-        canonical = name.lower()
-        if canonical not in KEYS:
-            self._problems.append(unknown_type(name))
-            return {}
-        config, problems = decode_backend(canonical, members)
+        try:
+            kind = self._kinds.get(name.lower())
+        except ConfigError as error:
+            self._error("Backend.Type", str(error), "repair its package, or use another type")
+            return None, None
+        if kind is None:
+            self._problems.append(unknown_type(name, self._kinds))
+            return None, None
+        settings, problems = decode(kind, members, self._kinds, outside=_OUTSIDE)
         self._problems += problems
-        if config is None:
-            return {}
-        self._check_families(canonical, config, enabled)
-        return encode_backend(canonical, config)
-
-    def _check_families(
-        self, backend_type: str, config: BackendConfig, enabled: Mapping[Family, bool]
-    ) -> None:
-        """What a backend can only be told together with the families it is to carry."""
-        if backend_type in IPV4_ONLY and enabled[Family.V6]:
-            message = f"backend {backend_type} carries IPv4 only"
-            if enabled[Family.V4]:
-                remedy = "vxlan and host-gw carry both; or leave EnableIPv6 out"
-                self._warn("EnableIPv6", f"{message}: pods get IPv6 subnets but no way out", remedy)
-            else:
-                remedy = "use vxlan or host-gw, or enable IPv4"
-                self._error("Backend.Type", f"{message}, and IPv4 is not enabled", remedy)
-        if not isinstance(config, VxlanConfig):
-            return
-        for family, name in VXLAN_DEVICES.items():
-            device = f"{name}.{config.vni}"
-            if enabled[family] and len(device) > MAX_DEVICE_NAME:
-                largest = 10 ** (MAX_DEVICE_NAME - len(name) - 1) - 1
-                self._error(
-                    "Backend.VNI",
-                    f"VNI is {config.vni}, expected at most {largest}: the device {device} would "
-                    f"have a name of more than {MAX_DEVICE_NAME} characters",
-                    "1 is flannel's own",
-                )
-        least = MIN_IPV6_MTU + VXLAN_OVERHEAD
-        if enabled[Family.V6] and 0 < config.mtu < least:
-            self._error(
-                "Backend.MTU",
-                f"MTU is {config.mtu}, expected at least {least} for IPv6 (RFC 8200 §5)",
-                "leave it out to follow the interface",
-            )
+        return kind, settings
 
     def _error(self, key: str, message: str, remedy: str) -> None:
-        self._problems.append(Problem(Severity.ERROR, key, message, remedy))
+        self._problems.append(Problem.error(key, message, remedy))
 
     def _warn(self, key: str, message: str, remedy: str) -> None:
-        self._problems.append(Problem(Severity.WARNING, key, message, remedy))
+        self._problems.append(Problem.warning(key, message, remedy))
 
 
 def _refuse(message: str, remedy: str) -> Parsed:
-    return Parsed(None, (Problem(Severity.ERROR, "", message, remedy),))
+    return Parsed(None, (Problem.error("", message, remedy),))
 
 
 def _object(value: JsonValue) -> JsonObject:

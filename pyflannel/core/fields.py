@@ -44,6 +44,21 @@ class Problem:
     remedy: str = ""
     """What to do about it, or empty."""
 
+    @classmethod
+    def error(cls, key: str, message: str, remedy: str = "") -> Problem:
+        """One that stops us."""
+        return cls(Severity.ERROR, key, message, remedy)
+
+    @classmethod
+    def warning(cls, key: str, message: str, remedy: str = "") -> Problem:
+        """One that does not."""
+        return cls(Severity.WARNING, key, message, remedy)
+
+    @property
+    def is_error(self) -> bool:
+        """Whether it stops us."""
+        return self.severity is Severity.ERROR
+
     def __str__(self) -> str:
         return f"{self.message}; {self.remedy}" if self.remedy else self.message
 

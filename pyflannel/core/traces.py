@@ -1,32 +1,17 @@
 """What a stopped daemon has left behind, told from what is there: pure, for `pyflannel cleanup`.
 
-Nothing is remembered for this; devices are known by name and kind, routes by the rule that the
-backends use themselves, the network and the own subnet from `subnet.env`, files by their content.
+Nothing is remembered for this; devices are known to their kinds of backend, routes by the rule that
+these use themselves, the network and the own subnet from `subnet.env`, files by their content.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Set as AbstractSet
 from typing import Final
 
 from pyflannel.core.ip import IPAddress, IPNetwork
 from pyflannel.core.subnetenv import SubnetEnv
-
-DEVICES: Final = (
-    (re.compile(r"flannel\d+"), "tun"),
-    (re.compile(r"flannel\.\d+"), "vxlan"),
-    (re.compile(r"flannel-v6\.\d+"), "vxlan"),
-    (re.compile(r"flannel\.ipip"), "ipip"),
-    (re.compile(r"flannelgro0"), "veth"),
-)
-"""Names and kinds of our devices. Its other end goes with `flannelgro0`."""
-
-
-def is_our_device(name: str, kind: str) -> bool:
-    """Whether a device is one of flannel's; a foreign device that only has the name is not."""
-    return any(kind == ours and pattern.fullmatch(name) for pattern, ours in DEVICES)
 
 
 def is_peer_route(
@@ -58,8 +43,6 @@ def is_own_blackhole(former: SubnetEnv, dst: IPNetwork, *, blackhole: bool) -> b
 
 LEASE_RECORD: Final = frozenset({"subnet", "etcd_lease", "prefix"})
 """The members of `lease.json`."""
-MAC_RECORD: Final = frozenset({"public_ip", "macs"})
-"""The members of `vtep-mac.json`."""
 DOCKER_RECORD: Final = frozenset({"drop_in"})
 """The members of `docker-setup.json`."""
 

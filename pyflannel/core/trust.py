@@ -12,10 +12,8 @@ from typing import Final
 
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.errors import ConfigError
-from pyflannel.core.fields import Problem, Severity
+from pyflannel.core.fields import Problem
 
-RUNS_COMMANDS: Final = frozenset({"extension"})
-"""Backends whose config holds commands."""
 OPT_IN: Final = "--allow-extension or FLANNELD_ALLOW_EXTENSION=true"
 
 
@@ -38,7 +36,7 @@ def check_commands(config: NetworkConfig, origin: ConfigOrigin, *, allowed: bool
     Raises:
         ConfigError: the config comes from elsewhere, has commands, and the node did not opt in.
     """
-    if config.backend_type in RUNS_COMMANDS and origin is not ConfigOrigin.LOCAL_FILE:
+    if config.backend.RUNS_COMMANDS and origin is not ConfigOrigin.LOCAL_FILE:
         if allowed:
             return
         raise ConfigError(
@@ -50,10 +48,9 @@ def check_commands(config: NetworkConfig, origin: ConfigOrigin, *, allowed: bool
 
 def command_warning(config: NetworkConfig) -> Problem | None:
     """What `config check` says about a config that `check_commands` would refuse."""
-    if config.backend_type not in RUNS_COMMANDS:
+    if not config.backend.RUNS_COMMANDS:
         return None
-    return Problem(
-        Severity.WARNING,
+    return Problem.warning(
         "Backend.Type",
         f"backend {config.backend_type} runs these commands as root on every node",
         f"a pyflanneld that reads them from etcd refuses to start without {OPT_IN}",

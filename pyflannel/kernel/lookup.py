@@ -6,12 +6,11 @@ choice to be made: at the start, and when what carries the overlay is lost.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pyflannel.core.errors import KernelError
 from pyflannel.core.ip import Family, IPAddress, SubnetKey, parse_ip
 from pyflannel.core.options import DaemonOptions
-from pyflannel.core.traces import is_our_device
 from pyflannel.core.underlay import (
     Candidate,
     CandidateAddress,
@@ -28,24 +27,29 @@ from pyflannel.logs import get_logger
 
 log = get_logger(__name__)
 
+IsOurs = Callable[[str, str], bool]
+"""Whether a device is the overlay's own, by its name and kind: such a one never carries it."""
+
 
 async def find_interface(
     netlink: Netlink,
     options: DaemonOptions,
     families: Sequence[Family],
     *,
+    ours: IsOurs,
     prefer: Sequence[IPAddress] = (),
 ) -> Selection:
     """Chooses the external interface of this network namespace, by `core.underlay`'s rules.
 
     Args:
+        ours: tells the overlay's devices.
         prefer: addresses that this node published before, see `select_interface`.
 
     Raises:
         InterfaceError: nothing fits.
         KernelError: links or addresses could not be listed.
     """
-    around = await look_around(netlink, options, families)
+    around = await look_around(netlink, options, families, ours)
     return select_interface(options, families, around, prefer=prefer)
 
 
@@ -54,6 +58,7 @@ async def follow_interface(
     options: DaemonOptions,
     families: Sequence[Family],
     *,
+    ours: IsOurs,
     current: ExternalInterface,
     home: ExternalInterface,
     own: SubnetKey | None,
@@ -61,6 +66,7 @@ async def follow_interface(
     """What is to carry the overlay from now on: the same as a rule, see `core.underlay`.
 
     Args:
+        ours: tells the overlay's devices.
         current: what carries it now.
         home: what carried it first.
         own: the subnet of this node.
@@ -69,11 +75,11 @@ async def follow_interface(
         InterfaceError: what carries it cannot be used, and nothing else fits.
         KernelError: links, addresses or routes could not be listed.
     """
-    there = candidates(await netlink.links(), await netlink.addresses())
+    there = candidates(await netlink.links(), await netlink.addresses(), ours)
     kept = standing(current, home, options, families, Surroundings(candidates=there))
     if kept is not None:
         return kept
-    around = await look_around(netlink, options, families)
+    around = await look_around(netlink, options, families, ours)
     # Once more: the machine may have come to rest between the two looks.
     kept = standing(current, home, options, families, around)
     if kept is not None:
@@ -82,7 +88,7 @@ async def follow_interface(
 
 
 async def look_around(
-    netlink: Netlink, options: DaemonOptions, families: Sequence[Family]
+    netlink: Netlink, options: DaemonOptions, families: Sequence[Family], ours: IsOurs
 ) -> Surroundings:
     """Everything the choice needs and nothing more: routes only where no option says better.
 
@@ -92,13 +98,15 @@ async def look_around(
     links = await netlink.links()
     addresses = await netlink.addresses()
     return Surroundings(
-        candidates=candidates(links, addresses),
+        candidates=candidates(links, addresses, ours),
         default_routes=await _default_routes(netlink, options, families),
         reach=await _reach(netlink, options.iface_can_reach),
     )
 
 
-def candidates(links: Sequence[Link], addresses: Sequence[Address]) -> tuple[Candidate, ...]:
+def candidates(
+    links: Sequence[Link], addresses: Sequence[Address], ours: IsOurs
+) -> tuple[Candidate, ...]:
     """Links with their addresses, in the order of their index."""
     of_link: dict[int, list[CandidateAddress]] = {}
     for address in addresses:
@@ -118,16 +126,11 @@ def candidates(links: Sequence[Link], addresses: Sequence[Address]) -> tuple[Can
             up=link.up,
             running=link.running,
             loopback=link.loopback,
-            ours=_is_ours(link),
+            ours=ours(link.name, link.kind),
             addresses=tuple(of_link.get(link.index, ())),
         )
         for link in sorted(links, key=lambda link: link.index)
     )
-
-
-def _is_ours(link: Link) -> bool:
-    # The other end of `flannelgro0`, which the clean-up need not know.
-    return is_our_device(link.name, link.kind) or link.name == "flannelgro1"
 
 
 async def _default_routes(

@@ -31,7 +31,10 @@ from dataclasses import dataclass
 from ipaddress import ip_interface
 from typing import Any, Final
 
+from pyflannel.backend.kinds import KINDS
 from pyflannel.core.errors import UsageError
+from pyflannel.core.ip import Family
+from pyflannel.core.kind import Kind, every
 from pyflannel.lab import topology
 from pyflannel.lab.nodes import Node
 from pyflannel.lab.spaces import Space, ip_batch
@@ -41,13 +44,7 @@ NOBODY: Final = str(topology.underlay_address(250).ip)
 NOBODY_V6: Final = str(topology.underlay_address_v6(250).ip)
 STRANGE_MAC: Final = "02:00:00:00:ee:ee"
 
-DEVICES: Final[Mapping[str, str]] = {"udp": "flannel0", "vxlan": "flannel.1", "host-gw": ""}
-"""The device of each backend, with the default VNI."""
-
-_ALL: Final = ("udp", "vxlan", "host-gw")
-_DEVICE: Final = ("udp", "vxlan")
 _VXLAN: Final = ("vxlan",)
-_PEER_ROUTES: Final = ("vxlan", "host-gw")
 
 RESTORE_UNDERLAY: Final = """
 ip address replace $OWN_IP dev eth0
@@ -65,8 +62,12 @@ class Fault:
     name: str
     script: str
     """Shell lines; see the module for the variables."""
-    backends: Sequence[str] = _ALL
-    """Where it means anything."""
+    backends: Sequence[str] = ()
+    """Of what they alone keep; empty if any backend may."""
+    device: bool = False
+    """Only where the overlay has a device."""
+    peer_routes: bool = False
+    """Only where each peer has a route."""
     repair: str = ""
     """Under which name the daemon's status counts the repair: one of `repaired` of its network, or
     `rules`, or `files`; empty where there may be nothing to repair."""
@@ -80,10 +81,12 @@ class Fault:
     crash: bool = False
     """The daemon is killed in the middle of repairing it, and started again."""
 
-    def fits(self, backend: str, *, dual_stack: bool, manager: str) -> bool:
+    def fits(self, kind: Kind, *, dual_stack: bool, manager: str) -> bool:
         """Whether this fault can happen on such a node."""
         return (
-            backend in self.backends
+            (not self.backends or kind.name in self.backends)
+            and (bool(kind.devices) or not self.device)
+            and (kind.route_per_peer or not self.peer_routes)
             and (dual_stack or not self.dual_stack)
             and self.manager in ("", manager)
         )
@@ -127,19 +130,19 @@ def _faults() -> Iterable[Fault]:
             name="second route beside ours",
             repair="route",
             script="ip route append $ROUTE via $NOBODY dev eth0",
-            backends=_PEER_ROUTES,
+            peer_routes=True,
         ),
         Fault(
             name="wrong route before ours",
             repair="route",
             script="ip route prepend $ROUTE via $NOBODY dev eth0",
-            backends=_PEER_ROUTES,
+            peer_routes=True,
         ),
         Fault(
             name="route given an MTU",
             repair="route",
             script="ip route change $ROUTE $(ip route show $ROUTE | cut -d' ' -f2-) mtu lock 400",
-            backends=_PEER_ROUTES,
+            peer_routes=True,
         ),
         Fault(
             name="all routes deleted", repair="route", script="ip route flush root $NET proto boot"
@@ -243,25 +246,25 @@ def _faults() -> Iterable[Fault]:
             name="second address in the overlay",
             repair="address",
             script="ip address add ${STALE%/*}/32 dev $DEV",
-            backends=_DEVICE,
+            device=True,
         ),
         Fault(
             name="MTU changed",
             repair="mtu",
             script="ip link set dev $DEV mtu 1300",
-            backends=_DEVICE,
+            device=True,
         ),
         Fault(
             name="queue length changed",
             repair="link",
             script="ip link set dev $DEV txqueuelen 77",
-            backends=_DEVICE,
+            device=True,
         ),
         Fault(
             name="address removed",
             repair="address",
             script="ip -4 address flush dev $DEV",
-            backends=_DEVICE,
+            device=True,
             upheaval=True,
         ),
         Fault(
@@ -270,14 +273,14 @@ def _faults() -> Iterable[Fault]:
             script=_at_once(
                 "address flush dev $DEV scope global", "address add ${STALE%/*}/32 dev $DEV"
             ),
-            backends=_DEVICE,
+            device=True,
             upheaval=True,
         ),
         Fault(
             name="device down",
             repair="link",
             script="ip link set dev $DEV down",
-            backends=_DEVICE,
+            device=True,
             upheaval=True,
         ),
         Fault(
@@ -291,14 +294,14 @@ def _faults() -> Iterable[Fault]:
             name="device down and up",
             repair="route",
             script="ip link set dev $DEV down\nip link set dev $DEV up",
-            backends=_DEVICE,
+            device=True,
             upheaval=True,
         ),
         Fault(
             name="device deleted",
             repair="device",
             script="ip link del dev $DEV",
-            backends=_DEVICE,
+            device=True,
             upheaval=True,
         ),
         Fault(
@@ -429,14 +432,16 @@ def faults_for(backend: str, *, dual_stack: bool = False, manager: str = "iptabl
     """The faults that can happen on a node with this backend.
 
     Raises:
-        UsageError: a backend without a data path of ours.
+        UsageError: there is no such backend, or its packets are none of our business.
     """
-    if backend not in DEVICES:
-        raise UsageError(f"no faults known for backend {backend!r}, only for {', '.join(DEVICES)}")
+    kind = KINDS.get(backend)
+    if kind is None or not kind.moves_packets:
+        known = ", ".join(each.name for each in every(KINDS) if each.moves_packets)
+        raise UsageError(f"no faults known for backend {backend!r}, only for {known}")
     return [
         fault
         for fault in FAULTS.values()
-        if fault.fits(backend, dual_stack=dual_stack, manager=manager)
+        if fault.fits(kind, dual_stack=dual_stack, manager=manager)
     ]
 
 
@@ -514,8 +519,11 @@ def move_underlay(node: Node, host: int) -> str:
 
 def aim(node: Node, peer: Node) -> dict[str, str]:
     """What the scripts' variables are for a node and one of its peers, both of them whole."""
-    backend = _backend(node)
-    device = DEVICES[backend]
+    config = node.network_config
+    kind = KINDS.get(config.backend_type)
+    assert kind is not None  # noqa: S101 - the config was parsed with these
+    devices = kind.device_names(config)
+    device, device6 = (devices.get(family, "") for family in (Family.V4, Family.V6))
     own, theirs = node.subnet_env(), peer.subnet_env()
     subnet = _network(theirs["FLANNEL_SUBNET"])
     found = {
@@ -526,8 +534,7 @@ def aim(node: Node, peer: Node) -> dict[str, str]:
         "OWN_IP6": str(topology.underlay_address_v6(node.number)),
         "GATEWAY": str(topology.underlay_address(topology.SWITCH_HOST).ip),
         "GATEWAY6": str(topology.underlay_address_v6(topology.SWITCH_HOST).ip),
-        # The one route of udp is that of the whole network.
-        "ROUTE": own["FLANNEL_NETWORK"] if backend == "udp" else subnet,
+        "ROUTE": subnet if kind.route_per_peer else own["FLANNEL_NETWORK"],
         "VTEP": subnet.partition("/")[0],
         "PEER_IP": str(topology.underlay_address(peer.number).ip),
         "PEER_IP6": str(topology.underlay_address_v6(peer.number).ip),
@@ -535,11 +542,10 @@ def aim(node: Node, peer: Node) -> dict[str, str]:
         "NOBODY6": NOBODY_V6,
         "STALE": _unleased(own["FLANNEL_NETWORK"]),
     }
-    links = _macs(peer) if backend == "vxlan" else {}
+    links = _macs(peer)
     found["MAC"] = links.get(device, "")
     if "FLANNEL_IPV6_SUBNET" in theirs:
         subnet6 = _network(theirs["FLANNEL_IPV6_SUBNET"])
-        device6 = device.replace("flannel.", "flannel-v6.")
         found |= {
             "DEV6": device6 or "eth0",
             "ROUTE6": subnet6,
@@ -547,12 +553,6 @@ def aim(node: Node, peer: Node) -> dict[str, str]:
             "MAC6": links.get(device6, ""),
         }
     return found
-
-
-def _backend(node: Node) -> str:
-    """The backend of a node, by the device that it has."""
-    links = _macs(node)
-    return next((name for name, device in DEVICES.items() if device in links), "host-gw")
 
 
 def _macs(node: Node) -> dict[str, str]:

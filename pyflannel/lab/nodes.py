@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from pyflannel.core.config import NetworkConfig
 from pyflannel.lab import topology
 from pyflannel.lab.errors import LabError, LabTimeout
 from pyflannel.lab.processes import ProcessRef, abandon, end_all, ref_of, wait_gone
@@ -62,6 +63,11 @@ class Node:
     def is_ours(self) -> bool:
         """Whether it runs `pyflanneld` and not another daemon."""
         return self.number not in self._lab.spec.node_commands
+
+    @property
+    def network_config(self) -> NetworkConfig:
+        """What the lab put into etcd when it was made."""
+        return self._lab.spec.network_config()
 
     @property
     def daemon(self) -> ProcessRef | None:

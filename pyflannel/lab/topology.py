@@ -32,9 +32,9 @@ from enum import StrEnum
 from ipaddress import IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, ip_interface
 from typing import Final
 
-from pyflannel.core.config import parse_network_config
+from pyflannel.backend.kinds import KINDS
+from pyflannel.core.config import NetworkConfig, load_network_config, parse_network_config
 from pyflannel.core.errors import UsageError
-from pyflannel.core.trust import RUNS_COMMANDS
 
 UNDERLAY: Final = IPv4Network("192.0.2.0/24")
 """TEST-NET-1 of RFC 5737: on no real machine, so the lab's addresses collide with none."""
@@ -142,8 +142,16 @@ class LabSpec:
 
     def runs_commands(self) -> bool:
         """Whether the network config holds commands that our daemons do not run unasked."""
-        config = parse_network_config(self.config_text()).config
-        return config is not None and config.backend_type in RUNS_COMMANDS
+        config = parse_network_config(self.config_text(), KINDS).config
+        return config is not None and config.backend.RUNS_COMMANDS
+
+    def network_config(self) -> NetworkConfig:
+        """The same, as the daemons understand it.
+
+        Raises:
+            ConfigError: they do not.
+        """
+        return load_network_config(self.config_text(), KINDS)
 
     def features_off(self) -> tuple[str, ...]:
         """Features to switch off on every underlay device, as `ethtool -K` calls them."""

@@ -35,6 +35,7 @@ from pyflannel.core.announce import Announcer
 from pyflannel.core.config import NetworkConfig, effective, parse_network_config
 from pyflannel.core.errors import NetworkConfigChanged, StoreDenied, StoreError
 from pyflannel.core.ip import Family, IPAddress, SubnetKey
+from pyflannel.core.kind import Kinds
 from pyflannel.core.lease import Identity, Lease, LeaseAttrs, LeaseTable, Snapshot
 from pyflannel.core.trust import check_commands
 from pyflannel.core.underlay import ExternalInterface, Selection
@@ -131,6 +132,7 @@ class Parts:
     """What an agent is built from."""
 
     store: LeaseStore
+    kinds: Kinds
     netlink: Netlink
     find_underlay: FindUnderlay
     follow_underlay: FollowUnderlay
@@ -351,7 +353,8 @@ class Node:
         """Removes what a former network left, makes the rules and writes the files."""
         # While subnet.env still tells what the former network was.
         former = self._parts.former
-        await remove_former(self._parts.netlink, former, self._config, self._lease.key)
+        parts = self._parts
+        await remove_former(parts.netlink, former, self._config, self._lease.key, parts.kinds)
         await self._firewall.ensure(previous=former_rules(self._config, former))
         self._write_files()
 
@@ -513,7 +516,7 @@ class Node:
             log.error("network config was deleted; going on with the old one", where=where)
             self._pending_config.set("it was deleted")
             return
-        parsed = parse_network_config(raw)
+        parsed = parse_network_config(raw, self._parts.kinds)
         if parsed.config is None:
             log.error("network config is wrong now; going on with the old one", where=where)
             log_problems(parsed.problems, where)

@@ -17,8 +17,8 @@ from collections.abc import Collection
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.errors import KernelError
 from pyflannel.core.ip import Family, IPAddress, IPNetwork, SubnetKey
+from pyflannel.core.kind import Kinds
 from pyflannel.core.subnetenv import SubnetEnv
-from pyflannel.core.traces import is_our_device
 from pyflannel.kernel.base import RTN_BLACKHOLE, Delete, KernelObject, Netlink
 from pyflannel.kernel.ownership import is_address_of, is_left_by, is_neighbour_of
 from pyflannel.logs import get_logger
@@ -27,7 +27,7 @@ log = get_logger(__name__)
 
 
 async def remove_former(
-    netlink: Netlink, former: SubnetEnv, config: NetworkConfig, own: SubnetKey
+    netlink: Netlink, former: SubnetEnv, config: NetworkConfig, own: SubnetKey, kinds: Kinds
 ) -> None:
     """Deletes what belongs to a network that is no longer in use; failures are logged, not raised.
 
@@ -36,6 +36,7 @@ async def remove_former(
         former: `subnet.env` as the run before left it.
         config: the network now.
         own: the subnet now.
+        kinds: tell which devices are a backend's.
     """
     gone = [
         family
@@ -50,7 +51,7 @@ async def remove_former(
         return
     try:
         links = await netlink.links()
-        ours = {link.index for link in links if is_our_device(link.name, link.kind)}
+        ours = {link.index for link in links if kinds.is_device(link.name, link.kind)}
         found = [
             thing
             for family in gone

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from pyflannel.aio.clock import Clock
 from pyflannel.core.ip import SubnetKey
+from pyflannel.core.kind import Kinds
 from pyflannel.core.options import DaemonOptions
 from pyflannel.logs import get_logger
 from pyflannel.store.base import LeaseStore
@@ -16,6 +17,7 @@ log = get_logger(__name__)
 
 def open_store(
     options: DaemonOptions,
+    kinds: Kinds,
     previous: SubnetKey | None,
     clock: Clock,
     tell: Callable[[str], None],
@@ -24,6 +26,7 @@ def open_store(
 
     Args:
         options: the daemon's.
+        kinds: the backends that a network config may ask for.
         previous: the subnet that `subnet.env` names.
         clock: the time.
         tell: told in words what is being waited for, and `""` when that is over.
@@ -44,6 +47,7 @@ def open_store(
     return EtcdLeaseStore(
         etcd,
         options.etcd.prefix,
+        kinds=kinds,
         clock=clock,
         record=LeaseRecord(options.state_dir, options.etcd.prefix),
         previous=previous,

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from pyflannel.backend.base import Applied, ApplyError, Network
-from pyflannel.backend.registry import create
+from pyflannel.backend.kinds import create
 from pyflannel.core.errors import FlannelError
 from pyflannel.core.lease import Lease, LeaseAdded, LeaseAttrs, LeaseRemoved
 from pyflannel.kernel.base import Delete, KernelObject, Notification, Route, Topic
@@ -82,7 +82,7 @@ class Node:
         self.network: Network
 
     async def start(self) -> Network:
-        backend = create(self.case.name, self.machine.context(self.config, self.state_dir))
+        backend = create(self.machine.context(self.config, self.state_dir))
         self.attrs = await backend.prepare(self.attrs)
         self.network = await backend.attach(replace(self.case.peer(1), attrs=self.attrs))
         return self.network

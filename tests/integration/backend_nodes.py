@@ -23,11 +23,10 @@ from typing import Any, Self, TypeVar
 
 from pyflannel.backend.base import Backend, BackendContext, Network
 from pyflannel.backend.driver import Driver
-from pyflannel.backend.registry import create
+from pyflannel.backend.kinds import create
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.ip import SubnetKey
 from pyflannel.core.lease import Lease, LeaseAdded, LeaseAttrs, LeaseRemoved
-from pyflannel.core.options import DaemonOptions
 from pyflannel.core.underlay import ExternalInterface
 from pyflannel.kernel import netns
 from pyflannel.kernel.netlink import KernelNetlink
@@ -94,7 +93,7 @@ class Node:
         self.number = number
         self.config = conf
         self.ns = f"{underlay.prefix}-n{number}"
-        self.options = DaemonOptions(state_dir=str(state / f"node{number}"))
+        self.state_dir = str(state / f"node{number}")
         self.lease: Lease
         self.network: Network
         self.driver: Driver
@@ -175,9 +174,12 @@ class Node:
     async def _start(self, previous: LeaseAttrs | None) -> None:
         self.netlink = KernelNetlink()
         context = BackendContext(
-            config=self.config, options=self.options, underlay=self.external, netlink=self.netlink
+            config=self.config,
+            state_dir=self.state_dir,
+            underlay=self.external,
+            netlink=self.netlink,
         )
-        backend: Backend = create(self.config.backend_type, context)
+        backend: Backend = create(context)
         attrs = await backend.prepare(previous)
         self.lease = Lease(key=self.key, attrs=attrs)
         self.network = await backend.attach(self.lease)

@@ -10,6 +10,8 @@ import time
 
 import pytest
 
+from pyflannel.backend.kinds import KINDS
+from pyflannel.core.ip import Family
 from pyflannel.lab import Lab, LabSpec, faults
 from pyflannel.lab.ping import ping_all
 
@@ -31,6 +33,8 @@ class Followed:
 
     def __init__(self, lab: Lab, backend: str) -> None:
         self.lab, self.backend, self.node = lab, backend, lab.node(1)
+        config = self.node.network_config
+        self.device = KINDS.get(backend).device_names(config).get(Family.V4, "")
         lab.wait(lambda: lab.ping_all(count=1).ok, 10, what="all pods")
         self.pods = {n.pod.name: (n.pod, n.pod_address()) for n in lab.nodes}
         self.pid = self.node.pid
@@ -53,7 +57,7 @@ class Followed:
 
     def device_mtu(self) -> int:
         """MTU of the overlay's device."""
-        shown = self.node.exec(["ip", "-j", "link", "show", faults.DEVICES[self.backend]]).stdout
+        shown = self.node.exec(["ip", "-j", "link", "show", self.device]).stdout
         return json.loads(shown)[0]["mtu"]
 
 
@@ -71,7 +75,7 @@ def test_node_follows_its_machine(backend):
 
         node.exec(["ip", "link", "set", "dev", "eth0", "mtu", "1400"])
         start = time.monotonic()
-        if faults.DEVICES[backend]:
+        if followed.device:
             expected = 1400 - OVERHEAD[backend]
             lab.wait(lambda: followed.device_mtu() == expected, 10, what="the device's MTU")
         print(f"{backend}: MTU followed after {time.monotonic() - start:.2f} s")

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from pyflannel.backend.kinds import KINDS
 from pyflannel.core.errors import InterfaceError
 from pyflannel.core.ip import Family
 from pyflannel.core.options import DaemonOptions
@@ -64,7 +65,7 @@ class Node:
     async def _find(families, options):
         netlink = KernelNetlink()
         try:
-            return await lookup.find_interface(netlink, options, families)
+            return await lookup.find_interface(netlink, options, families, ours=KINDS.is_device)
         finally:
             await netlink.close()
 

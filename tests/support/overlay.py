@@ -7,6 +7,7 @@ underlay 192.0.2.0/24, 2001:db8::/64  node n: 192.0.2.<n>, 2001:db8::<n>
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Coroutine
 from dataclasses import replace
 from ipaddress import (
@@ -20,10 +21,10 @@ from ipaddress import (
 from typing import Any, TypeVar
 
 from pyflannel.backend.base import BackendContext
-from pyflannel.core.config import NetworkConfig
+from pyflannel.backend.kinds import KINDS
+from pyflannel.core.config import NetworkConfig, load_network_config
 from pyflannel.core.ip import Family, SubnetKey
 from pyflannel.core.lease import Lease, LeaseAttrs
-from pyflannel.core.options import DaemonOptions
 from pyflannel.core.underlay import ExternalInterface
 from pyflannel.kernel.base import Address, KernelObject, Link, Notification, Set, Topic
 from pyflannel.testing.fakenetlink import FakeNetlink
@@ -35,20 +36,10 @@ NETWORK6 = IPv6Network("fd00:5::/48")
 
 
 def config(backend: dict[str, object], *, ipv4: bool = True, ipv6: bool = False) -> NetworkConfig:
-    return NetworkConfig(
-        network=NETWORK if ipv4 else None,
-        subnet_len=24,
-        subnet_min=IPv4Address("10.5.1.0"),
-        subnet_max=IPv4Address("10.5.250.0"),
-        ipv6_network=NETWORK6 if ipv6 else None,
-        ipv6_subnet_len=64,
-        ipv6_subnet_min=IPv6Address("fd00:5:0:1::"),
-        ipv6_subnet_max=IPv6Address("fd00:5:0:ffff::"),
-        enable_ipv4=ipv4,
-        enable_ipv6=ipv6,
-        backend_type=str(backend["Type"]),
-        backend=backend,
-    )
+    v4 = {"Network": str(NETWORK), "SubnetMax": "10.5.250.0"} if ipv4 else {}
+    v6 = {"IPv6Network": str(NETWORK6)} if ipv6 else {}
+    text = json.dumps({"EnableIPv4": ipv4, "EnableIPv6": ipv6, **v4, **v6, "Backend": backend})
+    return load_network_config(text, KINDS)
 
 
 def key(number: int, *, ipv4: bool = True, ipv6: bool = False) -> SubnetKey:
@@ -108,7 +99,7 @@ class Machine:
     def context(self, conf: NetworkConfig, state_dir: object) -> BackendContext:
         return BackendContext(
             config=conf,
-            options=DaemonOptions(state_dir=str(state_dir)),
+            state_dir=str(state_dir),
             underlay=self.external(ipv6=conf.enable_ipv6),
             netlink=self.netlink,
         )

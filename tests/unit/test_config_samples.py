@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pyflannel.core.backendconfig import KEYS
+from pyflannel.backend.kinds import BUILT_IN, KINDS
 from pyflannel.core.config import parse_network_config
 from pyflannel.core.ip import Family
 
@@ -14,12 +14,12 @@ SAMPLES = sorted((Path(__file__).parents[2] / "config").glob("*.json"))
 
 
 def test_every_backend_has_a_sample_and_every_sample_a_backend() -> None:
-    assert [path.stem for path in SAMPLES] == sorted(KEYS)
+    assert [path.stem for path in SAMPLES] == sorted(BUILT_IN)
 
 
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.name)
 def test_a_sample_parses_without_any_problem_and_names_its_backend(path: Path) -> None:
-    parsed = parse_network_config(path.read_bytes())
+    parsed = parse_network_config(path.read_bytes(), KINDS)
     assert parsed.problems == ()
     assert parsed.config is not None
     assert parsed.config.backend_type == path.stem
@@ -28,7 +28,7 @@ def test_a_sample_parses_without_any_problem_and_names_its_backend(path: Path) -
 def test_samples_of_dual_stack_backends_show_dual_stack() -> None:
     dual = set()
     for path in SAMPLES:
-        config = parse_network_config(path.read_bytes()).config
+        config = parse_network_config(path.read_bytes(), KINDS).config
         assert config is not None
         if config.families == (Family.V4, Family.V6):
             dual.add(config.backend_type)

@@ -34,6 +34,7 @@ from pyflannel.core.errors import (
     SubnetsExhausted,
 )
 from pyflannel.core.ip import IPAddress, SubnetKey
+from pyflannel.core.kind import Kinds
 from pyflannel.core.lease import Lease, LeaseAttrs, LeaseUpdate
 from pyflannel.core.ownership import Verdict, judge
 from pyflannel.core.renewal import Renewal
@@ -79,6 +80,7 @@ class EtcdLeaseStore:
     """The `LeaseStore` over etcd.
 
     Args:
+        kinds: the backends that a network config may ask for.
         previous: the subnet that `subnet.env` names.
         renew_margin_s: renew this long before the lease would expire.
         tell: told in words what is being waited for, and `""` when it is over.
@@ -89,6 +91,7 @@ class EtcdLeaseStore:
         store: Store,
         prefix: str,
         *,
+        kinds: Kinds,
         clock: Clock,
         record: LeaseRecord,
         previous: SubnetKey | None = None,
@@ -98,6 +101,7 @@ class EtcdLeaseStore:
     ) -> None:
         self._store = store
         self._prefix = prefix
+        self._kinds = kinds
         self._clock = clock
         self._record = record
         self._previous = previous
@@ -179,7 +183,7 @@ class EtcdLeaseStore:
                         remedy=f"pyflannel config set --etcd-prefix={self._prefix} FILE",
                     )
             else:
-                parsed = parse_network_config(found.kvs[0].value)
+                parsed = parse_network_config(found.kvs[0].value, self._kinds)
                 if parsed.config is not None:
                     self._config_revision = found.kvs[0].mod_revision
                     log_problems(parsed.problems, key.decode())
@@ -351,7 +355,7 @@ class EtcdLeaseStore:
             return None  # the next attempt meets the same failure, and tells
         if not found.kvs or found.kvs[0].mod_revision == self._config_revision:
             return None
-        parsed = parse_network_config(found.kvs[0].value)
+        parsed = parse_network_config(found.kvs[0].value, self._kinds)
         if parsed.config is None or parsed.config == self._settled():
             return None
         self._config_revision = found.kvs[0].mod_revision

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from pyflannel.backend.base import Applied, PartlyApplied
 from pyflannel.backend.engine import Engine
-from pyflannel.backend.vxlan import VxlanPlan
-from pyflannel.core.backendconfig import VxlanConfig
+from pyflannel.backend.vxlan import VxlanPlan, VxlanSettings
 from pyflannel.core.errors import KernelError
 from pyflannel.core.ip import Family
 from pyflannel.core.lease import LeaseAdded, LeaseRemoved
@@ -46,7 +45,7 @@ class Node:
         self.netlink = self.machine.netlink
         self.plan = VxlanPlan(
             config=config({"Type": "vxlan"}),
-            settings=VxlanConfig(direct_routing=direct),
+            settings=VxlanSettings(direct_routing=direct),
             external=self.machine.external(),
             macs={Family.V4: OWN_MAC},
             own=key(ME),

@@ -11,8 +11,7 @@ from pyflannel.backend.engine import Engine
 from pyflannel.backend.hostgw import HostGwPlan
 from pyflannel.backend.plan import Device
 from pyflannel.backend.udp import UdpPlan
-from pyflannel.backend.vxlan import VxlanPlan
-from pyflannel.core.backendconfig import VxlanConfig
+from pyflannel.backend.vxlan import VxlanPlan, VxlanSettings
 from pyflannel.core.ip import Family, IPAddress, SubnetKey
 from pyflannel.core.lease import Lease, LeaseAdded
 from pyflannel.kernel.base import (
@@ -56,7 +55,7 @@ class Node:
     def vxlan(self) -> VxlanPlan:
         return VxlanPlan(
             config=self.conf,
-            settings=VxlanConfig(),
+            settings=VxlanSettings(),
             external=self.external,
             macs=dict.fromkeys(self.conf.families, "0e:00:00:00:00:01"),
             own=self.own,

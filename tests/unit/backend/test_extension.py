@@ -101,7 +101,7 @@ async def attached(tmp_path, programs, **options) -> ExtensionNetwork:
 )
 def test_quotes_are_understood_and_a_value_with_blanks_stays_one_word(command, words):
     env = {"SUBNET": "S", "PUBLIC_IP": "P Q"}
-    assert expand(split_command("SubnetAddCommand", command), env) == words
+    assert expand(split_command(command), env) == words
 
 
 def test_an_open_quote_is_a_config_error_that_names_the_key(tmp_path):

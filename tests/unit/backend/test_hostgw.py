@@ -10,6 +10,7 @@ import pytest
 
 from pyflannel.backend.base import PartlyApplied
 from pyflannel.backend.hostgw import HostGwBackend, HostGwPlan
+from pyflannel.backend.kinds import create
 from pyflannel.backend.plan import View
 from pyflannel.core.errors import ConfigError
 from pyflannel.core.lease import LeaseAdded, LeaseAttrs
@@ -47,7 +48,7 @@ def test_behind_a_nat_it_refuses_with_upstreams_text(tmp_path):
     context = Machine().context(config({"Type": "host-gw"}), tmp_path)
     nat = replace(context.underlay, public_ip=IPv4Address("203.0.113.1"))
     with pytest.raises(ConfigError, match=r"^your PublicIP differs from interface IP, meaning"):
-        HostGwBackend(replace(context, underlay=nat))
+        create(replace(context, underlay=nat))
 
 
 def test_a_peer_off_the_link_is_named_and_others_are_not_held_up(tmp_path):

@@ -8,6 +8,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 import pytest
 
 from pyflannel.backend.ipip import IpipBackend, ipip_difference
+from pyflannel.backend.kinds import create
 from pyflannel.core.errors import ConfigError, KernelError
 from pyflannel.core.lease import LeaseAdded, LeaseAttrs
 from pyflannel.kernel.base import IpipAttrs, Link, LinkSpec, Route, Set
@@ -106,10 +107,9 @@ def test_a_kernel_without_ipip_is_an_error_at_start(tmp_path):
 def test_what_cannot_work_is_a_config_error(change, text, tmp_path):
     context = Machine().context(config({"Type": "ipip"}), tmp_path)
     with pytest.raises(ConfigError, match=text):
-        IpipBackend(replace(context, underlay=replace(context.underlay, **change)))
+        create(replace(context, underlay=replace(context.underlay, **change)))
 
 
-def test_it_needs_ipv4(tmp_path):
-    conf = config({"Type": "ipip"}, ipv4=False, ipv6=True)
+def test_it_needs_ipv4():
     with pytest.raises(ConfigError, match="IPv4 only"):
-        IpipBackend(Machine().context(conf, tmp_path))
+        config({"Type": "ipip"}, ipv4=False, ipv6=True)

@@ -8,6 +8,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 import pytest
 
 from pyflannel.backend import routes
+from pyflannel.backend.peers import public_address, sites
 from pyflannel.core.ip import Family
 from pyflannel.core.lease import LeaseAttrs
 from pyflannel.kernel.base import RTN_BLACKHOLE, RTPROT_KERNEL, Link, Route
@@ -91,15 +92,15 @@ def test_a_family_that_is_off_concerns_nobody():
 
 
 def test_the_type_that_is_not_given_is_named_so():
-    assert routes.type_problem(lease(2, "host-gw"), "host-gw") == ""
-    assert "not given" in routes.type_problem(lease(2, "udp"), "host-gw")
-    assert "vxlan" in routes.type_problem(lease(2, "vxlan"), "host-gw")
+    assert sites(lease(2, "host-gw"), "host-gw", (Family.V4,))[1] == ""
+    assert "not given" in sites(lease(2, "udp"), "host-gw", (Family.V4,))[1]
+    assert "vxlan" in sites(lease(2, "vxlan"), "host-gw", (Family.V4,))[1]
 
 
 def test_the_address_upstream_writes_for_none_is_none():
     nowhere = replace(lease(2, "host-gw"), attrs=LeaseAttrs(public_ip=IPv4Address("0.0.0.0")))
-    assert routes.public_address(nowhere, Family.V4) is None
-    assert routes.public_address(nowhere, Family.V6) is None
+    assert public_address(nowhere, Family.V4) is None
+    assert public_address(nowhere, Family.V6) is None
 
 
 def test_only_an_address_without_a_gateway_before_it_is_on_the_link():

@@ -13,19 +13,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyflannel.backend.base import PartlyApplied
+from pyflannel.backend.kinds import create
 from pyflannel.backend.plan import View
 from pyflannel.backend.vxlan import (
     MacFile,
     VxlanBackend,
     VxlanData,
     VxlanPlan,
+    VxlanSettings,
     decode_data,
     encode_data,
     parse_mac,
     random_mac,
     vxlan_difference,
 )
-from pyflannel.core.backendconfig import VxlanConfig
 from pyflannel.core.errors import ConfigError, KernelError, LeaseError
 from pyflannel.core.ip import Family
 from pyflannel.core.lease import LeaseAdded, LeaseAttrs
@@ -37,7 +38,7 @@ def plan(machine: Machine, *, ipv4=True, ipv6=False, **settings) -> VxlanPlan:
     conf = config({"Type": "vxlan"}, ipv4=ipv4, ipv6=ipv6)
     return VxlanPlan(
         config=conf,
-        settings=VxlanConfig(**settings),
+        settings=VxlanSettings(**settings),
         external=machine.external(ipv6=ipv6),
         macs={family: mac(100 + family.value) for family in conf.families},
         own=key(1, ipv4=ipv4, ipv6=ipv6),
@@ -387,14 +388,17 @@ def test_a_device_that_cannot_be_had_is_an_error_at_start(tmp_path):
 
 
 def test_an_interface_without_address_or_room_is_a_config_error(tmp_path):
+    conf = config({"Type": "vxlan"})
     with pytest.raises(ConfigError, match="leaves 18 bytes"):
-        backend(Machine(mtu=68), tmp_path)
-    with pytest.raises(ConfigError, match="VNI"):
-        backend(Machine(), tmp_path, VNI=1 << 24)
-    machine = Machine()
-    context = machine.context(config({"Type": "vxlan"}), tmp_path)
+        create(Machine(mtu=68).context(conf, tmp_path))
+    context = Machine().context(conf, tmp_path)
     with pytest.raises(ConfigError, match="no IPv4 address"):
-        VxlanBackend(replace(context, underlay=replace(context.underlay, address=None)))
+        create(replace(context, underlay=replace(context.underlay, address=None)))
+
+
+def test_an_mtu_above_the_interfaces_is_a_warning_at_start(tmp_path, caplog):
+    create(Machine().context(config({"Type": "vxlan", "MTU": 9000}), tmp_path))
+    assert "MTU is 9000, more than eth0 carries: its 1500 counts" in caplog.text
 
 
 def test_it_follows_another_underlay_address_in_place(tmp_path):

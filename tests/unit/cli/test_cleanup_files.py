@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from pyflannel.backend.kinds import KINDS
 from pyflannel.cli import cleanup
 from pyflannel.core import subnetenv
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.ip import SubnetKey
+from pyflannel.core.kind import every
 from pyflannel.docker import options
 from pyflannel.kernel import unixsocket
 
@@ -60,7 +62,7 @@ def given(tmp_path: Path) -> Namespace:
 
 
 def clean(given: Namespace) -> tuple[list[str], dict[str, str]]:
-    found, left = cleanup.file_traces(cleanup.own_files(given))
+    found, left = cleanup.file_traces(cleanup.own_files(given, list(every(KINDS))))
     for trace in found:
         asyncio.run(trace.remove())
     return [trace.what for trace in found], left
@@ -108,7 +110,7 @@ def test_a_dead_status_socket_goes_and_a_live_one_stays(given: Namespace) -> Non
 def test_a_file_that_is_another_one_by_the_time_it_goes_stays(given: Namespace) -> None:
     path = Path(given.subnet_file)
     path.write_text(SUBNET_ENV)
-    found, _ = cleanup.file_traces(cleanup.own_files(given))
+    found, _ = cleanup.file_traces(cleanup.own_files(given, list(every(KINDS))))
     path.write_text("precious")
     asyncio.run(found[0].remove())
     assert path.read_text() == "precious"

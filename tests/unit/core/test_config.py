@@ -10,6 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pyflannel.backend.kinds import KINDS
+from pyflannel.backend.udp import UdpSettings
+from pyflannel.backend.vxlan import VxlanSettings
 from pyflannel.core.config import (
     NetworkConfig,
     Parsed,
@@ -22,6 +25,8 @@ from pyflannel.core.config import (
 )
 from pyflannel.core.errors import EXIT_CONFIG, ConfigError
 from pyflannel.core.ip import Family
+from pyflannel.core.kind import Kind
+from pyflannel.core.underlay import ExternalInterface
 
 BACKEND: Mapping[str, object] = {"Type": "alloc"}
 
@@ -29,8 +34,8 @@ BACKEND: Mapping[str, object] = {"Type": "alloc"}
 def parse(text: object = None, **members: object) -> Parsed:
     """Parses a text, or a config of these members that names a backend."""
     if isinstance(text, str | bytes):
-        return parse_network_config(text)
-    return parse_network_config(json.dumps({"Backend": BACKEND} | members))
+        return parse_network_config(text, KINDS)
+    return parse_network_config(json.dumps({"Backend": BACKEND} | members), KINDS)
 
 
 def good(text: object = None, **members: object) -> NetworkConfig:
@@ -110,7 +115,7 @@ class TestDerivedValues:
             subnet_min=IPv4Address("10.0.1.0"),
             subnet_max=IPv4Address("10.0.20.0"),
             backend_type="udp",
-            backend={"Type": "udp", "Port": 8285},
+            backend=UdpSettings(port=8285),
         )
         assert subnet_count(config) == 20
 
@@ -141,11 +146,11 @@ class TestDerivedValues:
     def test_nothing_is_validated_for_a_config_from_kubernetes(self) -> None:
         """There the node's PodCIDR decides, and SubnetLen 31 was always accepted."""
         text = '{"Network":"10.3.0.0/16","SubnetLen":31,"Backend":{"Type":"alloc"}}'
-        config = parse_network_config(text, validate=False).config
+        config = parse_network_config(text, KINDS, validate=False).config
         assert config is not None
         assert config.subnet_len == 31
         assert config.subnet_min == IPv4Address(0)
-        assert parse_network_config(text).config is None
+        assert parse_network_config(text, KINDS).config is None
 
 
 class TestJson:
@@ -158,7 +163,7 @@ class TestJson:
         assert config.subnet_len == 25
         assert config.enable_nftables
         assert config.backend_type == "vxlan"
-        assert config.backend["VNI"] == 7
+        assert config.backend == VxlanSettings(vni=7)
 
     def test_go_takes_the_kelvin_sign_and_the_long_s_for_letters(self) -> None:
         config = good(
@@ -287,13 +292,13 @@ class TestJson:
 
     def test_invalid_utf8_inside_an_ignored_string_does_no_harm(self) -> None:
         text = b'{"Network":"10.3.0.0/16","Backend":{"Type":"alloc"},"Comment":"\xff"}'
-        assert parse_network_config(text).config is not None
+        assert parse_network_config(text, KINDS).config is not None
 
     def test_deep_nesting_is_ignored_where_the_key_is_unknown(self) -> None:
         for depth, fine in ((9_000, True), (10_001, False)):
             junk = "[" * depth + "]" * depth
             text = f'{{"Network":"10.3.0.0/16","Backend":{{"Type":"udp","x":{junk}}},"y":{junk}}}'
-            parsed = parse_network_config(text)
+            parsed = parse_network_config(text, KINDS)
             assert (parsed.config is not None) is fine
             if parsed.config is not None:
                 json.dumps(effective(parsed.config))
@@ -497,7 +502,7 @@ class TestBackend:
         parsed = parse('{"Network":"10.3.0.0/16"}')
         assert parsed.config is not None
         assert parsed.config.backend_type == "udp"
-        assert parsed.config.backend == {"Type": "udp", "Port": 8285}
+        assert parsed.config.backend == UdpSettings(port=8285)
         (problem,) = parsed.problems
         assert (problem.severity, problem.key) == (Severity.WARNING, "Backend")
         assert "udp" in problem.message
@@ -527,7 +532,7 @@ class TestBackend:
     def test_the_type_is_lower_cased(self) -> None:
         config = good(Network="10.3.0.0/16", Backend={"Type": "Host-GW"})
         assert config.backend_type == "host-gw"
-        assert config.backend == {"Type": "host-gw"}
+        assert effective(config)["Backend"] == {"Type": "host-gw"}
 
     def test_an_unknown_type_is_an_error_that_lists_the_known_ones(self) -> None:
         problem = error(Network="10.3.0.0/16", Backend={"Type": "vxlam"})
@@ -574,10 +579,11 @@ class TestBackend:
             assert "at most 9999:" in parsed.errors[0].message
 
     def test_ipv6_needs_an_mtu_of_1280_inside_the_tunnel(self) -> None:
+        """The outer header of an IPv6 underlay has 20 bytes more: 70 and not 50 of overhead."""
         dual = {"Network": "10.3.0.0/16", "EnableIPv6": True, "IPv6Network": "fc00::/48"}
-        assert good(**dual, Backend={"Type": "vxlan", "MTU": 1330})
-        assert error(**dual, Backend={"Type": "vxlan", "MTU": 1329}).key == "Backend.MTU"
-        assert good(Network="10.3.0.0/16", Backend={"Type": "vxlan", "MTU": 1329})
+        assert good(**dual, Backend={"Type": "vxlan", "MTU": 1350})
+        assert error(**dual, Backend={"Type": "vxlan", "MTU": 1349}).key == "Backend.MTU"
+        assert good(Network="10.3.0.0/16", Backend={"Type": "vxlan", "MTU": 118})
 
 
 class TestEffective:
@@ -613,12 +619,12 @@ class TestEffective:
             ConfigError, match=r"SubnetLen is 31.*unknown backend type: x"
         ) as caught:
             load_network_config(
-                '{"Network":"10.3.0.0/16","SubnetLen":31,"Backend":{"Type":"x"},"Comment":1}'
+                '{"Network":"10.3.0.0/16","SubnetLen":31,"Backend":{"Type":"x"},"Comment":1}', KINDS
             )
         assert "Comment" not in str(caught.value)
         assert caught.value.exit_code == EXIT_CONFIG
         text = '{"Network":"10.3.0.0/16","Backend":{"Type":"alloc"}}'
-        assert load_network_config(text) == good(Network="10.3.0.0/16")
+        assert load_network_config(text, KINDS) == good(Network="10.3.0.0/16")
 
 
 _junk: st.SearchStrategy[object] = st.recursive(
@@ -674,7 +680,7 @@ _configs = st.fixed_dictionaries(
 @settings(deadline=None)
 @given(st.binary() | st.text())
 def test_parsing_never_raises_on_arbitrary_input(data: bytes | str) -> None:
-    parsed = parse_network_config(data)
+    parsed = parse_network_config(data, KINDS)
     assert (parsed.config is None) == bool(parsed.errors)
 
 
@@ -684,7 +690,7 @@ def test_parsing_never_raises_on_arbitrary_input(data: bytes | str) -> None:
 def test_there_is_a_config_unless_there_is_an_error(
     members: dict[str, object], validate: bool
 ) -> None:
-    parsed = parse_network_config(json.dumps(members), validate=validate)
+    parsed = parse_network_config(json.dumps(members), KINDS, validate=validate)
     assert (parsed.config is None) == bool(parsed.errors)
     assert all(problem.message for problem in parsed.problems)
 
@@ -700,10 +706,10 @@ def test_the_effective_config_parses_to_the_same_config_without_a_problem(
         "Network": net4, "IPv6Network": net6, "EnableIPv4": on4, "EnableIPv6": on6,
         "SubnetLen": length, "Backend": backend,
     }  # fmt: skip
-    config = parse_network_config(json.dumps(members)).config
+    config = parse_network_config(json.dumps(members), KINDS).config
     if config is None:
         return
-    again = parse_network_config(json.dumps(effective(config)))
+    again = parse_network_config(json.dumps(effective(config)), KINDS)
     assert again.config == config
     assert {p.key for p in again.problems} <= {"EnableIPv6", "Backend.MTU"}
     assert again.config is not None
@@ -729,3 +735,41 @@ class TestAnotherDivision:
         assert good(**({"Network": "10.5.0.0/16"} | members)).allots_differently(former) is (
             same_overlay
         )
+
+
+class TestKinds:
+    """What the parser makes of backends that it has never heard of."""
+
+    def test_a_backend_that_cannot_be_loaded_is_an_error_that_says_why(self) -> None:
+        class Broken:
+            def get(self, name: str) -> Kind | None:
+                raise ConfigError(f"backend {name} of another package cannot be loaded: no module")
+
+            def names(self) -> list[str]:
+                return ["broken"]
+
+        text = '{"Network":"10.3.0.0/16","Backend":{"Type":"broken"},"Comment":1}'
+        parsed = parse_network_config(text, Broken())
+        (problem,) = parsed.errors
+        assert problem.key == "Backend.Type"
+        assert "cannot be loaded: no module" in problem.message
+
+    def test_what_its_kind_says_about_the_config_counts(self) -> None:
+        def suits(config: NetworkConfig, external: ExternalInterface | None) -> list[Problem]:
+            assert external is None
+            return [Problem.error("SubnetLen", f"{config.subnet_len} is odd")]
+
+        class One:
+            def get(self, name: str) -> Kind | None:
+                return (
+                    Kind(name="foo", summary="", overhead={}, suits=suits)
+                    if name == "foo"
+                    else None
+                )
+
+            def names(self) -> list[str]:
+                return ["foo"]
+
+        text = '{"Network":"10.3.0.0/16","SubnetLen":25,"Backend":{"Type":"foo"}}'
+        (problem,) = parse_network_config(text, One()).problems
+        assert str(problem) == "25 is odd"

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from pyflannel.core.backendconfig import KEYS
+from pyflannel.backend.kinds import BUILT_IN, KINDS
 from pyflannel.core.config import NetworkConfig, load_network_config
 from pyflannel.core.errors import EXIT_CONFIG, ConfigError
+from pyflannel.core.kind import every
 from pyflannel.core.trust import ConfigOrigin, check_commands, command_warning
 
 
 def config(backend: str) -> NetworkConfig:
-    return load_network_config(f'{{"Network": "10.9.0.0/16", "Backend": {{"Type": "{backend}"}}}}')
+    return load_network_config(
+        f'{{"Network": "10.9.0.0/16", "Backend": {{"Type": "{backend}"}}}}', KINDS
+    )
 
 
 @pytest.mark.parametrize("spelling", ["extension", "Extension", "EXTENSION"])
@@ -27,7 +30,7 @@ def test_a_file_of_this_node_needs_none() -> None:
     check_commands(config("extension"), ConfigOrigin.LOCAL_FILE, allowed=False)
 
 
-@pytest.mark.parametrize("backend", sorted(KEYS.keys() - {"extension"}))
+@pytest.mark.parametrize("backend", sorted(set(BUILT_IN) - {"extension"}))
 def test_backends_without_commands_need_none(backend: str) -> None:
     check_commands(config(backend), ConfigOrigin.ETCD, allowed=False)
     assert command_warning(config(backend)) is None
@@ -35,11 +38,9 @@ def test_backends_without_commands_need_none(backend: str) -> None:
 
 def test_every_backend_whose_config_has_commands_is_known() -> None:
     """A new one whose config has commands must not be forgotten here."""
-    from pyflannel.core.trust import RUNS_COMMANDS
-
-    assert {name for name, keys in KEYS.items() if any("Command" in k for k in keys)} == (
-        RUNS_COMMANDS
-    )
+    for kind in every(KINDS):
+        has_commands = any("Command" in each.key for each in kind.settings.declared().values())
+        assert kind.settings.RUNS_COMMANDS is has_commands, kind.name
 
 
 def test_the_warning_names_the_key_and_the_way_out() -> None:

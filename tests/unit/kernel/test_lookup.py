@@ -60,8 +60,12 @@ def route(text, oif, route_type=RTN_UNICAST):
     return Route(dst=ip_network(text), oif=oif, type=route_type)
 
 
+def is_ours(name, link_kind):
+    return (name, link_kind) == ("eth1", "")
+
+
 def look(stub, families=(Family.V4,), **options):
-    return asyncio.run(lookup.look_around(stub, DaemonOptions(**options), families))
+    return asyncio.run(lookup.look_around(stub, DaemonOptions(**options), families, is_ours))
 
 
 def test_links_get_their_addresses_and_come_in_the_order_of_their_index():
@@ -70,6 +74,7 @@ def test_links_get_their_addresses_and_come_in_the_order_of_their_index():
     assert found[0].loopback
     assert not found[1].up
     assert found[2].mtu == 9000
+    assert [link.ours for link in found] == [False, False, True]
     assert [str(a.ip) for a in found[1].addresses] == ["192.0.2.9", "192.0.2.1"]
     assert [str(ip) for ip in found[1].usable(Family.V4)] == ["192.0.2.1", "192.0.2.9"]
     assert [str(ip) for ip in found[2].usable(Family.V6)] == ["2001:db8::1"]
@@ -123,4 +128,4 @@ def test_a_destination_that_leads_nowhere_is_none_and_the_choice_says_so(target,
     assert look(stub, iface_can_reach=target).reach is None
     options = DaemonOptions(iface_can_reach=target)
     with pytest.raises(InterfaceError, match="--iface-can-reach"):
-        asyncio.run(lookup.find_interface(stub, options, (Family.V4,)))
+        asyncio.run(lookup.find_interface(stub, options, (Family.V4,), ours=is_ours))

@@ -8,7 +8,8 @@ from ipaddress import IPv4Network
 
 from pyflannel.core.ip import Family
 from pyflannel.kernel.base import RTN_BLACKHOLE, Route, Set
-from pyflannel.node.blackhole import keep_blackhole
+from pyflannel.node.blackhole import BlackholeKeeper
+from pyflannel.testing.fakeclock import FakeClock
 from tests.support.overlay import Machine, key, run
 
 
@@ -20,7 +21,7 @@ def test_when_our_subnet_changes_the_route_of_the_former_goes():
         theirs = Route(dst=IPv4Network("10.5.9.0/24"), type=RTN_BLACKHOLE)
         netlink.meddle(Set(theirs))
         own = key(1)
-        task = asyncio.create_task(keep_blackhole(netlink, lambda: own, 0.0))
+        task = asyncio.create_task(BlackholeKeeper(netlink, lambda: own, FakeClock()).run(0.0))
 
         async def holes() -> set[str]:
             for _ in range(20):

@@ -10,6 +10,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 import pytest
 
+from pyflannel.backend.kinds import KINDS
 from pyflannel.core.errors import NetworkConfigChanged, StoreDenied, StoreUnavailable
 from pyflannel.core.ip import SubnetKey
 from pyflannel.core.lease import Lease, LeaseAttrs, LeaseUpdate, Snapshot
@@ -55,6 +56,7 @@ class Node:
         self.manager = EtcdLeaseStore(
             self.store,
             PREFIX,
+            kinds=KINDS,
             clock=etcd.clock,
             record=LeaseRecord(state, PREFIX),
             previous=previous,

@@ -4,56 +4,55 @@ from __future__ import annotations
 
 import pytest
 
-from pyflannel.core.backendconfig import (
-    CLASSES,
-    KEYS,
-    AllocConfig,
-    BackendConfig,
-    ExtensionConfig,
-    HostGwConfig,
-    IpipConfig,
-    UdpConfig,
-    VxlanConfig,
-    decode_backend,
-    encode_backend,
-    load_backend,
-)
-from pyflannel.core.errors import ConfigError
-from pyflannel.core.fields import Severity
+from pyflannel.backend.extension import ExtensionSettings
+from pyflannel.backend.ipip import IpipSettings
+from pyflannel.backend.kinds import BUILT_IN, KINDS
+from pyflannel.backend.udp import UdpSettings
+from pyflannel.backend.vxlan import VxlanSettings
+from pyflannel.core.fields import Problem, Severity
 from pyflannel.core.gojson import JsonObject, loads_go
+from pyflannel.core.kind import Settings, decode
+
+
+def decode_backend(
+    name: str, members: dict[str, object] | JsonObject
+) -> tuple[Settings | None, tuple[Problem, ...]]:
+    kind = KINDS.get(name)
+    assert kind is not None
+    return decode(kind, members, KINDS, outside=("Network", "SubnetLen"))
 
 
 @pytest.mark.parametrize(
     ("kind", "members", "config"),
     [
-        ("udp", {}, UdpConfig(port=8285)),
-        ("udp", {"Type": "udp", "PORT": 9000}, UdpConfig(port=9000)),
-        ("udp", {"Port": None}, UdpConfig()),
-        ("vxlan", {}, VxlanConfig(vni=1, port=0, mtu=0)),
+        ("udp", {}, UdpSettings(port=8285)),
+        ("udp", {"Type": "udp", "PORT": 9000}, UdpSettings(port=9000)),
+        ("udp", {"Port": None}, UdpSettings()),
+        ("vxlan", {}, VxlanSettings(vni=1, port=0, mtu=0)),
         (
             "vxlan",
             {
                 "VNI": 7, "Port": 4789, "MTU": 1400, "GBP": True, "Learning": True,
                 "DirectRouting": True,
             },
-            VxlanConfig(vni=7, port=4789, mtu=1400, gbp=True, learning=True, direct_routing=True),
+            VxlanSettings(vni=7, port=4789, mtu=1400, gbp=True, learning=True, direct_routing=True),
         ),
         ("vxlan", {"vni": 0, "mtu": 118, "directrouting": True},
-         VxlanConfig(vni=0, mtu=118, direct_routing=True)),
-        ("vxlan", {"VNI": 16777215}, VxlanConfig(vni=16777215)),
-        ("vxlan", {"Port": 65535, "MTU": 9216}, VxlanConfig(port=65535, mtu=9216)),
-        ("udp", {"Port": 1}, UdpConfig(port=1)),
-        ("udp", {"Port": 65535}, UdpConfig(port=65535)),
-        ("host-gw", {"Type": "host-gw"}, HostGwConfig()),
-        ("ipip", {"DirectRouting": True}, IpipConfig(direct_routing=True)),
-        ("ipip", {}, IpipConfig()),
-        ("alloc", {}, AllocConfig()),
-        ("extension", {}, ExtensionConfig()),
+         VxlanSettings(vni=0, mtu=118, direct_routing=True)),
+        ("vxlan", {"VNI": 16777215}, VxlanSettings(vni=16777215)),
+        ("vxlan", {"Port": 65535, "MTU": 9216}, VxlanSettings(port=65535, mtu=9216)),
+        ("udp", {"Port": 1}, UdpSettings(port=1)),
+        ("udp", {"Port": 65535}, UdpSettings(port=65535)),
+        ("host-gw", {"Type": "host-gw"}, Settings()),
+        ("ipip", {"DirectRouting": True}, IpipSettings(direct_routing=True)),
+        ("ipip", {}, IpipSettings()),
+        ("alloc", {}, Settings()),
+        ("extension", {}, ExtensionSettings()),
         (
             "extension",
             {"PreStartupCommand": "a", "PostStartupCommand": "b", "SubnetAddCommand": "c",
              "subnetremovecommand": "d"},
-            ExtensionConfig(
+            ExtensionSettings(
                 pre_startup_command="a", post_startup_command="b", subnet_add_command="c",
                 subnet_remove_command="d",
             ),
@@ -61,12 +60,11 @@ from pyflannel.core.gojson import JsonObject, loads_go
     ],
 )  # fmt: skip
 def test_settings_are_read_and_written(
-    kind: str, members: dict[str, object], config: BackendConfig
+    kind: str, members: dict[str, object], config: Settings
 ) -> None:
     assert decode_backend(kind, members) == (config, ())
-    written = encode_backend(kind, config)
-    assert written["Type"] == kind
-    assert set(written) == {"Type", *KEYS[kind]}
+    written = config.encode()
+    assert tuple(written) == config.keys()
     assert decode_backend(kind, written) == (config, ())
 
 
@@ -92,6 +90,8 @@ def test_settings_are_read_and_written(
         ("ipip", {"DirectRouting": []}, "DirectRouting", "error decoding IPIP backend config: "),
         ("extension", {"SubnetAddCommand": ["ip"]}, "SubnetAddCommand",
          "error decoding backend config: SubnetAddCommand is an array, expected a string"),
+        ("extension", {"SubnetAddCommand": "echo 'oops"}, "SubnetAddCommand",
+         "Backend.SubnetAddCommand \"echo 'oops\" cannot be split: No closing quotation"),
         ("extension", {"PreStartupCommand": 5}, "PreStartupCommand", "expected a string"),
     ],
 )  # fmt: skip
@@ -135,14 +135,14 @@ def test_what_upstream_ignores_is_a_warning_that_says_what_was_meant(
 
 
 def test_a_negative_vxlan_port_is_the_kernels_own_as_upstream_never_sends_it() -> None:
-    assert decode_backend("vxlan", {"Port": -1})[0] == VxlanConfig(port=0)
+    assert decode_backend("vxlan", {"Port": -1})[0] == VxlanSettings(port=0)
 
 
 def test_of_duplicate_keys_the_last_wins_whatever_its_case() -> None:
     members = loads_go('{"Port":1,"port":2,"PORT":3}')
     assert isinstance(members, JsonObject)
     config, problems = decode_backend("udp", members)
-    assert config == UdpConfig(port=3)
+    assert config == UdpSettings(port=3)
     assert [p.severity for p in problems] == [Severity.WARNING, Severity.WARNING]
 
 
@@ -152,21 +152,11 @@ def test_all_problems_are_reported() -> None:
     assert [p.key for p in problems] == ["Backend.x", "Backend.GBP", "Backend.VNI", "Backend.Port"]
 
 
-@pytest.mark.parametrize("kind", ["", "VXLAN", "wireguard", "nope"])
-def test_only_canonical_known_types_are_decoded(kind: str) -> None:
-    config, problems = decode_backend(kind, {})
-    assert config is None
-    assert [p.key for p in problems] == ["Backend.Type"]
-
-
-def test_a_backend_gets_its_settings_typed_or_an_error() -> None:
-    assert load_backend(VxlanConfig, {"VNI": 3, "Comment": "x"}).vni == 3
-    assert load_backend(HostGwConfig, {}) == HostGwConfig()
-    with pytest.raises(ConfigError, match=r"VNI is .* GBP is "):
-        load_backend(VxlanConfig, {"VNI": "x", "GBP": 1})
-
-
-def test_there_is_a_class_and_a_list_of_keys_for_every_type() -> None:
-    assert set(CLASSES) == set(KEYS)
-    for kind, cls in CLASSES.items():
-        assert decode_backend(kind, {}) == (cls(), ())
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_everything_has_a_default_that_is_right_and_a_line_for_people(name: str) -> None:
+    assert decode_backend(name, {}) == (KINDS.get(name).settings(), ())
+    for setting in KINDS.get(name).settings.declared().values():
+        assert setting.key
+        assert setting.effect
+        assert not setting.effect.endswith(".")
+        assert setting.wanted != "anything"

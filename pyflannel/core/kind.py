@@ -1,0 +1,411 @@
+"""What a kind of backend is, as values: its settings, what it fits, what it leaves on a node.
+
+A *kind* is what the network config names in `Backend.Type`: `vxlan`, `udp`. All that can be said of
+one without running it is its `Kind`, which the backend's own file declares; everybody else (the
+parser of the network config, the daemon, `config check`, `--help`, `cleanup`, the lab, the tables
+in the documents) asks a registry of them, `Kinds`.
+
+The settings of a kind are a frozen dataclass. Each field declares with `setting` what it is called
+in JSON, how it is read, its default, what it does and what it may be. Reading, writing with all
+defaults filled in, the guesses at misspelt keys and the tables for people come from that one
+declaration.
+
+`Kind.fits` is the one answer to "can this config work, here?". `config check` asks it without an
+interface, the daemon with the one it has chosen, when it starts and whenever that one changes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Protocol, Self, TypeVar
+
+from pyflannel.core.errors import ConfigError
+from pyflannel.core.fields import Mismatch, ObjectReader, Problem, show, string
+from pyflannel.core.gojson import JsonValue, fold
+from pyflannel.core.ip import Family
+from pyflannel.core.suggest import did_you_mean
+from pyflannel.core.underlay import ExternalInterface
+
+if TYPE_CHECKING:  # the parser in there needs us
+    from pyflannel.core.config import NetworkConfig
+
+T = TypeVar("T")
+
+MAX_PORT: Final = 0xFFFF
+MAX_DEVICE_NAME: Final = 15
+"""`IFNAMSIZ` (16) without the closing zero byte."""
+
+DEVICE_PREFIX: Final = "flannel"
+"""What the names of all devices start with, upstream's as well: others' are told by a look."""
+
+UNSUPPORTED: Final = ("ipsec", "tencent-vpc", "wireguard")
+"""Types that flannel v0.28 has and pyflannel has not."""
+REMOVED: Final = ("ali-vpc", "aws-vpc", "gce")
+"""Types that flannel itself had until v0.20.0."""
+
+_SWITCH_OFF: Final = {
+    Family.V4: "set EnableIPv4 to false",
+    Family.V6: "leave EnableIPv6 out",
+}
+_NAME: Final = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+_SETTING: Final = "pyflannel.setting"
+
+
+# Settings.
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The whole numbers that a setting may be."""
+
+    low: int | None
+    """`None`: whatever is too low is dealt with elsewhere."""
+    high: int
+    wanted: str
+    """In words, for messages and tables: `a UDP port, 1 to 65535`."""
+    remedy: str
+    """What to do about another one."""
+    also: int | None = None
+    """A number outside that is right as well; it means "not given"."""
+
+    def __contains__(self, value: object) -> bool:
+        if not isinstance(value, int) or value == self.also:
+            return True
+        return (self.low is None or self.low <= value) and value <= self.high
+
+
+@dataclass(frozen=True, slots=True)
+class Setting(Generic[T]):
+    """What a field of the settings declares."""
+
+    key: str
+    """In upstream's spelling; read in any case."""
+    decode: Callable[[JsonValue], T]
+    """Turns JSON into the value or raises `Mismatch`."""
+    default: T
+    effect: str
+    """What it does, one line without a full stop."""
+    range: Range | None = None
+
+    @property
+    def wanted(self) -> str:
+        """What it may be, in words: `true or false`."""
+        if self.range is not None:
+            return self.range.wanted
+        try:
+            self.decode(None)  # which no field takes: it says what it would
+        except Mismatch as mismatch:
+            return mismatch.expected
+        return "anything"
+
+
+def setting(
+    key: str,
+    decode: Callable[[JsonValue], T],
+    *,
+    default: T,
+    effect: str,
+    within: Range | None = None,
+) -> T:
+    """Declares a field of a `Settings` dataclass; the arguments are those of `Setting`."""
+    declared = Setting(key, decode, default, effect, within)
+    return field(default=default, metadata={_SETTING: declared})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The members of `Backend` beside `Type`, as one kind reads them.
+
+    A kind with settings derives a dataclass from it (frozen, keyword-only) whose fields are made by
+    `setting`; one without uses this class as it is.
+    """
+
+    RUNS_COMMANDS: ClassVar[bool] = False
+    """Whether the values are commands that a node would run, so that it has to agree (`trust`)."""
+    UNUSED: ClassVar[Mapping[str, str]] = {}
+    """Keys that people write and nobody reads, each with the reason."""
+
+    def problems(self) -> Iterable[Problem]:
+        """What is wrong or odd with the values, beyond their ranges. Keys start with `Backend.`."""
+        return ()
+
+    def settled(self) -> Self:
+        """The values as they are used: where upstream silently takes another one, that one."""
+        return self
+
+    @classmethod
+    def declared(cls) -> Mapping[str, Setting[object]]:
+        """What the fields declare, by their names, in order."""
+        return {each.name: each.metadata[_SETTING] for each in fields(cls)}
+
+    @classmethod
+    def keys(cls) -> tuple[str, ...]:
+        """The keys it reads beside `Type`."""
+        return tuple(each.key for each in cls.declared().values())
+
+    @classmethod
+    def read(cls, reader: ObjectReader) -> tuple[Self, tuple[Problem, ...]]:
+        """The settings in an object, and what is wrong with values of the right JSON type.
+
+        Those of the wrong type the reader has noted itself, and they are at their defaults.
+        """
+        declared = cls.declared()
+        given: dict[str, Any] = {
+            name: reader.read(each.key, each.decode, each.default)
+            for name, each in declared.items()
+        }
+        raw = cls(**given)
+        found = [*_outside(declared, given), *raw.problems()]
+        failed = {f"Backend.{key}" for key in reader.failed}
+        return raw.settled(), tuple(problem for problem in found if problem.key not in failed)
+
+    def encode(self) -> dict[str, object]:
+        """The members that say the same with nothing left to defaults."""
+        return {each.key: getattr(self, name) for name, each in self.declared().items()}
+
+
+def _outside(
+    declared: Mapping[str, Setting[object]], given: Mapping[str, object]
+) -> Iterator[Problem]:
+    for name, each in declared.items():
+        value, within = given[name], each.range
+        if within is not None and value not in within:
+            message = f"{each.key} is {show(value)}, expected {within.wanted}"
+            yield Problem.error(f"Backend.{each.key}", message, within.remedy)
+
+
+# Kinds.
+
+
+@dataclass(frozen=True, slots=True)
+class DevicePattern:
+    """How devices of a kind are told from others', by a daemon that does not remember them."""
+
+    name: str
+    """A regular expression for the whole name."""
+    link_kind: str
+    """As the kernel calls it: `vxlan`, `tun`. A device that only has the name is not ours."""
+    goes_along: bool = False
+    """It goes when another one goes, so that `cleanup` need not name it."""
+
+    def matches(self, name: str, link_kind: str) -> bool:
+        """Whether a device is one of these."""
+        return link_kind == self.link_kind and re.fullmatch(self.name, name) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class StateFile:
+    """A file in the state directory."""
+
+    name: str
+    members: frozenset[str]
+    """It is a JSON object with exactly these. One with others is not ours, and `cleanup` leaves
+    it."""
+
+
+def no_device(config: NetworkConfig) -> Mapping[Family, str]:
+    """For kinds that have none."""
+    del config
+    return {}
+
+
+def suits_all(config: NetworkConfig, external: ExternalInterface | None) -> Iterable[Problem]:
+    """For kinds that need nothing."""
+    del config, external
+    return ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """What can be said about a kind of backend without running one."""
+
+    name: str
+    """Canonical: lower case, digits, single dashes."""
+    summary: str
+    """How it carries packets, one line without a full stop."""
+    settings: type[Settings] = Settings
+    families: tuple[Family, ...] = (Family.V4, Family.V6)
+    """Those that it can give pods."""
+    overhead: Mapping[Family, int]
+    """Bytes it adds to a packet, by the family of the underlay."""
+    moves_packets: bool = True
+    """Whether its packets are our business; with alloc and extension they are somebody else's."""
+    route_per_peer: bool = True
+    """Whether each peer has a route of its own in the kernel, or one serves the whole network."""
+    devices: tuple[DevicePattern, ...] = ()
+    """All that it may have made, with whatever settings. `cleanup` removes them, and none of them
+    carries an overlay. Names start with `DEVICE_PREFIX`."""
+    device_names: Callable[[NetworkConfig], Mapping[Family, str]] = no_device
+    """The overlay's device of each enabled family with a given config; no entry where packets leave
+    through the external interface."""
+    state_files: tuple[StateFile, ...] = ()
+    """What it keeps in the state directory."""
+    suits: Callable[[NetworkConfig, ExternalInterface | None], Iterable[Problem]] = suits_all
+    """What `fits` must know of this kind beyond its families. With `None` for the interface: what
+    no interface could mend. A key is empty if the problem is the machine's."""
+    title: str | None = None
+    """What upstream's errors call it, if not its name in capitals."""
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            wanted = "lower case, digits, single dashes"
+            raise ValueError(f"{self.name!r} is not a backend name ({wanted})")
+        if not all(pattern.name.startswith(DEVICE_PREFIX) for pattern in self.devices):
+            raise ValueError(f"backend {self.name}: a device's name starts with {DEVICE_PREFIX}")
+        if not self.families:
+            raise ValueError(f"backend {self.name} carries no family")
+
+    def is_device(self, name: str, link_kind: str) -> bool:
+        """Whether a device on this node was made by this kind of backend."""
+        return any(pattern.matches(name, link_kind) for pattern in self.devices)
+
+    def leaves(self, name: str, link_kind: str) -> bool:
+        """Whether a device on this node is one that `cleanup` has to remove."""
+        return any(p.matches(name, link_kind) and not p.goes_along for p in self.devices)
+
+    def fits(
+        self,
+        config: NetworkConfig,
+        external: ExternalInterface | None = None,
+        *,
+        kinds: Kinds | None = None,
+    ) -> tuple[Problem, ...]:
+        """What is in the way of this kind of backend with this config, on this interface.
+
+        Args:
+            config: with settings of this kind. It may have errors of its own, and then defaults
+                in their places.
+            external: `None` asks for what is wrong whatever the interface.
+            kinds: where remedies find kinds that would do; without, they name none.
+
+        Returns:
+            Errors if it cannot work, warnings if it can and is not what was probably meant. Those
+            without an interface are among those with one.
+        """
+        return (*self._families(config, kinds), *self.suits(config, external))
+
+    def _families(self, config: NetworkConfig, kinds: Kinds | None) -> Iterator[Problem]:
+        missing = [family for family in config.families if family not in self.families]
+        if not missing:
+            return
+        both = _carrying_both(kinds) if kinds is not None else ()
+        (mine,) = self.families
+        message = f"backend {self.name} carries {mine} only"
+        if missing == list(config.families):
+            use = f"use {' or '.join(both)}, or " if both else ""
+            text = f"{message}, and {mine} is not enabled"
+            yield Problem.error("Backend.Type", text, f"{use}enable {mine}")
+            return
+        for family in missing:
+            carry = f"{' and '.join(both)} carry both; or " if both else ""
+            text = f"{message}: pods get {family} subnets but no way out"
+            yield Problem.warning(f"Enable{family}", text, carry + _SWITCH_OFF[family])
+
+
+class Kinds(Protocol):
+    """All kinds of backend that this node has."""
+
+    def get(self, name: str) -> Kind | None:
+        """The kind of this (canonical) name.
+
+        Raises:
+            ConfigError: there is one, and it cannot be loaded.
+        """
+        ...
+
+    def names(self) -> Sequence[str]:
+        """All names that `get` knows, sorted."""
+        ...
+
+    def is_device(self, name: str, link_kind: str) -> bool:
+        """Whether a device was made by a backend, of whatever kind."""
+        ...
+
+
+def every(kinds: Kinds) -> Iterator[Kind]:
+    """All kinds that can be loaded; loads them, which takes longer than loading one."""
+    for name in kinds.names():
+        try:
+            kind = kinds.get(name)
+        except ConfigError:
+            continue
+        if kind is not None:
+            yield kind
+
+
+def _carrying_both(kinds: Kinds) -> tuple[str, ...]:
+    both = [kind for kind in every(kinds) if kind.moves_packets and len(kind.families) > 1]
+    # Tunnels first: plain routes need an underlay of one link.
+    return tuple(kind.name for kind in sorted(both, key=lambda kind: not kind.devices))
+
+
+# Reading `Backend`.
+
+
+def unknown_type(name: str, kinds: Kinds) -> Problem:
+    """The error for a backend type that we do not have, `name` as the operator wrote it."""
+    names = kinds.names()
+    known = ", ".join(names)
+    key = "Backend.Type"
+    canonical = name.lower()
+    if canonical in UNSUPPORTED:
+        message = f"backend type {canonical}: known to flannel but not supported by pyflannel"
+        return Problem.error(key, message, f"use one of {known}")
+    message = f"unknown backend type: {name}"
+    if canonical in REMOVED:
+        message += " (flannel removed it in v0.20.0)"
+    elif not name:
+        message += "(Backend is given without a Type)"
+    guess = did_you_mean(name, (*names, *UNSUPPORTED)) if name else None
+    remedy = f"known types: {known}"
+    return Problem.error(key, message, f"did you mean {guess}? {remedy}" if guess else remedy)
+
+
+def decode(
+    kind: Kind, members: Mapping[str, object], kinds: Kinds, *, outside: Sequence[str] = ()
+) -> tuple[Settings | None, tuple[Problem, ...]]:
+    """The settings of one backend, and what is wrong with them.
+
+    Args:
+        kind: what `Type` says.
+        members: the `Backend` object, `Type` included or not.
+        kinds: asked whose an unknown key is.
+        outside: keys that stand beside `Backend`, not in it.
+
+    Returns:
+        The settings, `None` if there is an error among the problems.
+    """
+    # The extension backend's is empty: upstream says "error decoding backend config".
+    title = kind.name.upper() if kind.title is None else kind.title
+    intro = (
+        f"error decoding {title} backend config: " if title else "error decoding backend config: "
+    )
+    reader = ObjectReader(members, path="Backend.", intro=intro)
+    reader.read("Type", string, kind.name)
+    settings, checks = kind.settings.read(reader)
+    for key in reader.unknown():
+        reader.warn_unknown(key, *_about_unknown(key, kind, kinds, outside))
+    problems = (*reader.problems(), *checks)
+    return (None if any(problem.is_error for problem in problems) else settings), problems
+
+
+def _about_unknown(key: str, kind: Kind, kinds: Kinds, outside: Sequence[str]) -> tuple[str, str]:
+    """What is said about a key that the kind does not read, and what may have been meant."""
+    mine = ("Type", *kind.settings.keys())
+    ignored = f"Backend.{key} is ignored"
+    if fold(key) in map(fold, outside):
+        return f"{ignored}: it stands outside Backend", "move it to the top level"
+    if fold(key) == "backendtype":
+        return f"{ignored}: the key is called Type", "did you mean Type?"
+    for unused, reason in kind.settings.UNUSED.items():
+        if fold(key) == fold(unused):
+            return f"{ignored}: {reason}", "remove it"
+    others = [other.name for other in every(kinds) if fold(key) in map(fold, other.settings.keys())]
+    if others:
+        message = f"{ignored}: backend {kind.name} does not use it, {', '.join(others)} does"
+        return message, "remove it, or change Type"
+    message = f"{ignored}: backend {kind.name} has no such key"
+    guess = did_you_mean(key, mine)
+    return message, f"did you mean {guess}?" if guess else f"it knows {', '.join(mine)}"
