@@ -20,6 +20,7 @@ from pyflannel.core.kind import Kind
 from pyflannel.core.lease import Lease, LeaseAttrs, LeaseEvent
 from pyflannel.core.underlay import ExternalInterface
 from pyflannel.kernel.base import Netlink, Notification
+from pyflannel.kernel.sysctl import try_write_sysctl
 from pyflannel.logs import get_logger
 from pyflannel.report.model import NetworkReport
 from pyflannel.systemd import FdStore, Notifier
@@ -29,6 +30,10 @@ log = get_logger(__name__)
 RESYNC_INTERVAL_S = 10.0
 """Seconds between full comparisons even if nothing is known to be wrong; upstream's route checker
 has the same."""
+
+
+SysctlWriter = Callable[[str, str], bool]
+"""Sets a sysctl named like its file under /proc/sys; tells whether it could."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +50,8 @@ class BackendContext:
     """Which data path this node shall use, where there is a choice; `auto` takes the best."""
     accept_any: bool = False
     """Whether packets from others than known peers are taken, where that can be told."""
+    write_sysctl: SysctlWriter = try_write_sysctl
+    """For those of its own devices."""
     fd_store: FdStore = field(default_factory=lambda: FdStore(Notifier("")))
     """Descriptors that a restart shall find again."""
     is_own_device: Callable[[str, str], bool] = lambda _name, _kind: False

@@ -12,15 +12,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+from pyflannel.backend.base import SysctlWriter
 from pyflannel.backend.plan import Device, address_operations
 from pyflannel.core.errors import FlannelError, KernelError
 from pyflannel.kernel.base import Link, Netlink, Operation
 from pyflannel.logs import get_logger
 
 log = get_logger(__name__)
-
-SysctlWriter = Callable[[str, str], bool]
-"""Sets a sysctl named like its file under /proc/sys; tells whether it could."""
 
 
 @dataclass(slots=True)

@@ -41,8 +41,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from pyflannel.backend.base import Applied, PartlyApplied
-from pyflannel.backend.devices import DeviceKeeper, SysctlWriter
+from pyflannel.backend.base import Applied, BackendContext, PartlyApplied, SysctlWriter
+from pyflannel.backend.devices import DeviceKeeper
 from pyflannel.backend.plan import Device, PeerObjects, Plan, Table, TableEntry, View
 from pyflannel.backend.routes import explain
 from pyflannel.backend.surroundings import survey
@@ -180,6 +180,17 @@ class Engine:
         self._replanned = True
         self._synced = False
         self._swept = False
+
+    @classmethod
+    def of(cls, context: BackendContext, plan: Plan) -> Engine:
+        """The engine of a backend, with what its context offers."""
+        return cls(
+            context.netlink,
+            plan,
+            write_sysctl=context.write_sysctl,
+            store_addresses=context.store_addresses,
+            is_own_device=context.is_own_device,
+        )
 
     @property
     def plan(self) -> Plan:

@@ -141,7 +141,6 @@ class HostGwBackend:
 
     def __init__(self, context: BackendContext) -> None:
         self._plan = HostGwPlan(config=context.config, external=context.underlay)
-        self._netlink = context.netlink
         self._context = context
 
     async def prepare(self, previous: LeaseAttrs | None) -> LeaseAttrs:
@@ -153,12 +152,7 @@ class HostGwBackend:
         """As in `Backend`."""
         require_families(lease, self._plan.config.families)
         plan = replace(self._plan, own=lease.key)
-        engine = Engine(
-            self._netlink,
-            plan,
-            store_addresses=self._context.store_addresses,
-            is_own_device=self._context.is_own_device,
-        )
+        engine = Engine.of(self._context, plan)
         return KernelNetwork(KIND, engine, plan)
 
 

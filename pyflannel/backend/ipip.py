@@ -26,7 +26,6 @@ from typing import Final
 
 from pyflannel.backend import routes
 from pyflannel.backend.base import BackendContext, BackendKind
-from pyflannel.backend.devices import SysctlWriter
 from pyflannel.backend.engine import Engine
 from pyflannel.backend.network import KernelNetwork, require_families
 from pyflannel.backend.peers import public_address, sites
@@ -39,7 +38,6 @@ from pyflannel.core.kind import DevicePattern, Settings, setting
 from pyflannel.core.lease import Lease, LeaseAttrs
 from pyflannel.core.underlay import ExternalInterface
 from pyflannel.kernel.base import IpipAttrs, Link, LinkSpec, Route
-from pyflannel.kernel.sysctl import try_write_sysctl
 
 BACKEND_TYPE: Final = "ipip"
 
@@ -214,21 +212,13 @@ def _addresses(
 class IpipBackend:
     """The ipip backend; see `Backend` for the contract."""
 
-    def __init__(
-        self, context: BackendContext, *, write_sysctl: SysctlWriter = try_write_sysctl
-    ) -> None:
+    def __init__(self, context: BackendContext) -> None:
         self._plan = IpipPlan(
             config=context.config,
             settings=context.config.settings(IpipSettings),
             external=context.underlay,
         )
-        self._engine = Engine(
-            context.netlink,
-            self._plan,
-            write_sysctl=write_sysctl,
-            store_addresses=context.store_addresses,
-            is_own_device=context.is_own_device,
-        )
+        self._engine = Engine.of(context, self._plan)
 
     async def prepare(self, previous: LeaseAttrs | None) -> LeaseAttrs:
         """As in `Backend`: nothing of the device is published, so it is made in `attach`."""

@@ -11,8 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pyflannel.core.ip import IPAddress, IPNetwork, SubnetKey
 from pyflannel.core.overlap import Surroundings, overlap
 from pyflannel.kernel import ownership
-from pyflannel.kernel.base import RTN_UNICAST, Address, Route
-from pyflannel.kernel.rtnl import IPV6_DEFAULT_METRIC
+from pyflannel.kernel.base import IPV6_DEFAULT_METRIC, RTN_UNICAST, Address, Route
 
 
 def survey(

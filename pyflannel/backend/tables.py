@@ -23,9 +23,14 @@ from pyflannel.backend.plan import TableEntry
 from pyflannel.core.delta import DeltaMap
 from pyflannel.core.errors import KernelError
 from pyflannel.core.ip import SubnetKey
-from pyflannel.kernel.base import FdbEntry, KernelObject, Neighbour, Route
+from pyflannel.kernel.base import (
+    IPV6_DEFAULT_METRIC,
+    FdbEntry,
+    KernelObject,
+    Neighbour,
+    Route,
+)
 from pyflannel.kernel.ownership import is_protected
-from pyflannel.kernel.rtnl import IPV6_DEFAULT_METRIC
 
 Key = tuple[object, ...]
 """`KernelObject.key`."""

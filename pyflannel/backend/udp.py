@@ -51,7 +51,6 @@ from pyflannel.datapath import select
 from pyflannel.datapath.base import Datapath, DatapathConfig
 from pyflannel.kernel.base import Link, Notification, Route, Topic
 from pyflannel.kernel.ownership import is_protected
-from pyflannel.kernel.sysctl import try_write_sysctl
 from pyflannel.kernel.tun import TunDevice, adopt_tun, open_tun
 from pyflannel.kernel.udp import IP_PMTUDISC_DO, adopt_udp, open_udp
 from pyflannel.logs import get_logger
@@ -225,12 +224,7 @@ class UdpNetwork:
         self._adopted = False
         self._socket: socket.socket | None = None
         self._datapath: Datapath | None = None
-        self._engine = Engine(
-            context.netlink,
-            self._plan(),
-            store_addresses=context.store_addresses,
-            is_own_device=context.is_own_device,
-        )
+        self._engine = Engine.of(context, self._plan())
         self._starts = 0
         self._worried = False
 
@@ -413,7 +407,7 @@ class UdpNetwork:
             store.forget(DEVICE)
         else:
             store.keep(DEVICE, self._tun.fd)
-        try_write_sysctl(f"net/ipv4/conf/{DEVICE}/accept_local", "1")
+        self._context.write_sysctl(f"net/ipv4/conf/{DEVICE}/accept_local", "1")
 
     async def _give_up_tun(self) -> None:
         """Closes it, so that it can be opened anew."""

@@ -41,7 +41,6 @@ from typing import Final, Self
 
 from pyflannel.backend import routes
 from pyflannel.backend.base import BackendContext, BackendKind
-from pyflannel.backend.devices import SysctlWriter
 from pyflannel.backend.engine import Engine
 from pyflannel.backend.network import KernelNetwork, require_families
 from pyflannel.backend.peers import Site, public_address, sites
@@ -73,7 +72,6 @@ from pyflannel.kernel.base import (
     VxlanAttrs,
 )
 from pyflannel.kernel.files import write_atomically
-from pyflannel.kernel.sysctl import try_write_sysctl
 from pyflannel.logs import get_logger
 
 log = get_logger(__name__)
@@ -547,29 +545,16 @@ class VxlanBackend:
 
     Args:
         context: as for every backend.
-        write_sysctl: how `accept_ra` is written.
         rng: source of a new MAC; by default the system's, because a MAC must not repeat.
     """
 
-    def __init__(
-        self,
-        context: BackendContext,
-        *,
-        write_sysctl: SysctlWriter = try_write_sysctl,
-        rng: random.Random | None = None,
-    ) -> None:
+    def __init__(self, context: BackendContext, *, rng: random.Random | None = None) -> None:
         settings = context.config.settings(VxlanSettings)
         self._netlink: Netlink = context.netlink
         self._file = MacFile(context.state_dir)
         self._rng = rng if rng is not None else random.SystemRandom()
         self._plan = VxlanPlan(config=context.config, settings=settings, external=context.underlay)
-        self._engine = Engine(
-            self._netlink,
-            self._plan,
-            write_sysctl=write_sysctl,
-            store_addresses=context.store_addresses,
-            is_own_device=context.is_own_device,
-        )
+        self._engine = Engine.of(context, self._plan)
 
     async def prepare(self, previous: LeaseAttrs | None) -> LeaseAttrs:
         """As in `Backend`: makes the devices, whose MACs the lease carries.

@@ -47,6 +47,8 @@ NUD_FAILED = 0x20
 NUD_NOARP = 0x40
 NUD_PERMANENT = 0x80
 """Values of linux/rtnetlink.h and linux/neighbour.h."""
+IPV6_DEFAULT_METRIC = 1024
+"""IP6_RT_PRIO_USER: what the kernel makes of a metric of 0 in an IPv6 route."""
 
 IPInterface = IPv4Interface | IPv6Interface
 

@@ -32,6 +32,7 @@ from typing import Final, NamedTuple
 
 from pyflannel.core.ip import Family, IPAddress, IPNetwork
 from pyflannel.kernel.base import (
+    IPV6_DEFAULT_METRIC,
     NUD_NOARP,
     NUD_PERMANENT,
     RT_TABLE_MAIN,
@@ -98,9 +99,6 @@ RTM_F_CLONED: Final = 0x200
 RTNH_F_ONLINK: Final = 0x4
 REJECTING_TYPES: Final = frozenset((6, 7, 8, 9))
 """RTN_BLACKHOLE, UNREACHABLE, PROHIBIT, THROW: routes that lead nowhere and have no device."""
-
-IPV6_DEFAULT_METRIC: Final = 1024
-"""IP6_RT_PRIO_USER: what the kernel makes of a metric of 0 in an IPv6 route."""
 
 _NTF_SELF: Final = 0x02
 _IFA_F_TEMPORARY: Final = 0x01

@@ -33,6 +33,7 @@ from typing import Final, NamedTuple, Self
 from pyflannel.core.errors import DeviceUnavailable, KernelError, NotPermitted
 from pyflannel.core.ip import Family, IPAddress, IPNetwork, family_of
 from pyflannel.kernel.base import (
+    IPV6_DEFAULT_METRIC,
     NUD_FAILED,
     RT_SCOPE_LINK,
     RT_SCOPE_UNIVERSE,
@@ -55,7 +56,6 @@ from pyflannel.kernel.ownership import describe, is_protected
 RTN_LOCAL: Final = 2
 RT_SCOPE_HOST: Final = 254
 REJECTING_TYPES: Final = frozenset((6, 7, 8, 9))
-IPV6_DEFAULT_METRIC: Final = 1024
 IPV6_CONNECTED_METRIC: Final = 256
 VXLAN_PORT: Final = 8472
 """What the kernel takes if no port is given."""

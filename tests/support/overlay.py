@@ -76,6 +76,7 @@ class Machine:
 
     def __init__(self, *, mtu: int = 1500, kinds: tuple[str, ...] = ("vxlan", "ipip")) -> None:
         self.netlink = FakeNetlink(kinds=kinds)
+        self.sysctls: dict[str, str] = {}
         self.eth0 = self.plug("eth0", mtu=mtu)
 
     def plug(self, name: str, *, mtu: int = 1500) -> Link:
@@ -102,7 +103,12 @@ class Machine:
             state_dir=str(state_dir),
             underlay=self.external(ipv6=conf.enable_ipv6),
             netlink=self.netlink,
+            write_sysctl=self._write_sysctl,
         )
+
+    def _write_sysctl(self, name: str, value: str) -> bool:
+        self.sysctls[name] = value
+        return True
 
     async def state(self) -> frozenset[KernelObject]:
         """All routes, neighbours, FDB entries and addresses there are."""

@@ -244,11 +244,7 @@ def test_a_device_is_kept_only_if_it_is_the_one_asked_for(there, difference):
 
 def backend(machine: Machine, state_dir, *, seed=1, ipv6=False, **keys) -> VxlanBackend:
     conf = config({"Type": "vxlan", **keys}, ipv6=ipv6)
-    return VxlanBackend(
-        machine.context(conf, state_dir),
-        write_sysctl=lambda _name, _value: True,
-        rng=random.Random(seed),
-    )
+    return VxlanBackend(machine.context(conf, state_dir), rng=random.Random(seed))
 
 
 def published(attrs: LeaseAttrs) -> str:
@@ -264,6 +260,7 @@ def test_the_mac_is_published_before_the_lease_and_is_the_devices(tmp_path):
         assert not link.up
         assert attrs.backend_type == "vxlan"
         assert attrs.backend_v6_data is None
+        assert machine.sysctls == {"net/ipv6/conf/flannel.1/accept_ra": "0"}
 
     run(scenario())
 
