@@ -1,0 +1,327 @@
+"""Whole nodes over fakes: what an agent does from its start to its end, in milliseconds each."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from pyflannel.core.errors import ConfigError, KernelError, StoreDenied
+from pyflannel.node.agent import HEADLINE_S
+from pyflannel.report.problems import problems
+from pyflannel.report.text import headline
+from pyflannel.store.etcd import acquire, codec
+from tests.support.node import CONFIG, DOCKER_FILE, PREFIX, SUBNET_FILE, WholeNode, whole_node
+
+
+@pytest.fixture
+def play(tmp_path):
+    """Runs a scenario with a node that has been started, and ends it."""
+
+    def run(scenario: Callable[[WholeNode], Awaitable[None]], **options: object) -> None:
+        async def main() -> None:
+            async with whole_node(tmp_path, **options) as node:
+                await scenario(node)
+
+        asyncio.run(main())
+
+    return run
+
+
+def codes(node: WholeNode) -> list[str]:
+    return [problem.code for problem in problems(node.report())]
+
+
+class TestStart:
+    def test_lease_rules_files_and_ready_in_this_order(self, play):
+        async def scenario(node: WholeNode) -> None:
+            assert node.manager.told == ["READY"]
+            assert node.subnet.startswith("10.5.")
+            assert f"FLANNEL_SUBNET={node.subnet.replace('.0/24', '.1/24')}" in node.subnet_env
+            assert b"DOCKER_OPTS" in node.files.content[DOCKER_FILE]
+            assert node.firewall.rules is not None
+            await node.advance(2)
+            assert node.other_firewall.removed == 1
+            assert problems(node.report()) == ()
+
+        play(scenario)
+
+    def test_peers_are_routed_and_a_changed_one_follows(self, play):
+        async def scenario(node: WholeNode) -> None:
+            node.put_peer(200)
+            await node.advance(1)
+            assert (await node.routes())["10.5.200.0/24"] == "192.0.2.200"
+            node.put_peer(200, "192.0.2.77")
+            await node.advance(1)
+            assert (await node.routes())["10.5.200.0/24"] == "192.0.2.77"
+            (peer,) = node.report().peers
+            assert (peer.subnet, peer.public_ip) == ("10.5.200.0/24", "192.0.2.77")
+
+        play(scenario)
+
+    def test_a_config_that_is_not_there_yet_is_waited_for_and_told(self, play):
+        async def scenario(node: WholeNode) -> None:
+            assert node.manager.told == []
+            assert "network config" in node.report().waiting_for
+            assert codes(node) == ["PF101"]
+            node.put_config(CONFIG)
+            await node.advance(2)
+            assert node.manager.told == ["READY"]
+            assert problems(node.report()) == ()
+
+        play(scenario, config=None)
+
+    def test_a_full_network_is_waited_out_and_a_wider_one_is_followed(self, tmp_path):
+        full = CONFIG.replace(b"}}", b'},"SubnetMin":"10.5.9.0","SubnetMax":"10.5.9.0"}')
+
+        async def main() -> None:
+            node = WholeNode(tmp_path, config=full)
+            node.put_peer(9)
+            try:
+                await node.start()
+                assert node.manager.told == []
+                assert "out of subnets" in node.report().waiting_for
+                node.put_config(CONFIG)
+                await node.advance(2)
+                assert node.manager.told == ["READY"]
+            finally:
+                await node.stop()
+
+        asyncio.run(main())
+
+    def test_commands_of_a_config_from_etcd_need_consent(self, tmp_path):
+        config = b'{"Network":"10.5.0.0/16","Backend":{"Type":"extension"}}'
+
+        async def main() -> None:
+            async with whole_node(tmp_path, config=config) as node:
+                await node.advance(1)
+
+        with pytest.raises(ConfigError, match="--allow-extension"):
+            asyncio.run(main())
+
+    def test_a_refusal_at_the_start_ends_it(self, tmp_path):
+        async def main() -> None:
+            node = WholeNode(tmp_path)
+            node.store.refuse(StoreDenied("user 'flannel' is not accepted"), "get")
+            try:
+                await node.start()
+                await node.advance(1)
+            finally:
+                await node.stop()
+
+        with pytest.raises(StoreDenied):
+            asyncio.run(main())
+
+
+class TestLateReadiness:
+    """READY can wait for the files, on whose account other units are ordered after ours."""
+
+    def test_a_full_disk_holds_ready_up_and_nothing_else(self, tmp_path):
+        async def main() -> None:
+            node = WholeNode(tmp_path, ready_when_files=True)
+            node.files.full = True
+            node.put_peer(200)
+            try:
+                await node.start()
+                await node.advance(15)
+                assert "READY" not in node.manager.told
+                assert node.manager.told.count("EXTEND") == 2
+                assert "10.5.200.0/24" in await node.routes()
+                assert not node.agent.ready
+                assert "PF151" in codes(node)
+                assert str(SUBNET_FILE) in node.report().phase
+                node.files.full = False
+                await node.advance(2)
+                assert node.manager.told[-1] == "READY"
+                assert node.agent.ready
+                assert problems(node.report()) == ()
+            finally:
+                await node.stop()
+
+        asyncio.run(main())
+
+    def test_without_it_ready_is_said_at_once_and_the_files_come_later(self, tmp_path):
+        async def main() -> None:
+            node = WholeNode(tmp_path)
+            node.files.full = True
+            try:
+                await node.start()
+                assert node.manager.told == ["READY"]
+                assert not node.agent.ready
+                node.files.full = False
+                await node.advance(2)
+                assert node.agent.ready
+            finally:
+                await node.stop()
+
+        asyncio.run(main())
+
+
+class TestEtcdAway:
+    def test_status_and_systemd_say_so_and_packets_flow_on(self, play):
+        async def scenario(node: WholeNode) -> None:
+            node.put_peer(200)
+            await node.advance(1)
+            node.store.down()
+            await node.advance(2)
+            assert codes(node) == ["PF102"]
+            (problem,) = problems(node.report())
+            assert "Our lease ends at" in problem.text
+            assert problem.since == pytest.approx(node.clock.time() - 2, abs=0.5)
+            assert "etcd" in node.manager.line
+            assert "10.5.200.0/24" in await node.routes()
+            node.store.up()
+            await node.advance(10)
+            assert problems(node.report()) == ()
+            assert node.manager.line == headline(node.report())
+
+        play(scenario)
+
+    def test_a_lease_that_ends_meanwhile_is_an_error_and_comes_back(self, play, monkeypatch):
+        monkeypatch.setattr(acquire, "LEASE_TTL_S", 60)
+
+        async def scenario(node: WholeNode) -> None:
+            node.store.down()
+            await node.advance(90)
+            assert "PF112" in codes(node) or "PF111" in codes(node)
+            node.store.up()
+            await node.advance(60)
+            assert problems(node.report()) == ()
+
+        play(scenario)
+
+
+class TestTheLease:
+    def test_one_that_was_deleted_is_taken_back(self, play):
+        async def scenario(node: WholeNode) -> None:
+            former = node.subnet
+            node.lose_own_key()
+            await node.advance(2)
+            assert node.subnet == former
+            assert problems(node.report()) == ()
+
+        play(scenario)
+
+    def test_one_that_another_node_took_leads_to_another_subnet_everywhere(self, play):
+        """Files, rules, device and status follow; the taker is a peer from then on."""
+
+        async def scenario(node: WholeNode) -> None:
+            former, rules = node.subnet, node.firewall.rules
+            node.take_own_key("192.0.2.99")
+            await node.advance(20)
+            assert node.subnet != former
+            assert node.subnet.replace(".0/24", ".1/24") in node.subnet_env
+            assert node.firewall.rules != rules
+            assert (await node.routes())[former] == "192.0.2.99"
+            assert node.subnet in node.report().phase
+
+        play(scenario)
+
+
+class TestTheUnderlay:
+    def test_another_address_is_published(self, play):
+        async def scenario(node: WholeNode) -> None:
+            key, subnet = node.lease_store.lease.key, node.subnet
+            node.readdress("192.0.2.55/24")
+            await node.advance(3)
+            stored = node.etcd.get(codec.lease_key(PREFIX, key))
+            assert b'"PublicIP":"192.0.2.55"' in stored.value
+            assert node.subnet == subnet
+            assert node.report().underlay.address == "192.0.2.55"
+            assert node.store.reconnected
+
+        play(scenario)
+
+    def test_it_is_published_later_where_etcd_is_away_just_now(self, play):
+        async def scenario(node: WholeNode) -> None:
+            key = node.lease_store.lease.key
+            node.store.down()
+            node.readdress("192.0.2.55/24")
+            await node.advance(30)
+            assert node.report().underlay.address == "192.0.2.55"
+            node.store.up()
+            await node.advance(10)
+            stored = node.etcd.get(codec.lease_key(PREFIX, key))
+            assert b'"PublicIP":"192.0.2.55"' in stored.value
+
+        play(scenario)
+
+
+class TestTheConfig:
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            (b"{", "wrong now"),
+            (CONFIG.replace(b"10.5", b"10.6"), "has changed"),
+            (None, "was deleted"),
+        ],
+    )
+    def test_a_change_is_told_and_takes_effect_at_a_restart(self, play, text, words):
+        async def scenario(node: WholeNode) -> None:
+            await node.advance(2)
+            if text is None:
+                node.etcd.delete(codec.config_key(PREFIX))
+            else:
+                node.put_config(text)
+            await node.advance(2)
+            assert codes(node) == ["PF103"]
+            assert words in problems(node.report())[0].text
+            node.put_config(CONFIG)
+            await node.advance(2)
+            assert problems(node.report()) == ()
+
+        play(scenario)
+
+
+class TestRules:
+    def test_a_failing_firewall_holds_nothing_up_and_is_tried_again(self, tmp_path):
+        async def main() -> None:
+            node = WholeNode(tmp_path)
+            node.firewall.failing = KernelError("iptables", "filter", 0, "no such program")
+            try:
+                await node.start()
+                assert node.agent.ready
+                assert codes(node) == ["PF141"]
+                node.firewall.failing = None
+                await node.advance(10)
+                assert problems(node.report()) == ()
+            finally:
+                await node.stop()
+
+        asyncio.run(main())
+
+
+@pytest.mark.parametrize("turns", range(0, 60, 3))
+def test_a_stop_is_honoured_at_each_point_of_the_start(tmp_path, turns):
+    """Whatever was begun is undone or left whole; no task and no watch stays."""
+
+    async def main() -> None:
+        node = WholeNode(tmp_path)
+        task = asyncio.create_task(node._run())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await node.advance(5)
+        assert node.etcd.watches == 0
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        leases = node.etcd.below(codec.subnets_prefix(PREFIX))
+        assert len(leases) <= 1
+        assert len(node.etcd.leases) <= 1
+
+    asyncio.run(main())
+
+
+def test_the_headline_is_sent_only_when_it_has_changed(play, monkeypatch):
+    async def scenario(node: WholeNode) -> None:
+        lines: list[str] = []
+        await node.advance(2 * HEADLINE_S)
+        monkeypatch.setattr(node.manager, "status", lines.append)
+        await node.advance(20 * HEADLINE_S)
+        assert lines == []
+        node.store.down()
+        await node.advance(5 * HEADLINE_S)
+        assert 1 <= len(lines) <= 5
+
+    play(scenario)
