@@ -43,11 +43,11 @@ def transact(request: rtnl.Request, operation: str, subject: str) -> None:
         raise KernelError(operation, subject, code)
 
 
-def dump(request: rtnl.Request, operation: str, subject: str) -> list[bytes]:
-    """Sends a dump request and gives the body of each object.
+def query(request: rtnl.Request, operation: str, subject: str) -> list[bytes]:
+    """Sends a request for objects and gives the body of each.
 
     Args:
-        request: with NLM_F_DUMP.
+        request: with NLM_F_DUMP, or with NLM_F_ACK for one object.
         operation: for the error, such as `rule list`.
         subject: for the error: what is listed.
 

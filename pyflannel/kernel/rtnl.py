@@ -257,6 +257,16 @@ def _without(attributes: bytes, kinds: frozenset[int]) -> bytes:
     return bytes(kept)
 
 
+def link_attributes(body: bytes) -> dict[int, bytes]:
+    """The attributes of an RTM_NEWLINK, by type."""
+    return _attributes(body, _IFINFOMSG.size)
+
+
+def nested_attributes(value: bytes) -> dict[int, bytes]:
+    """The attributes inside an attribute, by type."""
+    return _attributes(value, 0)
+
+
 def attribute(kind: int, value: bytes) -> bytes:
     """One attribute, padded to four bytes; nested ones are attributes in the value."""
     padding = b"\0" * (-len(value) & 3)

@@ -16,7 +16,7 @@ from typing import Final
 
 from pyflannel.core.errors import KernelError
 from pyflannel.kernel.base import Route
-from pyflannel.kernel.request import dump, transact
+from pyflannel.kernel.request import query, transact
 from pyflannel.kernel.rtnl import (
     AF_INET6,
     NLM_F_ACK,
@@ -128,7 +128,7 @@ def has_rule(interface: str, table: int, *, priority: int) -> bool:
         attribute_u32(FRA_TABLE, table),
     ]
     try:
-        bodies = dump(request, "rule list", "IPv6")
+        bodies = query(request, "rule list", "IPv6")
     except KernelError:
         return False  # no IPv6, or no rules
     return any(all(each in body for each in wanted) for body in bodies)

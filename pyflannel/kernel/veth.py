@@ -1,7 +1,7 @@
 """A veth pair and the offloads of its ends, synchronously: some netlink requests and ioctls.
 
-For the one caller that makes a pair as part of something else (the eBPF data path, at its start);
-everything that is reconciled goes through `kernel.netlink`.
+For the one caller that has a pair as part of something else (the eBPF data path); everything that
+is reconciled by the engine goes through `kernel.netlink`.
 """
 
 from __future__ import annotations
@@ -10,24 +10,31 @@ import errno
 import fcntl
 import socket
 import struct
+from dataclasses import dataclass
 from typing import Final
 
 from pyflannel.core.errors import KernelError
-from pyflannel.kernel.request import transact
+from pyflannel.kernel.request import query, transact
 from pyflannel.kernel.rtnl import (
     NLM_F_ACK,
     NLM_F_CREATE,
     NLM_F_EXCL,
     NLM_F_REQUEST,
     RTM_DELLINK,
+    RTM_GETLINK,
     RTM_NEWLINK,
     Request,
     attribute,
     attribute_u32,
+    link_attributes,
+    nested_attributes,
 )
 
 IFLA_IFNAME: Final = 3
+IFLA_ADDRESS: Final = 1
 IFLA_MTU: Final = 4
+IFLA_LINK: Final = 5
+IFLA_LINK_NETNSID: Final = 37
 IFLA_LINKINFO: Final = 18
 IFLA_INFO_KIND: Final = 1
 IFLA_INFO_DATA: Final = 2
@@ -39,7 +46,8 @@ SIOCETHTOOL: Final = 0x8946
 ETHTOOL_STXCSUM: Final = 0x17
 ETHTOOL_STSO: Final = 0x1F
 ETHTOOL_SGRO: Final = 0x2C
-"""linux/ethtool.h: `struct ethtool_value` is a command and a value."""
+"""linux/ethtool.h: `struct ethtool_value` is a command and a value. The command that reads an
+offload is the one before the command that sets it."""
 _IFINFOMSG: Final = struct.Struct("=BxHiII")
 
 
@@ -108,23 +116,75 @@ def set_offload(name: str, command: int, *, on: bool) -> None:
     Raises:
         KernelError: the interface does not let it be switched.
     """
+    _ethtool(name, command, int(on))
+
+
+def offload(name: str, command: int) -> bool:
+    """Whether an offload of an interface is on.
+
+    Args:
+        command: the one that would set it.
+
+    Raises:
+        KernelError: the interface does not say.
+    """
+    return bool(_ethtool(name, command - 1, 0))
+
+
+def _ethtool(name: str, command: int, value: int) -> int:
     import ctypes
 
-    value = ctypes.create_string_buffer(struct.pack("=II", command, int(on)), 8)
-    ifreq = struct.pack("16sP16x", name.encode(), ctypes.addressof(value))
+    data = ctypes.create_string_buffer(struct.pack("=II", command, value), 8)
+    ifreq = struct.pack("16sP16x", name.encode(), ctypes.addressof(data))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
         try:
             fcntl.ioctl(asking, SIOCETHTOOL, ifreq)
         except OSError as error:
             raise KernelError("ethtool", f"{name} {command:#x}", error.errno or 0) from error
+    return int(struct.unpack("=4xI", data.raw)[0])
 
 
-def mac_of(name: str) -> bytes:
-    """The six bytes of an interface's MAC address."""
-    siocgifhwaddr = 0x8927
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
-        try:
-            answer = fcntl.ioctl(asking, siocgifhwaddr, struct.pack("16s24x", name.encode()))
-        except OSError as error:
-            raise KernelError("link get", name, error.errno or 0) from error
-    return bytes(answer[18:24])
+@dataclass(frozen=True, slots=True)
+class End:
+    """One end of a pair, as it is."""
+
+    index: int
+    peer: int
+    """ifindex of the other end; 0 = it is in another network namespace, or gone."""
+    is_veth: bool
+    up: bool
+    mtu: int
+    mac: bytes
+
+
+def read_end(name: str) -> End | None:
+    """The link of this name, `None` if there is none.
+
+    Raises:
+        KernelError: the kernel does not say.
+    """
+    header = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
+    request = Request(RTM_GETLINK, NLM_F_REQUEST | NLM_F_ACK, header + _name(name))
+    try:
+        (body,) = query(request, "link get", name)
+    except KernelError as error:
+        if error.errno == errno.ENODEV:
+            return None
+        raise
+    _, _, index, flags, _ = _IFINFOMSG.unpack_from(body)
+    found = link_attributes(body)
+    kind = nested_attributes(found.get(IFLA_LINKINFO, b"")).get(IFLA_INFO_KIND, b"")
+    is_veth = kind.rstrip(b"\0") == b"veth"
+    elsewhere = IFLA_LINK_NETNSID in found or IFLA_LINK not in found
+    return End(
+        index=index,
+        peer=0 if elsewhere or not is_veth else _number(found[IFLA_LINK]),
+        is_veth=is_veth,
+        up=bool(flags & IFF_UP),
+        mtu=_number(found[IFLA_MTU]),
+        mac=found.get(IFLA_ADDRESS, b""),
+    )
+
+
+def _number(value: bytes) -> int:
+    return int(struct.unpack("=I", value)[0])

@@ -11,9 +11,10 @@ import socket
 import struct
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import pytest
 from scapy.layers.inet import IP, UDP
@@ -21,6 +22,7 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
 from pyflannel.datapath.ebpf import bpf, gropair
+from pyflannel.datapath.ebpf.path import HOP, PREFIX, PROGRAMS, SETTINGS, ZERO_KEY
 from pyflannel.lab import Lab, LabSpec, bench
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
@@ -90,18 +92,18 @@ def mixed():
 
 
 @contextlib.contextmanager
-def without_pair(lab: Lab, number: int) -> Iterator[None]:
+def without_pair(lab: Lab, number: int, name: str = "flannelgro1") -> Iterator[None]:
     """A node's daemon finds one of its names taken, and does without."""
     node = lab.node(number)
     node.stop_daemon()
-    node.exec(["ip", "link", "add", "flannelgro1", "type", "bridge"])
+    node.exec(["ip", "link", "add", name, "type", "bridge"])
     try:
         node.start_daemon()
         lab.wait(lambda: has_peers(lab, number, 1), 10, what="the peer")
         yield
     finally:
         node.stop_daemon()
-        node.exec(["ip", "link", "del", "flannelgro1"])
+        node.exec(["ip", "link", "del", name])
         node.start_daemon()
         lab.wait(lambda: has_peers(lab, number, 1), 10, what="the peer")
 
@@ -423,6 +425,120 @@ class TestStrangersOnTheThirdWay:
         assert strip(lab, 2) == "on"
 
 
+class TestWhatIsTakenAway:
+    """Programs, pins, maps and the pair are looked at, put right, and said."""
+
+    @pytest.fixture
+    def repaired(self, lab):
+        """Harms something, and waits until it is put right under a name, and all is carried."""
+
+        def check(what: str, harm: Callable[[], object]) -> None:
+            before = network_status(lab, 2)["repaired"].get(what, 0)
+            harm()
+            nudge(lab, 2)
+            lab.wait(
+                lambda: network_status(lab, 2)["repaired"].get(what, 0) > before,
+                5,
+                what=f"the repair of {what}",
+            )
+            assert is_whole(lab)
+            offloads = network_status(lab, 2)["datapath"]["offloads"]
+            assert (offloads["tcx"], offloads["gro"], offloads["strip"]) == ("on", "on", "on")
+            assert not leaves_by_tun(lab)
+
+        return check
+
+    @pytest.mark.parametrize(
+        "harm",
+        [
+            "ip link set flannelgro1 down",
+            "ip link set flannelgro0 down",
+            "ip link set flannelgro1 mtu 1500",
+            "ip link set flannelgro0 mtu 1500",
+            "ethtool -K flannelgro1 gro off",
+            "ethtool -K flannelgro1 tx on",
+            "ethtool -K flannelgro0 tso on",
+        ],
+    )
+    def test_the_pair(self, lab, repaired, harm):
+        repaired("gro pair", lambda: lab.node(2).exec(harm.split()))
+
+    @pytest.mark.parametrize("name", PROGRAMS)
+    def test_a_program(self, lab, repaired, name):
+        repaired(f"program {name}", partial(with_pinned, lab, f"link-{name}-*", bpf.detach))
+
+    def test_a_pin(self, lab, repaired):
+        """Nothing stops before the daemon does."""
+        repaired("pin underlay_in", lambda: [pin.unlink() for pin in pins(lab, "link-underlay*")])
+
+    def test_another_object_in_the_place_of_a_pin(self, lab, repaired):
+        def confuse() -> None:
+            (pin,) = pins(lab, "config-*")
+            pin.unlink()
+            with_pinned(lab, "counters-*", lambda fd: bpf.pin(fd, str(pin)))
+
+        repaired("pin config", confuse)
+
+    def test_all_pins_and_their_directory(self, lab, repaired):
+        before = [pin.name for pin in pins(lab, "*")]
+
+        def remove() -> None:
+            for pin in pins(lab, "*"):
+                pin.unlink()
+            pin.parent.rmdir()
+
+        repaired("pin peers", remove)
+        assert [pin.name for pin in pins(lab, "*")] == before
+
+    def test_the_peers(self, lab, repaired):
+        def change(value: bytes | None, fd: int) -> None:
+            peers = bpf.Map(os.dup(fd), "peers", bpf.MapDefinition(0, PREFIX.size, HOP.size, 0, 0))
+            with contextlib.closing(peers):
+                for key in list(peers.keys()):
+                    peers.delete(key) if value is None else peers.set(key, value)
+
+        for value in (None, HOP.pack(socket.inet_aton("192.0.2.99"))):
+            repaired("peers", partial(with_pinned, lab, "peers-*", partial(change, value)))
+
+    def test_the_settings(self, lab, repaired):
+        def erase(fd: int) -> None:
+            definition = bpf.MapDefinition(0, len(ZERO_KEY), SETTINGS.size, 1, 0)
+            with contextlib.closing(bpf.Map(os.dup(fd), "config", definition)) as config:
+                config.set(ZERO_KEY, bytes(SETTINGS.size))
+
+        repaired("settings", partial(with_pinned, lab, "config-*", erase))
+
+
+def pins(lab: Lab, pattern: str) -> list[Path]:
+    """What node 2 has pinned, seen from outside."""
+    root = Path(f"/proc/{lab.node(2).space.holder.pid}/root/sys/fs/bpf/pyflannel")
+    return sorted(root.glob(f"*/{pattern}"))
+
+
+def with_pinned(lab: Lab, pattern: str, use: Callable[[int], object]) -> None:
+    """Does something with the one object that is pinned under a name like this."""
+    (pin,) = pins(lab, pattern)
+    fd = bpf.get_pinned(str(pin))
+    assert fd is not None
+    try:
+        use(fd)
+    finally:
+        os.close(fd)
+
+
+def leaves_by_tun(lab: Lab) -> bool:
+    """Whether what node 2 sends passes user space: flannel0 counts it then."""
+
+    def counted() -> int:
+        command = ["ip", "-s", "-j", "link", "show", "dev", "flannel0"]
+        (link,) = json.loads(lab.node(2).exec(command).stdout)
+        return link["stats64"]["tx"]["packets"]
+
+    before = counted()
+    lab.node(2).exec(["ping", "-c", "3", "-i", "0.1", lab.node(1).pod_address()], pod=True)
+    return counted() - before >= 3
+
+
 class TestOthersAtTheSameHook:
     """What is not ours goes on to the programs and filters behind ours: theirs is the verdict."""
 
@@ -567,14 +683,17 @@ class TestBesideUserSpace:
             assert network_status(mixed, 1)["datapath"]["name"] == datapath
             self.talk(mixed)
 
-    def test_without_a_pair_user_space_finishes_the_packets(self, mixed):
+    @pytest.mark.parametrize("name", ["flannelgro0", "flannelgro1"])
+    def test_without_a_pair_user_space_finishes_the_packets(self, mixed, name):
         """A device of somebody else that has the name of one end is left alone."""
-        with without_pair(mixed, 2):
+        with without_pair(mixed, 2, name):
             offloads = network_status(mixed, 2)["datapath"]["offloads"]
             assert offloads["finish"].startswith("off (no veth pair")
             self.talk(mixed)
-            found = mixed.node(2).exec(["ip", "-d", "link", "show", "flannelgro1"]).stdout
+            found = mixed.node(2).exec(["ip", "-d", "link", "show", name]).stdout
             assert "bridge" in found
+            assert "mtu 1500 " in found
+            assert "state DOWN" in found
 
 
 def test_cleanup_finds_what_a_killed_daemon_left_without_bpffs():

@@ -15,7 +15,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from pyflannel.core.errors import DatapathError, KernelError, NotPermitted
 
@@ -28,8 +28,11 @@ MAP_GET_NEXT_KEY: Final = 4
 PROG_LOAD: Final = 5
 OBJ_PIN: Final = 6
 OBJ_GET: Final = 7
+OBJ_GET_INFO_BY_FD: Final = 15
+MAP_LOOKUP_BATCH: Final = 24
 LINK_CREATE: Final = 28
 LINK_UPDATE: Final = 29
+LINK_DETACH: Final = 34
 PROG_TYPE_SCHED_CLS: Final = 3
 TCX_INGRESS: Final = 46
 TCX_EGRESS: Final = 47
@@ -38,19 +41,29 @@ PSEUDO_MAP_FD: Final = 1
 ATTR_BYTES: Final = 160
 """At least `sizeof(union bpf_attr)`; the kernel wants what it does not know to be zero."""
 LOG_BYTES: Final = 1 << 18
+BATCH_ENTRIES: Final = 4096
+"""Entries of a map that are asked for at once."""
+ENOTSUPP: Final = 524
+"""include/linux/errno.h: not meant for user space, and what bpf(2) says nevertheless."""
+_BATCH: Final = struct.Struct("<QQQQIIQQ")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _call(command: int, attr: bytes, operation: str, subject: str) -> int:
+def _exchange(command: int, attr: bytes) -> tuple[int, int, bytes]:
+    """The system call: its result, errno, and what has become of the attributes."""
     number = SYSCALL.get(os.uname().machine)
     if number is None:
         raise DatapathError(f"bpf(2) has no known number on {os.uname().machine}")
     buffer = ctypes.create_string_buffer(attr.ljust(ATTR_BYTES, b"\0"), ATTR_BYTES)
     result: int = _libc.syscall(number, command, buffer, ATTR_BYTES)
+    return result, ctypes.get_errno() if result < 0 else 0, buffer.raw
+
+
+def _call(command: int, attr: bytes, operation: str, subject: str) -> int:
+    result, code, _ = _exchange(command, attr)
     if result >= 0:
         return result
-    code = ctypes.get_errno()
     if code in (errno.EPERM, errno.EACCES):
         raise NotPermitted(operation, subject, code, "needs CAP_BPF and CAP_NET_ADMIN")
     raise KernelError(operation, subject, code)
@@ -133,6 +146,43 @@ class Map:
                 raise
             key = out.raw
             yield key
+
+    def items(self, value_bytes: int) -> dict[bytes, bytes]:
+        """All entries; in few system calls where the kernel can (LPM tries: since Linux 5.14).
+
+        Args:
+            value_bytes: of one entry.
+        """
+        found = self._batches(value_bytes)
+        if found is None:
+            one_by_one = {key: self.get(key, value_bytes) for key in list(self.keys())}
+            found = {key: value for key, value in one_by_one.items() if value is not None}
+        return found
+
+    def _batches(self, value_bytes: int) -> dict[bytes, bytes] | None:
+        found: dict[bytes, bytes] = {}
+        key_bytes = self.definition.key_bytes
+        keys, values = _buffer(BATCH_ENTRIES * key_bytes), _buffer(BATCH_ENTRIES * value_bytes)
+        where = _buffer(max(key_bytes, 8))
+        begin, place = 0, ctypes.addressof(where)
+        lists = (ctypes.addressof(keys), ctypes.addressof(values))
+        while True:
+            attr = _BATCH.pack(begin, place, *lists, BATCH_ENTRIES, self.fd, 0, 0)
+            _, code, answer = _exchange(MAP_LOOKUP_BATCH, attr)
+            if code in (errno.EINVAL, ENOTSUPP):
+                return None
+            if code not in (0, errno.ENOENT):  # ENOENT: these were the last
+                raise KernelError("walk", f"bpf map {self.name}", code)
+            count = _BATCH.unpack_from(answer)[4]
+            for key, value in zip(
+                struct.iter_unpack(f"{key_bytes}s", keys.raw[: count * key_bytes]),
+                struct.iter_unpack(f"{value_bytes}s", values.raw[: count * value_bytes]),
+                strict=True,
+            ):
+                found[key[0]] = value[0]
+            if code:
+                return found
+            begin = place
 
     def close(self) -> None:
         """Closes the descriptor. May be called twice."""
@@ -255,6 +305,43 @@ def attach_tcx(program: int, ifindex: int, attach_type: int) -> int:
 def update_link(link: int, program: int) -> None:
     """Puts another program in the place of the one that a link runs, without a gap."""
     _call(LINK_UPDATE, struct.pack("<4I", link, program, 0, 0), "update", "tcx link")
+
+
+def detach(link: int) -> None:
+    """Takes a link's program away from its device, whoever keeps the link."""
+    _call(LINK_DETACH, struct.pack("<I", link), "detach", "tcx link")
+
+
+class LinkInfo(NamedTuple):
+    """What a tcx link is at the moment."""
+
+    program: int
+    """Its program's id."""
+    ifindex: int
+    """0 when it is detached, or its device is gone."""
+
+
+def _info(fd: int, size: int, subject: str) -> bytes:
+    buffer = _buffer(size)
+    attr = struct.pack("<IIQ", fd, size, ctypes.addressof(buffer))
+    _call(OBJ_GET_INFO_BY_FD, attr, "look at", subject)
+    return buffer.raw
+
+
+def object_id(fd: int) -> int:
+    """What tells a map, program or link from all others of its kind."""
+    # struct bpf_map_info, bpf_prog_info, bpf_link_info: type, id.
+    return int(struct.unpack_from("<4xI", _info(fd, 8, "bpf object"))[0])
+
+
+def link_info(link: int) -> LinkInfo:
+    """Reads a tcx link.
+
+    Raises:
+        KernelError: it is none.
+    """
+    # struct bpf_link_info: type, id, prog_id, (4 bytes), then for tcx: ifindex, attach_type.
+    return LinkInfo(*struct.unpack("<8xI4xI4x", _info(link, 24, "tcx link")))
 
 
 def pin(fd: int, path: str) -> None:

@@ -15,18 +15,17 @@ address, not even a link-local one.
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Final
 
-from pyflannel.core.errors import KernelError
+from pyflannel.core.errors import DeviceUnavailable
 from pyflannel.kernel import seg6, veth
 from pyflannel.kernel.sysctl import try_write_sysctl, write_sysctl
 
@@ -79,33 +78,87 @@ class GroPair:
     receiver_mac: bytes
 
 
-def ensure() -> GroPair:
-    """The pair, made if it is missing, with the offloads that it is for.
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """How one end is to be, beside its being up and having the `MTU`."""
 
-    Raises:
-        KernelError, OSError: it cannot be had.
-    """
-    try:
-        veth.create_pair(SENDER, RECEIVER, mtu=MTU)
-    except KernelError as error:
-        if error.errno != errno.EEXIST:
-            raise
-    for end in (SENDER, RECEIVER):
-        veth.set_mtu(end, MTU)
-        for name, value in _SILENT:
-            # Without IPv6 there is nothing to silence.
-            try_write_sysctl(f"net/ipv6/conf/{end}/{name}", value)
-        _forget_addresses(end)
-    for end in (SENDER, RECEIVER):
-        veth.bring_up(end)
+    name: str
+    offloads: Mapping[int, bool]
+    """By the ethtool command that sets them."""
+
+
+ENDS: Final = (
     # veth joins packets only if the sending end could not have cut them
     # (drivers/net/veth.c, veth_skb_is_eligible_for_gro).
-    veth.set_offload(SENDER, veth.ETHTOOL_STSO, on=False)
-    veth.set_offload(RECEIVER, veth.ETHTOOL_SGRO, on=True)
-    # What is sent out of this end is to be cut and to have its checksum finished.
-    veth.set_offload(RECEIVER, veth.ETHTOOL_STXCSUM, on=False)
-    veth.set_offload(RECEIVER, veth.ETHTOOL_STSO, on=False)
-    return look()
+    Wanted(SENDER, {veth.ETHTOOL_STSO: False}),
+    # What is sent out of this end is to be cut and to have its checksum finished. TSO goes first:
+    # without checksums the kernel switches it off by itself, and does not switch it on again.
+    Wanted(
+        RECEIVER,
+        {veth.ETHTOOL_STSO: False, veth.ETHTOOL_STXCSUM: False, veth.ETHTOOL_SGRO: True},
+    ),
+)
+
+
+def find() -> GroPair | None:
+    """The pair that is there; `None` if it is not, or if the names are somebody else's.
+
+    Raises:
+        KernelError: the kernel does not say.
+    """
+    sender, receiver = veth.read_end(SENDER), veth.read_end(RECEIVER)
+    if sender is None or receiver is None or not _belong_together(sender, receiver):
+        return None
+    return GroPair(sender.index, receiver.index, sender.mac, receiver.mac)
+
+
+def _belong_together(sender: veth.End, receiver: veth.End) -> bool:
+    return (sender.peer, receiver.peer) == (receiver.index, sender.index)
+
+
+def ensure() -> tuple[GroPair, list[str]]:
+    """The pair, made if it is missing, as it is to be; and what was not so.
+
+    Raises:
+        KernelError: it cannot be had; DeviceUnavailable if somebody else has the names.
+    """
+    wrong: list[str] = []
+    for _ in range(2):
+        ends = [veth.read_end(end.name) for end in ENDS]
+        sender, receiver = ends
+        if sender is not None and receiver is not None and _belong_together(sender, receiver):
+            for end, there in zip(ENDS, (sender, receiver), strict=True):
+                wrong += _mend(end, there)
+            return GroPair(sender.index, receiver.index, sender.mac, receiver.mac), wrong
+        if any(end is not None for end in ends):
+            break
+        veth.create_pair(SENDER, RECEIVER, mtu=MTU)
+        wrong = ["missing"]
+    raise DeviceUnavailable(
+        "link add",
+        f"{SENDER} peer {RECEIVER}",
+        0,
+        "a device of that name is there, and is not one of such a pair: rename or delete it",
+    )
+
+
+def _mend(end: Wanted, there: veth.End) -> list[str]:
+    wrong = []
+    if there.mtu != MTU:
+        veth.set_mtu(end.name, MTU)
+        wrong.append(f"{end.name} mtu {there.mtu}")
+    for name, value in _SILENT:
+        # Without IPv6 there is nothing to silence.
+        try_write_sysctl(f"net/ipv6/conf/{end.name}/{name}", value)
+    _forget_addresses(end.name)
+    if not there.up:
+        veth.bring_up(end.name)
+        wrong.append(f"{end.name} down")
+    for command, on in end.offloads.items():
+        if veth.offload(end.name, command) != on:
+            veth.set_offload(end.name, command, on=on)
+            wrong.append(f"{end.name} offload {command:#x}")
+    return wrong
 
 
 def _forget_addresses(end: str) -> None:
@@ -117,20 +170,6 @@ def _forget_addresses(end: str) -> None:
     if any(line.split()[-1] == end for line in lines):
         for value in ("1", "0"):  # which flushes them
             try_write_sysctl(f"net/ipv6/conf/{end}/disable_ipv6", value)
-
-
-def look() -> GroPair:
-    """The pair that is there.
-
-    Raises:
-        KernelError, OSError: there is none.
-    """
-    return GroPair(
-        socket.if_nametoindex(SENDER),
-        socket.if_nametoindex(RECEIVER),
-        veth.mac_of(SENDER),
-        veth.mac_of(RECEIVER),
-    )
 
 
 def write_settings() -> None:
@@ -167,7 +206,8 @@ def remove() -> bool:
     Raises:
         KernelError: something is there and cannot be taken away.
     """
-    found = veth.delete_link(SENDER)  # its other end and the routes go with it
+    # Its other end and the routes go with it.
+    found = find() is not None and veth.delete_link(SENDER)
     return seg6.delete_rule(SENDER, TABLE, priority=RULE_PRIORITY) or found
 
 

@@ -16,6 +16,7 @@ from pyflannel.core.errors import DatapathError, FlannelError, KernelError
 from pyflannel.core.lpm import RouteTable
 from pyflannel.datapath.base import Capabilities, Datapath, DatapathConfig
 from pyflannel.datapath.ebpf import bpf, gropair
+from pyflannel.datapath.ebpf.links import Links, keep_pinned
 from pyflannel.datapath.python import PythonDatapath
 from pyflannel.logs import get_logger
 
@@ -109,6 +110,7 @@ class _Programs:
     def __init__(self, directory: Path | None) -> None:
         self._directory = directory
         self.maps: dict[str, bpf.Map] = {}
+        self._pins: dict[str, Path] = {}
         self.programs: dict[str, int] = {}
         data = resources.files(__package__).joinpath(OBJECT).read_bytes()
         self._object = bpf.BpfObject(data)
@@ -130,13 +132,21 @@ class _Programs:
         # shape is not mistaken for ours.
         d = definition
         shape = "-".join(str(n) for n in (d.key_bytes, d.value_bytes, d.entries))
-        path = self._directory / f"{name}-{shape}"
+        self._pins[name] = path = self._directory / f"{name}-{shape}"
         fd = bpf.get_pinned(str(path))
         if fd is not None:
             return bpf.Map(fd, name, definition)
         made = bpf.Map.create(name, definition)
         bpf.pin(made.fd, str(path))
         return made
+
+    def mend_pins(self) -> list[str]:
+        """Pins what is not pinned any more; the names.
+
+        Raises:
+            KernelError, OSError: naming what cannot be pinned.
+        """
+        return [name for name, path in self._pins.items() if keep_pinned(self.maps[name].fd, path)]
 
     def close(self) -> None:
         """Closes all descriptors; what is pinned or attached stays."""
@@ -155,10 +165,12 @@ class EbpfDatapath:
         self._slow: Datapath = PythonDatapath(config)
         self._pins = self._pin_directory()
         self._loaded: _Programs | None = None
-        self._links: dict[str, int] = {}
+        self._links: Links | None = None
+        self._trouble = "not started"
         self._gro: gropair.GroPair | None = None
         self._token = bytes(gropair.TOKEN_BYTES)
         self._why_not = "not started"
+        self._no_pair = self._refused = ""
         self._overlay = self._underlay = 0
         self._peers: dict[bytes, bytes] = {}
         self._before = dict.fromkeys(COUNTED, 0)
@@ -170,7 +182,7 @@ class EbpfDatapath:
             name="ebpf",
             outlives_daemon=self._pins is not None,
             offloads={
-                "tcx": "on" if self._links else "off (not started)",
+                "tcx": f"off ({self._trouble})" if self._trouble else "on",
                 "gro": "on" if self._gro is not None else "off (no veth pair)",
                 "finish": (
                     "on"
@@ -200,9 +212,13 @@ class EbpfDatapath:
             names = f"{config.underlay_name}, {config.tun_name}"
             raise DatapathError(f"ebpf data path: no interface of {names}") from error
         self._loaded = loaded = _Programs(self._pins)
+        self._links = Links(loaded.programs, PROGRAMS, self._pins)
         self._overlay, self._underlay = overlay, underlay
         self._adopt(loaded)
         self._build_pair()
+        self._write_settings()
+        self._use_third_way(self._try_third_way(opened=False))
+        self._trouble = ""
         self._slow.start()
 
     def _adopt(self, loaded: _Programs) -> None:
@@ -215,13 +231,24 @@ class EbpfDatapath:
         self._why_not = "" if strips else "not tried yet"
         self._token = token if any(token) else gropair.new_token()
 
-    def _build_pair(self) -> None:
-        """All that depends on the veth pair: its ends, who is attached, the third way."""
+    def _build_pair(self) -> list[str]:
+        """All that depends on the veth pair: its ends, who is attached, the third way.
+
+        Returns:
+            What was not as it is to be with the pair.
+
+        Raises:
+            KernelError: a program cannot be attached.
+        """
+        wrong: list[str] = []
+        before = self._gro
         try:
-            self._gro = gropair.ensure()
+            self._gro, wrong = gropair.ensure()
         except (KernelError, OSError) as error:
             self._gro = None
-            log.info("ebpf data path without a second GRO", reason=str(error))
+            if str(error) != self._no_pair:
+                log.info("ebpf data path without a second GRO", reason=str(error))
+            self._no_pair = str(error)
         places = {"overlay_out": self._overlay, "underlay_in": self._underlay}
         if self._gro is not None:
             places |= {
@@ -230,24 +257,56 @@ class EbpfDatapath:
                 "strip_out": self._gro.receiver,
             }
         # Before anything leads there. Until the settings name a pair, nothing does.
-        self._attach_all(places)
-        self._write_settings()
-        self._use_third_way(self._try_third_way(opened=False))
+        assert self._links is not None  # noqa: S101
+        self._links.place(places)
+        if self._gro != before:
+            self._write_settings()
+        return wrong
 
     def repair(self) -> list[str]:
-        """Makes the pair anew when it is gone; closes the third way while it is blocked."""
-        if self._loaded is None:
+        """Compares everything of ours in the kernel with what it is to be, and mends it."""
+        if self._loaded is None or self._links is None:
             return []
-        try:
-            there = gropair.look()
-        except (KernelError, OSError):
-            there = None
-        if there is None or there != self._gro:
-            self._build_pair()
-            return ["gro pair"] if self._gro is not None else []
+        mended: list[str] = []
+        trouble = ""
+        for mend in (self._mend_pair, self._mend_links, self._mend_maps):
+            try:
+                mended += mend()
+            except (FlannelError, OSError) as error:
+                trouble = trouble or str(error)
+        if trouble and trouble != self._trouble:
+            log.warning("ebpf data path cannot be mended, user space carries more", reason=trouble)
+        self._trouble = trouble
+        if mended:
+            log.info("ebpf data path mended", what=", ".join(mended))
         was_open = not self._why_not
         self._use_third_way(self._try_third_way(opened=was_open))
-        return [] if was_open or self._why_not else ["strip"]
+        return mended + ([] if was_open or self._why_not else ["strip"])
+
+    def _mend_pair(self) -> list[str]:
+        before = self._gro
+        wrong = self._build_pair()
+        return ["gro pair"] if self._gro is not None and (wrong or self._gro != before) else []
+
+    def _mend_links(self) -> list[str]:
+        assert self._links is not None  # noqa: S101
+        return self._links.mend()
+
+    def _mend_maps(self) -> list[str]:
+        """The maps' pins, the peers and the settings."""
+        assert self._loaded is not None  # noqa: S101
+        mended = [f"pin {name}" for name in self._loaded.mend_pins()]
+        peers = self._loaded.maps["peers"]
+        there = self._pinned_peers(peers)
+        if there != self._peers:
+            wanted, self._peers = self._peers, there
+            self._write_peers(wanted)
+            mended.append("peers")
+        config = self._loaded.maps["config"]
+        if config.get(ZERO_KEY, SETTINGS.size) != self._settings():
+            self._write_settings()
+            mended.append("settings")
+        return mended
 
     def _try_third_way(self, *, opened: bool) -> str:
         """Opens it, if it is not open; why it cannot be used, or nothing."""
@@ -278,21 +337,37 @@ class EbpfDatapath:
         """Puts the table's entries into the map, one by one; none is missing on the way."""
         self._slow.replace_table(table)
         wanted = {
-            PREFIX.pack(peer.subnet.prefixlen, peer.subnet.network_address.packed): HOP.pack(
+            PREFIX.pack(peer.subnet.prefixlen, peer.subnet.network_address.packed): (
                 peer.address.packed
             )
             for peer in table.peers
         }
         if self._loaded is None:
             self._peers = wanted
-            return
+        else:
+            self._write_peers(wanted)
+
+    def _write_peers(self, wanted: Mapping[bytes, bytes]) -> None:
+        """Makes the map hold these addresses by prefix. What it cannot hold takes the slow path."""
+        assert self._loaded is not None  # noqa: S101
         peers = self._loaded.maps["peers"]
-        for key, value in wanted.items():
-            if self._peers.get(key) != value:
-                peers.set(key, value)
+        refused: KernelError | None = None
+        for key, address in wanted.items():
+            if self._peers.get(key) != address:
+                try:
+                    peers.set(key, HOP.pack(address))
+                except KernelError as error:
+                    refused = error
         for key in self._peers.keys() - wanted.keys():
-            peers.delete(key)
-        self._peers = wanted
+            try:
+                peers.delete(key)
+            except KernelError as error:
+                refused = error
+        self._peers = dict(wanted)
+        reason = str(refused or "")
+        if reason and reason != self._refused:
+            log.warning("peers take the slow path", reason=reason)
+        self._refused = reason
 
     def counters(self) -> dict[str, int]:
         """The user-space path's and the programs', added up."""
@@ -310,9 +385,10 @@ class EbpfDatapath:
     def stop(self) -> None:
         """Stops the user-space path; the programs stay if they are pinned."""
         self._slow.stop()
-        for link in self._links.values():
-            os.close(link)
-        self._links.clear()
+        if self._links is not None:
+            self._links.close()
+            self._links = None
+            self._trouble = "stopped"
         if self._loaded is not None:
             self._loaded.close()
             self._loaded = None
@@ -336,8 +412,11 @@ class EbpfDatapath:
 
     def _write_settings(self) -> None:
         assert self._loaded is not None  # noqa: S101
+        self._loaded.maps["config"].set(ZERO_KEY, self._settings())
+
+    def _settings(self) -> bytes:
         config, gro = self._config, self._gro
-        settings = SETTINGS.pack(
+        return SETTINGS.pack(
             config.underlay_address.packed,
             config.network.network_address.packed,
             config.network.netmask.packed,
@@ -355,52 +434,15 @@ class EbpfDatapath:
             gro.sender_mac if gro is not None else bytes(6),
             self._token,
         )
-        self._loaded.maps["config"].set(ZERO_KEY, settings)
 
     def _tests_arrived(self) -> int:
         assert self._loaded is not None  # noqa: S101
         return _total(self._loaded.maps["counters"], STRIP_TESTS)
 
-    def _attach_all(self, places: Mapping[str, int]) -> None:
-        """Puts each program at its device, and takes away those at former ones."""
-        assert self._loaded is not None  # noqa: S101
-        entries = {f"link-{name}-{ifindex}": (name, ifindex) for name, ifindex in places.items()}
-        for entry, (name, ifindex) in entries.items():
-            if entry not in self._links:
-                program = self._loaded.programs[name]
-                self._links[entry] = self._attach(entry, program, ifindex, PROGRAMS[name])
-        for entry in self._links.keys() - entries.keys():
-            os.close(self._links.pop(entry))
-        if self._pins is not None:
-            for pin in self._pins.glob("link-*"):
-                if pin.name not in entries:
-                    pin.unlink(missing_ok=True)
-
-    def _attach(self, entry: str, program: int, ifindex: int, where: int) -> int:
-        """Puts a program at its place, into the link of an earlier run if there is one."""
-        path = self._pins / entry if self._pins is not None else None
-        link = bpf.get_pinned(str(path)) if path is not None else None
-        if link is not None and path is not None:
-            try:
-                bpf.update_link(link, program)
-                return link
-            except KernelError:
-                # The link of a device that is gone, whose number another one has now.
-                os.close(link)
-                path.unlink(missing_ok=True)
-        link = bpf.attach_tcx(program, ifindex, where)
-        if path is not None:
-            bpf.pin(link, str(path))
-        return link
-
     @staticmethod
     def _pinned_peers(peers: bpf.Map) -> dict[bytes, bytes]:
-        found = {}
-        for key in list(peers.keys()):
-            value = peers.get(key, HOP.size)
-            if value is not None:
-                found[key] = HOP.pack(*HOP.unpack(value))
-        return found
+        """Prefix → address, both packed."""
+        return {key: HOP.unpack(value)[0] for key, value in peers.items(HOP.size).items()}
 
     @staticmethod
     def _read_counters(counters: bpf.Map) -> dict[str, int]:
