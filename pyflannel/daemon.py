@@ -79,7 +79,7 @@ async def _run(options: DaemonOptions) -> None:
             status = asyncio.create_task(_serve_status(agent, options), name="status socket")
             stack.push_async_callback(finish, status, within=STATUS_END_S)
             if options.healthz_port > 0:
-                from pyflannel.api.app import serve_health
+                from pyflannel.api.health import serve_health
 
                 ip, port = options.healthz_ip, options.healthz_port
                 health = await serve_health(lambda: agent.ready, ip, port)

@@ -1,9 +1,4 @@
-"""HTTP: `/healthz` and `/readyz` for probes, `/status` for `pyflannel status`.
-
-The health server speaks as upstream's does, to the byte: any method, exact paths, plain text and no
-newline. It is only there with `--healthz-port`, and from before the network config is known. The
-status socket is a unix socket that only root (the daemon's user) may open.
-"""
+"""HTTP on a unix socket that only root may open: `/status` for `pyflannel status`."""
 
 from __future__ import annotations
 
@@ -29,37 +24,6 @@ CHECK_INTERVAL_S = 1.0
 """Between two looks whether the status socket is still there; a stat(2) costs nothing."""
 
 
-def _plain(text: str, status: int = 200) -> web.Response:
-    return web.Response(
-        body=text.encode(),
-        status=status,
-        headers={"Content-Type": "text/plain; charset=utf-8"},
-    )
-
-
-def health_app(ready: Callable[[], bool]) -> web.Application:
-    """`/healthz`, `/readyz`, and upstream's 404 for everything else.
-
-    Args:
-        ready: whether the node is ready.
-    """
-
-    async def answer(request: web.Request) -> web.Response:
-        if request.path == "/healthz":
-            return _plain("flanneld is running")
-        if request.path == "/readyz":
-            if ready():
-                return _plain("flanneld is ready")
-            return _plain("flanneld is not ready yet", 503)
-        missing = _plain("404 page not found\n", 404)
-        missing.headers["X-Content-Type-Options"] = "nosniff"
-        return missing
-
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", answer)
-    return app
-
-
 def status_app(report: Callable[[], NodeReport]) -> web.Application:
     """`GET /status`: the node's report as JSON."""
 
@@ -69,29 +33,6 @@ def status_app(report: Callable[[], NodeReport]) -> web.Application:
     app = web.Application()
     app.router.add_get("/status", status)
     return app
-
-
-async def serve_health(ready: Callable[[], bool], host: str, port: int) -> web.AppRunner:
-    """Starts the health server.
-
-    Raises:
-        DeviceUnavailable: the port cannot be had.
-    """
-    runner = web.AppRunner(health_app(ready), access_log=None, shutdown_timeout=SHUTDOWN_S)
-    await runner.setup()
-    site = web.TCPSite(runner, host, port)
-    try:
-        await site.start()
-    except OSError as error:
-        await runner.cleanup()
-        raise DeviceUnavailable(
-            "listen for health probes on",
-            f"{host}:{port}",
-            error.errno or 0,
-            "choose another --healthz-port, or end what listens there",
-        ) from error
-    log.info(f"Start healthz server on {host}:{port}", host=host, port=port)
-    return runner
 
 
 async def serve_status(report: Callable[[], NodeReport], path: str) -> web.AppRunner:

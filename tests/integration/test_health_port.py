@@ -1,0 +1,178 @@
+"""The health port: who may hold it up, and on which addresses it answers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Awaitable, Callable, Iterable
+
+import pytest
+
+from pyflannel.api.gate import Limits
+from pyflannel.api.health import HealthServer
+from pyflannel.core.errors import DeviceUnavailable
+
+pytestmark = pytest.mark.slow
+
+REQUEST = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+QUICK = Limits(most=8, request_s=0.3, idle_s=0.3)
+
+
+def ready() -> bool:
+    return True
+
+
+def free_port() -> int:
+    with socket.socket(socket.AF_INET6) as probe:
+        probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        probe.bind(("::", 0))
+        return int(probe.getsockname()[1])
+
+
+def serve(
+    scenario: Callable[[HealthServer, int], Awaitable[None]],
+    host: str = "127.0.0.1",
+    limits: Limits = QUICK,
+) -> None:
+    async def main() -> None:
+        server, port = HealthServer(ready, limits), free_port()
+        await server.start(host, port)
+        try:
+            async with asyncio.timeout(20):
+                await scenario(server, port)
+        finally:
+            await server.cleanup()
+
+    asyncio.run(main())
+
+
+async def ask(port: int, host: str = "127.0.0.1") -> bytes:
+    try:
+        reader, writer = await asyncio.open_connection(host, port)
+    except OSError:
+        return b""
+    writer.write(REQUEST)
+    answer = await reader.readuntil(b"running")
+    await close(writer)
+    return answer
+
+
+async def ended(readers: Iterable[asyncio.StreamReader]) -> None:
+    for reader in readers:
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+
+
+async def close(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
+
+
+def test_a_flood_of_silent_connections_holds_a_bounded_number_and_a_probe_is_answered() -> None:
+    async def scenario(server: HealthServer, port: int) -> None:
+        silent = []
+        for _ in range(100):
+            silent.append(await asyncio.open_connection("127.0.0.1", port))
+            assert server.connections <= QUICK.most
+        assert (await ask(port)).startswith(b"HTTP/1.1 200 OK")
+        await ended(reader for reader, _ in silent)
+        while server.connections:
+            await asyncio.sleep(0.01)
+        for _, writer in silent:
+            await close(writer)
+
+    serve(scenario, limits=Limits(most=8, request_s=2.0, idle_s=2.0))
+
+
+def test_single_bytes_do_not_buy_time() -> None:
+    async def scenario(_: HealthServer, port: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        writer.write(b"GET /healthz HTTP/1.1\r\nX-Slow: ")
+        ending = asyncio.create_task(ended([reader]))
+        while not ending.done():
+            writer.write(b"x")
+            await asyncio.wait([ending], timeout=0.02)
+        assert 0.25 < loop.time() - start < 5
+        await close(writer)
+
+    serve(scenario)
+
+
+def test_a_kept_connection_serves_again_and_ends_when_it_is_idle() -> None:
+    async def scenario(_: HealthServer, port: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for _number in range(3):
+            writer.write(REQUEST)
+            await reader.readuntil(b"flanneld is running")
+            await asyncio.sleep(0.15)
+        await ended([reader])
+        await close(writer)
+
+    serve(scenario)
+
+
+def test_a_client_that_reads_nothing_and_announces_a_body_ends_too() -> None:
+    async def scenario(server: HealthServer, port: int) -> None:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
+        while not server.connections:
+            await asyncio.sleep(0.005)
+        while server.connections:
+            await asyncio.sleep(0.01)
+        await close(writer)
+
+    serve(scenario)
+
+
+@pytest.mark.parametrize(
+    ("host", "answers"),
+    [
+        ("::", {"127.0.0.1", "::1"}),
+        ("0.0.0.0", {"127.0.0.1", "::1"}),
+        ("127.0.0.1", {"127.0.0.1"}),
+        ("::1", {"::1"}),
+        ("localhost", None),
+    ],
+)
+def test_it_answers_on_the_addresses_that_upstream_answers_on(
+    host: str, answers: set[str] | None
+) -> None:
+    """All zeros of either family is both families, observed on v0.28.9."""
+
+    async def scenario(_: HealthServer, port: int) -> None:
+        found = {each for each in ("127.0.0.1", "::1") if await ask(port, each)}
+        assert found == answers if answers is not None else len(found) == 1
+
+    serve(scenario, host)
+
+
+@pytest.mark.parametrize(
+    ("host", "words"),
+    [
+        ("no host", "neither an address nor a name"),
+        ("203.0.113.77", "not an address of this machine"),
+        ("2001:db8::77", "not an address of this machine"),
+        ("\x1b[2J", "neither an address nor a name"),
+        ("x" * 300, "neither an address nor a name"),
+    ],
+)
+def test_an_address_that_cannot_be_is_explained(host: str, words: str) -> None:
+    async def main() -> None:
+        with pytest.raises(DeviceUnavailable, match=words) as caught:
+            await HealthServer(ready).start(host, free_port())
+        assert "--healthz-ip" in str(caught.value)
+        assert str(caught.value).isprintable()
+
+    asyncio.run(main())
+
+
+def test_a_port_that_is_taken_is_explained() -> None:
+    async def scenario(_: HealthServer, port: int) -> None:
+        with pytest.raises(DeviceUnavailable, match="--healthz-port"):
+            await HealthServer(ready).start("127.0.0.1", port)
+
+    serve(scenario)
