@@ -7,112 +7,21 @@ not notice. And what the overlay had to leave, it goes back to.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
 import pytest
 
 from pyflannel.lab import Lab, LabSpec
 from pyflannel.lab.ping import ping_all
+from pyflannel.lab.spaces import ip_batch
+from tests.support.bystander import DUAL_STACK, HEALED_S, Bystander
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
-
-CONFIG = {
-    "Network": "10.0.0.0/16",
-    "EnableIPv6": True,
-    "IPv6Network": "fd00:10::/48",
-    "Backend": {"Type": "vxlan"},
-}
-FOLLOWING = "external interface changed, following it"
-HEALED_S = 2.0
-"""Within this time a node whose underlay has really gone is reached again."""
-
-
-class Bystander:
-    """A lab of two dual-stack nodes; sees what must not change on the first one."""
-
-    def __init__(self, lab: Lab) -> None:
-        self.lab, self.node = lab, lab.node(1)
-        lab.wait(lambda: lab.ping_all(count=1).ok, 10, what="all pods")
-        self.probes = 0
-
-    def do(self, script: str) -> None:
-        """Runs shell lines on the node, in one shell."""
-        self.node.exec(["sh", "-e", "-s"], stdin=script + "\ntrue\n")
-
-    def value(self) -> dict[str, object]:
-        """The node's lease."""
-        return json.loads(self._stored().value)
-
-    def _stored(self):
-        subnet = self.node.subnet_env()["FLANNEL_SUBNET"].replace(".1/24", ".0-24")
-        (found,) = [one for one in self.lab.etcd.leases() if f"/{subnet}" in one.key]
-        return found
-
-    def devices(self) -> list[tuple[object, ...]]:
-        """The overlay's devices: made anew they have other numbers."""
-        found = json.loads(
-            self.node.exec(["ip", "-j", "-d", "link", "show", "type", "vxlan"]).stdout
-        )
-        keys = ("id", "link", "local", "local6", "port")
-        return [
-            (
-                link["ifname"],
-                link["ifindex"],
-                link["mtu"],
-                *(link["linkinfo"]["info_data"].get(key) for key in keys),
-            )
-            for link in found
-        ]
-
-    def followed(self) -> int:
-        """How often the daemon has moved the overlay."""
-        return self.node.log().count(FOLLOWING)
-
-    def has_looked(self) -> None:
-        """Returns when the daemon has looked at its underlay after all that was done before.
-
-        A new MTU is followed in any case, so it tells that the look is over.
-        """
-        self.probes += 1
-        mtu = 1500 - self.probes
-        before = self.followed()
-        self.do(f"ip link set dev eth0 mtu {mtu}")
-        self.lab.wait(lambda: f"mtu={mtu}" in self.node.log() and self.followed() > before, 5,
-                      what="a look at the underlay")  # fmt: skip
-        self.do("ip link set dev eth0 mtu 1500")
-        self.lab.wait(lambda: self.followed() == before + 2, 5, what="the MTU as it was")
-        assert "interface=eth0" in self.node.log(last=60)
-
-    def stays_through(self, script: str) -> None:
-        """Does something to the node; all of the overlay is the same afterwards."""
-        stored, devices, followed = self._stored(), self.devices(), self.followed()
-        self.do(script)
-        for version in (4, 6):
-            assert self.lab.ping_all(count=20, deadline=5, version=version).ok
-        self.has_looked()
-        assert self._stored().value == stored.value
-        assert self._stored().mod_revision == stored.mod_revision
-        assert self.devices() == devices
-        assert self.followed() == followed + 2, "nothing but the two looks"
-        assert self.problem() == ""
-
-    def problem(self) -> str:
-        """What the status says about the underlay."""
-        shown = self.node.exec(["pyflannel", "status", "--json"], check=False).stdout
-        return json.loads(shown)["problems"].get("underlay", "")
-
-    def pings_within(self, seconds: float) -> None:
-        """All pairs answer so soon, in both families."""
-        for version in (4, 6):
-            pods = {n.pod.name: (n.pod, n.pod_address(version)) for n in self.lab.nodes}
-            result = ping_all(pods, count=1, deadline_s=seconds)
-            assert result.ok, result
 
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Bystander]:
-    with Lab(LabSpec(nodes=2, config=CONFIG, name="stays")) as lab:
+    with Lab(LabSpec(nodes=2, config=DUAL_STACK, name="stays")) as lab:
         yield Bystander(lab)
 
 
@@ -124,6 +33,12 @@ ip addr add 172.16.9.1/32 dev tun7
 ip addr add fd99::1/128 dev tun7 nodad
 ip route add default dev tun7 metric 1
 ip -6 route add ::/0 dev tun7 metric 1
+"""
+
+TUN = """
+ip tuntap add mode tun name tun7
+ip link set tun7 up
+ip addr add 100.64.9.1/32 dev tun7
 """
 
 BESIDE = {
@@ -161,6 +76,82 @@ ip addr change 192.0.2.1/24 dev eth0 valid_lft forever preferred_lft forever
         "ip addr add 192.0.2.200/32 dev eth0",
         "ip addr del 192.0.2.200/32 dev eth0",
     ),
+    "a virtual address of kube-vip, on loopback": (
+        "ip addr add 192.0.2.201/32 dev lo",
+        "ip addr del 192.0.2.201/32 dev lo",
+    ),
+    "the address is renewed": (
+        "ip addr change 192.0.2.1/24 dev eth0 valid_lft 3600 preferred_lft 1800",
+        "ip addr change 192.0.2.1/24 dev eth0 valid_lft forever preferred_lft forever",
+    ),
+    "the address is taken away and set again": (
+        """
+ip -batch - <<END
+addr del 192.0.2.1/24 dev eth0
+addr add 192.0.2.1/24 dev eth0 valid_lft 3600 preferred_lft 1800
+route add default via 192.0.2.254
+END
+""",
+        "ip addr change 192.0.2.1/24 dev eth0 valid_lft forever preferred_lft forever",
+    ),
+    "a VPN covers everything with two halves": (
+        f"""
+{TUN}
+ip route add 192.0.2.254/32 dev eth0
+ip route add 0.0.0.0/1 dev tun7
+ip route add 128.0.0.0/1 dev tun7
+""",
+        "ip link del tun7; ip route del 192.0.2.254/32 dev eth0",
+    ),
+    "a VPN with policy routes and a table of its own": (
+        f"""
+{TUN}
+ip rule add pref 5210 fwmark 0x80000/0xff0000 table main
+ip rule add pref 5230 fwmark 0x80000/0xff0000 table default
+ip rule add pref 5250 fwmark 0x80000/0xff0000 type unreachable
+ip rule add pref 5270 table 52
+ip route add 100.64.0.0/10 dev tun7 table 52
+ip route add 198.51.100.0/24 dev tun7 table 52
+""",
+        """
+for pref in 5210 5230 5250 5270; do ip rule del pref $pref; done
+ip link del tun7
+""",
+    ),
+    "a VPN that takes all but what is near": (
+        f"""
+{TUN}
+ip route add default dev tun7 table 51820
+ip rule add pref 32764 not fwmark 0xca6c table 51820
+ip rule add pref 32763 table main suppress_prefixlength 0
+""",
+        "ip rule del pref 32763; ip rule del pref 32764; ip link del tun7",
+    ),
+    "a macvlan with an address and the default route": (
+        """
+ip link add link eth0 name mac0 type macvlan mode bridge
+ip link set mac0 up
+ip addr add 192.0.2.111/24 dev mac0 metric 500
+ip route add default via 192.0.2.253 dev mac0 metric 5 onlink
+ip route add ::/0 dev mac0 metric 5
+""",
+        "ip link del mac0",
+    ),
+    "a bridge of somebody's virtual machines": (
+        """
+ip link add name virbr0 type bridge
+ip addr add 192.168.122.1/24 dev virbr0
+ip link set virbr0 up
+""",
+        "ip link del virbr0",
+    ),
+    "the default route is a next-hop object": (
+        """
+ip nexthop add id 5 via 192.0.2.254 dev eth0
+ip route replace default nhid 5
+""",
+        "ip route replace default via 192.0.2.254 dev eth0; ip nexthop del id 5",
+    ),
     "the IPv6 address is deprecated": (
         "ip addr change 2001:db8::1/64 dev eth0 valid_lft forever preferred_lft 0",
         "ip addr change 2001:db8::1/64 dev eth0 valid_lft forever preferred_lft forever",
@@ -188,8 +179,6 @@ def test_what_is_really_gone_is_left_and_gone_back_to(broken):
     with Lab(LabSpec(nodes=2, backend="vxlan", name="comesback")) as lab:
         node = lab.node(1)
         lab.wait(lambda: lab.ping_all(count=1).ok, 10, what="all pods")
-        from pyflannel.lab.spaces import ip_batch
-
         ip_batch(lab.switch, SECOND_CARD.format(pid=node.space.holder.pid))
         ip_batch(
             node.space,
