@@ -22,6 +22,7 @@ from pyflannel.aio.tasks import finish, forever
 from pyflannel.backend.base import BackendContext
 from pyflannel.backend.kinds import KINDS, create
 from pyflannel.core.options import DaemonOptions
+from pyflannel.kernel import ndisc
 from pyflannel.kernel.lock import SingleInstance, upstream_daemons
 from pyflannel.kernel.lookup import find_interface, follow_interface
 from pyflannel.kernel.netlink import KernelNetlink
@@ -117,6 +118,7 @@ def _parts(options: DaemonOptions, notifier: Notifier, stack: contextlib.AsyncEx
         netlink=netlink,
         find_underlay=partial(find_interface, netlink, options, ours=KINDS.is_device),
         follow_underlay=partial(follow_interface, netlink, options, ours=KINDS.is_device),
+        announce=ndisc.tell_neighbours,
         kinds=KINDS,
         backend=lambda config, underlay: create(
             BackendContext(

@@ -49,6 +49,9 @@ class ExternalInterface:
     public_ip: IPv4Address | None = None
     """External address: what the lease publishes; the interface address unless `--public-ip`."""
     public_ipv6: IPv6Address | None = None
+    mac: str = field(default="", compare=False)
+    """Link-layer address, lower-case `aa:bb:…`, empty if there is none. Not compared: the overlay
+    does not depend on it, only the neighbours do."""
 
     def local(self, family: Family) -> IPAddress | None:
         """The interface address of one family."""
@@ -86,6 +89,7 @@ class Candidate:
     loopback: bool = False
     ours: bool = False
     """A device of flannel's own: packets of the overlay lead into it, they cannot leave by it."""
+    mac: str = ""
     addresses: tuple[CandidateAddress, ...] = ()
     """In the kernel's order."""
 
@@ -287,7 +291,13 @@ def standing(
     for place in (home, current):
         carrier = _carrier_of(place, options, families, around)
         if carrier is not None:
-            return replace(place, name=carrier.name, index=carrier.index, mtu=carrier.mtu)
+            return replace(
+                place,
+                name=carrier.name,
+                index=carrier.index,
+                mtu=carrier.mtu,
+                mac=carrier.mac,
+            )
     return None
 
 
@@ -609,6 +619,7 @@ def _settle(
         address6=address6 if isinstance(address6, IPv6Address) else None,
         public_ip=public4 if isinstance(public4, IPv4Address) else None,
         public_ipv6=public6 if isinstance(public6, IPv6Address) else None,
+        mac=candidate.mac,
     )
 
 

@@ -127,6 +127,7 @@ def candidates(
             running=link.running,
             loopback=link.loopback,
             ours=ours(link.name, link.kind),
+            mac=link.mac,
             addresses=tuple(of_link.get(link.index, ())),
         )
         for link in sorted(links, key=lambda link: link.index)

@@ -137,6 +137,8 @@ class Parts:
     find_underlay: FindUnderlay
     follow_underlay: FollowUnderlay
     backend: Callable[[NetworkConfig, ExternalInterface], Backend]
+    announce: Callable[[ExternalInterface], None]
+    """Tells the neighbours on the underlay that the interface has another MAC."""
     firewall: Callable[[NetworkConfig], tuple[TrafficManager, TrafficManager]]
     """The traffic manager in use, and the one whose rules have to go."""
     files: EnvFiles
@@ -322,7 +324,11 @@ class Node:
         self._table.set_own(Identity.of(started.lease, started.network.own_attrs()))
         self._rejected: Announcer[SubnetKey] = Announcer()
         self._follower = UnderlayFollower(
-            started.underlay, self._follow_underlay, self._underlay_moved, parts.clock
+            started.underlay,
+            self._follow_underlay,
+            self._underlay_moved,
+            parts.clock,
+            announce=parts.announce,
         )
         self._driver = Driver(
             started.network,

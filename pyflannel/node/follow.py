@@ -6,6 +6,9 @@ carrier and still has the leased address: a second address, a VPN's default rout
 it are no reason to move. Otherwise another underlay is chosen, as at the start; and the first one
 is gone back to when it returns (`core.underlay` has the rules).
 
+Where the overlay stays, or came to, on another card than before, or on one with another MAC, the
+neighbours are told (`kernel.ndisc`): they would send to the former one for half a minute.
+
 Another outcome is handed to the daemon; no outcome at all (the interface is gone for now), or one
 that the backend cannot work with, is reported and waited out, with everything left as it is.
 """
@@ -17,7 +20,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from pyflannel.aio.clock import Clock, within
-from pyflannel.core.errors import FlannelError
+from pyflannel.core.errors import FlannelError, KernelError
 from pyflannel.core.underlay import ExternalInterface
 from pyflannel.kernel.base import Notification, Topic
 from pyflannel.logs import get_logger
@@ -30,6 +33,10 @@ SETTLE_S: Final = 0.1
 acting after the last of them acts once. Peers are to be reached again within 2 s in all."""
 RECHECK_S: Final = 10.0
 """Looked at again even without a notification, as everything else is."""
+ANNOUNCEMENTS: Final = 3
+ANNOUNCE_INTERVAL_S: Final = 1.0
+"""MAX_NEIGHBOR_ADVERTISEMENT and RetransTimer of RFC 4861 §10: one that is sent while the switch
+learns the new card, or before the address is usable, is lost."""
 
 
 class UnderlayFollower:
@@ -42,6 +49,8 @@ class UnderlayFollower:
         moved: told the new one; awaited, and never called twice at once. Raises `FlannelError` if
             the backend cannot work with it: what is there is left as it is, and it is told again,
             because an interface that is being set up looks like that for a moment.
+        announce: tells the neighbours where an interface's IPv6 address is; raises `KernelError` if
+            it cannot.
     """
 
     def __init__(
@@ -50,7 +59,11 @@ class UnderlayFollower:
         select: Callable[[ExternalInterface, ExternalInterface], Awaitable[ExternalInterface]],
         moved: Callable[[ExternalInterface], Awaitable[None]],
         clock: Clock,
+        announce: Callable[[ExternalInterface], None] = lambda _: None,
     ) -> None:
+        self._announce = announce
+        self._card = _card(first)
+        self._announcements = 0
         self._home = first
         self._current = first
         self._refused: ExternalInterface | None = None
@@ -73,7 +86,8 @@ class UnderlayFollower:
     async def run(self) -> None:
         """Runs for ever."""
         while True:
-            await within(self._clock, RECHECK_S, self._hint.wait())
+            patience = ANNOUNCE_INTERVAL_S if self._announcements else RECHECK_S
+            await within(self._clock, patience, self._hint.wait())
             if self._hint.is_set():
                 await self._clock.sleep(SETTLE_S)
             self._hint.clear()
@@ -90,8 +104,22 @@ class UnderlayFollower:
                 log.warning(f"external interface is not usable now, waiting for it: {error}")
             return
         self._refused = None
+        self._tell_neighbours(selected)
         if self.trouble.set(""):
             log.info("external interface is usable again", interface=selected.name)
+
+    def _tell_neighbours(self, selected: ExternalInterface) -> None:
+        card = _card(selected)
+        if card != self._card:
+            self._card, self._announcements = card, ANNOUNCEMENTS
+        if self._announcements == 0 or selected.address6 is None or not selected.mac:
+            self._announcements = 0
+            return
+        self._announcements -= 1
+        try:
+            self._announce(selected)
+        except KernelError as error:
+            log.debug("neighbours not told of the new card", error=error)
 
     async def _follow(self, selected: ExternalInterface) -> None:
         if selected != self._refused:
@@ -106,3 +134,8 @@ class UnderlayFollower:
         self._refused = selected
         await self._moved(selected)
         self._current = selected
+
+
+def _card(interface: ExternalInterface) -> tuple[object, ...]:
+    """What the neighbours have to learn anew when it changes."""
+    return (interface.index, interface.mac, interface.address6)

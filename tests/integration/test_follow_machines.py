@@ -10,9 +10,9 @@ import json
 
 import pytest
 
-from pyflannel.lab import Lab, LabSpec
+from pyflannel.lab import Lab, LabSpec, faults
 from pyflannel.lab.spaces import ip_batch
-from tests.support.bystander import HEALED_S, Bystander
+from tests.support.bystander import DUAL_STACK, HEALED_S, Bystander
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -183,3 +183,21 @@ def test_flannels_own_device_is_refused_as_an_underlay():
         node.start_daemon(["--iface=flannel0"])
         assert node.wait_exit(timeout=10) == 78
         assert "flannel0 is a device of flannel's own" in node.log()
+
+
+@pytest.mark.parametrize("what", ["another card", "another MAC"])
+@pytest.mark.parametrize("backend", ["host-gw", "vxlan"])
+def test_neighbours_learn_of_another_mac_of_the_ipv6_address_at_once(backend, what):
+    """They believe the one they know for half a minute, and as long the node would be dead."""
+    config = {**DUAL_STACK, "Backend": {"Type": backend}}
+    with Lab(LabSpec(nodes=3, config=config, name="newmac")) as lab:
+        bystander = Bystander(lab)
+        assert lab.ping_all(version=6).ok
+        reachable = lab.node(2).exec(["ip", "-6", "neigh", "show", "2001:db8::1"]).stdout
+        assert "lladdr" in reachable
+        if what == "another card":
+            faults.replace_underlay(bystander.node, lab.switch)
+        else:
+            bystander.do("ip link set dev eth0 address 02:00:00:00:00:77")
+            bystander.do("ip -6 route replace ::/0 via 2001:db8::254 dev eth0")
+        bystander.pings_within(HEALED_S)

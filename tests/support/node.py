@@ -153,6 +153,7 @@ class WholeNode:
                 follow_underlay=partial(
                     follow_interface, self.netlink, options, ours=KINDS.is_device
                 ),
+                announce=lambda _: None,
                 kinds=KINDS,
                 backend=lambda config, underlay: create(
                     BackendContext(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
-from pyflannel.core.errors import ConfigError, InterfaceError
+from pyflannel.core.errors import ConfigError, InterfaceError, KernelError
 from pyflannel.core.underlay import ExternalInterface
 from pyflannel.node.follow import UnderlayFollower
 from pyflannel.testing.fakeclock import FakeClock
@@ -25,11 +25,20 @@ ETH0 = ExternalInterface(
 class Machine:
     """What the selection finds, and a backend that wants an MTU of 1000."""
 
-    def __init__(self) -> None:
-        self.found: ExternalInterface | None = ETH0
+    def __init__(self, first: ExternalInterface = ETH0) -> None:
+        self.found: ExternalInterface | None = first
         self.followed: list[int] = []
         self.asked_with: tuple[ExternalInterface, ExternalInterface] | None = None
-        self.follower = UnderlayFollower(ETH0, self.select, self.moved, FakeClock())
+        self.announced: list[str] = []
+        self.refusal: KernelError | None = None
+        self.follower = UnderlayFollower(
+            first, self.select, self.moved, FakeClock(), announce=self.announce
+        )
+
+    def announce(self, interface: ExternalInterface) -> None:
+        self.announced.append(interface.mac)
+        if self.refusal is not None:
+            raise self.refusal
 
     async def select(
         self, current: ExternalInterface, home: ExternalInterface
@@ -82,5 +91,39 @@ def test_what_was_selected_first_stays_known_wherever_the_overlay_moves():
         assert machine.asked_with == (ETH0, ETH0)
         await machine.sees(eth1)
         assert machine.asked_with == (eth1, ETH0)
+
+    asyncio.run(scenario())
+
+
+DUAL = replace(ETH0, address6=IPv6Address("2001:db8::1"), mac="02:00:00:00:00:01")
+
+
+def test_neighbours_are_told_three_times_of_another_card_or_mac_and_not_otherwise():
+    async def scenario() -> None:
+        machine = Machine(DUAL)
+        await machine.sees(DUAL)
+        await machine.sees(replace(DUAL, mtu=1400))
+        assert machine.announced == []
+        another = replace(DUAL, mtu=1400, mac="02:00:00:00:00:02")
+        for _ in range(5):
+            await machine.sees(another)
+        assert machine.announced == ["02:00:00:00:00:02"] * 3
+        machine.refusal = KernelError("neighbour advertisement", "2001:db8::1", 99)
+        for _ in range(5):
+            assert await machine.sees(replace(another, index=7)) == ""
+        assert len(machine.announced) == 6
+        await machine.sees(replace(another, index=8))
+        assert len(machine.announced) == 7
+
+    asyncio.run(scenario())
+
+
+def test_without_ipv6_or_without_a_mac_there_is_nothing_to_tell():
+    async def scenario() -> None:
+        for other in (replace(ETH0, mac="02:00:00:00:00:02"), replace(DUAL, mac="")):
+            machine = Machine(DUAL)
+            await machine.sees(other)
+            await machine.sees(other)
+            assert machine.announced == []
 
     asyncio.run(scenario())
