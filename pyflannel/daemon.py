@@ -120,10 +120,11 @@ def _parts(options: DaemonOptions, notifier: Notifier, stack: contextlib.AsyncEx
         follow_underlay=partial(follow_interface, netlink, options, ours=KINDS.is_device),
         announce=ndisc.tell_neighbours,
         kinds=KINDS,
-        backend=lambda config, underlay: create(
+        backend=lambda config, underlay, prescribed: create(
             BackendContext(
                 config=config,
                 underlay=underlay,
+                prescribed=prescribed,
                 netlink=netlink,
                 state_dir=options.state_dir,
                 datapath=options.datapath,

@@ -90,6 +90,7 @@ class AllocBackend:
 
 KIND: Final = BackendKind(
     name=BACKEND_TYPE,
+    lease_type="",
     summary="a subnet and nothing else; somebody else carries the packets",
     overhead=OVERHEAD,
     moves_packets=False,

@@ -54,6 +54,9 @@ class BackendContext:
     """For those of its own devices."""
     fd_store: FdStore = field(default_factory=lambda: FdStore(Notifier("")))
     """Descriptors that a restart shall find again."""
+    prescribed: LeaseAttrs | None = None
+    """What our lease carries in a store to which nothing can be published: the backend conforms
+    to it, as the peers do. `None` where it publishes what it likes."""
     is_own_device: Callable[[str, str], bool] = lambda _name, _kind: False
     """Whether a device, by its name and kind of link, was made by a backend of any kind."""
     store_addresses: Callable[[], Collection[IPAddress]] = tuple

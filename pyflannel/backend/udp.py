@@ -519,6 +519,7 @@ def _attrs(underlay: ExternalInterface) -> LeaseAttrs:
 
 KIND: Final = BackendKind(
     name=BACKEND_TYPE,
+    lease_type="",
     summary="packets in plain datagrams, by the data paths of the daemon",
     settings=UdpSettings,
     families=(Family.V4,),

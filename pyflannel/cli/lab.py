@@ -66,7 +66,11 @@ def _up(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(describe(lab), indent=2))
         return EXIT_OK
-    print(f"lab {lab.spec.name!r} is up; etcd: {lab.etcd.endpoint}, prefix {lab.spec.prefix}")
+    if lab.spec.store == "etcd":
+        where = f"etcd: {lab.etcd.endpoint}, prefix {lab.spec.prefix}"
+    else:
+        where = f"leases: {topology.STATIC_FILE} on each node"
+    print(f"lab {lab.spec.name!r} is up; {where}")
     for node in lab.nodes:
         subnet = node.subnet_env().get("FLANNEL_SUBNET", "no subnet")
         pod = node.pod_address() or "none"
@@ -155,6 +159,7 @@ def spec_from_options(options: argparse.Namespace) -> LabSpec:
         underlay=Underlay(options.underlay),
         underlay_mtu=options.underlay_mtu,
         tx_checksums=not options.tx_checksums_off,
+        store=options.store,
         etcd=options.etcd,
     )
 
@@ -251,6 +256,12 @@ def _add_up_options(up: argparse.ArgumentParser) -> None:
         "--tx-checksums-off",
         action="store_true",
         help="finish checksums before the underlay, as a card without that offload",
+    )
+    up.add_argument(
+        "--store",
+        choices=topology.STORES,
+        default="etcd",
+        help="who keeps the leases: etcd, or a static network file on each node",
     )
     up.add_argument("--etcd", default="", metavar="PATH", help="the etcd server program")
     up.add_argument("--etcd-prefix", default=topology.DEFAULT_PREFIX, metavar="PREFIX")

@@ -24,6 +24,7 @@ class Command:
 COMMANDS: Final[dict[str, Command]] = {
     "lab": Command("pyflannel.cli.lab", "a cluster in a box, made of network namespaces"),
     "config": Command("pyflannel.cli.config", "the network config in etcd: set, get, check"),
+    "static": Command("pyflannel.cli.static", "the static network file: check, from-etcd"),
     "leases": Command("pyflannel.cli.leases", "who has which subnet"),
     "status": Command("pyflannel.cli.status", "this node, as its daemon sees it"),
     "cleanup": Command("pyflannel.cli.cleanup", "remove every trace of a stopped daemon"),

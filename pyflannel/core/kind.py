@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Protocol, Self,
 from pyflannel.core.errors import ConfigError
 from pyflannel.core.fields import Mismatch, ObjectReader, Problem, show, string
 from pyflannel.core.gojson import JsonValue, fold
-from pyflannel.core.ip import Family
+from pyflannel.core.ip import Family, IPNetwork
 from pyflannel.core.suggest import did_you_mean
 from pyflannel.core.underlay import ExternalInterface
 
@@ -211,6 +211,12 @@ def no_device(config: NetworkConfig) -> Mapping[Family, str]:
     return {}
 
 
+def no_data(settings: object, family: Family, subnet: IPNetwork) -> str | None:
+    """For kinds whose peers need no more than an address."""
+    del settings, family, subnet
+    return None
+
+
 def suits_all(config: NetworkConfig, external: ExternalInterface | None) -> Iterable[Problem]:
     """For kinds that need nothing."""
     del config, external
@@ -245,6 +251,11 @@ class Kind:
     suits: Callable[[NetworkConfig, ExternalInterface | None], Iterable[Problem]] = suits_all
     """What `fits` must know of this kind beyond its families. With `None` for the interface: what
     no interface could mend. A key is empty if the problem is the machine's."""
+    lease_type: str | None = None
+    """`BackendType` of its leases; by default its name. udp's and alloc's carry none."""
+    derive_data: Callable[[Any, Family, IPNetwork], str | None] = no_data
+    """`BackendData` of a lease whose node cannot publish any, so that all nodes compute the same:
+    from the settings, a family and the lease's subnet of that family. `None` if peers need none."""
     title: str | None = None
     """What upstream's errors call it, if not its name in capitals."""
 

@@ -79,6 +79,10 @@ class DaemonOptions:
     """Names of the variables in it that hold all options."""
     status_socket: str = "/run/flannel/pyflannel.sock"
     state_dir: str = "/var/lib/pyflannel"
+    static_network: str = ""
+    """A static network file instead of etcd; empty for none."""
+    node_name: str = ""
+    """Which of its nodes we are; empty to go by our public address."""
     log_format: str = "auto"
     allow_extension: bool = False
     """Whether a network config from etcd may have backend extension, which runs its commands."""
@@ -410,6 +414,20 @@ FLAGS: Final = (
         since="pyflannel",
     ),
     Flag(
+        name="static-network",
+        kind=Kind.STRING,
+        default=_DEFAULTS.static_network,
+        help="file with the network config and all nodes, instead of etcd",
+        since="pyflannel",
+    ),
+    Flag(
+        name="node-name",
+        kind=Kind.STRING,
+        default=_DEFAULTS.node_name,
+        help="which of its nodes this is; without it the one with our public address",
+        since="pyflannel",
+    ),
+    Flag(
         name="ready-when",
         kind=Kind.STRING,
         default=_DEFAULTS.ready_when,
@@ -597,6 +615,8 @@ def _daemon_options(flags: Flags) -> DaemonOptions:
         docker_opts_keys=tuple(flags.text("docker-opts-keys").split(",")),
         status_socket=flags.text("status-socket"),
         state_dir=flags.text("state-dir"),
+        static_network=flags.text("static-network"),
+        node_name=flags.text("node-name"),
         log_format=flags.text("log-format"),
         ready_when=flags.text("ready-when"),
     )

@@ -212,7 +212,7 @@ class FileUnreadable(NamedTuple):
 FileContent = FileText | FileMissing | FileUnreadable
 
 
-def read_text_if_exists(path: str | Path) -> FileContent:
+def read_text_if_exists(path: str | Path, *, most_bytes: int = MOST_BYTES) -> FileContent:
     """Reads a small text file that may be missing, unreadable, torn or no text at all.
 
     Never raises for what it finds, and never blocks (a FIFO is reported, not waited for).
@@ -227,13 +227,13 @@ def read_text_if_exists(path: str | Path) -> FileContent:
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             return FileUnreadable(f"read {target}: not a regular file")
-        data = _read_all(descriptor)
+        data = _read_all(descriptor, most_bytes)
     except OSError as error:
         return FileUnreadable(str(_translated("read", target, error)))
     finally:
         os.close(descriptor)
-    if len(data) > MOST_BYTES:
-        return FileUnreadable(f"read {target}: longer than {MOST_BYTES} bytes")
+    if len(data) > most_bytes:
+        return FileUnreadable(f"read {target}: longer than {most_bytes} bytes")
     if b"\0" in data:
         return FileUnreadable(f"read {target}: not text, NUL byte at offset {data.index(0)}")
     try:
@@ -243,11 +243,11 @@ def read_text_if_exists(path: str | Path) -> FileContent:
     return FileText(text, whole=text.endswith("\n"))
 
 
-def _read_all(descriptor: int) -> bytes:
+def _read_all(descriptor: int, most_bytes: int) -> bytes:
     """Up to one byte more than we accept."""
     data = b""
-    while len(data) <= MOST_BYTES:
-        chunk = os.read(descriptor, MOST_BYTES + 1 - len(data))
+    while len(data) <= most_bytes:
+        chunk = os.read(descriptor, most_bytes + 1 - len(data))
         if not chunk:
             break
         data += chunk

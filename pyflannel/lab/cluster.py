@@ -113,8 +113,10 @@ class Lab:
     @property
     def etcd(self) -> LabEtcd:
         """The lab's etcd."""
-        if self._etcd is None:
+        if self._state is None:
             raise LabError("the lab is not up")
+        if self._etcd is None:
+            raise LabError(f"the lab has no etcd: its leases are those of a {self.spec.store} file")
         return self._etcd
 
     def node(self, number: int) -> Node:
@@ -167,15 +169,28 @@ class Lab:
         # A switch has no firewall: with the module br_netfilter loaded, each packet would pay one.
         zero = [f"{name}=0" for name in topology.SWITCH_SYSCTLS]
         self._switch.run(["sysctl", "-q", "-e", "-w", *zero])
-        self._etcd = self._make_etcd()
-        self._etcd.start(wait=False)
+        if self.spec.store == "etcd":
+            self._etcd = self._make_etcd()
+            self._etcd.start(wait=False)
         for number in numbers:
             self._cable(Node(self, number, spaces[2 * number - 1], spaces[2 * number]))
-        self._etcd.wait_healthy()
+        if self._etcd is not None:
+            self._etcd.wait_healthy()
 
     def configure(self) -> None:
-        """Puts the network config into etcd."""
-        self.etcd.put_config(self.spec.config_text())
+        """Puts the network config into etcd, or the static network file on every node."""
+        if self.spec.store == "static":
+            self.write_static(topology.static_file(self.spec, (n.number for n in self.nodes)))
+        else:
+            self.etcd.put_config(self.spec.config_text())
+
+    def write_static(self, text: str) -> None:
+        """Puts a static network file on every node, whole, as those do who distribute files."""
+        for node in self.nodes:
+            target = node.path(topology.STATIC_FILE)
+            fresh = target.with_name(f"{target.name}.new")
+            fresh.write_text(text, encoding="utf-8")
+            fresh.rename(target)
 
     def start_daemons(self) -> None:
         """Starts every node's daemon, without waiting."""
@@ -218,6 +233,8 @@ class Lab:
         self._cable(node)
         for space in spaces:
             self.remember(space.name, space.holder)
+        if self.spec.store == "static":
+            self.configure()
         if start:
             node.start_daemon()
             self.wait(node.is_ready, READY_S, what=f"{node.name}'s subnet.env")
@@ -282,7 +299,8 @@ class Lab:
             abandon(holder)
         for node in self.nodes:
             node.release()
-        self.etcd.release()
+        if self._etcd is not None:
+            self._etcd.release()
         self._holders = []
 
     def dump(self) -> str:
@@ -361,7 +379,8 @@ class Lab:
         if "switch" not in processes:
             raise self._half_made()
         self._switch = Space("switch", processes["switch"], state.lab_id, own_mounts=False)
-        self._etcd = self._make_etcd(processes.get("etcd"))
+        if state.spec.store == "etcd":
+            self._etcd = self._make_etcd(processes.get("etcd"))
         for role, holder in processes.items():
             if role.startswith("node"):
                 number = int(role.removeprefix("node"))
@@ -438,7 +457,8 @@ def describe(lab: Lab) -> dict[str, object]:
     return {
         "name": lab.spec.name,
         "directory": str(lab.path),
-        "etcd_endpoint": lab.etcd.endpoint,
+        "store": lab.spec.store,
+        "etcd_endpoint": lab.etcd.endpoint if lab.spec.store == "etcd" else None,
         "etcd_prefix": lab.spec.prefix,
         "config": json.loads(lab.spec.config_text()),
         "nodes": [

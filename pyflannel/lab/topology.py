@@ -26,15 +26,23 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from ipaddress import IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, ip_interface
+from ipaddress import (
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+    ip_interface,
+)
 from typing import Final
 
 from pyflannel.backend.kinds import KINDS
 from pyflannel.core.config import NetworkConfig, load_network_config, parse_network_config
 from pyflannel.core.errors import UsageError
+from pyflannel.core.ip import Family, IPNetwork
 
 UNDERLAY: Final = IPv4Network("192.0.2.0/24")
 """TEST-NET-1 of RFC 5737: on no real machine, so the lab's addresses collide with none."""
@@ -84,6 +92,11 @@ _FEATURES_OFF: Final[Mapping[Underlay, tuple[str, ...]]] = {
 }
 
 
+STORES: Final = ("etcd", "static")
+STATIC_FILE: Final = "/var/lib/pyflannel/network.json"
+"""Where each node has the static network file."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabSpec:
     """What lab is wanted."""
@@ -115,6 +128,8 @@ class LabSpec:
     tx_checksums: bool = True
     """Whether checksums may stay unfinished across the underlay: a veth pair, unlike a card, never
     finishes them."""
+    store: str = "etcd"
+    """Who keeps the leases: `etcd`, or `static` for a file on each node."""
     etcd: str = ""
     """Path of the etcd program; empty looks beside our Python and then in PATH."""
 
@@ -128,6 +143,8 @@ class LabSpec:
         for number in self.node_commands:
             if number < 1:
                 raise UsageError(f"node command for node {number}: nodes count from 1")
+        if self.store not in STORES:
+            raise UsageError(f"store {self.store!r}: expected one of {', '.join(STORES)}")
         if not 68 <= self.underlay_mtu <= 65535:  # RFC 791 §3.2; a 16-bit length
             raise UsageError(f"underlay MTU {self.underlay_mtu}: expected 68 to 65535")
 
@@ -181,6 +198,7 @@ class LabSpec:
             "underlay": self.underlay.value,
             "underlay_mtu": self.underlay_mtu,
             "tx_checksums": self.tx_checksums,
+            "store": self.store,
             "etcd": self.etcd,
         }
 
@@ -210,6 +228,7 @@ def spec_from_json(data: Mapping[str, object]) -> LabSpec:
         underlay=Underlay(str(data["underlay"])),
         underlay_mtu=int(str(data["underlay_mtu"])),
         tx_checksums=bool(data["tx_checksums"]),
+        store=str(data.get("store", "etcd")),
         etcd=str(data["etcd"]),
     )
 
@@ -449,12 +468,42 @@ def daemon_command(spec: LabSpec, number: int, ours: Sequence[str]) -> list[str]
     other = spec.node_commands.get(number)
     if other is not None:
         return [*shlex.split(other), *etcd, "-subnet-file=/run/flannel/subnet.env", "-iface=eth0"]
-    command = [*ours, *etcd]
+    command = [*ours, *etcd] if spec.store == "etcd" else [*ours, f"--static-network={STATIC_FILE}"]
     if spec.datapath:
         command.append(f"--datapath={spec.datapath}")
     if spec.runs_commands():
         command.append("--allow-extension")  # who makes a lab writes its config
     return [*command, *spec.daemon_args]
+
+
+def static_file(spec: LabSpec, numbers: Iterable[int]) -> str:
+    """The static network file of a lab: a subnet for each node, from the first of the config on.
+
+    Raises:
+        ConfigError: the daemons would not understand the config.
+    """
+    config = spec.network_config()
+    nodes: list[dict[str, str]] = []
+    for number in numbers:
+        node = {"Name": node_name(number)}
+        for family, subnet, public in (
+            (Family.V4, "Subnet", "PublicIP"),
+            (Family.V6, "IPv6Subnet", "PublicIPv6"),
+        ):
+            if family in config.families:
+                node[subnet] = str(_nth_subnet(config, family, number - 1))
+                here = underlay_address if family is Family.V4 else underlay_address_v6
+                node[public] = str(here(number).ip)
+        nodes.append(node)
+    return json.dumps({"Config": json.loads(spec.config_text()), "Nodes": nodes}, indent=2) + "\n"
+
+
+def _nth_subnet(config: NetworkConfig, family: Family, index: int) -> IPNetwork:
+    if family is Family.V4:
+        size = 1 << (32 - config.subnet_len)
+        return IPv4Network((int(config.subnet_min) + index * size, config.subnet_len))
+    size = 1 << (128 - config.ipv6_subnet_len)
+    return IPv6Network((int(config.ipv6_subnet_min) + index * size, config.ipv6_subnet_len))
 
 
 def _lines(*commands: str) -> str:

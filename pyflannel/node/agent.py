@@ -136,7 +136,8 @@ class Parts:
     netlink: Netlink
     find_underlay: FindUnderlay
     follow_underlay: FollowUnderlay
-    backend: Callable[[NetworkConfig, ExternalInterface], Backend]
+    backend: Callable[[NetworkConfig, ExternalInterface, LeaseAttrs | None], Backend]
+    """Makes the backend; the last argument is what its lease is prescribed to carry, if it is."""
     announce: Callable[[ExternalInterface], None]
     """Tells the neighbours on the underlay that the interface has another MAC."""
     firewall: Callable[[NetworkConfig], tuple[TrafficManager, TrafficManager]]
@@ -214,8 +215,10 @@ class Agent:
             f"Using interface with name {underlay.name} and address {address}",
             choice=found.describe(),
         )
-        backend = parts.backend(config, underlay)
-        attrs = await backend.prepare(await self._former_attrs(underlay))
+        addresses = LeaseAttrs(public_ip=underlay.public_ip, public_ipv6=underlay.public_ipv6)
+        former = await self._former_attrs(addresses)
+        backend = parts.backend(config, underlay, parts.store.prescribed(addresses))
+        attrs = await backend.prepare(former)
         if config.enable_ipv4:
             log.info(f"Picking subnet in range {config.subnet_min} ... {config.subnet_max}")
         lease = await parts.store.acquire(attrs)
@@ -228,9 +231,8 @@ class Agent:
             forever(group, "headline", self._tell())
             forever(group, "node", node.run())
 
-    async def _former_attrs(self, underlay: ExternalInterface) -> LeaseAttrs | None:
+    async def _former_attrs(self, addresses: LeaseAttrs) -> LeaseAttrs | None:
         """What we published before our restart; `None` if the store cannot tell just now."""
-        addresses = LeaseAttrs(public_ip=underlay.public_ip, public_ipv6=underlay.public_ipv6)
         try:
             return await self._parts.store.previous(addresses)
         except StoreDenied:

@@ -98,6 +98,13 @@ class LeaseStore(Protocol):
         """
         ...
 
+    def prescribed(self, attrs: LeaseAttrs) -> LeaseAttrs | None:
+        """What our lease carries, where nothing can be published and the backend has to conform.
+
+        `None` where it publishes what it likes. Asked after `previous`.
+        """
+        ...
+
     async def acquire(self, attrs: LeaseAttrs) -> Lease:
         """Gets this node's lease: its own one, the previous subnet, or a free one.
 

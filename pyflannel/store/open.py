@@ -34,6 +34,17 @@ def open_store(
     Raises:
         StoreConfigError: the way to the store is configured wrongly.
     """
+    if options.static_network:
+        from pyflannel.store.static import StaticLeaseStore
+
+        log.info("leases are those of a static network file", path=options.static_network)
+        return StaticLeaseStore(
+            options.static_network,
+            node_name=options.node_name,
+            kinds=kinds,
+            clock=clock,
+            tell=tell,
+        )
     from pyflannel.store.etcd.manager import EtcdLeaseStore
     from pyflannel.store.etcd.store import EtcdStore
 

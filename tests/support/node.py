@@ -155,10 +155,11 @@ class WholeNode:
                 ),
                 announce=lambda _: None,
                 kinds=KINDS,
-                backend=lambda config, underlay: create(
+                backend=lambda config, underlay, prescribed: create(
                     BackendContext(
                         config=config,
                         underlay=underlay,
+                        prescribed=prescribed,
                         netlink=self.netlink,
                         state_dir=str(state_dir),
                     )

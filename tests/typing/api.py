@@ -12,8 +12,11 @@ from pyflannel.datapath.native import NativeDatapath
 from pyflannel.datapath.python import PythonDatapath
 from pyflannel.kernel.base import Netlink
 from pyflannel.kernel.netlink import KernelNetlink
+from pyflannel.store.base import LeaseStore
 from pyflannel.store.etcd.base import Store
+from pyflannel.store.etcd.manager import EtcdLeaseStore
 from pyflannel.store.etcd.store import EtcdStore
+from pyflannel.store.static import StaticLeaseStore
 from pyflannel.testing.fakeclock import FakeClock
 from pyflannel.testing.fakenetlink import FakeNetlink
 from pyflannel.testing.fakestore import FakeStore
@@ -35,6 +38,11 @@ def netlinks(real: KernelNetlink, fake: FakeNetlink) -> tuple[Netlink, ...]:
 def stores(real: EtcdStore, fake: FakeStore) -> tuple[Store, ...]:
     """etcd."""
     return real, fake
+
+
+def lease_stores(etcd: EtcdLeaseStore, static: StaticLeaseStore) -> tuple[LeaseStore, ...]:
+    """Who keeps the leases."""
+    return etcd, static
 
 
 def datapaths(

@@ -244,6 +244,10 @@ class EtcdLeaseStore:
             return None
         return own[0].attrs
 
+    def prescribed(self, attrs: LeaseAttrs) -> None:
+        """As in `LeaseStore`: what we publish is ours to say."""
+        del attrs
+
     async def acquire(self, attrs: LeaseAttrs) -> Lease:
         """As in `LeaseStore`.
 

@@ -1,0 +1,114 @@
+"""`pyflannel static check|from-etcd`: the static network file, checked and made."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+
+from pyflannel.backend.kinds import KINDS
+from pyflannel.cli.common import Parser, split_etcd, with_store
+from pyflannel.core.config import effective, load_network_config
+from pyflannel.core.errors import EXIT_CONFIG, EXIT_OK, ConfigError, UsageError
+from pyflannel.core.lease import Lease
+from pyflannel.core.staticnet import ParsedStatic, StaticNode, parse_static, render_static
+from pyflannel.foreign import shown
+from pyflannel.kernel.files import FileMissing, FileText, read_text_if_exists
+from pyflannel.store.etcd import codec
+from pyflannel.store.etcd.base import Store
+from pyflannel.store.static import MOST_BYTES
+
+DESCRIPTION = """The static network file: network config and nodes, for clusters without etcd.
+
+  check FILE  say what is wrong with FILE ('-' is standard input); needs no etcd
+  from-etcd   print such a file with the config and the leases that etcd holds now
+
+Exit code 78 if the file has an error, or etcd no config."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns the exit code."""
+    options, rest = split_etcd(argv)
+    parser = Parser("pyflannel static", DESCRIPTION, etcd=True)
+    parser.add_argument("action", choices=("check", "from-etcd"))
+    parser.add_argument("file", nargs="?", metavar="FILE")
+    parser.add_argument("--json", action="store_true", help="check: print JSON")
+    given = parser.parse_args(rest)
+    if given.action == "from-etcd":
+        if given.file is not None:
+            raise UsageError("static from-etcd takes no FILE; redirect its output")
+        print(with_store(options, lambda store: _made_from(store, options.prefix)), end="")
+        return EXIT_OK
+    if given.file is None:
+        raise UsageError("static check needs a FILE ('-' is standard input)")
+    return _check(parse_static(_read(given.file), KINDS), as_json=given.json)
+
+
+def _read(name: str) -> bytes | str:
+    if name == "-":
+        return sys.stdin.buffer.read()
+    content = read_text_if_exists(name, most_bytes=MOST_BYTES)
+    if isinstance(content, FileText):
+        return content.text
+    if isinstance(content, FileMissing):
+        raise ConfigError(f"{name}: there is no such file")
+    raise ConfigError(content.reason)
+
+
+def _check(parsed: ParsedStatic, *, as_json: bool) -> int:
+    network = parsed.network
+    if as_json:
+        report = {
+            "config": effective(network.config) if network is not None else None,
+            "nodes": [_node(node) for node in network.nodes] if network is not None else [],
+            "problems": [
+                {
+                    "severity": str(problem.severity),
+                    "key": problem.key,
+                    "message": problem.message,
+                    "remedy": problem.remedy,
+                }
+                for problem in parsed.problems
+            ],
+        }
+        print(json.dumps(report, indent=2))
+    else:
+        for problem in parsed.problems:
+            print(shown(f"{problem.severity}: {problem}"), file=sys.stderr)
+        if network is not None:
+            kind = network.config.backend_type
+            print(f"{len(network.nodes)} nodes, backend {kind}: fit for use")
+    return EXIT_OK if network is not None else EXIT_CONFIG
+
+
+def _node(node: StaticNode) -> dict[str, object]:
+    key, attrs = node.lease.key, node.lease.attrs
+    values: dict[str, object] = {
+        "name": node.name or None,
+        "subnet": key.v4,
+        "ipv6_subnet": key.v6,
+        "public_ip": attrs.public_ip,
+        "public_ipv6": attrs.public_ipv6,
+    }
+    shown_values: dict[str, object] = {
+        name: None if value is None else str(value) for name, value in values.items()
+    }
+    data = {"backend_data": attrs.backend_data, "backend_v6_data": attrs.backend_v6_data}
+    return shown_values | data
+
+
+async def _made_from(store: Store, prefix: str) -> str:
+    key = codec.config_key(prefix)
+    found = await store.get(key)
+    if not found.kvs:
+        raise ConfigError(f"no network config under {key.decode()}; write one with config set")
+    config = load_network_config(found.kvs[0].value, KINDS)
+    listed = await store.range_prefix(codec.subnets_prefix(prefix))
+    leases: list[Lease] = []
+    for kv in listed.kvs:
+        lease = codec.decode_lease(prefix, kv)
+        if isinstance(lease, Lease):
+            leases.append(lease)
+        else:
+            print(f"warning: left out {shown(kv.key)}: {lease.reason}", file=sys.stderr)
+    return render_static(config, leases)

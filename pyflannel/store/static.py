@@ -1,0 +1,348 @@
+"""A static file as the store: for clusters that have neither etcd nor Kubernetes.
+
+The file (`core/staticnet.py`) is the same on all nodes, brought there by whatever people use to
+distribute files. It says who has which subnet, so there is nothing to win, to renew or to publish;
+what is left is to find ourselves in it and to follow it.
+
+Following: the file is looked at four times a second. A stat(2) follows symbolic links, so a file
+that is written anew, one that is renamed over, and a link that is swapped (as ConfigMaps do it) all
+look the same: another identity or time. Notifications are not used, because a directory that is
+replaced under a link takes its watch along.
+
+A file that is broken, or gone, changes nothing: what it said before stays in force, and the reason
+is in the report. It is believed to be broken when it is so at two looks in a row, since one that is
+being written in place is broken for a moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pyflannel.aio.clock import Clock
+from pyflannel.core.config import NetworkConfig
+from pyflannel.core.errors import LeaseError
+from pyflannel.core.ip import IPAddress
+from pyflannel.core.kind import Kinds
+from pyflannel.core.lease import Lease, LeaseAttrs, LeaseUpdate, Snapshot
+from pyflannel.core.staticnet import StaticNetwork, StaticNode, parse_static
+from pyflannel.core.trust import ConfigOrigin
+from pyflannel.kernel.files import FileText, FileUnreadable, read_text_if_exists
+from pyflannel.logs import get_logger
+from pyflannel.report.model import StoreReport
+from pyflannel.store.base import Standing
+from pyflannel.store.configlog import log_problems
+
+log = get_logger(__name__)
+
+LOOK_S: Final = 0.25
+"""Between two looks at the file. A change is followed within two of them and the time to read it,
+well within the second that is promised; four stat(2) calls a second cost nothing measurable."""
+MOST_BYTES: Final = 16 << 20
+"""Of the file: 100,000 nodes with 160 bytes each."""
+ADDRESSES_SHOWN: Final = 8
+"""Addresses that the message about an unknown node names."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Identity:
+    """Which file it was, and when it was written."""
+
+    device: int
+    inode: int
+    size: int
+    written_ns: int
+
+
+class StaticLeaseStore:
+    """A `LeaseStore` over a file.
+
+    Args:
+        path: of the file.
+        node_name: which of its nodes we are; empty to go by our public address.
+        kinds: the backends that a network config may ask for.
+        clock: the time.
+        tell: told in words what is being waited for, and `""` when that is over.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        node_name: str,
+        kinds: Kinds,
+        clock: Clock,
+        tell: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._path = Path(path)
+        self._name = node_name
+        self._kinds = kinds
+        self._clock = clock
+        self._tell = tell
+        self._seen: _Identity | None = None
+        self._network: StaticNetwork | None = None
+        self._generation = 0
+        self._changed = asyncio.Condition()
+        self._suspect = ""
+        self._broken = ""
+        self._since: float | None = None
+        self._attrs = LeaseAttrs()
+        self._lease: Lease | None = None
+        self._missing = ""
+        self._missing_since: float | None = None
+        self._snapshots = 0
+        self._looking: asyncio.Task[None] | None = None
+
+    @property
+    def origin(self) -> ConfigOrigin:
+        """As in `LeaseStore`: who may write the file is root on this node already."""
+        return ConfigOrigin.LOCAL_FILE
+
+    @property
+    def lease(self) -> Lease | None:
+        """As in `LeaseStore`."""
+        return self._lease
+
+    def published(self) -> Sequence[IPAddress]:
+        """As in `LeaseStore`: the addresses that the file gives to the node of our name."""
+        self._look()
+        node = self._find(LeaseAttrs()) if self._name else None
+        if node is None:
+            return ()
+        attrs = node.lease.attrs
+        return [ip for ip in (attrs.public_ip, attrs.public_ipv6) if ip is not None]
+
+    async def network_config(self) -> NetworkConfig:
+        """As in `LeaseStore`. Nobody can refuse us here."""
+        while True:
+            self._look()
+            if self._network is not None:
+                self._tell("")
+                return self._network.config
+            self._tell(f"waiting for a valid {self._path}: {self._broken or self._suspect}")
+            await self._clock.sleep(LOOK_S)
+
+    async def watch_config(self) -> AsyncIterator[bytes | None]:
+        """As in `LeaseStore`. A file that is gone is a broken one, not a config that is deleted."""
+        known = self._held_network().config_text
+        async for network in self._networks():
+            if network.config_text != known:
+                known = network.config_text
+                yield known
+
+    async def previous(self, attrs: LeaseAttrs) -> LeaseAttrs | None:
+        """As in `LeaseStore`: what the file says of us."""
+        node = self._find(attrs)
+        return node.lease.attrs if node is not None else None
+
+    def prescribed(self, attrs: LeaseAttrs) -> LeaseAttrs | None:
+        """As in `LeaseStore`: what the file says of us, for nothing can be published."""
+        node = self._find(attrs)
+        return node.lease.attrs if node is not None else None
+
+    async def acquire(self, attrs: LeaseAttrs) -> Lease:
+        """As in `LeaseStore`: waits until the file names this node."""
+        self._attrs = attrs
+        while True:
+            self._look()
+            node = self._find(attrs)
+            if node is not None:
+                self._tell("")
+                self._lease = node.lease
+                log.info(
+                    "subnet is given by the static network file", subnet=node.lease.key.describe()
+                )
+                return node.lease
+            self._tell(f"waiting for {self._path} to name this node: {self._unknown()}")
+            await self._clock.sleep(LOOK_S)
+
+    async def keep(self) -> AsyncIterator[Lease]:
+        """As in `LeaseStore`. A node that the file no longer names keeps what it has."""
+        async for network in self._networks():
+            node = network.find(self._name, self._attrs)
+            self._judge(node)
+            if node is None:
+                continue
+            former, self._lease = self._lease, node.lease
+            if former is None or former.key != node.lease.key:
+                log.warning(
+                    "the static network file gives us another subnet",
+                    subnet=node.lease.key.describe(),
+                )
+                yield node.lease
+
+    async def publish(self, attrs: LeaseAttrs) -> Lease:
+        """As in `LeaseStore`, as far as a file can: it is compared, and a difference reported."""
+        self._attrs = attrs
+        self._judge(self._find(attrs))
+        if self._lease is None:
+            raise LeaseError("no lease has been acquired yet")
+        return self._lease
+
+    async def watch_leases(self) -> AsyncIterator[LeaseUpdate]:
+        """As in `LeaseStore`: a snapshot of the file each time that it changes."""
+        async for network in self._networks():
+            self._snapshots += 1
+            yield Snapshot(tuple(node.lease for node in network.nodes), self._generation)
+
+    def reconnect(self, why: str) -> None:
+        """As in `LeaseStore`: there is no connection."""
+
+    def describe(self) -> str:
+        """As in `LeaseStore`."""
+        return str(self._path)
+
+    def addresses(self) -> Collection[IPAddress]:
+        """As in `LeaseStore`: a file has none."""
+        return ()
+
+    def report(self) -> StoreReport:
+        """As in `LeaseStore`."""
+        return StoreReport(
+            kind="static",
+            where=str(self._path),
+            connected=None if self._since is None else not self._broken,
+            since=self._since,
+            reason=self._broken,
+            revision=self._generation,
+            snapshots=self._snapshots,
+        )
+
+    def standing(self) -> Standing:
+        """As in `LeaseStore`."""
+        if self._lease is None:
+            return Standing()
+        return Standing(held=not self._missing, reason=self._missing, since=self._missing_since)
+
+    async def close(self) -> None:
+        """As in `LeaseStore`."""
+        looking, self._looking = self._looking, None
+        if looking is not None:
+            looking.cancel()
+            await asyncio.gather(looking, return_exceptions=True)
+
+    # Looking
+
+    def _look(self) -> bool:
+        """Reads the file if it is another one than before; whether there is news."""
+        identity = _identify(self._path)
+        if identity is not None and identity == self._seen and not self._suspect:
+            return False
+        content = read_text_if_exists(self._path, most_bytes=MOST_BYTES)
+        if not isinstance(content, FileText):
+            reason = content.reason if isinstance(content, FileUnreadable) else "it is not there"
+            self._doubt(reason)
+            return False
+        parsed = parse_static(content.text, self._kinds)
+        if parsed.network is None:
+            first = parsed.errors[0]
+            self._doubt(str(first))
+            return False
+        self._seen = identity
+        self._suspect = ""
+        recovered = bool(self._broken)
+        self._set_state("")
+        if recovered:
+            log.info("static network file is right again", path=self._path)
+        if parsed.network == self._network:
+            return False
+        self._network = parsed.network
+        self._generation += 1
+        log_problems(parsed.problems, str(self._path))
+        return True
+
+    def _doubt(self, reason: str) -> None:
+        """Believes a failure when it is met twice in a row."""
+        if self._suspect != reason:
+            self._suspect = reason
+            return
+        if self._broken != reason:
+            log.error(
+                "static network file cannot be used; what it said before stays in force"
+                if self._network is not None
+                else "static network file cannot be used, waiting",
+                path=self._path,
+                reason=reason,
+                remedy=f"pyflannel static check {self._path}",
+            )
+        self._set_state(reason)
+
+    def _set_state(self, broken: str) -> None:
+        if self._since is None or bool(broken) != bool(self._broken):
+            self._since = self._clock.time()
+        self._broken = broken
+
+    async def _follow(self) -> None:
+        """Looks at the file for as long as somebody listens."""
+        while True:
+            if self._look():
+                async with self._changed:
+                    self._changed.notify_all()
+            await self._clock.sleep(LOOK_S)
+
+    async def _networks(self) -> AsyncIterator[StaticNetwork]:
+        """What the file says now, and whenever it says something else. For ever."""
+        if self._looking is None:
+            self._looking = asyncio.create_task(self._follow(), name="static network file")
+        known = 0
+        while True:
+            async with self._changed:
+                while self._generation == known:
+                    await self._changed.wait()
+                known, network = self._generation, self._held_network()
+            yield network
+
+    def _held_network(self) -> StaticNetwork:
+        if self._network is None:
+            raise LeaseError("the static network file has not been read yet")
+        return self._network
+
+    # Finding ourselves
+
+    def _find(self, attrs: LeaseAttrs) -> StaticNode | None:
+        return self._network.find(self._name, attrs) if self._network is not None else None
+
+    def _unknown(self) -> str:
+        if self._name:
+            return f"no node in it has the name {self._name}"
+        mine = [
+            str(ip) for ip in (self._attrs.public_ip, self._attrs.public_ipv6) if ip is not None
+        ]
+        there = [
+            str(node.lease.attrs.public_ip or node.lease.attrs.public_ipv6)
+            for node in (self._network.nodes if self._network is not None else ())
+        ]
+        shown = ", ".join(there[:ADDRESSES_SHOWN]) + (" …" if len(there) > ADDRESSES_SHOWN else "")
+        return (
+            f"no node in it has our address {' or '.join(mine) or '(none)'}, they have "
+            f"{shown or 'none'}; give --node-name, --public-ip or --iface"
+        )
+
+    def _judge(self, node: StaticNode | None) -> None:
+        """Whether the file names us, with the addresses that we have."""
+        reason = ""
+        if node is None:
+            reason = self._unknown()
+        else:
+            for theirs, ours in (
+                (node.lease.attrs.public_ip, self._attrs.public_ip),
+                (node.lease.attrs.public_ipv6, self._attrs.public_ipv6),
+            ):
+                if theirs is not None and ours is not None and theirs != ours:
+                    reason = f"the file gives this node {theirs}, but it has {ours} now"
+        if reason and reason != self._missing:
+            log.error("the static network file does not fit this node", reason=reason)
+        if bool(reason) != bool(self._missing):
+            self._missing_since = self._clock.time() if reason else None
+        self._missing = reason
+
+
+def _identify(path: Path) -> _Identity | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return _Identity(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
