@@ -48,9 +48,12 @@ DOCKER_RECORD: Final = frozenset({"drop_in"})
 
 
 def is_record(content: str, members: AbstractSet[str]) -> bool:
-    """Whether a file of the state directory is one of ours: a JSON object with these members."""
+    """Whether a file of the state directory is one of ours: a JSON object with these members.
+
+    It may have more: another release remembers more.
+    """
     try:
         value = json.loads(content)
     except (ValueError, RecursionError):
         return False
-    return isinstance(value, dict) and value.keys() == members
+    return isinstance(value, dict) and members <= value.keys()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from argparse import Namespace
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 import pytest
@@ -16,8 +16,10 @@ from pyflannel.core import subnetenv
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.ip import SubnetKey
 from pyflannel.core.kind import every
+from pyflannel.core.lease import Lease, LeaseAttrs
 from pyflannel.docker import options
 from pyflannel.kernel import unixsocket
+from pyflannel.store.record import LeaseRecord
 
 VARIABLES = subnetenv.variables(
     NetworkConfig(network=IPv4Network("10.5.0.0/16")),
@@ -114,3 +116,13 @@ def test_a_file_that_is_another_one_by_the_time_it_goes_stays(given: Namespace) 
     path.write_text("precious")
     asyncio.run(found[0].remove())
     assert path.read_text() == "precious"
+
+
+def test_the_records_that_this_release_writes_go(given: Namespace, tmp_path: Path) -> None:
+    lease = Lease(
+        key=SubnetKey(IPv4Network("10.5.7.0/24"), None),
+        attrs=LeaseAttrs(public_ip=IPv4Address("192.0.2.1")),
+        store_lease=5,
+    )
+    LeaseRecord(given.state_dir, "/coreos.com/network").save(lease)
+    assert clean(given) == ([f"file {tmp_path}/state/lease.json"], {})
