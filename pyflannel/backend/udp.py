@@ -28,11 +28,11 @@ which the kernel drops our ICMP errors as martians (upstream's never arrive, mea
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
-from pathlib import Path
 from typing import Final
 
 from pyflannel.backend import routes
@@ -391,7 +391,7 @@ class UdpNetwork:
     async def _open_tun(self) -> None:
         choice = self._choose()
         capabilities = choice.factory.capabilities
-        if not capabilities.outlives_daemon and Path(BPFFS, "pyflannel").is_dir():
+        if not capabilities.outlives_daemon and os.access(f"{BPFFS}/pyflannel", os.F_OK):
             _remove_pinned()
         store = self._context.fd_store
         kept = store.take(DEVICE)

@@ -61,7 +61,7 @@ def test_the_tools_page_has_every_command_with_its_own_help(share):
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        (["pyflannel", "sta"], ["status"]),
+        (["pyflannel", "sta"], ["static", "status"]),
         (["pyflannel", "doc"], ["doctor", "docker-setup"]),
         (["pyflanneld", "--datap"], ["--datapath"]),
         (["pyflanneld", "--datapath", "e"], ["ebpf"]),

@@ -15,14 +15,14 @@ from typing import Final
 from pyflannel.core.errors import DatapathError, FlannelError, KernelError
 from pyflannel.core.lpm import RouteTable
 from pyflannel.datapath.base import Capabilities, Datapath, DatapathConfig
-from pyflannel.datapath.ebpf import bpf, gropair
+from pyflannel.datapath.ebpf import bpf, gropair, pins
 from pyflannel.datapath.ebpf.links import Links, keep_pinned
+from pyflannel.datapath.ebpf.pins import BPFFS
 from pyflannel.datapath.python import PythonDatapath
 from pyflannel.logs import get_logger
 
 log = get_logger(__name__)
 
-BPFFS: Final = "/sys/fs/bpf"
 BPF_FS_MAGIC: Final = 0xCAFE4A11
 """linux/magic.h."""
 OBJECT: Final = "flannel.bpf.o"
@@ -73,28 +73,16 @@ def is_bpffs(path: str) -> bool:
     return kind & 0xFFFFFFFF == BPF_FS_MAGIC and os.access(path, os.W_OK)
 
 
-def pin_directory(base: str = BPFFS) -> Path:
-    """Where this network namespace's pins live."""
-    namespace = Path("/proc/thread-self/ns/net").stat().st_ino
-    return Path(base) / "pyflannel" / str(namespace)
-
-
 def leftovers(base: str = BPFFS) -> list[str]:
     """What `remove_leftovers` would take away, in words."""
-    directory = pin_directory(base)
-    found = [f"eBPF programs and maps in {directory}"] if directory.is_dir() else []
+    directory = pins.pin_directory(base)
+    found = [f"eBPF programs and maps in {directory}"] if pins.is_there(directory) else []
     return found + ([f"rule iif {gropair.SENDER}"] if gropair.has_rule() else [])
 
 
 def remove_leftovers(base: str = BPFFS) -> bool:
     """Detaches what an earlier run left in this network namespace; whether there was anything."""
-    directory = pin_directory(base)
-    found = directory.is_dir()
-    if found:
-        for entry in directory.iterdir():
-            entry.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            directory.rmdir()
+    found = pins.remove(pins.pin_directory(base))
     with contextlib.suppress(KernelError):
         found |= gropair.remove()
     return found
@@ -402,11 +390,10 @@ class EbpfDatapath:
         base = self._config.pin_dir
         if not base or not is_bpffs(base):
             return None
-        directory = pin_directory(base)
-        try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            log.debug("bpffs cannot be written", error=error)
+        directory = pins.pin_directory(base)
+        reason = pins.make(directory)
+        if reason:
+            log.warning("programs are not pinned, so they end with the daemon", reason=reason)
             return None
         return directory
 

@@ -36,7 +36,7 @@ UPSTREAM = {
 }  # fmt: skip
 OURS = {
     "datapath", "udp-accept", "docker-opts-file", "docker-opts-keys", "status-socket", "state-dir",
-    "log-format", "ready-when", "allow-extension",
+    "log-format", "ready-when", "allow-extension", "static-network", "node-name",
 }  # fmt: skip
 
 
