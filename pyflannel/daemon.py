@@ -99,7 +99,13 @@ async def _serve_status(agent: Agent, options: DaemonOptions) -> None:
     if not options.status_socket:
         await asyncio.Event().wait()
     trouble = agent.failing["status socket"] = Trouble(SystemClock())
-    await keep_socket(agent.report, options.status_socket, agent.progress, trouble.set)
+    await keep_socket(
+        agent.report,
+        options.status_socket,
+        agent.progress,
+        trouble.set,
+        group=options.status_group,
+    )
 
 
 def _parts(options: DaemonOptions, notifier: Notifier, stack: contextlib.AsyncExitStack) -> Parts:

@@ -1,4 +1,4 @@
-"""HTTP on a unix socket that only root may open: `/status` for `pyflannel status`."""
+"""HTTP on a unix socket: `/status`, for root and for a group that may be named."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from aiohttp import web
 
-from pyflannel.core.errors import DeviceUnavailable
+from pyflannel.core.errors import FlannelError
 from pyflannel.kernel import unixsocket
 from pyflannel.logs import get_logger
 from pyflannel.report.codec import encode
@@ -35,13 +35,26 @@ def status_app(report: Callable[[], NodeReport]) -> web.Application:
     return app
 
 
-async def serve_status(report: Callable[[], NodeReport], path: str) -> web.AppRunner:
-    """Starts the status socket, mode 0600. A dead daemon's socket is replaced, nothing else is.
+async def serve_status(
+    report: Callable[[], NodeReport], path: str, group: str = ""
+) -> web.AppRunner:
+    """Starts the status socket. A dead daemon's socket is replaced, nothing else is.
+
+    Args:
+        report: makes the node's report.
+        path: of the socket.
+        group: whose members may ask as well (mode 0660); empty for root alone (0600).
 
     Raises:
         DeviceUnavailable: it cannot be made, or something else stands there.
+        ConfigError: there is no such group.
     """
-    listening = unixsocket.listen(path, purpose="status socket", option="--status-socket")
+    listening = unixsocket.listen(
+        path,
+        purpose="status socket",
+        option="--status-socket",
+        group=unixsocket.group_id(group) if group else None,
+    )
     runner = web.AppRunner(status_app(report), access_log=None, shutdown_timeout=SHUTDOWN_S)
     await runner.setup()
     # Not UnixSite: asyncio removes whatever socket stands at its path.
@@ -50,7 +63,7 @@ async def serve_status(report: Callable[[], NodeReport], path: str) -> web.AppRu
 
 
 async def keep_status(
-    report: Callable[[], NodeReport], path: str, failed: Callable[[str], bool]
+    report: Callable[[], NodeReport], path: str, failed: Callable[[str], bool], group: str = ""
 ) -> NoReturn:
     """Keeps the status socket there until cancelled: a deleted one is made again.
 
@@ -61,6 +74,7 @@ async def keep_status(
         report: makes the node's report.
         path: of the socket.
         failed: told why there is no socket, `""` when there is; returns whether that is news.
+        group: as in `serve_status`. That there is none does not end a node that carries packets.
     """
     runner: web.AppRunner | None = None
     made: tuple[int, int] | None = None
@@ -72,8 +86,8 @@ async def keep_status(
                 runner = None
             if runner is None:
                 try:
-                    runner = await serve_status(report, path)
-                except DeviceUnavailable as error:
+                    runner = await serve_status(report, path, group)
+                except FlannelError as error:
                     if failed(str(error)):
                         log.warning(f"no status socket: {error}")
                 else:

@@ -545,7 +545,7 @@ class MacFile:
             return
         content = {"public_ip": _where(external), "macs": dict(macs)}
         try:
-            write_atomically(self._path, json.dumps(content).encode() + b"\n")
+            write_atomically(self._path, json.dumps(content).encode() + b"\n", private=True)
         except FlannelError as error:
             log.warning("VTEP MAC not remembered over a reboot", reason=str(error))
 

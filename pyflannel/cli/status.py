@@ -87,7 +87,12 @@ def ask(path: str, subnet_file: str = "") -> dict[str, Any]:
         connection.request("GET", "/status")
         answer: dict[str, Any] = json.loads(connection.getresponse().read())
     except PermissionError as error:
-        raise NotPermitted("connect to", path, error.errno or 0, "are you root?") from error
+        raise NotPermitted(
+            "connect to",
+            path,
+            error.errno or 0,
+            "only root may ask, and the group that --status-group of pyflanneld names",
+        ) from error
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise DeviceUnavailable(
             "connect to", path, getattr(error, "errno", 0) or 0, "is pyflanneld running?"

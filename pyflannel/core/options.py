@@ -78,6 +78,8 @@ class DaemonOptions:
     docker_opts_keys: tuple[str, ...] = ("DOCKER_OPTS",)
     """Names of the variables in it that hold all options."""
     status_socket: str = "/run/flannel/pyflannel.sock"
+    status_group: str = ""
+    """Group that may ask there as well; empty for root alone."""
     state_dir: str = "/var/lib/pyflannel"
     static_network: str = ""
     """A static network file instead of etcd; empty for none."""
@@ -407,6 +409,13 @@ FLAGS: Final = (
         since="pyflannel",
     ),
     Flag(
+        name="status-group",
+        kind=Kind.STRING,
+        default="",
+        help="group whose members may ask there without being root",
+        since="pyflannel",
+    ),
+    Flag(
         name="state-dir",
         kind=Kind.STRING,
         default=_DEFAULTS.state_dir,
@@ -614,6 +623,7 @@ def _daemon_options(flags: Flags) -> DaemonOptions:
         docker_opts_file=flags.text("docker-opts-file"),
         docker_opts_keys=tuple(flags.text("docker-opts-keys").split(",")),
         status_socket=flags.text("status-socket"),
+        status_group=flags.text("status-group"),
         state_dir=flags.text("state-dir"),
         static_network=flags.text("static-network"),
         node_name=flags.text("node-name"),

@@ -21,7 +21,12 @@ MOST_BYTES: Final = 1 << 20
 
 
 def write_atomically(
-    path: str | Path, data: bytes, *, default_mode: int = 0o644, make_parents: bool = True
+    path: str | Path,
+    data: bytes,
+    *,
+    default_mode: int = 0o644,
+    make_parents: bool = True,
+    private: bool = False,
 ) -> None:
     """Replaces a file's content in one step.
 
@@ -35,6 +40,8 @@ def write_atomically(
         data: its new content.
         default_mode: permission bits of a new file.
         make_parents: create missing directories (0755, less the umask).
+        private: for our own user alone, 0600 whatever the file had before; a missing directory is
+            made 0700.
 
     Raises:
         NotPermitted: a directory may not be written.
@@ -43,14 +50,15 @@ def write_atomically(
     """
     target = Path(path)
     try:
-        _replace(target, data, default_mode, make_parents=make_parents)
+        if make_parents:
+            target.parent.mkdir(mode=0o700 if private else 0o755, parents=True, exist_ok=True)
+        mode = 0o600 if private else _mode_of(target, default_mode)
+        _replace(target, data, mode)
     except OSError as error:
         raise _translated("write", target, error) from error
 
 
-def _replace(target: Path, data: bytes, default_mode: int, *, make_parents: bool) -> None:
-    if make_parents:
-        target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+def _replace(target: Path, data: bytes, mode: int) -> None:
     _refuse_special(target)
     # Cut, so that the longest permitted name has room for what is added. (NAME_MAX counts bytes.)
     stem = os.fsdecode(os.fsencode(target.name)[:200])
@@ -59,7 +67,7 @@ def _replace(target: Path, data: bytes, default_mode: int, *, make_parents: bool
     descriptor = os.open(temporary, flags, 0o600)
     try:
         try:
-            os.fchmod(descriptor, _mode_of(target, default_mode))
+            os.fchmod(descriptor, mode)
             rest = memoryview(data)
             while rest:
                 rest = rest[os.write(descriptor, rest) :]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import grp
 import os
 import socket
 import stat
@@ -20,7 +21,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-from pyflannel.core.errors import DeviceUnavailable
+from pyflannel.core.errors import ConfigError, DeviceUnavailable
+from pyflannel.foreign import shown
 
 MODES: Final = (0o600, 0o660)
 """Modes of our sockets: for our own user, or for a group too."""
@@ -81,13 +83,28 @@ def remove_dead(path: str | Path) -> bool:
     return True
 
 
-def listen(path: str, *, purpose: str, option: str) -> socket.socket:
+def group_id(name: str) -> int:
+    """The number of a group, given by its name or its number.
+
+    Raises:
+        ConfigError: there is no such group.
+    """
+    if name.isascii() and name.isdecimal():
+        return int(name)
+    try:
+        return grp.getgrnam(name).gr_gid
+    except (KeyError, ValueError, OSError):  # OSError: a name service that does not answer
+        raise ConfigError(f"there is no group {shown(name)} on this machine") from None
+
+
+def listen(path: str, *, purpose: str, option: str, group: int | None = None) -> socket.socket:
     """A listening stream socket at `path`, mode 0600; the directory is made if it is missing.
 
     Args:
         path: where; a dead socket of ours that stands there is replaced.
         purpose: for messages: `status socket`.
         option: the flag that names another path.
+        group: whose members may connect as well: mode 0660.
 
     Raises:
         DeviceUnavailable: something else stands there, or the socket cannot be made.
@@ -101,20 +118,22 @@ def listen(path: str, *, purpose: str, option: str) -> socket.socket:
             code = errno.EADDRINUSE if standing is Standing.ALIVE else errno.EEXIST
             hint = f"{standing} is there, and is left alone; name another path with {option}"
             raise DeviceUnavailable(operation, path, code, hint)
-        return _bound(path)
+        return _bound(path, group)
     except OSError as error:
         hint = _WAY_OUT.get(error.errno or 0, "") or ("" if error.errno else str(error))
         code = error.errno or 0
         raise DeviceUnavailable(operation, path, code, f"{hint}: {option}".lstrip(": ")) from error
 
 
-def _bound(path: str) -> socket.socket:
+def _bound(path: str, group: int | None) -> socket.socket:
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         # The kernel gives the file the mode that the socket has before bind(2), less the umask
         # (net/unix/af_unix.c, unix_bind_bsd).
-        os.fchmod(made.fileno(), MODES[0])
+        os.fchmod(made.fileno(), MODES[group is not None])
         made.bind(path)
+        if group is not None:
+            _give_to(path, group)
         made.listen(BACKLOG)
         made.settimeout(0)
     except BaseException:
@@ -122,6 +141,20 @@ def _bound(path: str) -> socket.socket:
             made.close()
         raise
     return made
+
+
+def _give_to(path: str, group: int) -> None:
+    """Gives a socket that was made just now to a group; it had our own user's until here."""
+    try:
+        os.chown(path, -1, group, follow_symlinks=False)
+    except OSError as error:
+        Path(path).unlink(missing_ok=True)
+        hint = (
+            "without CAP_CHOWN this user must be a member of the group: SupplementaryGroups= in a"
+            " unit"
+        )
+        subject = f"{path} to group {group}"
+        raise DeviceUnavailable("give", subject, error.errno or 0, hint) from error
 
 
 _WAY_OUT: Final = {

@@ -26,6 +26,7 @@ async def keep_socket(
     progress: Progress,
     failed: Callable[[str], bool],
     clock: Clock | None = None,
+    group: str = "",
 ) -> NoReturn:
     """Makes the socket and keeps it until cancelled.
 
@@ -35,11 +36,12 @@ async def keep_socket(
         progress: how far the start has come.
         failed: as in `api.app.keep_status`.
         clock: the time.
+        group: as in `api.app.serve_status`.
     """
     clock = clock or SystemClock()
     await within(clock, STATUS_DELAY_S, progress.started.wait())
     if progress.started.is_set():
         await within(clock, PROGRAM_FIRST_S, progress.programmed.wait())
     app = await asyncio.to_thread(__import__, "pyflannel.api.app", fromlist=["app"])
-    await app.keep_status(report, path, failed)
+    await app.keep_status(report, path, failed, group)
     raise AssertionError("an endless task ended")

@@ -78,7 +78,7 @@ class LeaseRecord:
             ],
         }
         try:
-            write_atomically(self._path, (json.dumps(entry) + "\n").encode())
+            write_atomically(self._path, (json.dumps(entry) + "\n").encode(), private=True)
         except FlannelError as error:
             if not self._warned:
                 log.warning("lease record not written", path=self._path, error=error)

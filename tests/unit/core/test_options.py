@@ -36,7 +36,7 @@ UPSTREAM = {
 }  # fmt: skip
 OURS = {
     "datapath", "udp-accept", "docker-opts-file", "docker-opts-keys", "status-socket", "state-dir",
-    "log-format", "ready-when", "allow-extension", "static-network", "node-name",
+    "log-format", "ready-when", "allow-extension", "static-network", "node-name", "status-group",
 }  # fmt: skip
 
 
@@ -99,7 +99,7 @@ def test_every_option_comes_from_its_flag() -> None:
         "-iptables-forward-rules=false", "-ip-blackhole-route", "-v=3", "-datapath=python",
         "-udp-accept=any", "-docker-opts-file=", "-docker-opts-keys=A,B",
         "-status-socket=/x", "-state-dir=/y", "-log-format=json", "-ready-when=files",
-        "-allow-extension",
+        "-allow-extension", "-status-group=adm",
     ) == DaemonOptions(
         etcd=EtcdOptions(
             endpoints=("http://a:1", "http://b:2"), prefix="/p", keyfile="k", certfile="c",
@@ -111,7 +111,7 @@ def test_every_option_comes_from_its_flag() -> None:
         healthz_ip="::1", healthz_port=8080, iptables_resync=7, iptables_forward_rules=False,
         ip_blackhole_route=True, v=3, datapath="python", udp_accept="any", docker_opts_file="",
         docker_opts_keys=("A", "B"), status_socket="/x", state_dir="/y", log_format="json",
-        ready_when="files", allow_extension=True,
+        ready_when="files", allow_extension=True, status_group="adm",
     )  # fmt: skip
 
 

@@ -305,3 +305,13 @@ def test_what_is_no_file_is_not_replaced(tmp_path: Path, place: str) -> None:
     assert path.is_symlink() == ("link" in place)
     assert not target.is_file()
     assert len(list(tmp_path.iterdir())) <= 2
+
+
+def test_a_private_file_is_for_us_alone_whatever_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "state" / "lease.json"
+    write_atomically(path, b"1", private=True)
+    assert mode_of(path) == 0o600
+    assert mode_of(path.parent) == 0o700
+    path.chmod(0o644)
+    write_atomically(path, b"2", private=True)
+    assert mode_of(path) == 0o600

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import socket
 import stat
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pyflannel.core.errors import DeviceUnavailable
+from pyflannel.core.errors import ConfigError, DeviceUnavailable
 from pyflannel.kernel import unixsocket
 from pyflannel.kernel.unixsocket import Standing, look
 
@@ -132,3 +133,35 @@ def test_a_place_that_cannot_be_is_explained(path: Path) -> None:
 def test_nothing_there_is_nothing_to_remove(path: Path) -> None:
     assert look(path) is Standing.NOTHING
     assert not unixsocket.remove_dead(path)
+
+
+def test_a_group_may_be_let_in(path: Path) -> None:
+    group = os.getgid()
+    former = os.umask(0)
+    try:
+        with unixsocket.listen(str(path), purpose="x", option="-x", group=group):
+            found = path.stat()
+    finally:
+        os.umask(former)
+    assert stat.S_IMODE(found.st_mode) == 0o660
+    assert found.st_gid == group
+    assert look(path) is Standing.DEAD
+
+
+def test_a_group_that_may_not_be_given_is_explained_and_leaves_no_socket(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(1, "no")
+
+    monkeypatch.setattr(os, "chown", refuse)
+    with pytest.raises(DeviceUnavailable, match="SupplementaryGroups"):
+        unixsocket.listen(str(path), purpose="x", option="-x", group=4)
+    assert look(path) is Standing.NOTHING
+
+
+def test_groups_are_given_by_name_or_number() -> None:
+    assert unixsocket.group_id("4711") == 4711
+    assert unixsocket.group_id(grp.getgrgid(0).gr_name) == 0
+    with pytest.raises(ConfigError, match="no group no such"):
+        unixsocket.group_id("no such")
