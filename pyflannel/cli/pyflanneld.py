@@ -30,6 +30,9 @@ import pyflannel
 from pyflannel.core.errors import EXIT_DEFECT, EXIT_OK, FlannelError
 from pyflannel.foreign import MOST_IN_LOG, shown
 
+SECRET_VARIABLES = ("FLANNELD_ETCD_PASSWORD", "FLANNEL_OPTIONS")
+"""Variables with the password of the etcd user in them; no command that we run needs it."""
+
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Entry point; ends the process."""
@@ -53,6 +56,9 @@ def run(argv: Sequence[str]) -> int:
         if isinstance(parsed, ShowHelp):
             print(parsed.text, file=sys.stderr, end="")
             return EXIT_OK
+        for name in SECRET_VARIABLES:
+            os.environ.pop(name, None)  # children inherit the rest
+
         from pyflannel.daemon import run_daemon
 
         return run_daemon(parsed.options, parsed.warnings)

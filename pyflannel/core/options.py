@@ -43,6 +43,8 @@ class EtcdOptions:
     cafile: str = ""
     username: str = ""
     password: str = field(default="", repr=False)
+    password_file: str = ""
+    """File whose one line is the password; empty for none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,10 +189,19 @@ ETCD_FLAGS: Final = (
         name="etcd-password",
         kind=Kind.STRING,
         default="",
-        help="password of the etcd user; better given as FLANNELD_ETCD_PASSWORD, "
+        help="password of the etcd user; better given with -etcd-password-file, "
         "for a command line can be read by everybody on the machine",
         mode=Mode.ETCD,
         secret=True,
+    ),
+    Flag(
+        name="etcd-password-file",
+        kind=Kind.STRING,
+        default="",
+        help="file that holds the password of the etcd user, in one line; without it systemd's "
+        "credential etcd-password is used, if there is one",
+        mode=Mode.ETCD,
+        since="pyflannel",
     ),
 )
 """The flags that every command understands that talks to etcd."""
@@ -491,7 +502,7 @@ def parse_daemon(argv: Sequence[str], env: Mapping[str, str]) -> RunDaemon | Sho
         return ShowHelp(usage(argv[0]))
     if flags.switch("version"):
         return ShowVersion()
-    warnings = _note_rest(flags.rest)
+    warnings = [*_note_rest(flags.rest), *_note_password(flags)]
     flags = goflag.with_environment(FLAGS, flags, env)
     warnings += [*flags.warnings, *goflag.unknown_variables(FLAGS, env)]
     errors = [*_check_features(flags), *_check_values(flags)]
@@ -517,8 +528,10 @@ def parse_etcd_flags(args: Sequence[str], env: Mapping[str, str]) -> EtcdCommand
     Raises:
         UsageError: an etcd flag lacks its value.
     """
-    flags = goflag.with_environment(ETCD_FLAGS, goflag.extract(ETCD_FLAGS, args), env)
-    return EtcdCommand(options=_etcd_options(flags), rest=flags.rest, warnings=flags.warnings)
+    given = goflag.extract(ETCD_FLAGS, args)
+    flags = goflag.with_environment(ETCD_FLAGS, given, env)
+    warnings = (*_note_password(given), *flags.warnings)
+    return EtcdCommand(options=_etcd_options(flags), rest=flags.rest, warnings=warnings)
 
 
 def usage(program: str) -> str:
@@ -544,6 +557,23 @@ def _note_rest(rest: Sequence[str]) -> list[str]:
     elif any(word.startswith("-") for word in rest):
         hint = "; flags end at the first word without a dash"
     return [f"ignored on the command line: {words}{hint}"]
+
+
+IN_SIGHT: Final = (
+    "-etcd-password: every user of this machine can read a command line; put the password into a"
+    " file that only root may read, and name it with -etcd-password-file"
+)
+
+
+def _note_password(flags: Flags) -> list[str]:
+    """A warning about a password on the command line.
+
+    Args:
+        flags: those of the command line alone.
+    """
+    if not flags.values["etcd-password"]:
+        return []
+    return [IN_SIGHT]
 
 
 def _check_features(flags: Flags) -> list[str]:
@@ -642,6 +672,7 @@ def _etcd_options(flags: Flags) -> EtcdOptions:
         cafile=flags.text("etcd-cafile"),
         username=flags.text("etcd-username"),
         password=flags.text("etcd-password"),
+        password_file=flags.text("etcd-password-file"),
     )
 
 

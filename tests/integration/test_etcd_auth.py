@@ -223,3 +223,27 @@ def test_a_wiped_server_does_not_make_us_wait_for_ever_with_the_old_token(server
         assert not result.kvs
 
     run(server, work)
+
+
+def test_the_password_comes_from_a_file_which_is_read_at_each_login(server, tmp_path):
+    """A file whose password etcd does not know, and then one that it does."""
+    protect(server)
+    file = tmp_path / "password"
+    file.touch(0o600)
+    file.write_text("outdated\n")
+
+    async def main() -> None:
+        options = EtcdOptions(
+            endpoints=(server.endpoint,), username="flannel", password_file=str(file)
+        )
+        store = EtcdStore(options)
+        try:
+            async with asyncio.timeout(30):
+                with pytest.raises(StoreDenied):
+                    await store.get(b"/net/config")
+                file.write_text(f"{SECRET}\n")
+                assert (await store.get(b"/net/config")).kvs
+        finally:
+            await store.close()
+
+    asyncio.run(main())

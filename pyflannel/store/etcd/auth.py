@@ -15,6 +15,7 @@ from pyflannel.core.errors import StoreDenied
 from pyflannel.store.etcd import gateway
 from pyflannel.store.etcd.endpoints import Endpoint
 from pyflannel.store.etcd.failures import Code, Refused
+from pyflannel.store.etcd.password import Password
 
 Post = Callable[[Endpoint, str, gateway.Message, str], Awaitable[gateway.Message]]
 """Sends one request (path, body, token) to an endpoint."""
@@ -25,9 +26,10 @@ class Tokens:
 
     Args:
         user: with a `password`; if either is empty there is no authentication, as with upstream.
+        password: asked anew for each authentication.
     """
 
-    def __init__(self, user: str, password: str, post: Post) -> None:
+    def __init__(self, user: str, password: Password, post: Post) -> None:
         self._user = user
         self._password = password
         self._post = post
@@ -62,7 +64,7 @@ class Tokens:
             self._token = None
 
     async def _fetch(self, endpoint: Endpoint) -> str:
-        body = {"name": self._user, "password": self._password}
+        body = {"name": self._user, "password": self._password.read()}
         try:
             return gateway.parse_token(await self._post(endpoint, gateway.AUTHENTICATE, body, ""))
         except Refused as refused:
@@ -71,5 +73,5 @@ class Tokens:
                 return ""
             raise StoreDenied(
                 f"etcd at {endpoint} does not accept user {self._user!r}: {refused} "
-                "(--etcd-username, --etcd-password)"
+                "(--etcd-username, --etcd-password-file)"
             ) from refused

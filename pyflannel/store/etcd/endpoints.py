@@ -52,7 +52,7 @@ def parse_endpoints(texts: Iterable[str]) -> tuple[Endpoint, ...]:
         # Before it is split: the password may have a comma, and must not reach a log.
         raise StoreConfigError(
             f"{_FLAG} {hide_user_info(given)!r} carries a user and password; give them with"
-            " --etcd-username and --etcd-password"
+            " --etcd-username and --etcd-password-file"
         )
     parts = given.split(",")
     endpoints = list(dict.fromkeys(_parse(part) for part in parts if part))

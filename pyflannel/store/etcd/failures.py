@@ -113,7 +113,7 @@ class Refused(Exception):
                 "read and write on <prefix>/subnets/)"
             )
         if self.wants_token:
-            return StoreDenied(f"{text} (give --etcd-username and --etcd-password)")
+            return StoreDenied(f"{text} (give --etcd-username and --etcd-password-file)")
         return StoreError(text)
 
 

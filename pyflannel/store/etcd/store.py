@@ -44,6 +44,7 @@ from pyflannel.store.etcd.auth import Tokens
 from pyflannel.store.etcd.base import Header, KeyValue, LeaseStatus, RangeResult, WatchResponse
 from pyflannel.store.etcd.endpoints import Endpoint, parse_endpoints, tls_context
 from pyflannel.store.etcd.failures import Code, EndpointFailure, Refused, unavailable
+from pyflannel.store.etcd.password import Password
 
 if TYPE_CHECKING:
     from pyflannel.store.etcd.transport import EndpointClient
@@ -88,7 +89,8 @@ class EtcdStore:
         idle: seconds of silence after which a watch's endpoint is probed.
 
     Raises:
-        StoreConfigError: an endpoint or a certificate is wrong. Nothing is connected yet.
+        StoreConfigError: an endpoint, a certificate or the password's file is wrong. Nothing is
+            connected yet.
     """
 
     def __init__(self, options: EtcdOptions, *, idle: float = IDLE_S) -> None:
@@ -96,7 +98,7 @@ class EtcdStore:
         self._tls = tls_context(options, used=self._endpoints[0].scheme == "https")
         self._idle = idle
         self._threads = ThreadPool("etcd", THREADS)
-        self._tokens = Tokens(options.username, options.password, self._post)
+        self._tokens = Tokens(options.username, Password(options), self._post)
         self._hosts = {endpoint.host for endpoint in self._endpoints}
         self._preferred = 0
         self._clients: dict[Endpoint, EndpointClient] = {}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
+from pyflannel import daemon
 from pyflannel.cli import pyflannel as tool
 from pyflannel.cli import pyflanneld, start
 from pyflannel.core.errors import UsageError
-from pyflannel.core.options import EtcdOptions, RunDaemon, parse_daemon
+from pyflannel.core.options import DaemonOptions, EtcdOptions, RunDaemon, parse_daemon
 from pyflannel.core.sysconfig import translate
 
 SECRET = "S3cret"
@@ -89,3 +92,20 @@ def test_the_check_before_a_reload_does_not(capsys: pytest.CaptureFixture[str]) 
 
 def test_a_dump_of_the_options_does_not() -> None:
     assert SECRET not in repr(EtcdOptions(password=SECRET))
+
+
+def test_what_the_daemon_runs_does_not_inherit_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """iptables, and the commands of backend extension, which stand in etcd."""
+    seen: list[dict[str, str]] = []
+
+    def run_daemon(options: DaemonOptions, _warnings: object) -> int:
+        assert options.etcd.password == SECRET
+        seen.append(dict(os.environ))
+        return 0
+
+    monkeypatch.setattr(daemon, "run_daemon", run_daemon)
+    monkeypatch.setenv("FLANNELD_ETCD_PASSWORD", SECRET)
+    monkeypatch.setenv("FLANNEL_OPTIONS", f"-etcd-password={SECRET}")
+    assert pyflanneld.run(["pyflanneld"]) == 0
+    assert SECRET not in str(seen)
+    assert seen

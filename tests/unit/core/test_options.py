@@ -37,6 +37,7 @@ UPSTREAM = {
 OURS = {
     "datapath", "udp-accept", "docker-opts-file", "docker-opts-keys", "status-socket", "state-dir",
     "log-format", "ready-when", "allow-extension", "static-network", "node-name", "status-group",
+    "etcd-password-file",
 }  # fmt: skip
 
 
@@ -91,7 +92,7 @@ def test_no_default_endpoint_has_a_port_that_any_local_user_may_take() -> None:
 def test_every_option_comes_from_its_flag() -> None:
     assert options(
         "-etcd-endpoints=http://a:1,http://b:2", "-etcd-prefix", "/p", "-etcd-keyfile=k",
-        "-etcd-certfile=c", "-etcd-cafile=a", "-etcd-username=u", "-etcd-password=w",
+        "-etcd-certfile=c", "-etcd-cafile=a", "-etcd-username=u", "-etcd-password-file=/w",
         "-iface=eth0", "--iface", "10.0.0.1", "-iface-regex=^e", "-iface-can-reach=192.0.2.9",
         "-subnet-file=/s", "-public-ip=192.0.2.1", "-public-ipv6=2001:db8::1",
         "-subnet-lease-renew-margin=1439", "-ip-masq", "-ip-masq-fully-random-disable",
@@ -99,11 +100,11 @@ def test_every_option_comes_from_its_flag() -> None:
         "-iptables-forward-rules=false", "-ip-blackhole-route", "-v=3", "-datapath=python",
         "-udp-accept=any", "-docker-opts-file=", "-docker-opts-keys=A,B",
         "-status-socket=/x", "-state-dir=/y", "-log-format=json", "-ready-when=files",
-        "-allow-extension", "-status-group=adm",
+        "-allow-extension", "-status-group=adm", FLANNELD_ETCD_PASSWORD="w",
     ) == DaemonOptions(
         etcd=EtcdOptions(
             endpoints=("http://a:1", "http://b:2"), prefix="/p", keyfile="k", certfile="c",
-            cafile="a", username="u", password="w",
+            cafile="a", username="u", password="w", password_file="/w",
         ),
         iface=("eth0", "10.0.0.1"), iface_regex=("^e",), iface_can_reach="192.0.2.9",
         subnet_file="/s", public_ip="192.0.2.1", public_ipv6="2001:db8::1",
@@ -310,7 +311,7 @@ class TestEtcdFlagsOfOtherCommands:
         assert command.warnings == ()
 
     def test_they_mean_what_they_mean_to_the_daemon(self) -> None:
-        args = ["-etcd-endpoints=a,b", "-etcd-cafile", "c", "-etcd-password=w"]
+        args = ["-etcd-endpoints=a,b", "-etcd-cafile", "c", "-etcd-password-file=w"]
         env = {"FLANNELD_ETCD_KEYFILE": "k"}
         assert parse_etcd_flags(args, env).options == options(*args, **env).etcd
 
@@ -322,7 +323,8 @@ class TestDescription:
         assert options("-v=0").describe() == ""
 
     def test_it_shows_no_secret(self) -> None:
-        parsed = options("-etcd-password=hunter2", "-etcd-endpoints=http://u:hunter3@h:1,http://i")
+        endpoints = "-etcd-endpoints=http://u:hunter3@h:1,http://i"
+        parsed = options(endpoints, FLANNELD_ETCD_PASSWORD="hunter2")
         assert "hunter" not in parsed.describe()
         assert "etcd-password=***" in parsed.describe()
         assert "http://***@h:1,http://i" in parsed.describe()
@@ -340,3 +342,13 @@ def test_any_command_line_gives_options_or_an_expected_error(
 ) -> None:
     with contextlib.suppress(UsageError, ConfigError):
         parse_daemon(["p", *args], env)
+
+
+def test_a_password_on_the_command_line_is_a_warning_that_names_the_file() -> None:
+    for word in ("-etcd-password=hunter2", "--etcd-password=hunter2"):
+        (warning,) = run(word).warnings
+        assert "-etcd-password-file" in warning
+        assert "hunter2" not in warning
+        assert parse_etcd_flags([word], {}).warnings == (warning,)
+    assert run(FLANNELD_ETCD_PASSWORD="hunter2").warnings == ()
+    assert run("-etcd-password-file=/x").warnings == ()
