@@ -142,6 +142,38 @@ def is_flannels(content: str) -> bool:
     return only_ours and not garbage and any(prefix is not None for prefix in prefixes)
 
 
+def why_damaged(found: str, written: str) -> str:
+    """What a `subnet.env` says otherwise than the one that was written; empty if nothing.
+
+    Whatever else is in the file (comments, further variables, another order) does no harm.
+    """
+    return _missing(found, _read_pairs(written, []))
+
+
+def docker_why_damaged(found: str, written: str) -> str:
+    """The same of `docker_opts.env`, where it is enough that docker gets our subnet.
+
+    Others may write this file as well, with mk-docker-opts and other options than ours: that is
+    what they want docker to have. Only a file that keeps docker out of the subnet is damaged.
+    """
+    for option in _BIP.findall(written):
+        if option not in _BIP.findall(found):
+            return f"{option} is missing"
+    return ""
+
+
+_BIP: Final = re.compile(r"--bip=[0-9./]+", re.ASCII)
+
+
+def _missing(found: str, wanted: Mapping[str, str]) -> str:
+    there = _read_pairs(found, [])
+    for name, value in wanted.items():
+        if there.get(name) != value:
+            shown = _shown(there[name]) if name in there else "missing"
+            return f"{name} is {shown} instead of {value}"
+    return ""
+
+
 def _read_pairs(text: str, skipped: list[str]) -> dict[str, str]:
     pairs: dict[str, str] = {}
     # Not splitlines(): that also splits at form feeds and Unicode separators.

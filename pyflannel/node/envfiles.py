@@ -1,7 +1,12 @@
-"""`subnet.env` and `docker_opts.env`: written whole or not at all, and written again when deleted.
+"""`subnet.env` and `docker_opts.env`: written whole or not at all, again when deleted or damaged.
 
 Docker, CNI plugins and our own next start read them. They change only when the subnet does: like
 upstream we never rewrite them for a changed MTU: whoever read them has built on the old value.
+
+Damaged is a `subnet.env` that says something else than was written (it was truncated, or edited),
+and a `docker_opts.env` that does not give docker our subnet; `core.subnetenv` judges. A file is
+judged when it has not changed between two looks: somebody may be writing it at this moment.
+
 A disk that is full or read-only is no reason to stop carrying packets: it is said once, retried,
 and the node is not ready until `subnet.env` is there.
 """
@@ -11,13 +16,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from pyflannel.aio.clock import Clock
 from pyflannel.core import subnetenv
 from pyflannel.core.errors import FlannelError
-from pyflannel.core.subnetenv import SubnetEnv
+from pyflannel.core.subnetenv import SubnetEnv, docker_why_damaged, why_damaged
 from pyflannel.kernel.files import (
+    FileContent,
     FileText,
     FileUnreadable,
     read_text_if_exists,
@@ -34,24 +40,62 @@ CHECK_INTERVAL_S: Final = 1.0
 can be measured; an inotify watch would have to follow a directory that may be replaced itself."""
 
 
+Stamp = tuple[int, int, int]
+"""Inode, size and modification time of a file: differs after each time it was written."""
+Judge = Callable[[str, str], str]
+"""What is wrong with the first text, where the second was written; empty if nothing."""
+
+
+class Disk(Protocol):
+    """Where the files are."""
+
+    def write(self, path: Path, content: bytes) -> None:
+        """Writes a file, whole or not at all; raises `FlannelError`."""
+        ...
+
+    def read(self, path: Path) -> FileContent:
+        """What is in a file."""
+        ...
+
+    def stamp(self, path: Path) -> Stamp | None:
+        """`None` if there is nothing, not even what a symbolic link leads to."""
+        ...
+
+
+class RealDisk:
+    """The machine's."""
+
+    def write(self, path: Path, content: bytes) -> None:
+        """As in `Disk`."""
+        write_atomically(path, content)
+
+    def read(self, path: Path) -> FileContent:
+        """As in `Disk`."""
+        return read_text_if_exists(path)
+
+    def stamp(self, path: Path) -> Stamp | None:
+        """As in `Disk`."""
+        try:
+            found = path.stat()
+        except OSError:
+            return None
+        return (found.st_ino, found.st_size, found.st_mtime_ns)
+
+
 class EnvFiles:
     """Keeps the environment files; their contents may be replaced at any time with `set`.
 
     Args:
         clock: the time.
-        write: how a file is written, whole or not at all; raises `FlannelError`.
-        exists: whether a file is there.
+        disk: where the files are.
     """
 
-    def __init__(
-        self,
-        clock: Clock,
-        write: Callable[[Path, bytes], None] = write_atomically,
-        exists: Callable[[Path], bool] = Path.exists,
-    ) -> None:
+    def __init__(self, clock: Clock, disk: Disk | None = None) -> None:
         self._clock = clock
-        self._write_file = write
-        self._exists = exists
+        self._disk: Disk = disk if disk is not None else RealDisk()
+        self._judges: dict[Path, Judge] = {}
+        self._good: dict[Path, Stamp] = {}
+        self._suspect: dict[Path, Stamp] = {}
         self._contents: dict[Path, bytes] = {}
         self._failed: dict[Path, Trouble] = {}
         self._restored = 0
@@ -69,24 +113,49 @@ class EnvFiles:
         """
         self._primary = Path(subnet_file)
         self._contents = {self._primary: subnet_env}
+        self._judges = {self._primary: why_damaged}
         if docker_file:
             self._contents[Path(docker_file)] = docker_env
+            self._judges[Path(docker_file)] = docker_why_damaged
         for path in self._contents:
             self._write(path)
         self._judge()
 
     async def guard(self) -> None:
-        """Writes again what was deleted or could not be written. Runs for ever."""
+        """Writes again what was deleted, damaged or could not be written. Runs for ever."""
         while True:
             await self._clock.sleep(CHECK_INTERVAL_S)
-            for path in self._contents:
-                if path in self._failed:
-                    self._write(path)
-                elif not self._exists(path):
-                    log.warning("environment file was deleted, writing it again", path=path)
-                    self._restored += 1
-                    self._write(path)
-            self._judge()
+            self.look()
+
+    def look(self) -> None:
+        """One look at all files; each that is not as it must be is written again."""
+        for path in self._contents:
+            if path in self._failed:
+                self._write(path)
+            elif reason := self._why_wrong(path):
+                log.warning(f"environment file {reason}, writing it again", path=path)
+                self._restored += 1
+                self._write(path)
+        self._judge()
+
+    def _why_wrong(self, path: Path) -> str:
+        stamp = self._disk.stamp(path)
+        if stamp is None:
+            return "was deleted"
+        if stamp == self._good.get(path):
+            return ""
+        if stamp != self._suspect.get(path):
+            self._suspect[path] = stamp
+            return ""
+        found = self._disk.read(path)
+        if isinstance(found, FileUnreadable):
+            return f"is damaged ({found.reason})"
+        text = found.text if isinstance(found, FileText) else ""
+        damage = self._judges[path](text, self._contents[path].decode("ascii"))
+        if damage:
+            return f"was altered ({damage})"
+        self._good[path] = stamp
+        return ""
 
     def _judge(self) -> None:
         if not self._failed:
@@ -99,12 +168,14 @@ class EnvFiles:
 
     def _write(self, path: Path) -> None:
         try:
-            self._write_file(path, self._contents[path])
+            self._disk.write(path, self._contents[path])
         except FlannelError as error:
             if self._failed.setdefault(path, Trouble(self._clock)).set(str(error)):
                 log.error(f"environment file not written, retrying: {error}", path=path)
         else:
             self._failed.pop(path, None)
+            if (stamp := self._disk.stamp(path)) is not None:
+                self._good[path] = stamp
             if path == self._primary:
                 log.info(f"Wrote subnet file to {path}", path=path)
                 if self.ready_since is None:

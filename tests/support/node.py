@@ -22,9 +22,10 @@ from pyflannel.core.options import DaemonOptions
 from pyflannel.core.rules import RuleSet
 from pyflannel.core.subnetenv import SubnetEnv
 from pyflannel.kernel.base import Address, Delete, Route, Set
+from pyflannel.kernel.files import FileContent, FileMissing, FileText
 from pyflannel.kernel.lookup import find_interface, follow_interface
 from pyflannel.node.agent import Agent, Node, Parts, Settings
-from pyflannel.node.envfiles import EnvFiles
+from pyflannel.node.envfiles import EnvFiles, Stamp
 from pyflannel.node.trouble import Trouble
 from pyflannel.report.model import NodeReport
 from pyflannel.store.etcd import codec
@@ -107,6 +108,15 @@ class Files:
             raise KernelError("write", str(path), 28)
         self.content[path] = content
 
+    def read(self, path: Path) -> FileContent:
+        if path not in self.content:
+            return FileMissing()
+        return FileText(self.content[path].decode(), whole=True)
+
+    def stamp(self, path: Path) -> Stamp | None:
+        content = self.content.get(path)
+        return (0, len(content), hash(content)) if content is not None else None
+
 
 class WholeNode:
     """One node, from its start to its end."""
@@ -165,7 +175,7 @@ class WholeNode:
                     )
                 ),
                 firewall=lambda _: (self.firewall, self.other_firewall),
-                files=EnvFiles(self.clock, self.files.write, self.files.content.__contains__),
+                files=EnvFiles(self.clock, self.files),
                 clock=self.clock,
                 notifier=self.manager,
                 former=SubnetEnv(),

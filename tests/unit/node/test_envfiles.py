@@ -1,0 +1,125 @@
+"""The environment files: written again when deleted or damaged, and not otherwise."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from pyflannel.node.envfiles import EnvFiles
+from pyflannel.testing.fakeclock import FakeClock
+
+SUBNET_ENV = b"""\
+FLANNEL_NETWORK=10.0.0.0/16
+FLANNEL_SUBNET=10.0.7.1/24
+FLANNEL_MTU=1450
+FLANNEL_IPMASQ=false
+"""
+DOCKER_ENV = b"""\
+DOCKER_OPT_BIP="--bip=10.0.7.1/24"
+DOCKER_OPT_IPMASQ="--ip-masq=true"
+DOCKER_OPT_MTU="--mtu=1450"
+DOCKER_OPTS=" --bip=10.0.7.1/24 --ip-masq=true --mtu=1450"
+"""
+
+
+class Kept:
+    """Both files in a directory, and a keeper that has written them."""
+
+    def __init__(self, directory) -> None:
+        self.files = EnvFiles(FakeClock())
+        self.subnet, self.docker = directory / "subnet.env", directory / "docker_opts.env"
+        self.files.set(str(self.subnet), SUBNET_ENV, str(self.docker), DOCKER_ENV)
+
+    def looks(self, times: int = 2) -> int:
+        """Looks so often; how many files were written again."""
+        before = self.files.report().restored
+        for _ in range(times):
+            self.files.look()
+        return self.files.report().restored - before
+
+
+@pytest.fixture
+def kept(tmp_path):
+    return Kept(tmp_path)
+
+
+def test_untouched_files_are_left_alone(kept):
+    inodes = kept.subnet.stat().st_ino, kept.docker.stat().st_ino
+    assert kept.looks(5) == 0
+    assert (kept.subnet.stat().st_ino, kept.docker.stat().st_ino) == inodes
+
+
+def test_a_deleted_file_is_written_again_at_once(kept):
+    kept.subnet.unlink()
+    kept.docker.unlink()
+    assert kept.looks(1) == 2
+    assert kept.subnet.read_bytes() == SUBNET_ENV
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"",
+        b"FLANNEL_NETWORK=10.0.0.0/16\nFLANNEL_SUB",
+        SUBNET_ENV[:-4],
+        SUBNET_ENV.replace(b"10.0.7.1", b"10.0.8.1"),
+        SUBNET_ENV.replace(b"1450", b"1500"),
+        SUBNET_ENV.replace(b"FLANNEL_MTU=1450\n", b""),
+        b"\xff\xfe\0",
+    ],
+)
+def test_a_damaged_subnet_env_is_written_again(kept, damage):
+    kept.subnet.write_bytes(damage)
+    assert kept.looks() == 1
+    assert kept.subnet.read_bytes() == SUBNET_ENV
+    assert kept.looks() == 0
+
+
+def test_what_is_still_being_written_is_waited_for(kept):
+    for size in range(1, 4):
+        kept.subnet.write_bytes(SUBNET_ENV[: 20 * size])
+        os.utime(kept.subnet, ns=(0, size))
+        assert kept.looks(1) == 0
+    kept.subnet.write_bytes(SUBNET_ENV)
+    assert kept.looks(3) == 0
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        b"# by the operator\n" + SUBNET_ENV + b"SITE=north\n",
+        b"\n".join(sorted(SUBNET_ENV.split(b"\n"))),
+        SUBNET_ENV.replace(b"=10.0.7.1/24", b"='10.0.7.1/24'"),
+    ],
+)
+def test_what_says_the_same_stays(kept, harmless):
+    kept.subnet.write_bytes(harmless)
+    assert kept.looks(4) == 0
+    assert kept.subnet.read_bytes() == harmless
+
+
+def test_docker_options_that_somebody_made_otherwise_stay(kept):
+    """mk-docker-opts was run with `-c -m -k DOCKER_NETWORK_OPTIONS`, as a unit of theirs says."""
+    theirs = b'DOCKER_NETWORK_OPTIONS=" --bip=10.0.7.1/24 --mtu=1400"\n'
+    kept.docker.write_bytes(theirs)
+    assert kept.looks(4) == 0
+    assert kept.docker.read_bytes() == theirs
+
+
+@pytest.mark.parametrize("damage", [b"", DOCKER_ENV.replace(b"10.0.7.1", b"10.0.8.1")])
+def test_docker_options_without_our_subnet_are_written_again(kept, damage):
+    kept.docker.write_bytes(damage)
+    assert kept.looks() == 1
+    assert kept.docker.read_bytes() == DOCKER_ENV
+
+
+def test_a_directory_in_the_place_of_a_file_is_a_problem_and_no_end(kept):
+    kept.subnet.unlink()
+    kept.subnet.mkdir()
+    kept.looks(3)
+    assert "subnet.env" in kept.files.failures
+    kept.subnet.rmdir()
+    kept.looks(1)
+    assert kept.subnet.read_bytes() == SUBNET_ENV
+    assert kept.files.failures == ""
