@@ -2,7 +2,12 @@
 
 A device that is right is not touched; that is what keeps packets flowing over a restart of the
 daemon. Corrections go one by one, each with its own failure: an MTU that the kernel refuses must
-not keep the device from coming up.
+not keep the device from coming up. Sysctls are looked at each time: the kernel resets those of IPv6
+when it takes a device out of IPv6 and back in, which an MTU below 1280 is enough for.
+
+There cannot be two vxlan devices of one VNI and port. If one of another name stands in the way it
+is deleted if it has our VTEP MAC, for then it is ours, and was renamed; else it is named, and
+stays.
 """
 
 from __future__ import annotations
@@ -11,14 +16,18 @@ import errno
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Final
 
 from pyflannel.backend.base import SysctlWriter
 from pyflannel.backend.plan import Device, address_operations
-from pyflannel.core.errors import FlannelError, KernelError
-from pyflannel.kernel.base import Link, Netlink, Operation
+from pyflannel.core.errors import DeviceUnavailable, FlannelError, KernelError
+from pyflannel.kernel.base import Address, Link, LinkSpec, Netlink, Operation, VxlanAttrs
 from pyflannel.logs import get_logger
 
 log = get_logger(__name__)
+
+KERNEL_VXLAN_PORT: Final = 8472
+"""What the kernel takes where no port is given (its module parameter `udp_port`)."""
 
 
 @dataclass(slots=True)
@@ -65,6 +74,7 @@ class DeviceKeeper:
             kept = Kept(await self._create(device), ["device"])
             log.info("device created", device=device.name, mac=kept.link.mac or None)
         corrected = await self._correct(device, kept)
+        self._set_sysctls(device)
         if corrected:
             again = await self._netlink.link(device.name)
             if again is None:
@@ -96,7 +106,7 @@ class DeviceKeeper:
 
     async def _create(self, device: Device) -> Link:
         if device.create is not None:
-            link = await self._netlink.create_link(device.create)
+            link = await self._create_through_netlink(device.create)
         else:
             if device.open is not None:
                 await device.open()
@@ -104,9 +114,8 @@ class DeviceKeeper:
             if opened is None:
                 raise KernelError("link get", device.name, errno.ENODEV, "it did not appear")
             link = opened
-        for name, value in device.sysctls:
-            if not self._write_sysctl(name, value):
-                log.debug("sysctl not written", sysctl=name, value=value)
+        # Before it is up: nobody in the overlay may configure this node, not even for a moment.
+        self._set_sysctls(device)
         difference = device.mismatch(link)
         if difference:
             log.warning(
@@ -116,6 +125,40 @@ class DeviceKeeper:
             )
         self._as_made[device.name] = (device, link)
         return link
+
+    async def _create_through_netlink(self, spec: LinkSpec) -> Link:
+        try:
+            return await self._netlink.create_link(spec)
+        except KernelError as error:
+            if error.errno != errno.EEXIST or spec.vxlan is None:
+                raise
+            await self._make_room(spec, spec.vxlan)
+        return await self._netlink.create_link(spec)
+
+    async def _make_room(self, spec: LinkSpec, wanted: VxlanAttrs) -> None:
+        """Deletes our device under another name; a former run of ours cannot have told us of it.
+
+        Raises:
+            DeviceUnavailable: the one in the way is somebody else's.
+        """
+        for link in await self._netlink.links():
+            if link.vxlan is None or _place(link.vxlan) != _place(wanted):
+                continue
+            if not link.mac or link.mac != spec.mac:
+                raise DeviceUnavailable(
+                    "link add",
+                    f"{spec.name} (VNI {wanted.vni})",
+                    errno.EEXIST,
+                    f"{link.name} has this VNI already and its MAC {link.mac} is not this node's; "
+                    f"if nobody needs it: ip link delete dev {link.name}",
+                )
+            log.warning("device was renamed", device=spec.name, name=link.name)
+            await self._netlink.delete_link(link.index)
+
+    def _set_sysctls(self, device: Device) -> None:
+        for name, value in device.sysctls:
+            if not self._write_sysctl(name, value):
+                log.debug("sysctl not written", sysctl=name, value=value)
 
     async def _correct(self, device: Device, kept: Kept) -> list[str]:
         """Sets what differs; returns the kinds of it."""
@@ -132,7 +175,10 @@ class DeviceKeeper:
         if device.addresses:
             present = await self._netlink.addresses(index=index)
             operations = address_operations(device, index, present)
-            steps += [("address", partial(self._apply, operation)) for operation in operations]
+            steps += [
+                ("address", partial(self._apply, device.name, operation))
+                for operation in operations
+            ]
         if device.up and not link.up:
             steps.append(("link", partial(set_link, up=True)))
         done: list[str] = []
@@ -145,9 +191,22 @@ class DeviceKeeper:
                 done.append(kind)
         return done
 
-    async def _apply(self, operation: Operation) -> None:
+    async def _apply(self, name: str, operation: Operation) -> None:
         for error in (await self._netlink.apply([operation])).values():
+            thing = operation.object
+            six = isinstance(thing, Address) and thing.interface.version == 6
+            if error.errno == errno.EACCES and six:
+                # Without CAP_NET_ADMIN it would be EPERM.
+                sysctl = f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6"
+                hint = f"IPv6 is disabled on {name}: echo 0 >{sysctl}"
+                raise KernelError(error.operation, error.subject, error.errno, hint)
             raise error
+
+
+def _place(vxlan: VxlanAttrs) -> tuple[int, int, int]:
+    """What no two vxlan devices have in common: VNI, port, and family of the socket."""
+    family = 4 if vxlan.local is None else vxlan.local.version
+    return (vxlan.vni, vxlan.port or KERNEL_VXLAN_PORT, family)
 
 
 def _likeness(link: Link) -> tuple[object, ...]:

@@ -62,7 +62,7 @@ class Device:
     networks: tuple[IPNetwork, ...] = ()
     """The cluster networks: other IPv4 addresses inside them are removed, the rest is foreign."""
     sysctls: tuple[tuple[str, str], ...] = ()
-    """`("net/ipv6/conf/flannel.1/accept_ra", "0")`, written after creation; failures ignored."""
+    """`("net/ipv6/conf/flannel.1/accept_ra", "0")`, kept at this value; failures ignored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -124,6 +124,10 @@ def direct_link(path: Route | None) -> int | None:
 
 def explain(error: KernelError, thing: KernelObject) -> KernelError:
     """The error with the likely cause, where the kernel's own words do not give it."""
+    if error.errno == errno.EACCES and isinstance(thing, Route) and thing.dst.version == 6:
+        # Without CAP_NET_ADMIN it would be EPERM.
+        hint = "IPv6 is disabled on the interface: set its sysctl net.ipv6.conf.*.disable_ipv6 to 0"
+        return KernelError(error.operation, error.subject, error.errno, hint)
     off_link = error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH)
     if not off_link or not isinstance(thing, Route) or thing.gateway is None or thing.onlink:
         return error

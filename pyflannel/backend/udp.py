@@ -376,6 +376,7 @@ class UdpNetwork:
             txqlen=QUEUE_PACKETS,
             addresses=(IPv4Interface((subnet.network_address, 32)),),
             networks=(network,),
+            sysctls=((f"net/ipv4/conf/{DEVICE}/accept_local", "1"),),
         )
         config, own = self._context.config, self._lease.key
         return UdpPlan(self._underlay.name, config, own, network, subnet, device)
@@ -407,7 +408,6 @@ class UdpNetwork:
             store.forget(DEVICE)
         else:
             store.keep(DEVICE, self._tun.fd)
-        self._context.write_sysctl(f"net/ipv4/conf/{DEVICE}/accept_local", "1")
 
     async def _give_up_tun(self) -> None:
         """Closes it, so that it can be opened anew."""
