@@ -90,7 +90,10 @@ class Bystander:
     def problem(self) -> str:
         """What the status says about the underlay."""
         shown = self.node.exec(["pyflannel", "status", "--json"], check=False).stdout
-        return json.loads(shown)["problems"].get("underlay", "")
+        about = [
+            one["text"] for one in json.loads(shown)["problems"] if one["subject"] == "underlay"
+        ]
+        return " ".join(about)
 
     def pings_within(self, seconds: float) -> None:
         """All pairs answer so soon, in every family that the overlay has."""
