@@ -15,8 +15,11 @@ import argparse
 import datetime as dt
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +30,7 @@ from typing import Final
 from tests.kernels import report
 from tests.kernels.archive import NEWEST, Archive, Kernel, choose, is_series
 from tests.kernels.cache import ROOT, KernelsError, cache_folder, command, mirrors, say
-from tests.kernels.images import Images
+from tests.kernels.images import Images, pack_checkout
 from tests.kernels.vm import Boot, Step, boot
 
 KERNELS: Final = ("5.10", "6.1", "6.12", NEWEST)
@@ -133,10 +136,16 @@ def judge(booted: Boot, results: Path) -> report.Outcome:
 class Run:
     """One run: guests of several kernels at a time."""
 
-    def __init__(self, wanted: Wanted, images: Images, kernels: Sequence[Kernel]) -> None:
+    def __init__(
+        self, wanted: Wanted, images: Images, kernels: Sequence[Kernel], scratch: Path
+    ) -> None:
         self.wanted = wanted
         self._images = images
         self._kernels = kernels
+        # Once, so that all guests run the same whatever is edited meanwhile.
+        self._stop = threading.Event()
+        self._checkout, self._commit = scratch / "checkout.tar", commit()
+        pack_checkout(self._checkout)
         self._disks = [(images.tree(), "/"), (images.environment(), str(ROOT / ".venv"))]
         self._logs = images.folder / "logs"
 
@@ -159,7 +168,7 @@ class Run:
         """Runs the tests on each kernel; a column for each."""
         modules = self.wanted.tests or tuple(marked_modules())
         date = dt.datetime.now(dt.UTC).date().isoformat()
-        columns = {k.series: report.Column(k.version, date, commit()) for k in self._kernels}
+        columns = {k.series: report.Column(k.version, date, self._commit) for k in self._kernels}
         with ThreadPoolExecutor(self.wanted.jobs) as pool:
             jobs = [
                 pool.submit(self._module, kernel, module, columns[kernel.series])
@@ -170,8 +179,9 @@ class Run:
                 for job in jobs:
                     job.result()
             except BaseException:
-                for job in jobs:
-                    job.cancel()
+                # An interrupt, a kernel that does not boot: guests that run end as well.
+                self._stop.set()
+                pool.shutdown(wait=True, cancel_futures=True)
                 raise
         return columns
 
@@ -199,8 +209,10 @@ class Run:
             files,
             [tree, (files / "modules.img", "/lib/modules"), venv],
             [step],
+            checkout=self._checkout,
             logs=logs,
             environment={"PYFLANNEL_GUEST": kernel.series, "PYTHONDONTWRITEBYTECODE": "1"},
+            stop=self._stop,
         )
         return booted, logs
 
@@ -246,10 +258,11 @@ def main(arguments: Sequence[str]) -> int:
     )
     # Compiled here, once, not in each guest.
     command(sys.executable, "-m", "compileall", "-q", ROOT / "pyflannel")
-    run = Run(wanted, Images(folder, archive), kernels)
-    if wanted.command:
-        return run.command()
-    columns = run.tests()
+    with tempfile.TemporaryDirectory(prefix="pyflannel-kernels-") as scratch:
+        run = Run(wanted, Images(folder, archive), kernels, Path(scratch))
+        if wanted.command:
+            return run.command()
+        columns = run.tests()
     print(report.render(columns))
     if wanted.whole:
         write(columns)
@@ -257,7 +270,12 @@ def main(arguments: Sequence[str]) -> int:
     return 0 if all(o.fine for c in columns.values() for o in c.modules.values()) else 1
 
 
+def _interrupted(signum: int, _: object) -> None:
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _interrupted)
     try:
         sys.exit(main(sys.argv[1:]))
     except KernelsError as error:

@@ -21,14 +21,15 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from tests.kernels.cache import ROOT, KernelsError, command
-from tests.kernels.images import pack_checkout, pack_initramfs
+from tests.kernels.images import pack_initramfs
 
 MEMORY_MIB: Final = 2048
 """Three etcd-backed nodes and pytest take 700."""
@@ -163,9 +164,10 @@ def boot(
     disks: Sequence[tuple[Path, str]],
     steps: Sequence[Step],
     *,
+    checkout: Path,
     logs: Path,
     environment: Mapping[str, str],
-    watch: Callable[[Told], None] = lambda _: None,
+    stop: threading.Event | None = None,
 ) -> Boot:
     """Boots a kernel and has it carry out the steps.
 
@@ -173,10 +175,11 @@ def boot(
         kernel: directory of the kernel's files.
         disks: the file tree first; then disks, and where they are mounted.
         steps: what to do; a step that fails does not keep the next from running.
+        checkout: the tar of `images.pack_checkout`.
         logs: a directory that gets `console`, `output`, `told` and, in `results/`, what the steps
             left in `$OUT`. It is emptied before.
         environment: variables for all steps.
-        watch: is called with what the guest has told, whenever it told something.
+        stop: ends the guest when it is set, by another thread.
 
     Raises:
         KernelsError: if qemu cannot be started or the guest did not come up.
@@ -185,16 +188,17 @@ def boot(
     logs.mkdir(parents=True)
     with tempfile.TemporaryDirectory(prefix="pyflannel-guest-") as directory:
         scratch = Path(directory)
-        tree, results = scratch / "tree.tar", scratch / "results.tar"
-        pack_checkout(tree)
+        results = scratch / "results.tar"
         with results.open("wb") as out:
             out.truncate(RESULTS_MIB << 20)
         files = job_files(steps, [where for _, where in disks[1:]], environment)
         _initrd(kernel / "boot.cpio", files, scratch)
         argv = qemu_command(
-            kernel, scratch, [*((disk, False) for disk, _ in disks), (tree, False), (results, True)]
+            kernel,
+            scratch,
+            [*((disk, False) for disk, _ in disks), (checkout, False), (results, True)],
         )
-        told, wall, cpu = _run(argv, scratch, watch)
+        told, wall, cpu = _run(argv, scratch, stop or threading.Event())
         for name in ("console", "output", "told"):
             with contextlib.suppress(FileNotFoundError):
                 shutil.copy(scratch / name, logs / name)
@@ -223,9 +227,7 @@ def _initrd(boot_archive: Path, files: Mapping[str, str], scratch: Path) -> None
             out.write(data + bytes(-len(data) % 512))
 
 
-def _run(
-    argv: Sequence[str], scratch: Path, watch: Callable[[Told], None]
-) -> tuple[Told, float, float]:
+def _run(argv: Sequence[str], scratch: Path, stop: threading.Event) -> tuple[Told, float, float]:
     """Runs qemu to its end; what was told, and the seconds of time and of CPU that it took."""
     told, seen, cpu = Told(), 0, 0.0
     begin = heard = time.monotonic()
@@ -243,7 +245,7 @@ def _run(
             raise KernelsError(f"{argv[0]}: not installed; `make kernels` installs it") from error
     try:
         running = True
-        while running and time.monotonic() - heard < STALLED_S:
+        while running and not stop.is_set() and time.monotonic() - heard < STALLED_S:
             cpu = _cpu_seconds(process.pid) or cpu
             running = process.poll() is None
             lines = _complete_lines(scratch / "told")
@@ -251,9 +253,8 @@ def _run(
                 told.line(line)
             if len(lines) > seen:
                 seen, heard = len(lines), time.monotonic()
-                watch(told)
             if running:
-                time.sleep(POLL_S)
+                stop.wait(POLL_S)
     finally:
         if process.poll() is None:
             process.terminate()
