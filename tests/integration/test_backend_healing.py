@@ -17,9 +17,10 @@ import pytest
 from pyflannel.core.ip import SubnetKey
 from pyflannel.core.lease import LeaseAdded, LeaseAttrs, LeaseRemoved
 from tests.integration.backend_nodes import Node, Underlay, eventually, run
+from tests.support.guests import need_devices
 from tests.support.overlay import config
 
-pytestmark = [pytest.mark.root, pytest.mark.slow]
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.guest]
 
 HEALED_WITHIN_S = 2.0
 
@@ -193,13 +194,11 @@ def test_host_gw_heals_every_fault(underlay: Underlay, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("direct", [False, True])
 def test_ipip_carries_packets_and_heals(direct: bool, underlay: Underlay, tmp_path: Path) -> None:
-    """Where the kernel can: elsewhere the messages are held to upstream's and no more."""
-    run("ip", "-n", underlay.switch, "link", "add", "t0", "type", "ipip", check=False)
-    if not run("ip", "-n", underlay.switch, "link", "show", "t0", check=False):
-        pytest.skip(
-            "this kernel has no ipip devices (CONFIG_NET_IPIP); their messages are checked in "
-            "tests/unit/kernel/test_pyroute.py, the backend in tests/contract"
-        )
+    """Where the kernel can: elsewhere the messages are held to upstream's and no more.
+
+    The messages in tests/unit/kernel/test_pyroute.py, the backend in tests/contract.
+    """
+    need_devices("ipip")
     a, b = (
         underlay.node(config({"Type": "ipip", "DirectRouting": direct}), tmp_path) for _ in range(2)
     )
