@@ -70,10 +70,7 @@ class BackendKinds:
         return sorted({*BUILT_IN, *(point.name for point in installed())})
 
     def is_device(self, name: str, link_kind: str) -> bool:
-        """Whether a device was made by a backend, of whatever kind.
-
-        Of those that are not, only one with a name like ours makes us load all kinds.
-        """
+        """As in `Kinds`. Of others' devices only one with a name like ours makes us load all."""
         return name.startswith(DEVICE_PREFIX) and (
             any(kind.is_device(name, link_kind) for kind in self._loaded.values())
             or any(kind.is_device(name, link_kind) for kind in every(self))

@@ -23,7 +23,7 @@ from typing import Any, Self, TypeVar
 
 from pyflannel.backend.base import Backend, BackendContext, Network
 from pyflannel.backend.driver import Driver
-from pyflannel.backend.kinds import create
+from pyflannel.backend.kinds import KINDS, create
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.ip import SubnetKey
 from pyflannel.core.lease import Lease, LeaseAdded, LeaseAttrs, LeaseRemoved
@@ -175,6 +175,7 @@ class Node:
         self.netlink = KernelNetlink()
         context = BackendContext(
             config=self.config,
+            is_own_device=KINDS.is_device,
             state_dir=self.state_dir,
             underlay=self.external,
             netlink=self.netlink,

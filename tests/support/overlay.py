@@ -100,6 +100,7 @@ class Machine:
     def context(self, conf: NetworkConfig, state_dir: object) -> BackendContext:
         return BackendContext(
             config=conf,
+            is_own_device=KINDS.is_device,
             state_dir=str(state_dir),
             underlay=self.external(ipv6=conf.enable_ipv6),
             netlink=self.netlink,

@@ -9,6 +9,7 @@ import pytest
 
 from pyflannel.backend.engine import Engine
 from pyflannel.backend.hostgw import HostGwPlan
+from pyflannel.backend.kinds import KINDS
 from pyflannel.backend.plan import Device
 from pyflannel.backend.udp import UdpPlan
 from pyflannel.backend.vxlan import VxlanPlan, VxlanSettings
@@ -49,6 +50,7 @@ class Node:
             plan,
             write_sysctl=lambda _name, _value: True,
             store_addresses=lambda: self.store,
+            is_own_device=KINDS.is_device,
         )
         self.engine.synced()
 
@@ -71,8 +73,8 @@ class Node:
         device = Device(name="flannel0", create=LinkSpec(name="flannel0", kind="dummy"))
         return UdpPlan("eth0", self.conf, self.own, NETWORK, subnet, device)
 
-    def link(self, name: str, *addresses: str) -> int:
-        link = self.netlink.add_link(name)
+    def link(self, name: str, *addresses: str, kind: str = "") -> int:
+        link = self.netlink.add_link(name, kind=kind)
         for text in addresses:
             interface = IPv6Interface(text) if ":" in text else IPv4Interface(text)
             self.netlink.meddle(Set(Address(index=link.index, interface=interface)))
@@ -133,6 +135,20 @@ def test_a_peer_in_the_way_is_left_out_and_named_and_the_others_are_carried(
         assert word in node.ignored[subnet]
         neighbours = {o.ip for o in await node.machine.state() if isinstance(o, Neighbour)}
         assert IPv4Address("10.5.40.0") not in neighbours
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(("kind", "left_out"), [("vxlan", False), ("bridge", True)])
+def test_a_device_that_another_backend_has_left_is_in_nobodys_way(kind, left_out):
+    """After a change of VNI or backend it is still there, with an address in the network."""
+
+    async def scenario() -> None:
+        node = Node()
+        node.link("flannel.9", "10.5.40.0/32", kind=kind)
+        node.add(node.peer("10.5.40.0/24"))
+        await node.engine.apply(full=True)
+        assert ("10.5.40.0/24" in node.ignored) is left_out
 
     run(scenario())
 
