@@ -61,6 +61,8 @@ class IpipSettings(Settings):
 
 OVERHEAD: Final = {Family.V4: 20}
 """An IPv4 header without options (RFC 2003)."""
+MIN_MTU: Final = 68
+"""RFC 791 §3.2; the kernel makes no device with less (`ETH_MIN_MTU`)."""
 DEVICE: Final = "flannel.ipip"
 
 
@@ -68,12 +70,16 @@ def suits(config: NetworkConfig, external: ExternalInterface | None) -> Iterable
     """A tunnel needs a source, and room for a packet."""
     if external is None or not config.enable_ipv4:
         return
-    overhead = OVERHEAD[Family.V4]
+    left = external.mtu - OVERHEAD[Family.V4]
     if external.address is None:
         yield Problem.error("", f"the ipip backend needs an IPv4 address on {external.name}")
-    if external.mtu <= overhead:
-        text = f"MTU {external.mtu} of {external.name} leaves nothing after ipip's {overhead} bytes"
-        yield Problem.error("", text)
+    if left < MIN_MTU:
+        room = f"{left} bytes" if left > 0 else "nothing"
+        yield Problem.error(
+            "",
+            f"MTU {external.mtu} of {external.name} leaves {room} after ipip's "
+            f"{OVERHEAD[Family.V4]} bytes, and IPv4 needs {MIN_MTU}",
+        )
 
 
 def device_names(config: NetworkConfig) -> Mapping[Family, str]:

@@ -116,7 +116,7 @@ class VxlanSettings(Settings):
         "VNI",
         integer,
         default=1,
-        effect="VXLAN network id; also in the device's name, flannel.<VNI>",
+        effect="VXLAN network id; also the number in the device's name",
         within=_VNIS,
     )
     port: int = setting(

@@ -19,10 +19,25 @@ T = TypeVar("T")
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse without abbreviations, whose errors are our `UsageError`."""
+    """argparse without abbreviations, whose errors are our `UsageError`.
 
-    def __init__(self, prog: str, description: str, *, etcd: bool = False) -> None:
+    Args:
+        prog: the command.
+        description: what it does.
+        etcd: whether it takes the etcd options.
+        more: made only if help is asked for; comes last in it.
+    """
+
+    def __init__(
+        self,
+        prog: str,
+        description: str,
+        *,
+        etcd: bool = False,
+        more: Callable[[], str] | None = None,
+    ) -> None:
         epilog = _etcd_help() if etcd else None
+        self._more = more
         self._etcd_options = [f"--{flag.name}" for flag in ETCD_FLAGS] if etcd else []
         super().__init__(
             prog=prog,
@@ -50,6 +65,11 @@ class Parser(argparse.ArgumentParser):
                 hint = f", did you mean {near}?" if near else ""
                 self.error(f"unknown option {shown(name)}{hint}")
         return super().parse_args(args)
+
+    def format_help(self) -> str:
+        """Called by argparse."""
+        text = super().format_help()
+        return f"{text}\n{self._more()}\n" if self._more is not None else text
 
     def error(self, message: str) -> NoReturn:
         """Called by argparse."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pyflannel.backend.kinds import KINDS
+from pyflannel.cli.backends import help_text
 from pyflannel.cli.common import Parser, split_etcd, with_store
 from pyflannel.core.config import Parsed, effective, parse_network_config
 from pyflannel.core.errors import EXIT_CONFIG, EXIT_OK, ConfigError, UsageError
@@ -28,7 +29,7 @@ Exit code 78 if the config has an error; nothing is written then."""
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
     options, rest = split_etcd(argv)
-    parser = Parser("pyflannel config", DESCRIPTION, etcd=True)
+    parser = Parser("pyflannel config", DESCRIPTION, etcd=True, more=lambda: help_text(KINDS))
     parser.add_argument("action", choices=("set", "get", "check"))
     parser.add_argument("file", nargs="?", metavar="FILE")
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NoReturn
 
+from pyflannel.backend.kinds import KINDS
 from pyflannel.core.errors import EXIT_OK, FlannelError, UsageError
 from pyflannel.lab import bench, demo, rootless, topology
 from pyflannel.lab.cluster import Lab, describe
@@ -224,7 +225,10 @@ def parser() -> argparse.ArgumentParser:
 def _add_up_options(up: argparse.ArgumentParser) -> None:
     up.add_argument("--nodes", type=int, default=3, metavar="N", help="default: %(default)s")
     up.add_argument(
-        "--backend", default="udp", metavar="TYPE", help="udp, vxlan, host-gw, … (default: udp)"
+        "--backend",
+        default="udp",
+        metavar="TYPE",
+        help=f"{', '.join(KINDS.names())} (default: %(default)s)",
     )
     up.add_argument("--network", default=topology.DEFAULT_NETWORK, metavar="CIDR")
     up.add_argument("--config", metavar="FILE", help="the whole network config; - is stdin")

@@ -102,7 +102,11 @@ def test_a_kernel_without_ipip_is_an_error_at_start(tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "text"),
-    [({"mtu": 20}, "leaves nothing"), ({"address": None}, "needs an IPv4 address")],
+    [
+        ({"mtu": 20}, "leaves nothing"),
+        ({"mtu": 87}, "leaves 67 bytes after ipip's 20 bytes, and IPv4 needs 68"),
+        ({"address": None}, "needs an IPv4 address"),
+    ],
 )
 def test_what_cannot_work_is_a_config_error(change, text, tmp_path):
     context = Machine().context(config({"Type": "ipip"}), tmp_path)
