@@ -13,7 +13,7 @@ both managers give the same NAT for the same packet.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final
@@ -55,6 +55,9 @@ class FamilyRules:
     """The rules of one address family, in the order in which they are asked."""
 
     family: Family
+    network: IPNetwork | None = None
+    """The cluster network. All rules but that of the mark name it; by it a daemon knows its rules
+    from those of another one on the same node."""
     masquerade: tuple[Rule, ...] = ()
     forward: tuple[Rule, ...] = ()
 
@@ -64,6 +67,11 @@ class RuleSet:
     """All rules this node should have; a family or part that is missing has none."""
 
     families: tuple[FamilyRules, ...] = ()
+
+    @property
+    def networks(self) -> frozenset[IPNetwork]:
+        """The cluster networks of all families."""
+        return frozenset(part.network for part in self.families if part.network is not None)
 
     def of(self, family: Family) -> FamilyRules:
         """The rules of one family, empty ones if it has none."""
@@ -94,9 +102,15 @@ def _family_rules(
             continue
         yield FamilyRules(
             family=family,
+            network=cluster,
             masquerade=masquerade_rules(family, cluster, own) if ip_masq else (),
             forward=forward_rules(cluster) if forward else (),
         )
+
+
+def is_about(rule: Rule, networks: Collection[IPNetwork]) -> bool:
+    """Whether a rule names one of some networks."""
+    return rule.source in networks or rule.destination in networks
 
 
 def masquerade_rules(family: Family, cluster: IPNetwork, own: IPNetwork) -> tuple[Rule, ...]:

@@ -363,7 +363,7 @@ class Node:
         former = self._parts.former
         parts = self._parts
         await remove_former(parts.netlink, former, self._config, self._lease.key, parts.kinds)
-        await self._firewall.ensure(previous=former_rules(self._config, former))
+        await self._firewall.ensure(previous=former_rules(former))
         self._write_files()
 
     async def run(self) -> None:

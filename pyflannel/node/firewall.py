@@ -37,6 +37,7 @@ class Firewall:
         self._clock = clock
         self._lock = asyncio.Lock()
         self._trouble = Trouble(clock)
+        self._networks = rules.networks
         self.repairs = 0
         """How often rules were restored that somebody else had removed."""
 
@@ -47,6 +48,8 @@ class Firewall:
 
     async def ensure(self, *, previous: RuleSet | None = None) -> bool:
         """Makes the rules so; `False` after a failure, which has been reported."""
+        if previous is not None:
+            self._networks |= previous.networks
         async with self._lock:
             try:
                 applied = await self._manager.ensure(self._rules, previous=previous)
@@ -64,14 +67,15 @@ class Firewall:
     async def replace(self, rules: RuleSet) -> None:
         """Puts other rules in the place of the present ones (the subnet changed)."""
         previous, self._rules = self._rules, rules
+        self._networks |= rules.networks
         await self.ensure(previous=previous)
 
     async def keep(self) -> None:
         """Cleans up after earlier runs with other options, then watches. Runs for ever."""
         try:
-            await self._other.remove()
+            await self._other.remove(ours=self._networks)
             async with self._lock:
-                await self._manager.remove(but=self._rules)
+                await self._manager.remove(but=self._rules, ours=self._networks)
         except FlannelError as error:
             log.debug("rules of an earlier run not removed", error=error)
         while True:

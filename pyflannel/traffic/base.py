@@ -1,10 +1,18 @@
-"""The seam to the firewall: masquerade and forward rules, kept by one of two traffic managers."""
+"""The seam to the firewall: masquerade and forward rules, kept by one of two traffic managers.
+
+Chains and tables have upstream's names, and a node may run several daemons, each with a network of
+its own. So what is in them is not ours just because it is in them: ours is a rule that names our
+network, or the one that an earlier run of ours had (`subnet.env`). The rest is another daemon's, or
+an operator's, and stays; chains and tables go with the last rule.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
+from pyflannel.core.ip import IPNetwork
 from pyflannel.core.rules import RuleSet
 
 
@@ -29,7 +37,7 @@ class TrafficManager(Protocol):
 
         Args:
             rules: what must be there; empty parts are removed.
-            previous: what an earlier run (of ours or upstream's) left, to be recycled first.
+            previous: what an earlier run (of ours or upstream's) left: its rules go.
 
         Raises:
             FlannelError: naming the binary or rule that failed, and the way out.
@@ -57,10 +65,14 @@ class TrafficManager(Protocol):
         """What `remove` would remove, in words; empty if there is nothing of ours."""
         ...
 
-    async def remove(self, *, but: RuleSet | None = None) -> None:
-        """Removes all rules and chains of ours in this manager, best-effort.
+    async def remove(
+        self, *, but: RuleSet | None = None, ours: Collection[IPNetwork] | None = None
+    ) -> None:
+        """Removes rules and chains of ours in this manager, best-effort.
 
         Args:
+            ours: the networks by which rules are recognised; `None` takes all of flannel's, for
+                a node on which no daemon runs any more.
             but: without it this is for the manager that is not in use. With it, for the one that
                 is: parts of an earlier run go which these rules do not have. `ensure` does not
                 look for those, because looking costs a process each, before the node is ready.

@@ -12,6 +12,11 @@ rewritten and a missing jump appended in one `iptables-restore --noflush`, which
 table's rules in one step. A jump that is there stays where it is: it is appended, never moved to
 the front, so rules that an operator placed before it keep winning.
 
+Where the chain holds rules that are not ours (see `traffic.base`) it is not rewritten: our rules
+are taken out of it, one by one, and appended, in the same single step. The rule about the mark
+names no network; it is the same for every daemon, and there once. A second jump does no harm then
+and stays: two daemons that both remove the surplus would remove both.
+
 Between two looks nothing is spawned. With the nft flavour of iptables the kernel announces changes
 (`traffic.monitor`); with the legacy one the size of the table is asked for through getsockopt(2);
 a full look is taken every few minutes in any case, so that it costs one child process per minute.
@@ -21,12 +26,14 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 from pyflannel.core.errors import CommandError, FlannelError
-from pyflannel.core.ip import Family
-from pyflannel.core.rules import Action, Rule, RuleSet
+from pyflannel.core.ip import Family, IPNetwork
+from pyflannel.core.rules import KUBE_PROXY_MARK, Action, Rule, RuleSet
 from pyflannel.kernel import firewall, process
 from pyflannel.logs import get_logger
 from pyflannel.traffic.base import RulesApplied
@@ -102,14 +109,20 @@ def render(rule: Rule, chain: Chain, *, fully_random: bool) -> str:
     return " ".join(parts)
 
 
+MARK_RULE: Final = render(
+    Rule(mark=KUBE_PROXY_MARK, action=Action.RETURN), MASQUERADE, fully_random=False
+)
+"""The one rule that names no network."""
+
+
 @dataclass(frozen=True, slots=True)
 class Present:
     """What a table holds of ours."""
 
     exists: bool
     """Whether the chain is there."""
-    rules: tuple[tuple[str, ...], ...]
-    """The chain's rules, as words."""
+    rules: tuple[str, ...]
+    """The chain's rules, as printed."""
     jumps: tuple[str, ...]
     """Every jump to the chain, as printed."""
 
@@ -122,21 +135,49 @@ def read_table(saved: str, chain: Chain) -> Present:
         if line.startswith(f":{chain.name} "):
             exists = True
         elif line.startswith(f"-A {chain.name} "):
-            rules.append(tuple(shlex.split(line)))
+            rules.append(line)
         elif line.startswith("-A ") and (line.endswith(target) or f"{target} " in line):
             jumps.append(line)
     return Present(exists, tuple(rules), tuple(jumps))
 
 
-def difference(chain: Chain, wanted: tuple[str, ...], present: Present) -> str:
+def names(line: str, networks: Collection[IPNetwork]) -> bool:
+    """Whether a printed rule names one of some networks as source or destination."""
+    words = shlex.split(line)
+    texts = {str(network) for network in networks}
+    return any(option in ("-s", "-d") and value in texts for option, value in pairwise(words))
+
+
+def difference(
+    chain: Chain,
+    wanted: tuple[str, ...],
+    present: Present,
+    networks: Collection[IPNetwork] | None = None,
+) -> str:
     """What `iptables-restore --noflush` must be fed, empty if all is as wanted.
 
-    No rules wanted means that chain and jump go.
+    No rules wanted means that ours go, and chain and jump with the last rule.
+
+    Args:
+        chain: which.
+        wanted: its rules, ours.
+        present: what the table holds.
+        networks: by which rules of ours are recognised; `None` if all in the chain is ours.
     """
     lines: list[str] = []
-    if wanted:
-        same = present.rules == tuple(tuple(shlex.split(line)) for line in wanted)
-        ours = [line for line in present.jumps if line.startswith(f"-A {chain.parent} ")]
+    common = {_words(line) for line in (MARK_RULE, *wanted) if not names(line, networks or ())}
+    theirs = networks is not None and any(
+        not names(line, networks) and _words(line) not in common for line in present.rules
+    )
+    if theirs and networks is not None:
+        lines = _beside_others(wanted, present, networks)
+        if wanted and not _leading(chain, present):
+            lines.append(chain.jump)
+        if not lines:
+            return ""
+    elif wanted:
+        same = [*map(_words, present.rules)] == [*map(_words, wanted)]
+        ours = _leading(chain, present)
         if present.exists and same and len(ours) == 1:
             return ""
         lines.append(f":{chain.name} - [0:0]")
@@ -153,6 +194,32 @@ def difference(chain: Chain, wanted: tuple[str, ...], present: Present) -> str:
     return "\n".join([f"*{chain.table}", *lines, "COMMIT", ""])
 
 
+def _beside_others(
+    wanted: tuple[str, ...], present: Present, networks: Collection[IPNetwork]
+) -> list[str]:
+    """Lines that make our rules so in a chain that holds others' as well."""
+    own = [line for line in wanted if names(line, networks)]
+    common = [line for line in wanted if line not in own]
+    there = [_words(line) for line in present.rules]
+    mine = [line for line in present.rules if names(line, networks)]
+    first = there.index(_words(mine[0])) if mine else len(there)
+    leads = all(_words(line) in there[:first] for line in common)
+    if leads and [*map(_words, mine)] == [*map(_words, own)]:
+        return []
+    lines = [f"-D {line.removeprefix('-A ')}" for line in mine]
+    lines += [line for line in common if _words(line) not in there]
+    return lines + own
+
+
+def _leading(chain: Chain, present: Present) -> list[str]:
+    """The jumps from where they belong."""
+    return [line for line in present.jumps if line.startswith(f"-A {chain.parent} ")]
+
+
+def _words(line: str) -> tuple[str, ...]:
+    return tuple(shlex.split(line))
+
+
 class IptablesManager:
     """The `TrafficManager` over the iptables commands.
 
@@ -165,21 +232,19 @@ class IptablesManager:
         self._want_fully_random = fully_random
         self._flavours: dict[Family, Flavour] = {}
         self._applied: set[tuple[Family, Chain]] = set()
+        self._networks: frozenset[IPNetwork] = frozenset()
         self._monitor = ChangeMonitor(resync_s, tables=("nat", "filter"))
 
     async def ensure(self, rules: RuleSet, *, previous: RuleSet | None = None) -> RulesApplied:
-        """As in `TrafficManager`.
-
-        `previous` needs no work of its own here: a chain is always rewritten as a whole.
-        """
-        del previous
+        """As in `TrafficManager`."""
+        self._networks |= rules.networks | (previous.networks if previous is not None else set())
         changed = repaired = False
         for family in Family:
             part = rules.of(family)
             for chain, wanted in ((MASQUERADE, part.masquerade), (FORWARD, part.forward)):
                 if not wanted and (family, chain) not in self._applied:
                     continue
-                if await self._ensure_chain(family, chain, wanted):
+                if await self._ensure_chain(family, chain, wanted, self._networks):
                     changed = True
                     repaired = repaired or (bool(wanted) and (family, chain) in self._applied)
                 if wanted:
@@ -219,14 +284,16 @@ class IptablesManager:
                 found.append(f"{BINARY[family]} chain {chain.name} of table {chain.table}")
         return found
 
-    async def remove(self, *, but: RuleSet | None = None) -> None:
+    async def remove(
+        self, *, but: RuleSet | None = None, ours: Collection[IPNetwork] | None = None
+    ) -> None:
         """As in `TrafficManager`; a missing binary means that there is nothing of ours."""
         for family, chain in await self._listable():
             part = (but or RuleSet()).of(family)
             if part.masquerade if chain is MASQUERADE else part.forward:
                 continue
             try:
-                await self._ensure_chain(family, chain, ())
+                await self._ensure_chain(family, chain, (), ours)
             except FlannelError as error:
                 log.debug("chain not removed", chain=chain.name, family=family, error=error)
 
@@ -243,12 +310,18 @@ class IptablesManager:
             found += [(family, c) for c in (MASQUERADE, FORWARD) if nft or c.table in there]
         return found
 
-    async def _ensure_chain(self, family: Family, chain: Chain, wanted: tuple[Rule, ...]) -> bool:
+    async def _ensure_chain(
+        self,
+        family: Family,
+        chain: Chain,
+        wanted: tuple[Rule, ...],
+        networks: Collection[IPNetwork] | None,
+    ) -> bool:
         flavour = await self._flavour(family)
         fully_random = self._want_fully_random and flavour.fully_random
         lines = tuple(render(rule, chain, fully_random=fully_random) for rule in wanted)
         saved = await self._command(f"{BINARY[family]}-save", "-t", chain.table)
-        payload = difference(chain, lines, read_table(saved, chain))
+        payload = difference(chain, lines, read_table(saved, chain), networks)
         if not payload:
             return False
         await self._command(

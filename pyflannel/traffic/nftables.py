@@ -12,6 +12,10 @@ The rules are `core.rules`, the same that iptables gets, so both managers do the
 (upstream's list for nftables differs, and its last rule is never reached). The forward chain never
 has a drop policy: it shares the hook with everybody else's.
 
+A table that holds nothing but ours is written anew as a whole. Where there are rules that are not
+ours (see `traffic.base`) ours are taken out by their handles and added again, in one transaction.
+The rule about the mark names no network; it is the same for every daemon, and there once.
+
 libnftables is called in this process, through ctypes, with JSON in and out (libnftables-json(5)):
 a look at the tables then costs a millisecond instead of a child process. Where the library is
 missing the `nft` command does the same.
@@ -21,11 +25,12 @@ from __future__ import annotations
 
 import ctypes
 import json
-from typing import Any, Final
+from collections.abc import Collection, Mapping
+from typing import Any, Final, NamedTuple
 
 from pyflannel.core.errors import CommandError, FlannelError
 from pyflannel.core.ip import Family, IPNetwork
-from pyflannel.core.rules import Action, Rule, RuleSet
+from pyflannel.core.rules import KUBE_PROXY_MARK, Action, Rule, RuleSet, is_about
 from pyflannel.kernel import process
 from pyflannel.logs import get_logger
 from pyflannel.traffic.base import RulesApplied
@@ -49,6 +54,15 @@ COMMENT: Final = {
 }
 
 
+MARK_RULE: Final = Rule(mark=KUBE_PROXY_MARK, action=Action.RETURN)
+"""The one rule that names no network."""
+UPSTREAMS_MARK: Final[list[Json]] = [
+    {"match": {"op": "==", "left": {"meta": {"key": "mark"}}, "right": KUBE_PROXY_MARK}},
+    {"return": None},
+]
+"""The same as upstream's flanneld writes it."""
+
+
 def expressions(rule: Rule, family: Family, *, fully_random: bool) -> list[Json]:
     """One rule in the form in which `nft -j list` shows it."""
     parts: list[Json] = []
@@ -69,17 +83,21 @@ def expressions(rule: Rule, family: Family, *, fully_random: bool) -> list[Json]
 
 
 def _address_match(family: Family, field: str, network: IPNetwork, *, is_not: bool) -> Json:
-    address = str(network.network_address)
-    right: object = {"prefix": {"addr": address, "len": network.prefixlen}}
-    if network.prefixlen == family.bits:
-        right = address
     return {
         "match": {
             "op": "!=" if is_not else "==",
             "left": {"payload": {"protocol": NFT_FAMILY[family], "field": field}},
-            "right": right,
+            "right": _address(network),
         }
     }
+
+
+def _address(network: IPNetwork) -> object:
+    """A prefix as nft prints it in JSON."""
+    address = str(network.network_address)
+    if network.prefixlen == network.max_prefixlen:
+        return address
+    return {"prefix": {"addr": address, "len": network.prefixlen}}
 
 
 def wanted_chains(rules: RuleSet, family: Family, *, fully_random: bool) -> dict[str, list[Any]]:
@@ -118,25 +136,79 @@ def transaction(rules: RuleSet, family: Family, *, fully_random: bool) -> str:
     table = f"{NFT_FAMILY[family]} {TABLE[family]}"
     part = rules.of(family)
     lines = [f"add table {table}", f"delete table {table}"]
-    bases = {
-        POSTROUTING: (part.masquerade, "nat hook postrouting priority srcnat"),
-        FORWARD: (part.forward, "filter hook forward priority filter"),
-    }
-    if any(chain for chain, _ in bases.values()):
+    chains = {POSTROUTING: part.masquerade, FORWARD: part.forward}
+    if any(chains.values()):
         lines += [f"table {table} {{", f'  comment "rules for {TABLE[family]}"']
-        for name, (chain, base) in bases.items():
+        for name, chain in chains.items():
             if chain:
                 lines += [f"  chain {name} {{", f'    comment "{COMMENT[name]}"']
-                lines.append(f"    type {base}; policy accept;")
+                lines.append(f"    {BASE[name]}")
                 lines += [f"    {render(r, family, fully_random=fully_random)}" for r in chain]
                 lines.append("  }")
         lines.append("}")
     return "\n".join([*lines, ""])
 
 
-def read_table(listing: Json) -> dict[str, list[Any]] | None:
-    """The chains in `list table`, comparable with `wanted_chains`; `None` if a base is wrong."""
-    chains: dict[str, list[Any]] = {}
+BASE: Final = {
+    POSTROUTING: "type nat hook postrouting priority srcnat; policy accept;",
+    FORWARD: "type filter hook forward priority filter; policy accept;",
+}
+"""What hooks a chain of ours into the kernel."""
+
+
+class Present(NamedTuple):
+    """One rule in the kernel."""
+
+    handle: int
+    expr: list[Any]
+
+
+def names(expr: list[Any], networks: Collection[IPNetwork]) -> bool:
+    """Whether a rule compares an address with one of some networks."""
+    addresses = [_address(network) for network in networks]
+    return any(part["match"]["right"] in addresses for part in expr if "match" in part)
+
+
+def repair_beside_others(
+    rules: RuleSet,
+    family: Family,
+    present: Mapping[str, list[Present]],
+    networks: Collection[IPNetwork],
+    *,
+    fully_random: bool,
+) -> str:
+    """What makes our rules so in a table that holds others' as well; empty if all is right."""
+    table = f"{NFT_FAMILY[family]} {TABLE[family]}"
+    part = rules.of(family)
+    lines: list[str] = []
+    for chain, wanted in ((POSTROUTING, part.masquerade), (FORWARD, part.forward)):
+        there = present.get(chain, [])
+        exprs = [rule.expr for rule in there]
+        own = [rule for rule in wanted if is_about(rule, networks)]
+        common = [rule for rule in wanted if not is_about(rule, networks)]
+        mine = [rule for rule in there if names(rule.expr, networks)]
+        before = exprs[: exprs.index(mine[0].expr)] if mine else exprs
+
+        def as_listed(rule: Rule) -> list[Any]:
+            return expressions(rule, family, fully_random=fully_random)
+
+        leads = all(as_listed(rule) in before for rule in common)
+        if leads and [rule.expr for rule in mine] == [as_listed(rule) for rule in own]:
+            continue
+        lines += [f"delete rule {table} {chain} handle {rule.handle}" for rule in mine]
+        if wanted and chain not in present:
+            lines.append(f"add chain {table} {chain} {{ {BASE[chain]} }}")
+        added = [rule for rule in common if as_listed(rule) not in exprs] + own
+        lines += [
+            f"add rule {table} {chain} {render(rule, family, fully_random=fully_random)}"
+            for rule in added
+        ]
+    return "\n".join([*lines, ""]) if lines else ""
+
+
+def read_table(listing: Json) -> dict[str, list[Present]] | None:
+    """The chains in `list table`; `None` if a base is wrong."""
+    chains: dict[str, list[Present]] = {}
     for item in listing.get("nftables", ()):
         if "chain" in item:
             chain = item["chain"]
@@ -146,8 +218,24 @@ def read_table(listing: Json) -> dict[str, list[Any]] | None:
                 return None
             chains[chain["name"]] = []
         elif "rule" in item:
-            chains.setdefault(item["rule"]["chain"], []).append(item["rule"]["expr"])
+            rule = item["rule"]
+            chains.setdefault(rule["chain"], []).append(Present(rule["handle"], rule["expr"]))
     return chains
+
+
+def has_others(present: Mapping[str, list[Present]], networks: Collection[IPNetwork]) -> bool:
+    """Whether a table holds a rule that is not ours, nor that about the mark."""
+    marks = (expressions(MARK_RULE, Family.V4, fully_random=False), UPSTREAMS_MARK)
+    return any(
+        rule.expr not in marks and not names(rule.expr, networks)
+        for chain in present.values()
+        for rule in chain
+    )
+
+
+def _exprs(present: Mapping[str, list[Present]]) -> dict[str, list[Any]]:
+    """Comparable with `wanted_chains`."""
+    return {chain: [rule.expr for rule in rules] for chain, rules in present.items()}
 
 
 class Nft:
@@ -233,20 +321,30 @@ class NftablesManager:
         self._want_fully_random = fully_random
         self._fully_random: bool | None = None
         self._applied: set[Family] = set()
+        self._networks: frozenset[IPNetwork] = frozenset()
         self._monitor = ChangeMonitor(resync_s, tables=tuple(TABLE.values()))
 
     async def ensure(self, rules: RuleSet, *, previous: RuleSet | None = None) -> RulesApplied:
-        """As in `TrafficManager`; `previous` needs no work, a table is rewritten as a whole."""
-        del previous
+        """As in `TrafficManager`."""
+        self._networks |= rules.networks | (previous.networks if previous is not None else set())
         changed = repaired = False
         masquerades = any(part.masquerade for part in rules.families)
         fully_random = masquerades and await self._knows_fully_random()
         for family in Family:
             wanted = wanted_chains(rules, family, fully_random=fully_random)
-            if await self._present(family) == wanted:
+            present = await self._present(family)
+            if present is not None and has_others(present, self._networks):
+                text = repair_beside_others(
+                    rules, family, present, self._networks, fully_random=fully_random
+                )
+            elif present is not None and _exprs(present) == wanted:
+                text = ""
+            else:
+                text = transaction(rules, family, fully_random=fully_random)
+            if not text:
                 self._note(family, wanted)
                 continue
-            await self._nft.run(transaction(rules, family, fully_random=fully_random))
+            await self._nft.run(text)
             changed = True
             repaired = repaired or family in self._applied
             self._note(family, wanted)
@@ -278,14 +376,24 @@ class NftablesManager:
                 log.debug("nft cannot be asked", family=family, error=error)
         return found
 
-    async def remove(self, *, but: RuleSet | None = None) -> None:
+    async def remove(
+        self, *, but: RuleSet | None = None, ours: Collection[IPNetwork] | None = None
+    ) -> None:
         """As in `TrafficManager`."""
         if but is not None:
-            return  # `ensure` rewrites whole tables
+            return  # `ensure` looks after all that is ours
+        nothing = RuleSet()
         for family in Family:
             try:
-                if await self._present(family) != {}:
-                    await self._nft.run(transaction(RuleSet(), family, fully_random=False))
+                present = await self._present(family)
+                if present == {}:
+                    continue
+                if present is not None and ours is not None and has_others(present, ours):
+                    text = repair_beside_others(nothing, family, present, ours, fully_random=False)
+                else:
+                    text = transaction(nothing, family, fully_random=False)
+                if text:
+                    await self._nft.run(text)
             except FlannelError as error:
                 log.debug("table not removed", table=TABLE[family], error=error)
 
@@ -295,7 +403,7 @@ class NftablesManager:
         else:
             self._applied.discard(family)
 
-    async def _present(self, family: Family) -> dict[str, list[Any]] | None:
+    async def _present(self, family: Family) -> dict[str, list[Present]] | None:
         """The chains of our table; `{}` if there is no table."""
         tables = await self._nft.ask({"list": {"tables": {"family": NFT_FAMILY[family]}}})
         names = {item["table"]["name"] for item in tables.get("nftables", ()) if "table" in item}

@@ -23,13 +23,13 @@ def managers(
     return (nftables, iptables) if config.enable_nftables else (iptables, nftables)
 
 
-def former_rules(config: NetworkConfig, former: SubnetEnv) -> rules.RuleSet | None:
+def former_rules(former: SubnetEnv) -> rules.RuleSet | None:
     """The rules of the run that wrote `subnet.env`; `None` if the file does not tell."""
     parts = []
-    for family in config.families:
+    for family in Family:
         network = former.network if family is Family.V4 else former.ipv6_network
         subnet = former.subnet if family is Family.V4 else former.ipv6_subnet
         if network is not None and subnet is not None:
             masquerade = rules.masquerade_rules(family, network, subnet)
-            parts.append(rules.FamilyRules(family=family, masquerade=masquerade))
+            parts.append(rules.FamilyRules(family=family, network=network, masquerade=masquerade))
     return rules.RuleSet(families=tuple(parts)) if parts else None

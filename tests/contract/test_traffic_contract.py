@@ -189,6 +189,160 @@ def test_a_part_that_is_no_longer_wanted_goes(play):
     play(scenario)
 
 
+BESIDE = NetworkConfig(network=IPv4Network("10.9.0.0/16"))
+BESIDE_KEY = SubnetKey(IPv4Network("10.9.5.0/24"))
+
+
+def beside(*, ip_masq=True, forward=True) -> RuleSet:
+    """The rules of another daemon on this node, for a network of its own."""
+    return build(BESIDE, BESIDE_KEY, ip_masq=ip_masq, forward=forward)
+
+
+def counts() -> dict[str, int]:
+    """How often each network is named, and each own subnet, and the jumps."""
+    text = everything() + sh("iptables-save")
+    words = ("10.0.0.0/16", "10.0.5.0/24", "10.9.0.0/16", "10.9.5.0/24", "fd00::/48", "-j FLANNEL")
+    return {word: text.count(word) for word in words}
+
+
+def test_two_daemons_leave_each_others_rules_alone(play):
+    async def scenario(manager):
+        other = type(manager)()
+        try:
+            await manager.ensure(rules())
+            alone = counts()
+            assert (await other.ensure(beside())).changed
+            both = counts()
+            assert {w: both[w] for w in alone if "10.9" not in w} == {
+                w: alone[w] for w in alone if "10.9" not in w
+            }
+            assert both["10.9.0.0/16"] == alone["10.0.0.0/16"]
+            # Neither has anything to do, however often they look.
+            for one, wanted in ((manager, rules()), (other, beside())) * 2:
+                assert not (await one.ensure(wanted)).changed
+            assert counts() == both
+            # One gets another subnet, the other one does without a part.
+            await manager.ensure(rules(OTHER), previous=rules())
+            await other.ensure(beside(ip_masq=False))
+            now = counts()
+            assert now["10.0.5.0/24"] == now["10.9.5.0/24"] == 0
+            assert 0 < now["10.9.0.0/16"] < both["10.9.0.0/16"]
+            assert now["10.0.0.0/16"] == both["10.0.0.0/16"]
+            # The first ends for good.
+            await manager.remove(ours=rules().networks)
+            assert counts()["10.0.0.0/16"] == counts()["fd00::/48"] == 0
+            assert counts()["10.9.0.0/16"] == now["10.9.0.0/16"]
+            await other.remove(ours=beside().networks)
+            assert "flannel" not in everything().lower()
+        finally:
+            other.close()
+
+    play(scenario)
+
+
+def test_each_of_two_daemons_restores_its_own_rules(play):
+    async def scenario(manager):
+        other = type(manager)()
+        try:
+            await manager.ensure(rules())
+            await other.ensure(beside())
+            before = counts()
+            sh("nft flush ruleset")
+            for one, wanted in ((other, beside()), (manager, rules())):
+                applied = await one.ensure(wanted)
+                assert applied.repaired
+            assert counts() == before
+            if isinstance(manager, IptablesManager):
+                sh("iptables -D FLANNEL-FWD -s 10.9.0.0/16 -m comment --comment 'flanneld forward'"
+                   " -j ACCEPT")  # fmt: skip
+            else:
+                sh("nft flush chain ip flannel-ipv4 forward")
+            await other.ensure(beside())
+            await manager.ensure(rules())
+            assert counts() == before
+        finally:
+            other.close()
+
+    play(scenario)
+
+
+def test_the_mark_is_asked_before_either_masquerades(play):
+    """One rule for both: it stays when the daemon goes that had made it."""
+
+    def positions() -> tuple[int, int]:
+        text = sh("iptables-save -t nat") if "FLANNEL" in sh("iptables-save") else everything()
+        lines = [x for x in text.splitlines() if "4000" in x or "asquerade" in x.lower()]
+        lines = [x for x in lines if "10.9." in x or "4000" in x]
+        marks = [n for n, line in enumerate(lines) if "4000" in line]
+        hides = [n for n, line in enumerate(lines) if "10.9." in line]
+        return marks[0], hides[0]
+
+    async def scenario(manager):
+        other = type(manager)()
+        try:
+            await manager.ensure(rules())
+            await other.ensure(beside())
+            assert positions()[0] < positions()[1]
+            await manager.remove(ours=rules().networks)
+            assert positions()[0] < positions()[1]
+        finally:
+            other.close()
+
+    play(scenario)
+
+
+def test_what_an_operator_has_put_into_our_chain_stays(play):
+    async def scenario(manager):
+        await manager.ensure(rules())
+        before = counts()
+        if isinstance(manager, IptablesManager):
+            sh("iptables -I FLANNEL-FWD -s 198.51.100.0/24 -j DROP")
+        else:
+            sh("nft insert rule ip flannel-ipv4 forward ip saddr 198.51.100.0/24 drop")
+        assert not (await manager.ensure(rules())).changed
+        await manager.ensure(rules(OTHER), previous=rules())
+        await manager.ensure(rules())
+        assert counts() == before
+        assert "198.51.100.0/24" in everything()
+
+    play(scenario)
+
+
+def test_the_rules_of_the_former_network_go(play):
+    """As told by `subnet.env` at a start; another run than the one that made them."""
+
+    async def scenario(manager):
+        former = type(manager)()
+        await former.ensure(beside())
+        former.close()
+        await manager.ensure(rules(), previous=beside())
+        assert counts()["10.9.0.0/16"] == 0
+        assert counts()["10.0.5.0/24"] > 0
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("ours", ["iptables", "nftables"])
+def test_the_other_managers_rules_go_only_if_they_are_ours(ours):
+    """After a change from one manager to the other, beside a daemon that uses the first."""
+
+    async def go() -> None:
+        former, other = MANAGERS[ours](), MANAGERS[ours]()
+        try:
+            await former.ensure(rules())
+            await other.ensure(beside())
+            before = counts()
+            await MANAGERS[ours]().remove(ours=rules().networks)
+            now = counts()
+            assert now["10.0.0.0/16"] == 0
+            assert now["10.9.0.0/16"] == before["10.9.0.0/16"]
+        finally:
+            former.close()
+            other.close()
+
+    in_new_netns(lambda: asyncio.run(go()))
+
+
 def test_the_kernel_masquerades_the_same_packets(play):
     """Packets from a pod, from a stranger, from this host; to outside, to a local and a remote pod:
     which source they arrive with. Addresses on veth ends in two more namespaces."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from functools import partial
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
@@ -16,7 +16,7 @@ from pathlib import Path
 from pyflannel.backend.base import BackendContext
 from pyflannel.backend.kinds import KINDS, create
 from pyflannel.core.errors import FlannelError, KernelError
-from pyflannel.core.ip import Family, SubnetKey
+from pyflannel.core.ip import Family, IPNetwork, SubnetKey
 from pyflannel.core.lease import LeaseAttrs
 from pyflannel.core.options import DaemonOptions
 from pyflannel.core.rules import RuleSet
@@ -68,10 +68,13 @@ class FakeFirewall:
     def close(self) -> None:
         pass
 
-    async def leftovers(self) -> list[str]:
+    async def leftovers(self, ours: Collection[IPNetwork] | None = None) -> list[str]:
         return []
 
-    async def remove(self, *, but: RuleSet | None = None) -> None:
+    async def remove(
+        self, *, but: RuleSet | None = None, ours: Collection[IPNetwork] | None = None
+    ) -> None:
+        assert ours is not None, "a running node takes its own rules away, not everybody's"
         self.removed += 1
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Network
+
 import pytest
 
 from pyflannel.core.config import NetworkConfig
@@ -12,6 +14,7 @@ from pyflannel.traffic.iptables import (
     MASQUERADE,
     Present,
     difference,
+    names,
     parse_version,
     read_table,
     render,
@@ -105,3 +108,53 @@ def test_removing_takes_the_jump_before_the_chain():
     assert payload[1].startswith("-D POSTROUTING")
     assert payload[2:4] == ["-F FLANNEL-POSTRTG", "-X FLANNEL-POSTRTG"]
     assert difference(MASQUERADE, (), Present(exists=False, rules=(), jumps=())) == ""
+
+
+NETWORKS = (V4,)
+THEIRS = "-A FLANNEL-POSTRTG -s 10.9.0.0/16 ! -d 224.0.0.0/4 -j MASQUERADE"
+
+
+def beside(rules, wanted=None, networks=NETWORKS):
+    wanted = lines() if wanted is None else wanted
+    return difference(MASQUERADE, wanted, read_table(saved(rules), MASQUERADE), networks)
+
+
+def test_beside_rules_of_others_nothing_is_written_where_ours_are_right():
+    assert beside((THEIRS, *lines())) == ""
+    assert beside((*lines(), THEIRS)) == ""
+    assert beside((*lines()[:3], THEIRS, *lines()[3:])) == ""
+
+
+def test_beside_rules_of_others_only_ours_are_taken_out_and_appended():
+    payload = beside((THEIRS, *lines()[:-1])).splitlines()
+    assert payload[0] == "*nat"
+    assert payload[-1] == "COMMIT"
+    assert payload[1:5] == [f"-D {line.removeprefix('-A ')}" for line in lines()[1:-1]]
+    assert payload[5:-1] == list(lines()[1:])
+
+
+def test_the_rule_about_the_mark_is_added_once_and_before_ours():
+    first = beside((THEIRS,)).splitlines()
+    assert first[1:-1] == list(lines())
+    behind = beside((*lines()[1:], THEIRS, lines()[0])).splitlines()
+    assert lines()[0] not in behind, "there already; ours come behind it"
+    assert behind[-2] == lines()[-1]
+
+
+def test_beside_rules_of_others_chain_and_jump_stay_without_ours():
+    payload = beside((THEIRS, *lines()), wanted=()).splitlines()
+    assert payload[1:-1] == [f"-D {line.removeprefix('-A ')}" for line in lines()[1:]]
+    assert beside((THEIRS,), wanted=()) == ""
+
+
+def test_rules_of_a_network_that_we_had_go():
+    payload = beside((THEIRS, *lines()), networks=(V4, IPv4Network("10.9.0.0/16")))
+    assert payload.splitlines()[1] == ":FLANNEL-POSTRTG - [0:0]"
+    assert "10.9.0.0" not in payload
+
+
+def test_a_network_is_named_by_a_whole_word():
+    assert names("-A FLANNEL-FWD -s 10.0.0.0/16 -j ACCEPT", NETWORKS)
+    assert names("-A FLANNEL-FWD ! -d 10.0.0.0/16 -j ACCEPT", NETWORKS)
+    for other in ("-s 10.0.0.0/160", "-s 110.0.0.0/16", '-m comment --comment "-s 10.0.0.0/16"'):
+        assert not names(f"-A FLANNEL-FWD {other} -j ACCEPT", NETWORKS)
