@@ -46,6 +46,7 @@ from pyflannel.kernel.lock import (
 from pyflannel.kernel.netlink import KernelNetlink
 from pyflannel.kernel.ownership import is_left_by
 from pyflannel.store import record
+from pyflannel.traffic import select
 from pyflannel.traffic.iptables import IptablesManager
 from pyflannel.traffic.nftables import NftablesManager
 
@@ -173,10 +174,13 @@ async def _find(
             for route in await netlink.routes(family)
             if is_left_by(route, former, ours)
         ]
+    # Rules of another network are another daemon's, also if that is stopped for now.
+    rules = select.former_rules(former)
+    networks = rules.networks if rules is not None else None
     for manager in (IptablesManager(), NftablesManager()):
-        left = await manager.leftovers()
+        left = await manager.leftovers(networks)
         # One removal takes all rules of a manager along; the others of its list are then gone.
-        found += [Trace(what, manager.remove) for what in left]
+        found += [Trace(what, partial(manager.remove, ours=networks)) for what in left]
     found += await _docker_traces(state_dir)
     return found
 

@@ -61,7 +61,7 @@ class TrafficManager(Protocol):
         """Stops listening for changes; the rules stay."""
         ...
 
-    async def leftovers(self) -> list[str]:
+    async def leftovers(self, ours: Collection[IPNetwork] | None = None) -> list[str]:
         """What `remove` would remove, in words; empty if there is nothing of ours."""
         ...
 

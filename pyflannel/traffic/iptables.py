@@ -202,6 +202,10 @@ def _beside_others(
     common = [line for line in wanted if line not in own]
     there = [_words(line) for line in present.rules]
     mine = [line for line in present.rules if names(line, networks)]
+    theirs = [line for line in present.rules if line not in mine]
+    if not wanted and not any("-j MASQUERADE" in line for line in theirs):
+        # Nobody masquerades any more, so nobody needs to be kept from it.
+        mine += [line for line in theirs if _words(line) == _words(MARK_RULE)]
     first = there.index(_words(mine[0])) if mine else len(there)
     leads = all(_words(line) in there[:first] for line in common)
     if leads and [*map(_words, mine)] == [*map(_words, own)]:
@@ -274,13 +278,12 @@ class IptablesManager:
         """As in `TrafficManager`."""
         self._monitor.close()
 
-    async def leftovers(self) -> list[str]:
+    async def leftovers(self, ours: Collection[IPNetwork] | None = None) -> list[str]:
         """As in `TrafficManager`."""
         found = []
         for family, chain in await self._listable():
             saved = await self._command(f"{BINARY[family]}-save", "-t", chain.table)
-            present = read_table(saved, chain)
-            if present.exists or present.jumps:
+            if difference(chain, (), read_table(saved, chain), ours):
                 found.append(f"{BINARY[family]} chain {chain.name} of table {chain.table}")
         return found
 

@@ -187,11 +187,18 @@ def repair_beside_others(
         own = [rule for rule in wanted if is_about(rule, networks)]
         common = [rule for rule in wanted if not is_about(rule, networks)]
         mine = [rule for rule in there if names(rule.expr, networks)]
-        before = exprs[: exprs.index(mine[0].expr)] if mine else exprs
 
         def as_listed(rule: Rule) -> list[Any]:
             return expressions(rule, family, fully_random=fully_random)
 
+        theirs = [rule for rule in there if rule not in mine]
+        if not wanted and not any("masquerade" in part for rule in theirs for part in rule.expr):
+            # Nobody masquerades any more, so nobody needs to be kept from it.
+            mine += [rule for rule in theirs if rule.expr == as_listed(MARK_RULE)]
+        if not wanted and chain in present and len(mine) == len(there):
+            lines += [f"flush chain {table} {chain}", f"delete chain {table} {chain}"]
+            continue
+        before = exprs[: exprs.index(mine[0].expr)] if mine else exprs
         leads = all(as_listed(rule) in before for rule in common)
         if leads and [rule.expr for rule in mine] == [as_listed(rule) for rule in own]:
             continue
@@ -365,12 +372,12 @@ class NftablesManager:
         """As in `TrafficManager`."""
         self._monitor.close()
 
-    async def leftovers(self) -> list[str]:
+    async def leftovers(self, ours: Collection[IPNetwork] | None = None) -> list[str]:
         """As in `TrafficManager`."""
         found = []
         for family in Family:
             try:
-                if await self._present(family) != {}:
+                if await self._removal(family, ours):
                     found.append(f"nft table {NFT_FAMILY[family]} {TABLE[family]}")
             except FlannelError as error:
                 log.debug("nft cannot be asked", family=family, error=error)
@@ -382,20 +389,22 @@ class NftablesManager:
         """As in `TrafficManager`."""
         if but is not None:
             return  # `ensure` looks after all that is ours
-        nothing = RuleSet()
         for family in Family:
             try:
-                present = await self._present(family)
-                if present == {}:
-                    continue
-                if present is not None and ours is not None and has_others(present, ours):
-                    text = repair_beside_others(nothing, family, present, ours, fully_random=False)
-                else:
-                    text = transaction(nothing, family, fully_random=False)
-                if text:
+                if text := await self._removal(family, ours):
                     await self._nft.run(text)
             except FlannelError as error:
                 log.debug("table not removed", table=TABLE[family], error=error)
+
+    async def _removal(self, family: Family, ours: Collection[IPNetwork] | None) -> str:
+        """What takes our rules away, and the table with the last rule; empty if none is there."""
+        nothing = RuleSet()
+        present = await self._present(family)
+        if present == {}:
+            return ""
+        if present is not None and ours is not None and has_others(present, ours):
+            return repair_beside_others(nothing, family, present, ours, fully_random=False)
+        return transaction(nothing, family, fully_random=False)
 
     def _note(self, family: Family, wanted: dict[str, list[Any]]) -> None:
         if wanted:

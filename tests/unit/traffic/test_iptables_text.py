@@ -145,6 +145,10 @@ def test_beside_rules_of_others_chain_and_jump_stay_without_ours():
     payload = beside((THEIRS, *lines()), wanted=()).splitlines()
     assert payload[1:-1] == [f"-D {line.removeprefix('-A ')}" for line in lines()[1:]]
     assert beside((THEIRS,), wanted=()) == ""
+    assert beside((lines()[0], THEIRS), wanted=()) == "", "they masquerade, so they need it"
+    plain = THEIRS.replace("MASQUERADE", "RETURN")
+    payload = beside((plain, *lines()), wanted=()).splitlines()
+    assert sorted(payload[1:-1]) == sorted(f"-D {x.removeprefix('-A ')}" for x in lines())
 
 
 def test_rules_of_a_network_that_we_had_go():
