@@ -28,8 +28,9 @@ from pyflannel.kernel.lookup import find_interface, follow_interface
 from pyflannel.kernel.netlink import KernelNetlink
 from pyflannel.logs import get_logger
 from pyflannel.node import process
-from pyflannel.node.agent import Agent, Parts, Settings
+from pyflannel.node.agent import Agent
 from pyflannel.node.envfiles import EnvFiles, read_former
+from pyflannel.node.parts import Parts, Settings
 from pyflannel.node.patience import while_starting
 from pyflannel.node.statussocket import keep_socket
 from pyflannel.node.trouble import Trouble
@@ -67,15 +68,15 @@ def _first_cause(error: BaseException) -> BaseException:
 
 async def _run(options: DaemonOptions) -> None:
     """Starts, serves, and when cancelled takes down what does not outlive the daemon."""
-    about = {"version": pyflannel.__version__, "pid": os.getpid(), "options": options.describe()}
-    log.info("pyflanneld starts", **about)
+    version, shown = pyflannel.__version__, options.describe()
+    log.info("pyflanneld starts", version=version, pid=os.getpid(), options=shown)
     async with contextlib.AsyncExitStack() as stack:
         SingleInstance(options.subnet_file).hold(stack)
         for pid in upstream_daemons():
             # Not refused: it may be about to end, and which of the two shall go is not ours to say.
             log.warning("flanneld runs on this node too; two daemons fight, stop one", pid=pid)
         notifier = Notifier.from_environment()
-        agent = Agent(_parts(options, notifier, stack), _settings(options))
+        agent = Agent(_parts(options, notifier, stack), Settings.of(options))
         async with while_starting(notifier):
             status = asyncio.create_task(_serve_status(agent, options), name="status socket")
             stack.push_async_callback(finish, status, within=STATUS_END_S)
@@ -99,13 +100,8 @@ async def _serve_status(agent: Agent, options: DaemonOptions) -> None:
     if not options.status_socket:
         await asyncio.Event().wait()
     trouble = agent.failing["status socket"] = Trouble(SystemClock())
-    await keep_socket(
-        agent.report,
-        options.status_socket,
-        agent.progress,
-        trouble.set,
-        group=options.status_group,
-    )
+    path, group = options.status_socket, options.status_group
+    await keep_socket(agent.report, path, agent.progress, trouble.set, group=group)
 
 
 def _parts(options: DaemonOptions, notifier: Notifier, stack: contextlib.AsyncExitStack) -> Parts:
@@ -147,19 +143,4 @@ def _parts(options: DaemonOptions, notifier: Notifier, stack: contextlib.AsyncEx
         former=former,
         waiting=waiting,
         attached=fd_store.drop_rest,
-    )
-
-
-def _settings(options: DaemonOptions) -> Settings:
-    return Settings(
-        subnet_file=options.subnet_file,
-        docker_opts_file=options.docker_opts_file,
-        docker_opts_keys=options.docker_opts_keys,
-        allow_extension=options.allow_extension,
-        ip_masq=options.ip_masq,
-        forward_rules=options.iptables_forward_rules,
-        blackhole=options.ip_blackhole_route,
-        rules_period_s=float(options.iptables_resync),
-        state_dir=options.state_dir,
-        ready_when_files=options.ready_when == "files",
     )

@@ -19,35 +19,39 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import islice
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import pyflannel
-from pyflannel.aio.clock import Clock, within
+from pyflannel.aio.clock import within
 from pyflannel.aio.tasks import forever
-from pyflannel.backend.base import Backend, Network
 from pyflannel.backend.driver import Driver
 from pyflannel.core import rules, subnetenv
 from pyflannel.core.announce import Announcer
 from pyflannel.core.config import NetworkConfig, effective, parse_network_config
 from pyflannel.core.errors import NetworkConfigChanged, StoreDenied, StoreError
-from pyflannel.core.ip import Family, IPAddress, SubnetKey
-from pyflannel.core.kind import Kinds
-from pyflannel.core.lease import Identity, Lease, LeaseAttrs, LeaseTable, Snapshot
+from pyflannel.core.ip import Family, SubnetKey
+from pyflannel.core.lease import Identity, LeaseAttrs, LeaseTable, Snapshot
 from pyflannel.core.trust import check_commands
-from pyflannel.core.underlay import ExternalInterface, Selection
+from pyflannel.core.underlay import ExternalInterface
 from pyflannel.docker import options as docker_options
-from pyflannel.kernel.base import Netlink
 from pyflannel.logs import get_logger
 from pyflannel.node.blackhole import BlackholeKeeper
-from pyflannel.node.envfiles import EnvFiles
 from pyflannel.node.firewall import Firewall
 from pyflannel.node.follow import UnderlayFollower
 from pyflannel.node.former import remove_former
+from pyflannel.node.parts import Parts, Settings, Started
 from pyflannel.node.progress import PROGRAM_FIRST_S, Progress
+from pyflannel.node.reports import (
+    config_report,
+    lease_report,
+    peer_order,
+    peer_report,
+    some_rejections,
+    underlay_report,
+)
 from pyflannel.node.trouble import Trouble
 from pyflannel.report.model import (
     ConfigReport,
@@ -61,96 +65,17 @@ from pyflannel.report.model import (
     UnderlayReport,
 )
 from pyflannel.report.text import headline
-from pyflannel.store.base import LeaseStore
 from pyflannel.store.configlog import log_problems
-from pyflannel.systemd import Notifier
-from pyflannel.traffic.base import TrafficManager
 from pyflannel.traffic.select import former_rules
 
 log = get_logger(__name__)
 
-MOST_REJECTED_SHOWN: Final = 100
-"""Leases that are not followed, in one answer of the status socket."""
 HEADLINE_S: Final = 1.0
 """How often systemd's status line is made anew; it is sent only when it has changed."""
 BRIDGE_SYSCTL: Final = {
     Family.V4: Path("/proc/sys/net/bridge/bridge-nf-call-iptables"),
     Family.V6: Path("/proc/sys/net/bridge/bridge-nf-call-ip6tables"),
 }
-
-
-class FindUnderlay(Protocol):
-    """Chooses the external interface at the start; see `kernel.lookup.find_interface`."""
-
-    async def __call__(
-        self, families: Sequence[Family], /, *, prefer: Sequence[IPAddress]
-    ) -> Selection:
-        """The interface; raises `InterfaceError` if nothing fits."""
-        ...
-
-
-class FollowUnderlay(Protocol):
-    """Decides what carries the overlay from now on; see `kernel.lookup.follow_interface`."""
-
-    async def __call__(
-        self,
-        families: Sequence[Family],
-        /,
-        *,
-        current: ExternalInterface,
-        home: ExternalInterface,
-        own: SubnetKey | None,
-    ) -> ExternalInterface:
-        """The interface; raises `InterfaceError` if nothing can be used now."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """What the operator chose, as far as it concerns the agent."""
-
-    subnet_file: str
-    docker_opts_file: str = ""
-    """Empty for none."""
-    docker_opts_keys: Sequence[str] = (docker_options.DOCKER_OPTS,)
-    allow_extension: bool = False
-    """Whether a config from etcd may make this node run its commands."""
-    ip_masq: bool = False
-    forward_rules: bool = True
-    blackhole: bool = False
-    """Keep a blackhole route for our subnet."""
-    rules_period_s: float = 5.0
-    """Seconds between two looks at rules and routes of whose changes nobody tells us."""
-    state_dir: str = ""
-    """Where word is left that must outlive a reboot."""
-    ready_when_files: bool = False
-    """READY waits for the environment files, too."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
-    """What an agent is built from."""
-
-    store: LeaseStore
-    kinds: Kinds
-    netlink: Netlink
-    find_underlay: FindUnderlay
-    follow_underlay: FollowUnderlay
-    backend: Callable[[NetworkConfig, ExternalInterface, LeaseAttrs | None], Backend]
-    """Makes the backend; the last argument is what its lease is prescribed to carry, if it is."""
-    announce: Callable[[ExternalInterface], None]
-    """Tells the neighbours on the underlay that the interface has another MAC."""
-    firewall: Callable[[NetworkConfig], tuple[TrafficManager, TrafficManager]]
-    """The traffic manager in use, and the one whose rules have to go."""
-    files: EnvFiles
-    clock: Clock
-    notifier: Notifier
-    former: subnetenv.SubnetEnv = field(default_factory=subnetenv.SubnetEnv)
-    """What a former run left in `subnet.env`."""
-    waiting: Trouble
-    """What the store waits for; the store's `tell` sets it."""
-    attached: Callable[[], None] = lambda: None
-    """Called when the backend has taken what it can use of a former run."""
 
 
 class Agent:
@@ -266,9 +191,11 @@ class Agent:
             waiting_for=self._parts.waiting.text,
             waiting_since=self._parts.waiting.since,
             ready_since=parts.files.ready_since,
-            config=node.config_report() if node is not None else _config_report(self._config),
+            config=node.config_report() if node is not None else config_report(self._config),
             store=node.store_report() if node is not None else parts.store.report(),
-            underlay=node.underlay_report() if node is not None else _underlay(self._underlay),
+            underlay=node.underlay_report()
+            if node is not None
+            else underlay_report(self._underlay),
             lease=node.lease_report() if node is not None else None,
             network=node.network_report() if node is not None else None,
             rules=node.rules_report() if node is not None else None,
@@ -282,16 +209,6 @@ class Agent:
         if self._node is not None:
             troubles |= self._node.failing
         return {name: trouble.report() for name, trouble in troubles.items() if trouble}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Started:
-    """What is known once the node is up."""
-
-    config: NetworkConfig
-    underlay: ExternalInterface
-    lease: Lease
-    network: Network
 
 
 class Node:
@@ -561,30 +478,19 @@ class Node:
         return replace(
             self._store.report(),
             peers=len(self._table.peers),
-            rejected=_some(self._table.rejected),
+            rejected=some_rejections(self._table.rejected),
             rejected_count=len(self._table.rejected),
         )
 
     def underlay_report(self) -> UnderlayReport | None:
         """The external interface, and what keeps it from being used."""
         trouble = self._follower.trouble
-        return _underlay(self._underlay, trouble.report())
+        return underlay_report(self._underlay, trouble.report())
 
     def lease_report(self) -> LeaseReport:
         """Our lease."""
-        lease, standing = self._store.lease or self._lease, self._store.standing()
-        return LeaseReport(
-            subnet=_text(lease.key.v4),
-            ipv6_subnet=_text(lease.key.v6),
-            public_ip=_text(lease.attrs.public_ip),
-            public_ipv6=_text(lease.attrs.public_ipv6),
-            backend=self._config.backend_type,
-            expires=lease.expires,
-            reservation=lease.is_reservation,
-            held=standing.held,
-            reason=standing.reason,
-            since=standing.since,
-        )
+        lease = self._store.lease or self._lease
+        return lease_report(lease, self._store.standing(), self._config.backend_type)
 
     def network_report(self) -> NetworkReport:
         """The overlay."""
@@ -598,14 +504,9 @@ class Node:
         """A record for each peer, by subnet."""
         network = self._driver.report()
         return tuple(
-            _peer(lease, self._config.backend_type, network)
-            for _, lease in sorted(self._table.peers.items(), key=lambda item: _order(item[1]))
+            peer_report(lease, self._config.backend_type, network)
+            for _, lease in sorted(self._table.peers.items(), key=lambda item: peer_order(item[1]))
         )
-
-
-def _some(rejected: Mapping[SubnetKey, str]) -> dict[str, str]:
-    """Rejections as `status` shows them: enough to see what is wrong, never megabytes."""
-    return {key.describe(): why for key, why in islice(rejected.items(), MOST_REJECTED_SHOWN)}
 
 
 def _warn_about_bridges(config: NetworkConfig) -> None:
@@ -620,51 +521,3 @@ def _warn_about_bridges(config: NetworkConfig) -> None:
                 missing=BRIDGE_SYSCTL[family],
                 remedy="modprobe br_netfilter, if such traffic must pass the firewall",
             )
-
-
-def _config_report(config: NetworkConfig | None) -> ConfigReport | None:
-    return ConfigReport(effective=effective(config)) if config is not None else None
-
-
-def _underlay(
-    interface: ExternalInterface | None, failure: Failure | None = None
-) -> UnderlayReport | None:
-    if interface is None:
-        return None
-    return UnderlayReport(
-        interface=interface.name,
-        index=interface.index,
-        mtu=interface.mtu,
-        address=_text(interface.address),
-        address6=_text(interface.address6),
-        public_ip=_text(interface.public_ip),
-        public_ipv6=_text(interface.public_ipv6),
-        failing=failure.text if failure is not None else "",
-        failing_since=failure.since if failure is not None else None,
-    )
-
-
-def _peer(lease: Lease, backend: str, network: NetworkReport) -> PeerReport:
-    name = lease.key.describe()
-    ignored, failing = network.ignored.get(name, ""), network.failing.get(f"peer {name}", "")
-    return PeerReport(
-        subnet=_text(lease.key.v4),
-        ipv6_subnet=_text(lease.key.v6),
-        public_ip=_text(lease.attrs.public_ip),
-        public_ipv6=_text(lease.attrs.public_ipv6),
-        backend=lease.attrs.backend_type or backend,
-        state="ignored" if ignored else "failing" if failing else "unknown",
-        reason=ignored or failing,
-    )
-
-
-def _order(lease: Lease) -> tuple[int, int]:
-    v4, v6 = lease.key.v4, lease.key.v6
-    return (
-        int(v4.network_address) if v4 is not None else 0,
-        int(v6.network_address) if v6 is not None else 0,
-    )
-
-
-def _text(value: object) -> str | None:
-    return None if value is None else str(value)

@@ -24,8 +24,9 @@ from pyflannel.core.subnetenv import SubnetEnv
 from pyflannel.kernel.base import Address, Delete, Route, Set
 from pyflannel.kernel.files import FileContent, FileMissing, FileText
 from pyflannel.kernel.lookup import find_interface, follow_interface
-from pyflannel.node.agent import Agent, Node, Parts, Settings
+from pyflannel.node.agent import Agent, Node
 from pyflannel.node.envfiles import EnvFiles, Stamp
+from pyflannel.node.parts import Parts, Settings
 from pyflannel.node.trouble import Trouble
 from pyflannel.report.model import NodeReport
 from pyflannel.store.etcd import codec

@@ -1,0 +1,124 @@
+"""What an agent is built from, what it was told, and what its start finds: values and seams."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pyflannel.aio.clock import Clock
+from pyflannel.backend.base import Backend, Network
+from pyflannel.core import subnetenv
+from pyflannel.core.config import NetworkConfig
+from pyflannel.core.ip import Family, IPAddress, SubnetKey
+from pyflannel.core.kind import Kinds
+from pyflannel.core.lease import Lease, LeaseAttrs
+from pyflannel.core.options import DaemonOptions
+from pyflannel.core.underlay import ExternalInterface, Selection
+from pyflannel.docker import options as docker_options
+from pyflannel.kernel.base import Netlink
+from pyflannel.node.envfiles import EnvFiles
+from pyflannel.node.trouble import Trouble
+from pyflannel.store.base import LeaseStore
+from pyflannel.systemd import Notifier
+from pyflannel.traffic.base import TrafficManager
+
+
+class FindUnderlay(Protocol):
+    """Chooses the external interface at the start; see `kernel.lookup.find_interface`."""
+
+    async def __call__(
+        self, families: Sequence[Family], /, *, prefer: Sequence[IPAddress]
+    ) -> Selection:
+        """The interface; raises `InterfaceError` if nothing fits."""
+        ...
+
+
+class FollowUnderlay(Protocol):
+    """Decides what carries the overlay from now on; see `kernel.lookup.follow_interface`."""
+
+    async def __call__(
+        self,
+        families: Sequence[Family],
+        /,
+        *,
+        current: ExternalInterface,
+        home: ExternalInterface,
+        own: SubnetKey | None,
+    ) -> ExternalInterface:
+        """The interface; raises `InterfaceError` if nothing can be used now."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the operator chose, as far as it concerns the agent."""
+
+    subnet_file: str
+    docker_opts_file: str = ""
+    """Empty for none."""
+    docker_opts_keys: Sequence[str] = (docker_options.DOCKER_OPTS,)
+    allow_extension: bool = False
+    """Whether a config from etcd may make this node run its commands."""
+    ip_masq: bool = False
+    forward_rules: bool = True
+    blackhole: bool = False
+    """Keep a blackhole route for our subnet."""
+    rules_period_s: float = 5.0
+    """Seconds between two looks at rules and routes of whose changes nobody tells us."""
+    state_dir: str = ""
+    """Where word is left that must outlive a reboot."""
+    ready_when_files: bool = False
+    """READY waits for the environment files, too."""
+
+    @classmethod
+    def of(cls, options: DaemonOptions) -> Settings:
+        """What the command line says."""
+        return cls(
+            subnet_file=options.subnet_file,
+            docker_opts_file=options.docker_opts_file,
+            docker_opts_keys=options.docker_opts_keys,
+            allow_extension=options.allow_extension,
+            ip_masq=options.ip_masq,
+            forward_rules=options.iptables_forward_rules,
+            blackhole=options.ip_blackhole_route,
+            rules_period_s=float(options.iptables_resync),
+            state_dir=options.state_dir,
+            ready_when_files=options.ready_when == "files",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What an agent is built from."""
+
+    store: LeaseStore
+    kinds: Kinds
+    netlink: Netlink
+    find_underlay: FindUnderlay
+    follow_underlay: FollowUnderlay
+    backend: Callable[[NetworkConfig, ExternalInterface, LeaseAttrs | None], Backend]
+    """Makes the backend; the last argument is what its lease is prescribed to carry, if it is."""
+    announce: Callable[[ExternalInterface], None]
+    """Tells the neighbours on the underlay that the interface has another MAC."""
+    firewall: Callable[[NetworkConfig], tuple[TrafficManager, TrafficManager]]
+    """The traffic manager in use, and the one whose rules have to go."""
+    files: EnvFiles
+    clock: Clock
+    notifier: Notifier
+    former: subnetenv.SubnetEnv = field(default_factory=subnetenv.SubnetEnv)
+    """What a former run left in `subnet.env`."""
+    waiting: Trouble
+    """What the store waits for; the store's `tell` sets it."""
+    attached: Callable[[], None] = lambda: None
+    """Called when the backend has taken what it can use of a former run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """What is known once the node is up."""
+
+    config: NetworkConfig
+    underlay: ExternalInterface
+    lease: Lease
+    network: Network

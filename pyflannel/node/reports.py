@@ -1,0 +1,97 @@
+"""What an agent knows, as the records of `report.model`. Values in, values out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import islice
+from typing import Final
+
+from pyflannel.core.config import NetworkConfig, effective
+from pyflannel.core.ip import SubnetKey
+from pyflannel.core.lease import Lease
+from pyflannel.core.underlay import ExternalInterface
+from pyflannel.report.model import (
+    ConfigReport,
+    Failure,
+    LeaseReport,
+    NetworkReport,
+    PeerReport,
+    UnderlayReport,
+)
+from pyflannel.store.base import Standing
+
+MOST_REJECTED_SHOWN: Final = 100
+"""Leases that are not followed, in one answer of the status socket."""
+
+
+def lease_report(lease: Lease, standing: Standing, backend: str) -> LeaseReport:
+    """Our own lease, and whether it is ours."""
+    return LeaseReport(
+        subnet=_text(lease.key.v4),
+        ipv6_subnet=_text(lease.key.v6),
+        public_ip=_text(lease.attrs.public_ip),
+        public_ipv6=_text(lease.attrs.public_ipv6),
+        backend=backend,
+        expires=lease.expires,
+        reservation=lease.is_reservation,
+        held=standing.held,
+        reason=standing.reason,
+        since=standing.since,
+    )
+
+
+def some_rejections(rejected: Mapping[SubnetKey, str]) -> dict[str, str]:
+    """Rejections as `status` shows them: enough to see what is wrong, never megabytes."""
+    return {key.describe(): why for key, why in islice(rejected.items(), MOST_REJECTED_SHOWN)}
+
+
+def config_report(config: NetworkConfig | None) -> ConfigReport | None:
+    """A config that was read, before anything came of it."""
+    return ConfigReport(effective=effective(config)) if config is not None else None
+
+
+def underlay_report(
+    interface: ExternalInterface | None, failure: Failure | None = None
+) -> UnderlayReport | None:
+    """The external interface, `None` before one is chosen, and why it cannot be used now."""
+    if interface is None:
+        return None
+    return UnderlayReport(
+        interface=interface.name,
+        index=interface.index,
+        mtu=interface.mtu,
+        address=_text(interface.address),
+        address6=_text(interface.address6),
+        public_ip=_text(interface.public_ip),
+        public_ipv6=_text(interface.public_ipv6),
+        failing=failure.text if failure is not None else "",
+        failing_since=failure.since if failure is not None else None,
+    )
+
+
+def peer_report(lease: Lease, backend: str, network: NetworkReport) -> PeerReport:
+    """A peer by its lease, with what the backend says of it."""
+    name = lease.key.describe()
+    ignored, failing = network.ignored.get(name, ""), network.failing.get(f"peer {name}", "")
+    return PeerReport(
+        subnet=_text(lease.key.v4),
+        ipv6_subnet=_text(lease.key.v6),
+        public_ip=_text(lease.attrs.public_ip),
+        public_ipv6=_text(lease.attrs.public_ipv6),
+        backend=lease.attrs.backend_type or backend,
+        state="ignored" if ignored else "failing" if failing else "unknown",
+        reason=ignored or failing,
+    )
+
+
+def peer_order(lease: Lease) -> tuple[int, int]:
+    """Sorts leases by subnet."""
+    v4, v6 = lease.key.v4, lease.key.v6
+    return (
+        int(v4.network_address) if v4 is not None else 0,
+        int(v6.network_address) if v6 is not None else 0,
+    )
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)

@@ -1,0 +1,182 @@
+"""Backend udp without a TUN: which data path carries the packets, and what becomes of a bad one."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from ipaddress import IPv4Network
+
+import pytest
+
+from pyflannel.backend import udp
+from pyflannel.core.errors import DatapathError
+from pyflannel.core.ip import Family
+from pyflannel.core.lease import LeaseAdded, LeaseRemoved
+from pyflannel.core.lpm import RouteTable
+from pyflannel.datapath import select
+from pyflannel.datapath.base import Capabilities
+from tests.support.overlay import ME, Machine, config, lease, run
+
+
+class FakeTun:
+    """A TUN that is a link of the kernel in memory."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.fd, self._other = os.pipe()
+        self.vnet_hdr = False
+        self.persistent: list[bool] = []
+
+    def set_persistent(self, persistent: bool) -> None:
+        self.persistent.append(persistent)
+
+    def close(self) -> None:
+        for fd in (self.fd, self._other):
+            os.close(fd)
+
+
+class FakePath:
+    """A data path that does as it is told."""
+
+    capabilities = Capabilities(name="fake")
+    refuses = ""
+
+    def __init__(self, _config: object) -> None:
+        self.started = self.stopped = 0
+        self.tables: list[RouteTable] = []
+        self.failed: str | None = None
+        MADE.append(self)
+
+    def start(self) -> None:
+        if self.refuses:
+            raise DatapathError(self.refuses)
+        self.started += 1
+
+    def stop(self) -> None:
+        self.stopped += 1
+
+    def replace_table(self, table: RouteTable) -> None:
+        self.tables.append(table)
+
+    def counters(self) -> dict[str, int]:
+        return {"tun_rx": 0}
+
+    def failure(self) -> str | None:
+        return self.failed
+
+    def repair(self) -> Sequence[str]:
+        return ()
+
+
+class Refusing(FakePath):
+    capabilities = Capabilities(name="refusing")
+    refuses = "the kernel says no"
+
+
+MADE: list[FakePath] = []
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    MADE.clear()
+    made = Machine(kinds=("vxlan", "tun"))
+
+    def open_tun(name: str, *, vnet_hdr: bool) -> FakeTun:
+        made.netlink.add_link(name, kind="tun", up=False)
+        return FakeTun(made)
+
+    def create(kind: str, *, failed) -> select.Choice:
+        del kind
+        if "refusing" in failed or not made_of_refusing:
+            return select.Choice(FakePath, f"after {dict(failed)}" if failed else "asked for")
+        return select.Choice(Refusing, "the fastest")
+
+    made_of_refusing: list[bool] = []
+    made.refuse = lambda: made_of_refusing.append(True)
+    monkeypatch.setattr(udp, "open_tun", open_tun)
+    monkeypatch.setattr(
+        udp, "open_udp", lambda *_, **__: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    )
+    monkeypatch.setattr(udp.select, "create", create)
+    return made
+
+
+async def attached(machine: Machine, tmp_path):
+    context = machine.context(config({"Type": "udp"}), tmp_path)
+    backend = udp.UdpBackend(context)
+    await backend.prepare(None)
+    return await backend.attach(lease(ME, "udp"))
+
+
+def test_peers_are_rows_of_the_data_paths_table(machine, tmp_path):
+    async def main() -> None:
+        network = await attached(machine, tmp_path)
+        network.update([LeaseAdded(lease(2, "udp")), LeaseAdded(lease(3, "udp"))])
+        network.synced()
+        await network.apply(full=True)
+        (path,) = MADE
+        assert len(path.tables[-1]) == 2
+        network.update([LeaseRemoved(lease(3, "udp"))])
+        await network.apply(full=False)
+        assert len(path.tables[-1]) == 1
+        assert network.report().peers == 1
+        await network.detach()
+        assert path.stopped == 1
+
+    run(main())
+
+
+def test_the_network_is_routed_into_the_device(machine, tmp_path):
+    async def main() -> None:
+        network = await attached(machine, tmp_path)
+        link = await machine.netlink.link("flannel0")
+        routes = {(r.dst, r.oif) for r in await machine.netlink.routes(Family.V4)}
+        assert (IPv4Network("10.5.0.0/16"), link.index) in routes
+        report = network.report()
+        assert (report.port, report.mtu) == (8285, 1472)
+        assert report.devices["flannel0"].up is True
+        await network.detach()
+
+    run(main())
+
+
+def test_a_data_path_that_cannot_start_is_passed_over_and_the_reason_kept(machine, tmp_path):
+    machine.refuse()
+
+    async def main() -> None:
+        network = await attached(machine, tmp_path)
+        assert [path.capabilities.name for path in MADE] == ["refusing", "fake"]
+        assert MADE[0].stopped == 1
+        report = network.report().datapath
+        assert report.name == "fake"
+        assert "the kernel says no" in report.why
+        await network.detach()
+
+    run(main())
+
+
+def test_a_data_path_that_died_is_started_again_with_the_same_peers(machine, tmp_path):
+    async def main() -> None:
+        network = await attached(machine, tmp_path)
+        network.update([LeaseAdded(lease(2, "udp"))])
+        network.synced()
+        await network.apply(full=True)
+        MADE[0].failed = "EIO"
+        # The device goes with the descriptor.
+        link = await machine.netlink.link("flannel0")
+        if link is not None:
+            await machine.netlink.delete_link(link.index)
+        applied = await network.apply(full=False)
+        assert applied.repaired.get("datapath") == 1
+        assert len(MADE) == 2
+        assert len(MADE[1].tables[-1]) == 1
+        assert network.report().datapath.restarts == 1
+        await network.detach()
+
+    run(main())
+
+
+def test_a_device_of_the_name_that_is_no_tun_is_not_ours():
+    assert udp.KIND.is_device("flannel0", "tun")
+    assert not udp.KIND.is_device("flannel0", "vxlan")
