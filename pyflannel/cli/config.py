@@ -10,6 +10,7 @@ from pathlib import Path
 from pyflannel.backend.kinds import KINDS
 from pyflannel.cli.backends import help_text
 from pyflannel.cli.common import Parser, split_etcd, with_store
+from pyflannel.cli.streams import write_bytes
 from pyflannel.core.config import Parsed, effective, parse_network_config
 from pyflannel.core.errors import EXIT_CONFIG, EXIT_OK, ConfigError, UsageError
 from pyflannel.core.fields import Problem
@@ -40,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
             raise UsageError("config get takes no FILE")
         found = with_store(options, lambda store: store.get(codec.config_key(options.prefix)))
         if not found.kvs:
-            where = codec.config_key(options.prefix).decode()
+            where = shown(codec.config_key(options.prefix))
             raise ConfigError(f"no network config under {where}; write one with config set")
         return _show(found.kvs[0].value, as_json=given.json)
     if given.file is None:
@@ -55,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
         return EXIT_CONFIG
     key = codec.config_key(options.prefix)
     with_store(options, lambda store: store.put(key, raw))
-    print(f"written to {key.decode()}")
+    print(f"written to {shown(key)}")
     return EXIT_OK
 
 
@@ -75,8 +76,7 @@ def _show(raw: bytes, *, as_json: bool) -> int:
         text = raw.decode("utf-8", "backslashreplace").rstrip("\n")
         print("\n".join(map(escape, text.split("\n"))))
     else:
-        sys.stdout.flush()
-        sys.stdout.buffer.write(raw.rstrip(b"\n") + b"\n")  # for a program, or a file: as it is
+        write_bytes(raw.rstrip(b"\n") + b"\n")  # for a program, or a file: as it is
     return EXIT_OK
 
 

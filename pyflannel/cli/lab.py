@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import signal
@@ -165,6 +166,20 @@ def spec_from_options(options: argparse.Namespace) -> LabSpec:
     )
 
 
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: expected seconds, more than 0")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected 1 or more")
+    return value
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line of `pyflannel lab`."""
     top = _Parser(
@@ -196,8 +211,10 @@ def parser() -> argparse.ArgumentParser:
 
     ping = add("ping", "ping between all pairs of pods; ends 1 if a pair does not answer")
     ping.add_argument("--json", action="store_true", help="print JSON")
-    ping.add_argument("--count", type=int, default=3, metavar="N", help="answers wanted per pair")
-    ping.add_argument("--deadline", type=float, default=5.0, metavar="S", help="seconds to try")
+    ping.add_argument(
+        "--count", type=_count, default=3, metavar="N", help="answers wanted per pair"
+    )
+    ping.add_argument("--deadline", type=_seconds, default=5.0, metavar="S", help="seconds to try")
 
     ping.add_argument(
         "-6", dest="version", action="store_const", const=6, default=4, help="over IPv6"
@@ -215,7 +232,7 @@ def parser() -> argparse.ArgumentParser:
     speed.add_argument("--from", dest="source", type=int, default=1, metavar="NODE")
     speed.add_argument("--to", dest="target", type=int, default=2, metavar="NODE")
     speed.add_argument(
-        "--seconds", type=float, default=2.0, metavar="S", help="of each of four measurements"
+        "--seconds", type=_seconds, default=2.0, metavar="S", help="of each of four measurements"
     )
 
     add("down", "take a lab away, also one that is only half made")

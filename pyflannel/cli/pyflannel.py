@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-import importlib
+import signal
 import sys
+from pathlib import PurePath
+
+IS_PROGRAM = __name__ == "__main__" or PurePath(sys.argv[0]).name == "pyflannel"
+if IS_PROGRAM:
+    # Ctrl-C during the imports ends the process without a traceback out of one of them. `guarded`
+    # gives the signal back to Python before a command begins.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
 import pyflannel
-from pyflannel.core.errors import EXIT_DEFECT, EXIT_USAGE, FlannelError
+from pyflannel.cli import streams
+from pyflannel.core.errors import EXIT_DEFECT, EXIT_UNAVAILABLE, EXIT_USAGE, FlannelError
 from pyflannel.foreign import MOST_IN_LOG, shown
 
 
@@ -52,7 +62,12 @@ def usage() -> str:
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Entry point; ends the process."""
-    sys.exit(run(list(sys.argv[1:] if argv is None else argv)))
+    if not streams.make_whole():
+        print("pyflannel: standard output is closed; write >/dev/null", file=sys.stderr)
+        sys.exit(EXIT_UNAVAILABLE)
+    streams.watch_output()
+    words = list(sys.argv[1:] if argv is None else argv)
+    sys.exit(streams.finish("pyflannel", lambda: run(words)))
 
 
 def run(argv: list[str]) -> int:
@@ -78,14 +93,16 @@ def guarded(program: str, module: str, argv: list[str]) -> int:
     """Calls a command's `main` and turns what it raises into a last line and an exit code."""
     try:
         command: Callable[[list[str]], int] = importlib.import_module(module).main
+        if IS_PROGRAM:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         return command(argv)
     except FlannelError as error:
         print(f"{program}: {shown(error, MOST_IN_LOG)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        return 0
+    except streams.OutputFailed:
+        raise  # `main` says so
     except Exception as error:  # noqa: BLE001 - the border of the process
         import traceback
 

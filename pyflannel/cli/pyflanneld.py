@@ -23,10 +23,12 @@ if __name__ == "__main__" or "pyflanneld" in sys.argv[0]:
     for _each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(_each, _stop_at_once)
 
+import contextlib
 from collections.abc import Sequence
 from typing import NoReturn
 
 import pyflannel
+from pyflannel.cli import streams
 from pyflannel.core.errors import EXIT_DEFECT, EXIT_OK, FlannelError
 from pyflannel.foreign import MOST_IN_LOG, shown
 
@@ -36,9 +38,12 @@ SECRET_VARIABLES = ("FLANNELD_ETCD_PASSWORD", "FLANNEL_OPTIONS")
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Entry point; ends the process."""
-    code = run(sys.argv if argv is None else ["pyflanneld", *argv])
-    sys.stdout.flush()
-    sys.stderr.flush()
+    streams.make_whole()
+    streams.watch_output()
+    words = sys.argv if argv is None else ["pyflanneld", *argv]
+    code = streams.finish("pyflanneld", lambda: run(words))
+    with contextlib.suppress(OSError):
+        sys.stderr.flush()
     # Threads of blocking libraries may still wait for an answer of etcd. Nothing is left that
     # needs them, and the two seconds that SIGTERM may take are not theirs to spend.
     os._exit(code)

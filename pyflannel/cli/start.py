@@ -68,7 +68,7 @@ def _check_network_config(parsed: RunDaemon) -> int:
     key = codec.config_key(etcd.prefix)
     found = with_store(etcd, lambda store: store.get(key))
     if not found.kvs:
-        print(f"error: no network config under {key.decode()}", file=sys.stderr)
+        print(f"error: no network config under {shown(key)}", file=sys.stderr)
         return EXIT_CONFIG
     config = parse_network_config(found.kvs[0].value, KINDS)
     for problem in config.problems:

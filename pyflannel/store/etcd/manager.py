@@ -39,6 +39,7 @@ from pyflannel.core.lease import Lease, LeaseAttrs, LeaseUpdate
 from pyflannel.core.ownership import Verdict, judge
 from pyflannel.core.renewal import Renewal
 from pyflannel.core.trust import ConfigOrigin
+from pyflannel.foreign import shown
 from pyflannel.logs import get_logger
 from pyflannel.report.model import StoreReport
 from pyflannel.store.base import Standing
@@ -166,33 +167,33 @@ class EtcdLeaseStore:
                     log.warning(
                         "Couldn't fetch network config: etcd does not answer, waiting",
                         endpoints=self._store.describe(),
-                        key=key.decode(),
+                        key=shown(key),
                         error=error,
                     )
                 await self._clock.sleep(backoff.next())
                 continue
             backoff.reset()
             if not found.kvs:
-                if waiting(f"waiting for the network config {key.decode()} in etcd"):
+                if waiting(f"waiting for the network config {shown(key)} in etcd"):
                     log.warning(
                         "Couldn't fetch network config: flannel config not found in etcd store. "
                         "Did you create your config using etcdv3 API?",
                         endpoints=self._store.describe(),
                         prefix=self._prefix,
-                        key=key.decode(),
+                        key=shown(key),
                         remedy=f"pyflannel config set --etcd-prefix={self._prefix} FILE",
                     )
             else:
                 parsed = parse_network_config(found.kvs[0].value, self._kinds)
                 if parsed.config is not None:
                     self._config_revision = found.kvs[0].mod_revision
-                    log_problems(parsed.problems, key.decode())
+                    log_problems(parsed.problems, shown(key))
                     self._tell("")
                     self._config = parsed.config
                     return parsed.config
                 revision = found.kvs[0].mod_revision
-                if waiting(f"waiting for a valid network config in {key.decode()} (r{revision})"):
-                    log_problems(parsed.problems, key.decode())
+                if waiting(f"waiting for a valid network config in {shown(key)} (r{revision})"):
+                    log_problems(parsed.problems, shown(key))
             await self._clock.sleep(CONFIG_RETRY_S)
 
     async def watch_config(self) -> AsyncIterator[bytes | None]:

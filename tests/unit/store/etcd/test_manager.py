@@ -1093,3 +1093,28 @@ def test_a_bad_key_is_logged_once_in_one_readable_line(play, caplog):
     fields = lines[0].pyflannel_fields
     assert fields["key"].isprintable()
     assert len(fields["key"]) < 300
+
+
+def test_a_prefix_that_is_no_utf8_is_waited_for_in_readable_words(tmp_path) -> None:
+    """etcd's keys are bytes; `--etcd-prefix=$(printf '/\\xff')` ended with a traceback."""
+
+    async def go() -> None:
+        etcd = FakeEtcd(FakeClock())
+        said: list[str] = []
+        store = EtcdLeaseStore(
+            FakeStore(etcd),
+            "/\udcff",
+            kinds=KINDS,
+            clock=etcd.clock,
+            record=LeaseRecord(str(tmp_path), "/\udcff"),
+            previous=None,
+            tell=said.append,
+        )
+        waiting = asyncio.create_task(store.network_config())
+        await settle()
+        assert "/\\xff/config" in said[-1]
+        assert not waiting.done()
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+
+    asyncio.run(go())
