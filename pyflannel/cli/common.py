@@ -9,9 +9,11 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NoReturn, TypeVar
 
-from pyflannel.core.errors import UsageError
+from pyflannel.cli import unit
+from pyflannel.core.errors import StoreUnavailable, UsageError
 from pyflannel.core.options import ETCD_FLAGS, EtcdOptions, parse_etcd_flags
 from pyflannel.core.suggest import did_you_mean
+from pyflannel.core.sysconfig import translate
 from pyflannel.foreign import shown
 from pyflannel.store.etcd.base import Store
 
@@ -85,17 +87,56 @@ def _etcd_help() -> str:
 def split_etcd(argv: Sequence[str]) -> tuple[EtcdOptions, list[str]]:
     """Takes the etcd flags off a command line; warnings go to stderr.
 
+    Where neither it nor the environment names endpoints, etcd is where the daemon's unit has it.
+    (With endpoints of its own a command gets nothing from there: a password is for one etcd.)
+
     Raises:
         UsageError: an etcd flag is wrong.
     """
     found = parse_etcd_flags(argv, os.environ)
     for warning in found.warnings:
         print(f"pyflannel: {warning}", file=sys.stderr)
-    return found.options, list(found.rest)
+    rest = list(found.rest)
+    if found.endpoints_given:
+        return found.options, rest
+    try:
+        variables, _ = unit.environment()
+        flags = translate([], variables).argv
+        of_unit = parse_etcd_flags(flags, variables)
+        merged = parse_etcd_flags([*etcd_words(flags), *argv], {**variables, **os.environ})
+    except UsageError:  # the daemon's own start says what is wrong there
+        return found.options, rest
+    return (merged.options if of_unit.endpoints_given else found.options), rest
+
+
+def etcd_words(flags: Sequence[str]) -> list[str]:
+    """Those of the daemon's flags that every command understands."""
+    names = {flag.name for flag in ETCD_FLAGS}
+    found: list[str] = []
+    takes_value = False
+    for word in flags:
+        name, equals, _ = word.partition("=")
+        if takes_value or name.lstrip("-") in names:
+            found.append(word)
+            takes_value = not takes_value and not equals
+    return found
 
 
 def with_store(options: EtcdOptions, work: Callable[[Store], Awaitable[T]]) -> T:
-    """Runs one piece of work with a store that is closed afterwards."""
+    """Runs one piece of work with a store that is closed afterwards.
+
+    Raises:
+        StoreUnavailable: no etcd answers; with the way to name another one.
+    """
+    try:
+        return _with_store(options, work)
+    except StoreUnavailable as error:
+        _, about = unit.environment()
+        way_out = "name etcd's endpoints with --etcd-endpoints or FLANNELD_ETCD_ENDPOINTS"
+        raise StoreUnavailable("; ".join(filter(None, (str(error), about, way_out)))) from error
+
+
+def _with_store(options: EtcdOptions, work: Callable[[Store], Awaitable[T]]) -> T:
     from pyflannel.store.etcd.store import EtcdStore
 
     async def go() -> T:

@@ -42,10 +42,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     program = Path(sys.argv[0]).name or "pyflannel-mk-docker-opts"
+    words = sys.argv[1:] if argv is None else argv
+    if argv is not None:
+        program = "pyflannel mk-docker-opts"
+    if words[:1] == ["--help"]:
+        print(docker_options.usage(program), end="")
+        return OK
     try:
-        options = docker_options.parse_options(sys.argv[1:] if argv is None else argv)
+        options = docker_options.parse_options(words)
     except UsageError as error:
-        _complain(f"{error}\n{docker_options.usage(program)}".lstrip("\n").rstrip("\n"))
+        _complain(f"{error}\n{docker_options.usage(program)}".strip("\n"))
         return FAILED
     variables = {name: value for name, value in os.environ.items() if _VARIABLE.fullmatch(name)}
     try:

@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
         _accept(root, given.state_dir, given.subnet_file, drop_in=None)
         return EXIT_OK
     unit = read_unit(root, given.unit, without_ours=True)
-    if unit is None and not given.show:
+    if unit is None and (not given.show or given.unit != UNIT):
         raise DeviceUnavailable(
             "set up", given.unit, 0, "no such unit; install docker first, or name it with --unit"
         )

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Final
 
+from pyflannel.cli import status
 from pyflannel.cli.common import Parser
-from pyflannel.core.errors import EXIT_CONFIG, EXIT_OK
+from pyflannel.core.errors import EXIT_CONFIG, EXIT_OK, FlannelError, UsageError
+from pyflannel.core.options import DaemonOptions
 from pyflannel.docker import checks
 from pyflannel.docker import options as docker_options
 from pyflannel.docker.checks import Finding, State
 from pyflannel.docker.facts import gather
 from pyflannel.foreign import MOST_IN_LOG, shown
+from pyflannel.kernel.lock import is_held
 from pyflannel.kernel.netlink import KernelNetlink
 
 SUBJECTS: Final = ("docker",)
@@ -38,6 +42,8 @@ def main(argv: Sequence[str]) -> int:
     ):
         parser.add_argument(f"--{name}", metavar="PATH", default=default, help=f"({default})")
     given = parser.parse_args(argv)
+    if not Path(given.root).is_dir():
+        raise UsageError(f"--root {given.root}: there is no such directory")
     found = asyncio.run(_docker(given.root, given.docker_opts_file, given.subnet_file))
     problems = [finding for finding in found if finding.state is State.PROBLEM]
     if given.json:
@@ -56,7 +62,21 @@ async def _docker(root: str, options_file: str, subnet_file: str) -> list[Findin
         )
     finally:
         await netlink.close()
+    if root == "/" and (facts.subnet is None or facts.subnet.subnet is None):
+        facts = replace(facts, daemon=await asyncio.to_thread(_waits_for, subnet_file))
     return checks.findings(facts)
+
+
+def _waits_for(subnet_file: str) -> str:
+    """What the daemon with this subnet file waits for; empty if there is none."""
+    if not is_held(subnet_file):
+        return ""
+    path = os.environ.get("FLANNELD_STATUS_SOCKET") or DaemonOptions().status_socket
+    try:
+        report = status.ask(path)
+    except FlannelError as error:
+        return str(error)
+    return str(report.get("waiting_for") or report.get("phase") or "see pyflannel status")
 
 
 def render(finding: Finding) -> str:

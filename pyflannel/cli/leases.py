@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Sequence
 from typing import Final
 
 from pyflannel.cli.common import Parser, split_etcd, table, with_store
 from pyflannel.core.errors import EXIT_OK
+from pyflannel.core.goflag import hide_user_info
 from pyflannel.core.gojson import nesting
 from pyflannel.core.lease import Lease
+from pyflannel.core.options import EtcdOptions
 from pyflannel.foreign import shown
 from pyflannel.store.etcd import codec
 from pyflannel.store.etcd.base import Store
@@ -32,11 +35,26 @@ def main(argv: Sequence[str]) -> int:
     if given.json:
         print(json.dumps({"leases": [as_json(*each) for each in leases], "ignored": bad}, indent=2))
         return EXIT_OK
+    if not leases and not bad:
+        print(_nothing(options), file=sys.stderr)
+        return EXIT_OK
     rows = [tuple(map(shown, _row(lease, ttl))) for lease, ttl in leases]
     print(table(("SUBNET", "PUBLIC IP", "BACKEND", "DATA", "TIME LEFT"), rows), end="")
     for key, reason in bad.items():
         print(f"ignored {shown(key)}: {shown(reason)}")
     return EXIT_OK
+
+
+def _nothing(options: EtcdOptions) -> str:
+    """What an empty list means: a prefix that nobody uses, or a network without nodes."""
+    key = codec.config_key(options.prefix)
+    if with_store(options, lambda store: store.get(key)).kvs:
+        return f"no leases under {shown(options.prefix)} yet"
+    where = ", ".join(map(hide_user_info, options.endpoints))
+    return (
+        f"no leases and no network config under {shown(options.prefix)} in etcd at {shown(where)};"
+        " --etcd-prefix and --etcd-endpoints name others"
+    )
 
 
 async def read(store: Store, prefix: str) -> tuple[list[tuple[Lease, int | None]], dict[str, str]]:

@@ -6,14 +6,19 @@ import http.client
 import json
 import os
 import socket
+import stat
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from pyflannel.cli import unit
 from pyflannel.cli.common import Parser
 from pyflannel.core.errors import EXIT_OK, DeviceUnavailable, NotPermitted
 from pyflannel.core.options import DaemonOptions
+from pyflannel.foreign import MOST_IN_LOG
+from pyflannel.foreign import shown as escaped
 from pyflannel.kernel.lock import is_held
 from pyflannel.report.codec import decode
 from pyflannel.report.model import SCHEMA
@@ -45,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         shown = ask(given.status_socket, subnet_file)
     except (DeviceUnavailable, NotPermitted) as error:
-        print(f"pyflannel: {error}", file=sys.stderr)
+        print(f"pyflannel: {escaped(error, MOST_IN_LOG)}", file=sys.stderr)
         return EXIT_NOT_READY
     if shown.get("schema") != SCHEMA:
         return _other_release(shown)
@@ -93,13 +98,26 @@ def ask(path: str, subnet_file: str = "") -> dict[str, Any]:
             error.errno or 0,
             "only root may ask, and the group that --status-group of pyflanneld names",
         ) from error
+    except (FileNotFoundError, ConnectionRefusedError) as error:
+        hint = _why_nobody(path)
+        raise DeviceUnavailable("connect to", path, error.errno or 0, hint) from error
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise DeviceUnavailable(
-            "connect to", path, getattr(error, "errno", 0) or 0, "is pyflanneld running?"
+            "connect to", path, getattr(error, "errno", 0) or 0, "what answers is not pyflanneld"
         ) from error
     finally:
         connection.close()
     return answer
+
+
+def _why_nobody(path: str) -> str:
+    """Why nobody listens there, and the way out."""
+    try:
+        if not stat.S_ISSOCK(Path(path).stat().st_mode):
+            return "it is not a socket; --status-socket names the daemon's"
+    except OSError:
+        pass  # the usual case: it is not there
+    return unit.describe() or "is pyflanneld running?"
 
 
 def _connect(path: str, subnet_file: str) -> socket.socket:

@@ -137,6 +137,8 @@ class EtcdCommand:
     rest: tuple[str, ...]
     """All words that are no etcd flags, in order, for the command's own parser."""
     warnings: tuple[str, ...] = ()
+    endpoints_given: bool = False
+    """Whether the endpoints are not the default."""
 
 
 _DEFAULTS: Final = DaemonOptions()
@@ -531,7 +533,12 @@ def parse_etcd_flags(args: Sequence[str], env: Mapping[str, str]) -> EtcdCommand
     given = goflag.extract(ETCD_FLAGS, args)
     flags = goflag.with_environment(ETCD_FLAGS, given, env)
     warnings = (*_note_password(given), *flags.warnings)
-    return EtcdCommand(options=_etcd_options(flags), rest=flags.rest, warnings=warnings)
+    return EtcdCommand(
+        options=_etcd_options(flags),
+        rest=flags.rest,
+        warnings=warnings,
+        endpoints_given="etcd-endpoints" in flags.given,
+    )
 
 
 def usage(program: str) -> str:

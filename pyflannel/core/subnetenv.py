@@ -129,6 +129,14 @@ def parse(content: str | bytes) -> SubnetEnv:
     )
 
 
+def assignments(content: str) -> dict[str, str]:
+    """The variables of a file of `KEY=VALUE` lines, such as systemd's `EnvironmentFile=`.
+
+    Lines that are none are passed over, as systemd does.
+    """
+    return _read_pairs(content, [])
+
+
 def is_flannels(content: str) -> bool:
     """Whether a file is a `subnet.env` that flannel or we wrote, also if its end is missing.
 

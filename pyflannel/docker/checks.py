@@ -77,6 +77,10 @@ class DockerFacts:
     environment_files: Mapping[str, str] = field(default_factory=dict)
     """Contents of the unit's environment files, by path; those that are not there are missing."""
     subnet: SubnetEnv | None = None
+    subnet_file: str = docker_options.FLANNEL_ENV
+    """The file that `subnet` was read from."""
+    daemon: str = ""
+    """What a pyflanneld that runs here waits for; empty if none runs, or it cannot be asked."""
     daemon_json: str | None = None
     """Contents of /etc/docker/daemon.json; `None`: there is none."""
     arguments: tuple[str, ...] | None = None
@@ -132,9 +136,12 @@ def _lease(facts: DockerFacts) -> Iterator[Finding]:
     if facts.subnet is None or facts.subnet.subnet is None:
         yield _problem(
             "lease",
-            "no subnet in subnet.env",
+            f"no subnet in {facts.subnet_file}"
+            + ("" if facts.subnet is not None else ", which is not there"),
             "there is nothing that docker could use",
-            "systemctl start pyflannel; systemctl status pyflannel says what it waits for",
+            f"pyflanneld runs and is not ready: {facts.daemon}"
+            if facts.daemon
+            else "systemctl start pyflannel; systemctl status pyflannel says what it waits for",
         )
     else:
         yield _ok("lease", f"subnet {facts.subnet.subnet}")

@@ -100,6 +100,7 @@ async def gather(
         options_file=options_file,
         options_text=read_text(inside(root, options_file)),
         subnet=env,
+        subnet_file=subnet_file,
         daemon_json=read_text(inside(root, "etc/docker/daemon.json")),
         arguments=_dockerd(),
         bridge=addresses,

@@ -330,3 +330,16 @@ def test_it_is_done_in_a_moment(directory):
         run(directory, "-f", "./t.env", "-d", "out")
         times.append(time.monotonic() - begun)
     assert min(times) < 0.3
+
+
+def test_help_is_no_bad_option(directory):
+    ended = run(directory, "--help")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "[-f FLANNEL-ENV-FILE]" in ended.stdout
+
+
+def test_as_a_command_of_pyflannel_it_says_who_speaks(directory):
+    command = [sys.executable, "-m", "pyflannel.cli.pyflannel", "mk-docker-opts"]
+    ended = run(directory, "-f", "bad.env", command=command)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("pyflannel mk-docker-opts: bad.env: ")

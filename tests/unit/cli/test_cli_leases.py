@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 
 import pytest
 
 from pyflannel.cli import leases
-from pyflannel.testing.fakestore import FakeEtcd, FakeStore
+from pyflannel.testing.fakestore import FakeEtcd
 from tests.support.hostile import HOSTILE, is_fit
 
 PREFIX = "/coreos.com/network"
 ROOM = b"/coreos.com/network/subnets/"
-
-
-@pytest.fixture
-def etcd(monkeypatch: pytest.MonkeyPatch) -> FakeEtcd:
-    """What the command reads."""
-    etcd = FakeEtcd()
-
-    def with_store(_options, work):
-        return asyncio.run(work(FakeStore(etcd)))
-
-    monkeypatch.setattr(leases, "with_store", with_store)
-    return etcd
 
 
 def run(capsys: pytest.CaptureFixture[str], *argv: str) -> str:

@@ -236,3 +236,8 @@ def test_for_docker_networks_alone_no_unit_is_needed_and_no_drop_in_written(tmp_
     assert not (tmp_path / "etc").exists()
     with pytest.raises(UsageError, match="--networks"):
         run(tmp_path, "--networks", "--now")
+
+
+def test_a_unit_that_is_not_there_has_no_drop_in_to_print(root):
+    with pytest.raises(DeviceUnavailable, match=r"nosuch\.service"):
+        run(root, "--print", "--unit", "nosuch.service")

@@ -253,3 +253,15 @@ def test_that_a_boot_does_not_start_it_is_said() -> None:
     found = findings(dataclasses.replace(GOOD, enabled=False))
     (order,) = [finding for finding in found if finding.check == "order"]
     assert "not enabled" in order.seen
+
+
+def test_the_file_without_a_subnet_is_named_and_a_daemon_that_waits_is_not_to_be_started() -> None:
+    facts = DockerFacts(subnet_file="/x/y.env")
+    (lease,) = [finding for finding in findings(facts) if finding.check == "lease"]
+    assert "/x/y.env, which is not there" in lease.seen
+    assert "systemctl start" in lease.remedy
+    waiting = dataclasses.replace(facts, daemon="waiting for etcd", subnet=parse(""))
+    (lease,) = [finding for finding in findings(waiting) if finding.check == "lease"]
+    assert "not there" not in lease.seen
+    assert "waiting for etcd" in lease.remedy
+    assert "systemctl start" not in lease.remedy
