@@ -7,6 +7,7 @@ import json
 import pytest
 
 from pyflannel.lab import Lab, LabSpec, faults
+from pyflannel.lab.ping import ping_all
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -48,6 +49,44 @@ def test_a_key_overwritten_for_a_moment_costs_the_node_nothing(backend):
         assert subnet_of(node) == stored.key.rpartition("/")[2]
         assert routes(node) == before
         assert lab.ping_all().ok
+
+
+@pytest.mark.parametrize("backend", ["host-gw", "udp"])
+def test_a_key_overwritten_for_longer_does_not_cut_off_the_containers_that_are_there(backend):
+    """The node has taken another subnet; its containers still live in the one it had."""
+    with Lab(LabSpec(nodes=2, backend=backend, name="longmistake")) as lab:
+        node = lab.node(1)
+        lab.wait(lambda: lab.ping_all(count=1).ok, 10, what="all pods")
+        pods = {n.pod.name: (n.pod, n.pod_address()) for n in lab.nodes}
+        stored, former = key_of(lab, node), subnet_of(node)
+        bridge = former.replace("-", "/")
+        lab.etcd.put(stored.key, stored.value.replace(node.address, "192.0.2.99"))
+        lab.wait(lambda: subnet_of(node) != former, 10, what="another subnet")
+        lab.wait(lambda: len(values(lab)) == 3, 5, what="its lease")
+        assert routes(node)[bridge] == "docker0"
+        lab.etcd.put(stored.key, stored.value)
+        lab.wait(lambda: ping_all(pods, count=1).ok, 5, what="the pods in the former subnet")
+        assert routes(node)[bridge] == "docker0"
+        assert ping_all(pods).ok
+        node.kill()
+        node.start_daemon()
+        lab.wait(node.is_ready, 10, what="ready again")
+        assert ping_all(pods).ok
+        assert routes(node)[bridge] == "docker0"
+
+
+def test_a_key_with_our_vtep_mac_is_ours_whatever_address_was_written_to_it():
+    """Nobody else can have the MAC of our device; after a sign of life is not given it is ours."""
+    with Lab(LabSpec(nodes=2, backend="vxlan", name="ourmac")) as lab:
+        node = lab.node(1)
+        lab.wait(lambda: lab.ping_all(count=1).ok, 10, what="all pods")
+        stored, mine = key_of(lab, node), subnet_of(node)
+        lab.etcd.put(stored.key, stored.value.replace(node.address, "192.0.2.99"))
+        lab.wait(lambda: values(lab)[mine]["PublicIP"] == "192.0.2.99", 3, what="it is written")
+        lab.wait(lambda: values(lab)[mine]["PublicIP"] == node.address, 10, what="ours again")
+        assert subnet_of(node) == mine
+        assert len(values(lab)) == 2
+        lab.wait(lambda: lab.ping_all(count=1).ok, 5, what="all pods")
 
 
 @pytest.mark.parametrize("backend", ["host-gw", "vxlan"])
