@@ -407,6 +407,39 @@ def _why_left(current: ExternalInterface, families: Sequence[Family], around: Su
     return f"{current.name} is gone"
 
 
+class Homing:
+    """How long the overlay waits before it goes back. Pure: takes the time.
+
+    Each move is told to every node of the cluster. An interface that comes and goes (a loose cable,
+    a driver that resets) would make all of them follow it, so each return within `CALM_S` of the
+    one before doubles the wait for the next. The first one is at once.
+    """
+
+    FIRST_S: Final = 2.0
+    LONGEST_S: Final = 64.0
+    CALM_S: Final = 600.0
+
+    def __init__(self) -> None:
+        self._returned = float("-inf")
+        self._wait_s = 0.0
+        self._from = float("-inf")
+
+    def left(self, now: float) -> None:
+        """The first underlay had to be left."""
+        if now - self._returned > self.CALM_S:
+            self._wait_s = 0.0
+        self._from = now + self._wait_s
+
+    def returned(self, now: float) -> None:
+        """It was gone back to."""
+        self._returned = now
+        self._wait_s = min(max(self._wait_s * 2, self.FIRST_S), self.LONGEST_S)
+
+    def remaining(self, now: float) -> float:
+        """Seconds until it may be gone back to; 0 if it may be now."""
+        return max(0.0, self._from - now)
+
+
 _Attempt = tuple[str, Callable[[], _Match]]
 
 

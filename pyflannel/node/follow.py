@@ -4,7 +4,8 @@ Kernel notifications about links, addresses and default routes lead, after a mom
 question whether the overlay can stay where it is. It can as long as the interface is up, has a
 carrier and still has the leased address: a second address, a VPN's default route or a bridge beside
 it are no reason to move. Otherwise another underlay is chosen, as at the start; and the first one
-is gone back to when it returns (`core.underlay` has the rules).
+is gone back to when it returns, later and later if it keeps failing (`core.underlay` has the
+rules).
 
 Where the overlay stays, or came to, on another card than before, or on one with another MAC, the
 neighbours are told (`kernel.ndisc`): they would send to the former one for half a minute.
@@ -21,7 +22,7 @@ from typing import Final
 
 from pyflannel.aio.clock import Clock, within
 from pyflannel.core.errors import FlannelError, KernelError
-from pyflannel.core.underlay import ExternalInterface
+from pyflannel.core.underlay import ExternalInterface, Homing
 from pyflannel.kernel.base import Notification, Topic
 from pyflannel.logs import get_logger
 from pyflannel.node.trouble import Trouble
@@ -66,6 +67,8 @@ class UnderlayFollower:
         self._announcements = 0
         self._home = first
         self._current = first
+        self._away = False
+        self._homing = Homing()
         self._refused: ExternalInterface | None = None
         self._select = select
         self._moved = moved
@@ -87,6 +90,8 @@ class UnderlayFollower:
         """Runs for ever."""
         while True:
             patience = ANNOUNCE_INTERVAL_S if self._announcements else RECHECK_S
+            if self._away and (wait := self._homing.remaining(self._clock.monotonic())):
+                patience = min(patience, wait)
             await within(self._clock, patience, self._hint.wait())
             if self._hint.is_set():
                 await self._clock.sleep(SETTLE_S)
@@ -95,8 +100,11 @@ class UnderlayFollower:
 
     async def check(self) -> None:
         """Asks whether the overlay can stay, and reports it if it cannot."""
+        waiting = self._away and self._homing.remaining(self._clock.monotonic()) > 0
         try:
-            selected = await self._select(self._current, self._home)
+            # With nowhere to go back to it stays where it is, if it can.
+            home = self._current if waiting else self._home
+            selected = await self._select(self._current, home)
             if selected != self._current:
                 await self._follow(selected)
         except FlannelError as error:
@@ -134,8 +142,17 @@ class UnderlayFollower:
         self._refused = selected
         await self._moved(selected)
         self._current = selected
+        away = _addresses(selected) != _addresses(self._home)
+        if away != self._away:
+            self._away = away
+            (self._homing.left if away else self._homing.returned)(self._clock.monotonic())
 
 
 def _card(interface: ExternalInterface) -> tuple[object, ...]:
     """What the neighbours have to learn anew when it changes."""
     return (interface.index, interface.mac, interface.address6)
+
+
+def _addresses(interface: ExternalInterface) -> tuple[object, ...]:
+    """What makes a place the same: its interface may have become another one."""
+    return (interface.address, interface.address6)

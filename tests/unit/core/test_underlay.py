@@ -13,6 +13,7 @@ from pyflannel.core.options import DaemonOptions
 from pyflannel.core.underlay import (
     Candidate,
     CandidateAddress,
+    Homing,
     RouteFound,
     Surroundings,
     move,
@@ -506,3 +507,24 @@ class TestMoving:
         assert "eth0 (192.0.2.1, 2001:db8::1, fe80::1, mtu 1500, no carrier)" in refusal(
             links=(unplugged,), iface=("nope",)
         )
+
+
+class TestHoming:
+    def test_the_first_return_is_at_once_and_each_further_one_later(self):
+        homing, now, waits = Homing(), 0.0, []
+        for _ in range(8):
+            homing.left(now)
+            waits.append(homing.remaining(now))
+            now += waits[-1]
+            assert homing.remaining(now) == 0
+            homing.returned(now)
+            now += 1
+        assert waits == [0, 2, 4, 8, 16, 32, 64, 64]
+
+    def test_after_a_calm_time_all_is_forgotten(self):
+        homing = Homing()
+        for now in (0.0, 10.0, 20.0):
+            homing.left(now)
+            homing.returned(now + 5)
+        homing.left(25 + Homing.CALM_S + 1)
+        assert homing.remaining(25 + Homing.CALM_S + 1) == 0

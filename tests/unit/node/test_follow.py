@@ -31,8 +31,9 @@ class Machine:
         self.asked_with: tuple[ExternalInterface, ExternalInterface] | None = None
         self.announced: list[str] = []
         self.refusal: KernelError | None = None
+        self.clock = FakeClock()
         self.follower = UnderlayFollower(
-            first, self.select, self.moved, FakeClock(), announce=self.announce
+            first, self.select, self.moved, self.clock, announce=self.announce
         )
 
     def announce(self, interface: ExternalInterface) -> None:
@@ -125,5 +126,25 @@ def test_without_ipv6_or_without_a_mac_there_is_nothing_to_tell():
             await machine.sees(other)
             await machine.sees(other)
             assert machine.announced == []
+
+    asyncio.run(scenario())
+
+
+def test_an_interface_that_comes_and_goes_is_gone_back_to_later_and_later():
+    """Every node of the cluster is told of each move."""
+
+    async def scenario() -> None:
+        machine = Machine()
+        eth1 = replace(ETH0, name="eth1", index=3, address=IPv4Address("192.0.2.101"))
+        await machine.sees(eth1)
+        await machine.sees(eth1)
+        assert machine.asked_with == (eth1, ETH0), "the first return may be at once"
+        await machine.sees(ETH0)
+        await machine.sees(eth1)
+        await machine.sees(eth1)
+        assert machine.asked_with == (eth1, eth1), "not asked for the first one yet"
+        await machine.clock.advance(2)
+        await machine.sees(eth1)
+        assert machine.asked_with == (eth1, ETH0)
 
     asyncio.run(scenario())
