@@ -201,8 +201,7 @@ class StateFile:
 
     name: str
     members: frozenset[str]
-    """It is a JSON object with exactly these. One with others is not ours, and `cleanup` leaves
-    it."""
+    """It is a JSON object with at least these. One without is not ours, and `cleanup` leaves it."""
 
 
 def no_device(config: NetworkConfig) -> Mapping[Family, str]:
