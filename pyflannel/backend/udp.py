@@ -23,7 +23,8 @@ path is started again with the same table. The type in a peer's lease is not loo
 upstream's, this backend sends to every lease, at its own port number.
 
 It never touches `ip_forward` or `rp_filter`. It sets `accept_local` on its own device, without
-which the kernel drops our ICMP errors as martians (upstream's never arrive, measured).
+which the kernel drops our ICMP errors as martians (upstream's never arrive, measured); but not
+where every datagram is accepted, for then anybody could speak as the node itself. IPv6 is off.
 """
 
 from __future__ import annotations
@@ -376,7 +377,15 @@ class UdpNetwork:
             txqlen=QUEUE_PACKETS,
             addresses=(IPv4Interface((subnet.network_address, 32)),),
             networks=(network,),
-            sysctls=((f"net/ipv4/conf/{DEVICE}/accept_local", "1"),),
+            sysctls=(
+                # What is accepted from everybody, the kernel must not take for the node's own.
+                (
+                    f"net/ipv4/conf/{DEVICE}/accept_local",
+                    "0" if self._context.accept_any else "1",
+                ),
+                # Else the kernel sends router solicitations into it, which no peer wants.
+                (f"net/ipv6/conf/{DEVICE}/disable_ipv6", "1"),
+            ),
         )
         config, own = self._context.config, self._lease.key
         return UdpPlan(self._underlay.name, config, own, network, subnet, device)

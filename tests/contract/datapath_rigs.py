@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
 import socket
 import subprocess
@@ -23,6 +24,9 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Self
+
+from scapy.layers.inet import IP, UDP
+from scapy.layers.l2 import Dot1Q, Ether
 
 from pyflannel.core.errors import DeviceUnavailable
 from pyflannel.core.lpm import Peer, RouteTable
@@ -366,6 +370,8 @@ class Wire:
                 f"addr add {self.addresses['ours']}/24 dev under0",
                 "link set under0 up",
             )
+            # As on every node; bpf_fib_lookup() answers only where packets may be forwarded.
+            self.node.run("sysctl", "-qw", "net.ipv4.conf.under0.forwarding=1")
             self.other.ip(
                 *(f"addr add {self.addresses[n]}/24 dev under0" for n in ("a", "b", "stranger")),
                 "link set under0 up",
@@ -428,6 +434,42 @@ class DeviceRig(Rig):
 
     def in_peers_namespace(self) -> AbstractContextManager[None]:
         return self.wire.other.entered()
+
+    def deliver_frame(
+        self,
+        sender: str,
+        data: bytes,
+        *,
+        station: str = "",
+        tagged: bool = False,
+        checksum: int | None = None,
+        header_checksum: int | None = None,
+    ) -> None:
+        """A peer's datagram as a frame with all checksums finished, or wrong as it is asked for.
+
+        Args:
+            station: MAC address that it is for, ours by default.
+            tagged: for a VLAN that nobody has.
+            checksum: of UDP, instead of the right one.
+            header_checksum: of the outer IP header, likewise.
+        """
+        (ours,) = json.loads(self.wire.node.run("ip", "-j", "link", "show", "dev", "under0"))
+        ether = Ether(dst=station or ours["address"], src="02:00:00:00:00:0a")
+        tag = Dot1Q(vlan=5) if tagged else b""
+        ip = IP(
+            src=str(self.addresses[sender]),
+            dst=str(self.config.underlay_address),
+            flags="DF",
+            chksum=header_checksum,
+        )
+        udp = UDP(sport=self.PORT, dport=self.PORT, chksum=checksum)
+        frame = bytes(ether / tag / ip / udp / data if tagged else ether / ip / udp / data)
+        with (
+            self.in_peers_namespace(),
+            socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire,
+        ):
+            wire.bind(("under0", 0))
+            wire.send(frame)
 
     def _put(self, data: bytes) -> None:
         self.wire.tap.sendto(data, (self.wire.TUN, ETH_P_IP))

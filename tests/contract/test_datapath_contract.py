@@ -7,6 +7,7 @@ skipped with what its probe says.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -152,22 +153,32 @@ def test_a_packet_goes_to_the_peer_that_owns_its_destination(running: Rig) -> No
     assert counters == {"tun_packets": 2, "tun_bytes": len(to_a) + len(to_b)}
 
 
-MALFORMED = {
-    "one byte": b"E",
-    "19 bytes": packet(payload=b"")[:19],
-    "IPv6": bytes([0x60]) + bytes(3) + bytes([59, 64]) + bytes(34),
-    "version 0": packet(version=0),
-    "version 5": packet(version=5),
-    "header of 16 bytes": b"\x44" + packet()[1:],
-    "header of 0 bytes": b"\x40" + packet()[1:],
-    "header past the end": b"\x4f" + packet()[1:],
-    "total length one too long": packet()[:-1],
-    "total length one too short": packet() + b"\0",
-    "total length 0": packet()[:2] + b"\0\0" + packet()[4:],
-    "total length 19": packet(payload=b"")[:2] + b"\0\x13" + packet(payload=b"")[4:],
-    "total length 65535": packet()[:2] + b"\xff\xff" + packet()[4:],
-    "longer than the MTU and with a wrong length": packet(payload=bytes(MTU)) + b"\0",
-}
+def malformed(source: IPv4Address, destination: IPv4Address) -> dict[str, bytes]:
+    """What is no whole packet, but for that from here to there."""
+    whole, empty = packet(source, destination), packet(source, destination, payload=b"")
+    return {
+        "one byte": b"E",
+        "19 bytes": empty[:19],
+        "IPv6": bytes([0x60]) + bytes(3) + bytes([59, 64]) + bytes(34),
+        "version 0": packet(source, destination, version=0),
+        "version 5": packet(source, destination, version=5),
+        "header of 16 bytes": b"\x44" + whole[1:],
+        "header of 0 bytes": b"\x40" + whole[1:],
+        "header past the end": b"\x4f" + whole[1:],
+        "total length one too long": whole[:-1],
+        "total length one too short": whole + b"\0",
+        "total length 0": whole[:2] + b"\0\0" + whole[4:],
+        "total length 19": empty[:2] + b"\0\x13" + empty[4:],
+        "total length 65535": whole[:2] + b"\xff\xff" + whole[4:],
+        "longer than the MTU and with a wrong length": packet(
+            source, destination, payload=bytes(MTU)
+        )
+        + b"\0",
+    }
+
+
+MALFORMED = malformed(OURS, AT_A)
+MALFORMED_DATAGRAMS = malformed(AT_A, OURS)
 
 
 @pytest.mark.parametrize("data", MALFORMED.values(), ids=MALFORMED.keys())
@@ -176,7 +187,7 @@ def test_what_is_no_whole_packet_is_dropped(running: Rig, data: bytes) -> None:
     assert outcome(running) == ({"tun_malformed": 1}, [], [])
 
 
-@pytest.mark.parametrize("data", MALFORMED.values(), ids=MALFORMED.keys())
+@pytest.mark.parametrize("data", MALFORMED_DATAGRAMS.values(), ids=MALFORMED_DATAGRAMS.keys())
 def test_a_datagram_that_is_no_whole_packet_is_dropped(running: Rig, data: bytes) -> None:
     running.deliver("a", data)
     assert outcome(running) == ({"udp_malformed": 1}, [], [])
@@ -689,7 +700,9 @@ on_a_real_wire = pytest.mark.parametrize("stand", _stands(on_device=(True,)), in
 def narrow(running: Rig) -> Iterator[DeviceRig]:
     """A running data path to whose peer `a` only 1000 bytes fit."""
     assert isinstance(running, DeviceRig)
-    route = f"{running.addresses['a']}/32 dev under0 mtu 1000"
+    # Locked: bpf_fib_lookup() takes no other for more than advice (net/ipv4/route.c,
+    # ip_mtu_from_fib_result).
+    route = f"{running.addresses['a']}/32 dev under0 mtu lock 1000"
     running.wire.node.ip(f"route add {route}")
     yield running
     running.wire.node.ip(f"route del {route}")
@@ -714,9 +727,14 @@ def test_what_the_path_does_not_take_is_answered_if_it_must_not_be_cut(narrow: D
 
 @on_a_real_wire
 def test_what_may_be_cut_is_sent_in_fragments(narrow: DeviceRig) -> None:
-    """The receiving kernel puts them together again; what must not be cut is still not cut."""
+    """The receiving kernel puts them together again; what must not be cut is still not cut.
+
+    One after the other: what is cut in user space may be overtaken by what the kernel carries.
+    """
     big, small = packet(payload=bytes(1400)), packet(payload=b"small")
-    narrow.inject(big, small, packet(flags=0x4000, payload=bytes(1400)), big)
+    for data in (big, small, packet(flags=0x4000, payload=bytes(1400)), big):
+        narrow.inject(data)
+        narrow.settle()
     counters, to_tun, to_peer = outcome(narrow)
     assert [data for _, data in to_peer] == [one_hop_later(data) for data in (big, small, big)]
     assert len(to_tun) == 1
@@ -736,6 +754,68 @@ def test_too_big_is_not_told_to_who_must_not_be_answered(narrow: DeviceRig) -> N
         packet(flags=0x4000, protocol=1, payload=bytes([11]) + bytes(1200)),
     )
     assert outcome(narrow) == ({"tun_too_big": 3}, [], [])
+
+
+in_the_kernel = pytest.mark.parametrize(
+    "stand",
+    [each for each in _stands(on_device=(True,), headers=(False,)) if "ebpf" in str(each.id)],
+    indirect=True,
+)
+
+
+@in_the_kernel
+def test_the_programs_have_the_table_that_was_given_before_the_start(running: DeviceRig) -> None:
+    """Else this whole suite would ask the data path beside them."""
+
+    def through_the_tun() -> int:
+        shown = running.wire.node.run("ip", "-s", "-j", "link", "show", "dev", running.wire.TUN)
+        (link,) = json.loads(shown)
+        return int(link["stats64"]["tx"]["packets"])
+
+    before = through_the_tun()
+    running.inject(packet())
+    counters, _, to_peer = outcome(running)
+    assert to_peer == [("a", one_hop_later(packet()))]
+    assert counters["tun_packets"] == 1
+    assert through_the_tun() == before
+
+
+TAIL_BYTES = (*range(8), 500, 503, 1444)
+"""Around every edge of summing by pieces."""
+
+
+@on_a_real_wire
+def test_a_datagram_whose_checksum_was_finished_arrives(running: DeviceRig) -> None:
+    """Nobody vouches for it, so somebody sums."""
+    sent = [packet(AT_A, OURS, payload=bytes(range(256)) * 5 + bytes(n)) for n in range(8)]
+    sent += [packet(AT_A, OURS, payload=bytes([7] * n)) for n in TAIL_BYTES]
+    for data in sent:
+        running.deliver_frame("a", data)
+    running.step(lambda: len(running.collected().to_tun) == len(sent), "all arrive")
+    assert running.to_tun == [one_hop_later(data) for data in sent]
+
+
+NOT_FOR_US = {
+    "another station's": {"station": "02:00:00:00:00:77"},
+    "a VLAN's": {"tagged": True},
+    "a wrong checksum": {"checksum": 0x1234},
+    "a wrong header checksum": {"header_checksum": 0x1234},
+}
+
+
+@on_a_real_wire
+@pytest.mark.parametrize("spoilt", NOT_FOR_US.values(), ids=NOT_FOR_US.keys())
+def test_a_frame_that_the_kernel_would_drop_is_dropped(
+    running: DeviceRig, spoilt: dict[str, object]
+) -> None:
+    """By the kernel: it never reaches a data path in user space, and no counter has it."""
+    data = packet(AT_A, OURS, payload=b"honest")
+    for size in (0, 100, 1400):
+        running.deliver_frame("a", packet(AT_A, OURS, payload=bytes(size)), **spoilt)
+    running.deliver_frame("a", data)
+    running.step(lambda: bool(running.collected().to_tun), "the honest one arrives")
+    assert running.to_tun == [one_hop_later(data)]
+    assert running.counters() == {"udp_packets": 1, "udp_bytes": len(data)}
 
 
 # --- Random packets against the model

@@ -133,6 +133,14 @@ def test_packets_are_counted_though_no_daemon_sees_them(lab):
     assert after["udp_packets"] - before["udp_packets"] >= 5
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_nothing_is_wrong_with_what_a_healthy_node_sends(lab, number):
+    """The kernel has nothing of its own to say on flannel0."""
+    found = lab.node(number).exec(["ip", "-6", "addr", "show", "dev", "flannel0"]).stdout
+    assert found == ""
+    assert counters(lab, number)["tun_malformed"] == 0
+
+
 def test_what_has_no_peer_is_answered_by_user_space(lab):
     """ICMP network unreachable reaches the pod: the program has let the packet through to us."""
     before = counters(lab, 1)["icmp_unreachable"]
@@ -711,3 +719,29 @@ def test_cleanup_finds_what_a_killed_daemon_left_without_bpffs():
         assert "flannelgro0" not in node.exec(["ip", "-6", "rule"]).stdout
         again = json.loads(node.exec(["pyflannel", "cleanup", "--json"]).stdout)
         assert again["found"] == []
+
+
+@pytest.mark.parametrize("datapath", ["ebpf", "native", "python"])
+def test_nobody_speaks_as_the_node_itself_though_all_are_accepted(datapath):
+    """Upstream's way, `--udp-accept any`: its kernel drops such packets as martians."""
+    spec = LabSpec(
+        nodes=1,
+        backend="udp",
+        name=f"martians-{datapath}",
+        datapath=datapath,
+        daemon_args=("--udp-accept=any",),
+    )
+    with Lab(spec) as lab:
+        node = lab.node(1)
+        target = node.pod_address()
+        own = [node.address, node.subnet_env()["FLANNEL_SUBNET"].split("/")[0], "10.0.200.1"]
+        with (
+            node.pod.socket(socket.AF_INET, socket.SOCK_DGRAM) as ears,
+            lab.switch.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+        ):
+            ears.bind((target, 7777))
+            ears.settimeout(5)
+            for source in own:
+                inner = IP(src=source, dst=target) / UDP(sport=9, dport=7777) / source.encode()
+                sender.sendto(bytes(inner), (node.address, 8285))
+            assert ears.recv(99) == b"10.0.200.1"

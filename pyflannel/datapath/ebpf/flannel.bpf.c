@@ -54,8 +54,8 @@
  * the lengths agree. A datagram that fails one is passed on, and user space counts and drops it.
  *
  * What is bypassed: netfilter's OUTPUT, INPUT and conntrack for the *outer* packet. The inner one
- * passes FORWARD and POSTROUTING as ever. The outer UDP checksum is 0 (RFC 768), and that of a
- * received datagram is not verified: the inner checksums are, by whom they are meant for.
+ * passes FORWARD and POSTROUTING as ever. The outer UDP checksum is 0 (RFC 768); one that a received
+ * datagram has is verified. The inner checksums are, too, by whom they are meant for.
  *
  * License: bpf_fib_lookup() is there for programs under the GPL only, so this file (and nothing else)
  * may be used under the GPL as well.
@@ -64,6 +64,7 @@
  * net/ipv6/seg6_local.c; net/core/skbuff.c (__skb_vlan_pop). */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
+#include <linux/if_packet.h>
 #include <linux/in.h>
 #include <linux/ip.h>
 #include <linux/ipv6.h>
@@ -89,6 +90,10 @@
 #define BEYOND_BYTES 8
 /* What bpf_skb_adjust_room() wants to be left of an IPv4 packet when it takes something away. */
 #define LEAST_LEFT_BYTES sizeof(struct iphdr)
+/* What bpf_csum_diff() takes at once (MAX_BPF_STACK), and how often: 10 KB, more than any MTU of
+ * Ethernet. */
+#define SUM_BYTES 512
+#define SUM_PIECES 20
 /* A tick is the kernel's timer interrupt (CONFIG_HZ), 1 to 10 ms. A TCP sender that has work pauses
  * for a round trip at most, or it begins anew: a second, or ten. */
 #define SUPER_TICKS 1000
@@ -193,6 +198,16 @@ static __always_inline void decrement_ttl(struct iphdr *ip)
 	ip->ttl--;
 }
 
+/* The 16 bits that a sum of 16-bit words comes to (RFC 1071). */
+static __always_inline __u16 fold(__u64 sum)
+{
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return (sum & 0xffff) + (sum >> 16);
+}
+
+/* Of a header with its checksum 0: that checksum. Of a whole one: 0 if it is right. */
 static __always_inline __u16 header_checksum(const struct iphdr *ip)
 {
 	const __u16 *word = (const void *)ip;
@@ -201,9 +216,7 @@ static __always_inline __u16 header_checksum(const struct iphdr *ip)
 #pragma unroll
 	for (int i = 0; i < 10; i++)
 		sum += word[i];
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return ~sum;
+	return ~fold(sum);
 }
 
 /* Bytes of the longest datagram that this packet will leave as; 0 if that cannot be told. */
@@ -238,17 +251,17 @@ static __always_inline int is_recent(__u32 then, __u32 now, __s32 limit)
 /* Whether a packet's checksum is unfinished, or it is to be cut. No field says the first, but this
  * helper does: without BPF_F_PSEUDO_HDR it leaves the sum of such a packet alone. It is tried on any
  * two bytes, here the IP header's checksum (net/core/utils.c, inet_proto_csum_replace4). */
-static __always_inline int is_unfinished(struct __sk_buff *skb, const struct iphdr *ip)
+static __always_inline int is_unfinished(struct __sk_buff *skb, const struct iphdr *ip, __u32 at)
 {
 	__u16 sum;
 
+	at += offsetof(struct iphdr, check);
 	if (skb->gso_size)
 		return 1;
-	if (bpf_l4_csum_replace(skb, offsetof(struct iphdr, check), 0, 1, sizeof(sum)) ||
-	    bpf_skb_load_bytes(skb, offsetof(struct iphdr, check), &sum, sizeof(sum)) ||
-	    sum == ip->check)
+	if (bpf_l4_csum_replace(skb, at, 0, 1, sizeof(sum)) ||
+	    bpf_skb_load_bytes(skb, at, &sum, sizeof(sum)) || sum == ip->check)
 		return 1;
-	bpf_skb_store_bytes(skb, offsetof(struct iphdr, check), &ip->check, sizeof(sum), 0);
+	bpf_skb_store_bytes(skb, at, &ip->check, sizeof(sum), 0);
 	return 0;
 }
 
@@ -305,7 +318,7 @@ int overlay_out(struct __sk_buff *skb)
 	if (found != BPF_FIB_LKUP_RET_SUCCESS && found != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return NOT_OURS;
 	finish = !is_recent(peer->kernel_at, now_ticks(), KERNEL_TICKS);
-	if (finish && !conf->finish_if && is_unfinished(skb, &inner))
+	if (finish && !conf->finish_if && is_unfinished(skb, &inner, 0))
 		return NOT_OURS;
 	if (bpf_skb_adjust_room(skb, OUTER_BYTES, BPF_ADJ_ROOM_MAC,
 				BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 |
@@ -454,6 +467,70 @@ static __always_inline int is_joinable(struct __sk_buff *skb, const struct iphdr
 	return bpf_ntohs(inner->tot_len) > sizeof(*inner) + (data_offset >> 4) * 4;
 }
 
+/* The sum of `left` bytes from `at` on, added to `sum`; negative if it cannot be had. */
+static __always_inline __s64 sum_bytes(struct __sk_buff *skb, __u32 at, __u32 left, __s64 sum)
+{
+	__u32 last = 0;
+	__u8 *p, *end;
+
+	if (bpf_skb_pull_data(skb, at + left))
+		return -1;
+	p = (__u8 *)(long)skb->data + at;
+	end = (__u8 *)(long)skb->data_end;
+	for (int i = 0; i < SUM_PIECES && left >= SUM_BYTES; i++) {
+		if (p + SUM_BYTES > end)
+			return -1;
+		sum = bpf_csum_diff(NULL, 0, (void *)p, SUM_BYTES, sum);
+		p += SUM_BYTES;
+		left -= SUM_BYTES;
+	}
+	if (left >= SUM_BYTES)
+		return -1;
+#pragma unroll
+	for (__u32 size = SUM_BYTES / 2; size >= 4; size /= 2) {
+		if (!(left & size))
+			continue;
+		if (p + size > end)
+			return -1;
+		sum = bpf_csum_diff(NULL, 0, (void *)p, size, sum);
+		p += size;
+	}
+	if (left & 2) {
+		if (p + 2 > end)
+			return -1;
+		last = p[0] | p[1] << 8;
+		p += 2;
+	}
+	if (left & 1) {
+		if (p + 1 > end)
+			return -1;
+		last |= (__u32)p[0] << (left & 2 ? 16 : 0);
+	}
+	return bpf_csum_diff(NULL, 0, &last, sizeof(last), sum);
+}
+
+/* Whether the checksum of a socket's datagram is right, or is nobody's but the kernel's own. The card
+ * has looked (CHECKSUM_UNNECESSARY), or has summed all up from the IP header on (CHECKSUM_COMPLETE; a
+ * right header adds nothing); or it crossed a virtual underlay unfinished; or we sum. */
+static __always_inline int sums_up(struct __sk_buff *skb, const struct iphdr *ip,
+				   const struct udphdr *udp)
+{
+	__u64 pseudo = (__u64)ip->saddr + ip->daddr + bpf_htons(IPPROTO_UDP) + udp->len;
+	__s64 sum;
+
+	if (bpf_csum_level(skb, BPF_CSUM_LEVEL_QUERY) >= 0)
+		return 1;
+	sum = bpf_csum_update(skb, 0);
+	if (sum < 0) {
+		if (is_unfinished(skb, ip, ETH_HLEN))
+			return 1;
+		sum = sum_bytes(skb, ETH_HLEN + sizeof(*ip), bpf_ntohs(udp->len), 0);
+		if (sum < 0)
+			return 0;
+	}
+	return fold(pseudo + (__u32)sum) == 0xffff;
+}
+
 SEC("tcx/underlay_in")
 int underlay_in(struct __sk_buff *skb)
 {
@@ -464,30 +541,38 @@ int underlay_in(struct __sk_buff *skb)
 		struct udphdr udp;
 		struct iphdr inner;
 	} packet;
-	__u32 bytes, now, beyond;
-	int joins, strips;
+	__u32 bytes, now, beyond, longest;
+	int joins, strips, lent;
 
-	if (!conf || skb->protocol != bpf_htons(ETH_P_IP) ||
-	    bpf_skb_load_bytes(skb, ETH_HLEN, &packet, sizeof(packet)))
+	/* What is for another station, or carries a tag for a device above this one, is not for us;
+	 * nor is what the stack would drop. */
+	if (!conf || skb->protocol != bpf_htons(ETH_P_IP) || skb->pkt_type != PACKET_HOST ||
+	    skb->vlan_present || bpf_skb_load_bytes(skb, ETH_HLEN, &packet, sizeof(packet)))
 		return NOT_OURS;
-	if (packet.ip.protocol != IPPROTO_UDP || packet.ip.ihl != 5 ||
+	if (packet.ip.protocol != IPPROTO_UDP || packet.ip.version != 4 || packet.ip.ihl != 5 ||
 	    packet.udp.dest != conf->port || packet.ip.daddr != conf->local ||
-	    packet.ip.frag_off & bpf_htons(OFFSET_AND_MF))
+	    packet.ip.frag_off & bpf_htons(OFFSET_AND_MF) || header_checksum(&packet.ip))
 		return NOT_OURS;
 	bytes = bpf_ntohs(packet.inner.tot_len);
 	/* Several datagrams that cross a virtual underlay as one (UDP_SEGMENT) fail the second. */
 	if (packet.inner.version != 4 || bytes + sizeof(packet.udp) != bpf_ntohs(packet.udp.len) ||
 	    bytes + ETH_HLEN + OUTER_BYTES > skb->len || packet.inner.ihl < 5 ||
-	    packet.inner.ttl <= 1 || (!skb->gso_size && bytes > conf->mtu))
+	    packet.inner.ihl * 4 > bytes || packet.inner.ttl <= 1)
+		return NOT_OURS;
+	/* A super packet that is none of TCP's or UDP's would be dropped when it is cut. */
+	longest = datagram_bytes(skb, &packet.inner, ETH_HLEN + OUTER_BYTES);
+	if (!longest || longest > (__u32)conf->mtu + OUTER_BYTES)
 		return NOT_OURS;
 	/* A socket's datagram: see above for BEYOND_BYTES. */
 	beyond = packet.udp.check ? BEYOND_BYTES : 0;
-	if (beyond && (skb->gso_size || bytes < beyond + LEAST_LEFT_BYTES))
+	if (beyond && skb->gso_size)
 		return NOT_OURS;
 	sender = find_peer(packet.inner.saddr);
 	if (!conf->accept_any &&
 	    (!sender || sender->address != packet.ip.saddr ||
 	     (packet.inner.daddr & conf->mask) != conf->network))
+		return NOT_OURS;
+	if (beyond && !sums_up(skb, &packet.ip, &packet.udp))
 		return NOT_OURS;
 	now = now_ticks();
 	saw_datagram(sender, !beyond, now);
@@ -497,6 +582,10 @@ int underlay_in(struct __sk_buff *skb)
 		 can_strip(skb, conf);
 	joins = !strips && conf->gro_if && is_joinable(skb, &packet.inner) &&
 		(skb->gso_size || in_burst(sender, now, 2 * bytes > conf->mtu));
+	/* A tiny one is lent a tail, so that enough is left of it. */
+	lent = beyond && bytes < beyond + LEAST_LEFT_BYTES;
+	if (lent && bpf_skb_change_tail(skb, skb->len + beyond, 0))
+		return NOT_OURS;
 	/* This also forgets that a device has verified the outer checksum, which says nothing about
 	 * the inner one. */
 	if (bpf_skb_adjust_room(skb, -(__s32)(OUTER_BYTES + beyond), BPF_ADJ_ROOM_MAC,
@@ -505,7 +594,8 @@ int underlay_in(struct __sk_buff *skb)
 	decrement_ttl(&packet.inner);
 	if ((beyond && bpf_skb_adjust_room(skb, beyond, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO)) ||
 	    bpf_skb_store_bytes(skb, ETH_HLEN, &packet.inner, sizeof(packet.inner),
-				BPF_F_RECOMPUTE_CSUM)) {
+				BPF_F_RECOMPUTE_CSUM) ||
+	    (lent && bpf_skb_change_tail(skb, ETH_HLEN + bytes, 0))) {
 		add(UDP_ERRORS, 1);
 		return TC_ACT_SHOT;
 	}

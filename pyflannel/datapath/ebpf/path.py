@@ -160,6 +160,7 @@ class EbpfDatapath:
         self._why_not = "not started"
         self._no_pair = self._refused = ""
         self._overlay = self._underlay = 0
+        self._given: dict[bytes, bytes] | None = None
         self._peers: dict[bytes, bytes] = {}
         self._before = dict.fromkeys(COUNTED, 0)
 
@@ -187,9 +188,11 @@ class EbpfDatapath:
         """As in `Datapath`."""
         try:
             self._start()
-        except (KernelError, OSError) as error:
+        except BaseException as error:
             self.stop()
-            raise DatapathError(f"ebpf data path: {error}") from error
+            if isinstance(error, KernelError | OSError):
+                raise DatapathError(f"ebpf data path: {error}") from error
+            raise
 
     def _start(self) -> None:
         config = self._config
@@ -212,6 +215,8 @@ class EbpfDatapath:
     def _adopt(self, loaded: _Programs) -> None:
         """Takes over what an earlier run has left in the pinned maps; packets are on their way."""
         self._peers = self._pinned_peers(loaded.maps["peers"])
+        if self._given is not None:
+            self._write_peers(self._given)
         self._before = self._read_counters(loaded.maps["counters"])
         *_, strips, _gro, _strip, token = SETTINGS.unpack(
             loaded.maps["config"].get(ZERO_KEY, SETTINGS.size) or bytes(SETTINGS.size)
@@ -331,7 +336,7 @@ class EbpfDatapath:
             for peer in table.peers
         }
         if self._loaded is None:
-            self._peers = wanted
+            self._given = wanted
         else:
             self._write_peers(wanted)
 
