@@ -10,7 +10,7 @@ import contextlib
 import random
 from collections.abc import AsyncIterator, Collection
 from functools import partial
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 
 from pyflannel.backend.base import BackendContext
@@ -143,10 +143,14 @@ class WholeNode:
         eth0 = self.machine.eth0
         gateway = IPv4Address("192.0.2.254")
         default = Route(dst=IPv4Network("0.0.0.0/0"), gateway=gateway, oif=eth0.index)
-        self.netlink.meddle(Set(default))
+        default6 = Route(
+            dst=IPv6Network("::/0"), gateway=IPv6Address("2001:db8::254"), oif=eth0.index
+        )
+        self.netlink.meddle(Set(default), Set(default6))
         self.store = FakeStore(self.etcd)
         self.manager = FakeManager()
         self.files = Files()
+        self.announced: list[str] = []
         self.firewall, self.other_firewall = FakeFirewall(), FakeFirewall()
         options = DaemonOptions(state_dir=str(state_dir))
         waiting = Trouble(self.clock)
@@ -167,7 +171,7 @@ class WholeNode:
                 follow_underlay=partial(
                     follow_interface, self.netlink, options, ours=KINDS.is_device
                 ),
-                announce=lambda _: None,
+                announce=lambda underlay: self.announced.append(underlay.mac),
                 kinds=KINDS,
                 backend=lambda config, underlay, prescribed: create(
                     BackendContext(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -13,6 +14,15 @@ from pyflannel.report.problems import problems
 from pyflannel.report.text import headline
 from pyflannel.store.etcd import acquire, codec
 from tests.support.node import CONFIG, DOCKER_FILE, PREFIX, SUBNET_FILE, WholeNode, whole_node
+
+DUAL_STACK = json.dumps(
+    {
+        "Network": "10.5.0.0/16",
+        "EnableIPv6": True,
+        "IPv6Network": "fd00:5::/48",
+        "Backend": {"Type": "host-gw"},
+    }
+).encode()
 
 
 @pytest.fixture
@@ -246,6 +256,20 @@ class TestTheUnderlay:
             assert b'"PublicIP":"192.0.2.55"' in stored.value
 
         play(scenario)
+
+    def test_the_neighbours_are_told_of_another_mac_and_a_damaged_file_is_put_right(self, play):
+        async def scenario(node: WholeNode) -> None:
+            whole = node.files.content[SUBNET_FILE]
+            node.files.content[SUBNET_FILE] = whole[:20]
+            await node.advance(3)
+            assert node.files.content[SUBNET_FILE] == whole
+            assert node.announced == []
+            await node.netlink.set_link(node.machine.eth0.index, mac="02:00:00:00:00:77")
+            await node.advance(5)
+            assert node.announced == ["02:00:00:00:00:77"] * 3
+            assert node.report().files.restored == 1
+
+        play(scenario, config=DUAL_STACK)
 
 
 class TestTheConfig:
