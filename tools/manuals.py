@@ -16,11 +16,11 @@ from typing import Final
 
 import pyflannel
 from pyflannel.cli.pyflannel import COMMANDS
-from pyflannel.core import goflag
-from pyflannel.core.goflag import Flag, Kind
 from pyflannel.core.options import FLAGS
 from pyflannel.core.sysconfig import NAMES, OPTIONS
 from pyflannel.docker import options as docker_options
+from pyflannel.gocompat import flags as goflag
+from pyflannel.gocompat.flags import Flag, Kind
 
 EXIT_STATUS: Final = (
     ("0", "asked to stop, or done"),

@@ -49,7 +49,6 @@ from pyflannel.backend.plan import Device, PeerObjects, Table, TableEntry, View
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.errors import ConfigError, FlannelError, KernelError
 from pyflannel.core.fields import Problem, boolean, integer
-from pyflannel.core.gojson import JsonError, JsonObject, loads_go
 from pyflannel.core.ip import Family, IPAddress, IPNetwork, SubnetKey
 from pyflannel.core.kind import (
     MAX_DEVICE_NAME,
@@ -62,6 +61,7 @@ from pyflannel.core.kind import (
 )
 from pyflannel.core.lease import Lease, LeaseAttrs
 from pyflannel.core.underlay import ExternalInterface
+from pyflannel.gocompat.json import JsonError, JsonObject, loads_go
 from pyflannel.kernel.base import (
     NUD_PERMANENT,
     FdbEntry,

@@ -12,10 +12,10 @@ from typing import NoReturn, TypeVar
 from pyflannel.cli import unit
 from pyflannel.core.errors import StoreUnavailable, UsageError
 from pyflannel.core.options import ETCD_FLAGS, EtcdOptions, parse_etcd_flags
-from pyflannel.core.suggest import did_you_mean
 from pyflannel.core.sysconfig import translate
 from pyflannel.foreign import shown
 from pyflannel.store.etcd.base import Store
+from pyflannel.suggest import did_you_mean
 
 T = TypeVar("T")
 

@@ -10,11 +10,11 @@ from typing import Final
 
 from pyflannel.cli.common import Parser, split_etcd, table, with_store
 from pyflannel.core.errors import EXIT_OK
-from pyflannel.core.goflag import hide_user_info
-from pyflannel.core.gojson import nesting
 from pyflannel.core.lease import Lease
 from pyflannel.core.options import EtcdOptions
 from pyflannel.foreign import shown
+from pyflannel.gocompat.flags import hide_user_info
+from pyflannel.gocompat.json import nesting
 from pyflannel.store.etcd import codec
 from pyflannel.store.etcd.base import Store
 

@@ -80,7 +80,7 @@ def run(argv: list[str]) -> int:
         return 0
     name, rest = argv[0], argv[1:]
     if name not in COMMANDS:
-        from pyflannel.core.suggest import did_you_mean
+        from pyflannel.suggest import did_you_mean
 
         near = did_you_mean(name, COMMANDS)
         hint = f", did you mean {near}?" if near else ""

@@ -2,7 +2,7 @@
 
 Three layers, in upstream's order, so that our first error is the one upstream would stop at:
 
-1. JSON and the types of the values (`gojson`, `fields`): Go's rules, keys in any case.
+1. JSON and the types of the values (`gocompat.json`, `fields`): Go's rules, keys in any case.
 2. Validation and derived values, one code path for both families. The texts of upstream's errors
    stand inside ours, for those who grep for them.
 3. The backend: its type, its own settings, and whether they fit the rest (`kind`).
@@ -31,7 +31,6 @@ from pyflannel.core.fields import (
     string,
     unsigned,
 )
-from pyflannel.core.gojson import JsonError, JsonObject, JsonValue, fold, loads_go
 from pyflannel.core.ip import (
     Family,
     IPNetwork,
@@ -42,7 +41,8 @@ from pyflannel.core.ip import (
     spell_ip,
 )
 from pyflannel.core.kind import Kind, Kinds, Settings, decode, every, unknown_type
-from pyflannel.core.suggest import did_you_mean
+from pyflannel.gocompat.json import JsonError, JsonObject, JsonValue, fold, loads_go
+from pyflannel.suggest import did_you_mean
 
 __all__ = [
     "NetworkConfig",

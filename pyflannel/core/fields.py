@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar, cast
 
-from pyflannel.core.gojson import JsonObject, JsonValue, fold
+from pyflannel.gocompat.json import JsonObject, JsonValue, fold
 
 T = TypeVar("T")
 

@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Protocol, Self,
 
 from pyflannel.core.errors import ConfigError
 from pyflannel.core.fields import Mismatch, ObjectReader, Problem, show, string
-from pyflannel.core.gojson import JsonValue, fold
 from pyflannel.core.ip import Family, IPNetwork
-from pyflannel.core.suggest import did_you_mean
 from pyflannel.core.underlay import ExternalInterface
+from pyflannel.gocompat.json import JsonValue, fold
+from pyflannel.suggest import did_you_mean
 
 if TYPE_CHECKING:  # the parser in there needs us
     from pyflannel.core.config import NetworkConfig

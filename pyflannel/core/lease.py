@@ -15,8 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-from pyflannel.core.gojson import JsonError, JsonObject, loads_go
 from pyflannel.core.ip import Family, IPAddress, IPNetwork, SubnetKey
+from pyflannel.gocompat.json import JsonError, JsonObject, loads_go
 
 VTEP_BACKEND = "vxlan"
 """The backend type whose data name a VTEP MAC; a MAC tells one machine from another."""

@@ -9,14 +9,15 @@ reason, a word that is not looked at and a variable that is not used are warning
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
-from pyflannel.core import goflag
-from pyflannel.core.errors import ConfigError
-from pyflannel.core.goflag import Flag, Flags, Kind, Mode
+from pyflannel.core.errors import ConfigError, UsageError
 from pyflannel.core.ip import parse_ipv4, parse_ipv6
+from pyflannel.gocompat import flags as goflag
+from pyflannel.gocompat.flags import Flag, Flags, Kind, Mode
 
 MIN_RENEW_MARGIN: Final = 1
 MAX_RENEW_MARGIN: Final = 1439
@@ -499,13 +500,15 @@ def parse_daemon(argv: Sequence[str], env: Mapping[str, str]) -> RunDaemon | Sho
         ConfigError: it can, but a value is out of range, or a feature is asked for that we do not
             have; names every such flag.
     """
-    flags = goflag.parse(FLAGS, argv[1:], removed=REMOVED)
+    with _as_usage_error():
+        flags = goflag.parse(FLAGS, argv[1:], removed=REMOVED)
     if flags.help:
         return ShowHelp(usage(argv[0]))
     if flags.switch("version"):
         return ShowVersion()
     warnings = [*_note_rest(flags.rest), *_note_password(flags)]
-    flags = goflag.with_environment(FLAGS, flags, env)
+    with _as_usage_error():
+        flags = goflag.with_environment(FLAGS, flags, env)
     warnings += [*flags.warnings, *goflag.unknown_variables(FLAGS, env)]
     errors = [*_check_features(flags), *_check_values(flags)]
     if errors:
@@ -520,6 +523,14 @@ def parse_daemon(argv: Sequence[str], env: Mapping[str, str]) -> RunDaemon | Sho
     return RunDaemon(options=_daemon_options(flags), warnings=tuple(warnings))
 
 
+@contextmanager
+def _as_usage_error() -> Iterator[None]:
+    try:
+        yield
+    except goflag.FlagError as error:
+        raise UsageError(str(error)) from None
+
+
 def parse_etcd_flags(args: Sequence[str], env: Mapping[str, str]) -> EtcdCommand:
     """The etcd flags of any command, wherever they stand on its line, and `FLANNELD_ETCD_*`.
 
@@ -530,8 +541,9 @@ def parse_etcd_flags(args: Sequence[str], env: Mapping[str, str]) -> EtcdCommand
     Raises:
         UsageError: an etcd flag lacks its value.
     """
-    given = goflag.extract(ETCD_FLAGS, args)
-    flags = goflag.with_environment(ETCD_FLAGS, given, env)
+    with _as_usage_error():
+        given = goflag.extract(ETCD_FLAGS, args)
+        flags = goflag.with_environment(ETCD_FLAGS, given, env)
     warnings = (*_note_password(given), *flags.warnings)
     return EtcdCommand(
         options=_etcd_options(flags),

@@ -27,7 +27,6 @@ from typing import Final, TypeVar
 
 from pyflannel.core.config import NetworkConfig, effective, parse_network_config
 from pyflannel.core.fields import Mismatch, ObjectReader, Problem, string
-from pyflannel.core.gojson import JsonError, JsonObject, JsonValue, compact_raw, loads_go
 from pyflannel.core.ip import (
     Family,
     IPAddress,
@@ -40,7 +39,8 @@ from pyflannel.core.ip import (
 )
 from pyflannel.core.kind import Kind, Kinds
 from pyflannel.core.lease import Lease, LeaseAttrs
-from pyflannel.core.suggest import did_you_mean
+from pyflannel.gocompat.json import JsonError, JsonObject, JsonValue, compact_raw, loads_go
+from pyflannel.suggest import did_you_mean
 
 T = TypeVar("T")
 

@@ -21,10 +21,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from pyflannel.core import goflag
 from pyflannel.core.errors import UsageError
 from pyflannel.core.options import FLAGS
-from pyflannel.core.suggest import did_you_mean
+from pyflannel.gocompat import flags as goflag
+from pyflannel.suggest import did_you_mean
 
 OPTIONS: Final = "FLANNEL_OPTIONS"
 
@@ -100,7 +100,7 @@ def _flag_value(arguments: Sequence[str], flag: str) -> str | None:
     """What the arguments give the flag, if anything; wrong ones are the daemon's to tell."""
     try:
         flags = goflag.parse(FLAGS, arguments)
-    except UsageError:
+    except goflag.FlagError:
         return None
     return flags.text(flag) if flag in flags.given else None
 
@@ -122,7 +122,7 @@ def _overruled(arguments: Sequence[str], env: Mapping[str, str]) -> list[str]:
     """A sentence about each `FLANNELD_*` that says something else than a flag in the arguments."""
     try:
         flags = goflag.parse(FLAGS, arguments)
-    except UsageError:
+    except goflag.FlagError:
         return []
     own = {name.flag for name in NAMES}
     warnings = []
@@ -132,7 +132,7 @@ def _overruled(arguments: Sequence[str], env: Mapping[str, str]) -> list[str]:
             continue
         try:
             other = goflag.parse(FLAGS, [f"-{flag.name}={value}"]).values[flag.name]
-        except UsageError:
+        except goflag.FlagError:
             continue  # the daemon's to tell
         mine = flags.values[flag.name]
         if mine != other:

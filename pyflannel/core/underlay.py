@@ -28,9 +28,9 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 from pyflannel.core.errors import InterfaceError
-from pyflannel.core.goregex import compile_go
 from pyflannel.core.ip import Family, IPAddress, SubnetKey, family_of, format_ip, parse_ip
 from pyflannel.core.options import DaemonOptions
+from pyflannel.gocompat.regex import compile_go
 
 MOST_LISTED: Final = 20
 """So many interfaces are listed in a message; a node that runs containers has hundreds."""

@@ -23,10 +23,10 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
-from pyflannel.core.gojson import JsonObject, compact_raw, loads_go
 from pyflannel.core.ip import SubnetKey, format_ip, parse_ip, parse_ipv4, parse_subnet_key
 from pyflannel.core.lease import Lease, LeaseAttrs
 from pyflannel.foreign import shown
+from pyflannel.gocompat.json import JsonObject, compact_raw, loads_go
 from pyflannel.store.etcd.base import KeyValue
 
 _UNSPECIFIED: Final = IPv4Address(0)

@@ -17,8 +17,8 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from pyflannel.core.errors import StoreConfigError
-from pyflannel.core.goflag import hide_user_info
 from pyflannel.core.options import EtcdOptions
+from pyflannel.gocompat.flags import hide_user_info
 from pyflannel.logs import get_logger
 
 log = get_logger(__name__)

@@ -10,8 +10,8 @@ from pyflannel.backend.kinds import BUILT_IN, KINDS
 from pyflannel.backend.udp import UdpSettings
 from pyflannel.backend.vxlan import VxlanSettings
 from pyflannel.core.fields import Problem, Severity
-from pyflannel.core.gojson import JsonObject, loads_go
 from pyflannel.core.kind import Settings, decode
+from pyflannel.gocompat.json import JsonObject, loads_go
 
 
 def decode_backend(

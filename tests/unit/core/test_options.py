@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyflannel.core.errors import EXIT_CONFIG, EXIT_USAGE, ConfigError, FlannelError, UsageError
-from pyflannel.core.goflag import Kind
 from pyflannel.core.options import (
     ETCD_FLAGS,
     FLAGS,
@@ -24,6 +23,7 @@ from pyflannel.core.options import (
     parse_etcd_flags,
     usage,
 )
+from pyflannel.gocompat.flags import Kind
 
 UPSTREAM = {
     "etcd-endpoints", "etcd-prefix", "etcd-keyfile", "etcd-certfile", "etcd-cafile",

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyflannel.core import goflag
-from pyflannel.core.errors import UsageError
-from pyflannel.core.goflag import (
+from pyflannel.gocompat import flags as goflag
+from pyflannel.gocompat.flags import (
     BadValue,
     Flag,
+    FlagError,
     Kind,
     extract,
     mask,
@@ -80,7 +80,7 @@ def test_spellings_of_false(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "yes", "no", "on", "tRUE", "2", " true"])
 def test_nothing_else_is_a_boolean(text: str) -> None:
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(FlagError) as caught:
         parse(TABLE, [f"-on={text}"])
     assert str(caught.value).startswith(f'invalid boolean value "{text}" for -on: parse error')
 
@@ -117,13 +117,13 @@ def test_numbers_have_64_bits(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["x", "0x1", "1_0", ""])
 def test_levels_are_decimal(text: str) -> None:
-    with pytest.raises(UsageError, match=f'^invalid value "{text}" for flag -v: '):
+    with pytest.raises(FlagError, match=f'^invalid value "{text}" for flag -v: '):
         parse(TABLE, [f"-v={text}"])
 
 
 def test_levels_have_32_bits() -> None:
     assert parse(TABLE, ["-v", "2147483647"]).number("v") == 2**31 - 1
-    with pytest.raises(UsageError, match="value out of range"):
+    with pytest.raises(FlagError, match="value out of range"):
         parse(TABLE, ["-v", "2147483648"])
 
 
@@ -148,22 +148,22 @@ def test_levels_have_32_bits() -> None:
     ],
 )  # fmt: skip
 def test_errors_begin_with_the_words_of_go(args: list[str], text: str) -> None:
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(FlagError) as caught:
         parse(TABLE, args)
     assert str(caught.value).startswith(text)
 
 
 def test_an_error_says_what_was_expected() -> None:
-    with pytest.raises(UsageError, match="expected a whole number"):
+    with pytest.raises(FlagError, match="expected a whole number"):
         parse(TABLE, ["-num=x"])
-    with pytest.raises(UsageError, match="expected one of a, b"):
+    with pytest.raises(FlagError, match="expected one of a, b"):
         parse(TABLE, ["-way=c"])
 
 
 def test_an_unknown_flag_gets_a_guess_or_what_became_of_it() -> None:
-    with pytest.raises(UsageError, match=r"-the_secre \(did you mean -the-secret\?\)"):
+    with pytest.raises(FlagError, match=r"-the_secre \(did you mean -the-secret\?\)"):
         parse(TABLE, ["-the_secre"])
-    with pytest.raises(UsageError, match=r"not defined: -old \(gone since 1\.0\)"):
+    with pytest.raises(FlagError, match=r"not defined: -old \(gone since 1\.0\)"):
         parse(TABLE, ["--old=x"], removed={"old": "gone since 1.0"})
 
 
@@ -199,7 +199,7 @@ def test_extraction_takes_the_flags_of_the_table_wherever_they_stand() -> None:
     assert (flags.text("str"), flags.switch("on"), flags.number("num")) == ("x", True, 8)
     assert flags.rest == ("sub", "--json", "file", "-h", "--", "-str", "y")
     assert not flags.help
-    with pytest.raises(UsageError, match="needs an argument"):
+    with pytest.raises(FlagError, match="needs an argument"):
         extract(TABLE, ["x", "-str"])
 
 
@@ -269,10 +269,10 @@ def test_usage_lists_the_flags_in_alphabetical_order_with_types_and_defaults() -
 
 def test_secrets_are_never_shown() -> None:
     table = (*TABLE, Flag(name="pin", kind=Kind.INT, default=0, help="", secret=True))
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(FlagError) as caught:
         parse(table, ["-pin=hunter2"])
     assert "hunter2" not in str(caught.value)
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(FlagError) as caught:
         parse(table, ["---the-secret=hunter2"])
     assert "hunter2" not in str(caught.value)
     flags = with_environment(table, parse(table, []), {"FLANNELD_PIN": "hunter2"})
@@ -300,7 +300,7 @@ def test_a_value_is_only_given_as_what_it_is() -> None:
 def test_any_command_line_is_parsed_or_refused_and_no_word_is_lost(args: list[str]) -> None:
     try:
         flags = parse(TABLE, args)
-    except UsageError:
+    except FlagError:
         return
     assert not flags.rest or tuple(args[len(args) - len(flags.rest) :]) == flags.rest
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyflannel.core.suggest import did_you_mean, slips
+from pyflannel.suggest import did_you_mean, slips
 
 KEYS = ("Network", "SubnetLen", "SubnetMin", "SubnetMax", "IPv6Network", "Backend")
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyflannel.core.goregex import compile_go
+from pyflannel.gocompat.regex import compile_go
 
 
 @pytest.mark.parametrize(

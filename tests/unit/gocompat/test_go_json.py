@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyflannel.core.gojson import (
+from pyflannel.gocompat.json import (
     MAX_DEPTH,
     JsonError,
     JsonObject,

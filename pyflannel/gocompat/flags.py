@@ -24,8 +24,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from pyflannel.core.errors import UsageError
-from pyflannel.core.suggest import did_you_mean
+from pyflannel.suggest import did_you_mean
 
 Value = str | bool | int | tuple[str, ...]
 
@@ -50,6 +49,10 @@ _DECIMAL: Final = re.compile(r"[+-]?[0-9]+", re.ASCII)
 
 
 _HELP: Final = ("-h", "--h", "-help", "--help")
+
+
+class FlagError(ValueError):
+    """A command line that Go would refuse; in Go's words, with what we know."""
 
 
 class Kind(enum.Enum):
@@ -225,7 +228,7 @@ def parse(
         removed: flags there were once, each with what became of it, for the error about them.
 
     Raises:
-        UsageError: at the first word that Go would stop at, in Go's words and with what we know
+        FlagError: at the first word that Go would stop at, in Go's words and with what we know
             about what was meant.
     """
     return _Parser(table, anywhere=False, removed=removed or {}).run(args)
@@ -238,7 +241,7 @@ def extract(table: Sequence[Flag], args: Sequence[str]) -> Flags:
     stays in `rest` in its order. Nothing behind `--` is looked at.
 
     Raises:
-        UsageError: a flag of the table has a bad value or none.
+        FlagError: a flag of the table has a bad value or none.
     """
     return _Parser(table, anywhere=True, removed={}).run(args)
 
@@ -283,7 +286,7 @@ class _Parser:
                 value = "true"
             elif not equals:
                 if position == len(args):
-                    raise UsageError(f"flag needs an argument: -{flag.name}")
+                    raise FlagError(f"flag needs an argument: -{flag.name}")
                 value = args[position]
                 position += 1
             self._set(flag, value)
@@ -304,7 +307,7 @@ class _Parser:
         try:
             value = convert(flag, text)
         except BadValue as bad:
-            raise UsageError(describe_bad(flag, text, bad)) from None
+            raise FlagError(describe_bad(flag, text, bad)) from None
         before = self._values[flag.name]
         if flag.kind is Kind.LIST and flag.name in self._given:
             # Narrowing for the type checker: a list's value is a tuple.
@@ -312,17 +315,15 @@ class _Parser:
         self._values[flag.name] = value
         self._given.add(flag.name)
 
-    def _unknown(self, word: str) -> UsageError:
+    def _unknown(self, word: str) -> FlagError:
         name = word.partition("=")[0].removeprefix("-").removeprefix("-")
         if not name or name.startswith("-"):
-            return UsageError(f"bad flag syntax: {mask(self._flags, [word])[0]}")
+            return FlagError(f"bad flag syntax: {mask(self._flags, [word])[0]}")
         hint = self._removed.get(name)
         if hint is None:
             guess = did_you_mean(name, self._table)
             hint = f"did you mean -{guess}?" if guess else None
-        return UsageError(
-            f"flag provided but not defined: -{name}" + (f" ({hint})" if hint else "")
-        )
+        return FlagError(f"flag provided but not defined: -{name}" + (f" ({hint})" if hint else ""))
 
 
 HIDDEN: Final = "***"

@@ -1,0 +1,1 @@
+"""Go's rules, as upstream's users write by them: command lines, JSON, regular expressions."""
