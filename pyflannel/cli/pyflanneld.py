@@ -17,7 +17,27 @@ def _stop_at_once(_number: int, _frame: object) -> None:
     os._exit(0)
 
 
+def _do_nothing(_number: int, _frame: object) -> None:
+    """A handler, because what is ignored stays so in children, and handlers do not."""
+
+
+UNUSED_SIGNALS = (
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGALRM,
+    signal.SIGVTALRM,
+    signal.SIGPROF,
+    signal.SIGIO,
+    signal.SIGPWR,
+    signal.SIGXCPU,
+    *range(signal.SIGRTMIN, signal.SIGRTMAX + 1),
+)
+"""Signals whose default is to end the process. A Go program ignores them (os/signal), and flanneld
+with it; so scripts, `logrotate` and supervisors may send them."""
+
 if __name__ == "__main__" or "pyflanneld" in sys.argv[0]:
+    for _each in UNUSED_SIGNALS:
+        signal.signal(_each, _do_nothing)
     # Before the imports, which are most of the start: a daemon that is stopped ends with 0 at any
     # time. The event loop's own handlers take over later.
     for _each in (signal.SIGTERM, signal.SIGINT):
