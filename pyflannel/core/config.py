@@ -443,6 +443,11 @@ class _Parser:
         state = "is missing"
         remedy = f'add "{key}": "{rules.example}"'
         slip = self._guesses.get(key)
+        other = _V6 if rules.family is Family.V4 else _V4
+        if other.key("Network") in self._reader.given:
+            enable = "EnableIPv4" if rules.family is Family.V4 else "EnableIPv6"
+            only = "IPv6" if rules.family is Family.V4 else "IPv4"
+            remedy = f'set "{enable}": false if the network is {only} only, or {remedy}'
         if pool.network is not None:
             state = f"is {pool.network}"
         elif slip is not None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shlex
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Final
@@ -39,7 +40,7 @@ from pyflannel.core.lease import Lease, LeaseAttrs, LeaseUpdate
 from pyflannel.core.ownership import Verdict, judge
 from pyflannel.core.renewal import Renewal
 from pyflannel.core.trust import ConfigOrigin
-from pyflannel.foreign import shown
+from pyflannel.foreign import escape, shown
 from pyflannel.logs import get_logger
 from pyflannel.report.model import StoreReport
 from pyflannel.store.base import Standing
@@ -181,7 +182,7 @@ class EtcdLeaseStore:
                         endpoints=self._store.describe(),
                         prefix=self._prefix,
                         key=shown(key),
-                        remedy=f"pyflannel config set --etcd-prefix={self._prefix} FILE",
+                        remedy=self._set_command(),
                     )
             else:
                 parsed = parse_network_config(found.kvs[0].value, self._kinds)
@@ -195,6 +196,12 @@ class EtcdLeaseStore:
                 if waiting(f"waiting for a valid network config in {shown(key)} (r{revision})"):
                     log_problems(parsed.problems, shown(key))
             await self._clock.sleep(CONFIG_RETRY_S)
+
+    def _set_command(self) -> str:
+        """The command that writes the config where this node reads it."""
+        endpoints = self._store.describe().replace(", ", ",")
+        words = [f"--etcd-endpoints={endpoints}", f"--etcd-prefix={escape(self._prefix)}", "FILE"]
+        return shlex.join(["pyflannel", "config", "set", *words])
 
     async def watch_config(self) -> AsyncIterator[bytes | None]:
         """The raw config whenever it is written or deleted (`None`), for ever."""

@@ -773,3 +773,15 @@ class TestKinds:
         text = '{"Network":"10.3.0.0/16","SubnetLen":25,"Backend":{"Type":"foo"}}'
         (problem,) = parse_network_config(text, One()).problems
         assert str(problem) == "25 is odd"
+
+
+def test_a_network_of_one_family_alone_is_told_to_switch_the_other_off() -> None:
+    """The remedy used to add a network of the family that nobody wants."""
+    parsed = parse_network_config('{"EnableIPv6": true, "IPv6Network": "fd00::/48"}', KINDS)
+    (error,) = parsed.errors
+    assert error.remedy.startswith('set "EnableIPv4": false if the network is IPv6 only, or add')
+    parsed = parse_network_config('{"EnableIPv6": true, "Network": "10.9.0.0/16"}', KINDS)
+    (error,) = parsed.errors
+    assert error.remedy.startswith('set "EnableIPv6": false if the network is IPv4 only, or add')
+    parsed = parse_network_config("{}", KINDS)
+    assert parsed.errors[0].remedy.startswith("add")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shlex
 import shutil
 from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
@@ -1118,3 +1119,22 @@ def test_a_prefix_that_is_no_utf8_is_waited_for_in_readable_words(tmp_path) -> N
         await asyncio.gather(waiting, return_exceptions=True)
 
     asyncio.run(go())
+
+
+def test_the_remedy_for_a_missing_config_writes_it_where_it_is_read(play, caplog) -> None:
+    """Pasted without the endpoints it wrote into another etcd."""
+
+    async def scenario(etcd, make) -> None:
+        etcd.delete(codec.config_key(PREFIX))
+        node = make()
+        waiting = asyncio.create_task(node.manager.network_config())
+        await settle()
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        endpoints = node.store.describe().replace(", ", ",")
+        fields = caplog.records[-1].pyflannel_fields
+        assert f"--etcd-endpoints={endpoints}" in shlex.split(fields["remedy"])
+        assert f"--etcd-prefix={PREFIX}" in shlex.split(fields["remedy"])
+
+    with caplog.at_level("WARNING"):
+        play(scenario)
