@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from ipaddress import IPv4Address
 from typing import Final, TypeVar
 
 from pyflannel.core.errors import DeviceUnavailable, KernelError, NotPermitted
@@ -43,6 +44,7 @@ from pyflannel.kernel.batch import (
 )
 from pyflannel.kernel.channel import Channel, Pace, Subscription
 from pyflannel.kernel.rtnl import Answer, Message, Request, RouteKey
+from pyflannel.kernel.udp import find_holder
 
 _UNREACHABLE: Final = frozenset(
     (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL, errno.ENETDOWN)
@@ -59,6 +61,9 @@ _FEW: Final = 8
 """Routes that are looked for in the undecoded messages, a hundred times faster."""
 
 T = TypeVar("T")
+
+VXLAN_PORT: Final = 8472
+"""What the kernel takes where no port is given (drivers/net/vxlan, `VXLAN_PORT` in Linux)."""
 
 
 def _error(operation: str, subject: str, answer: Answer) -> KernelError:
@@ -193,10 +198,35 @@ class KernelNetlink:
         """Changes the given attributes and leaves the others."""
         request = pyroute.change_link(index, mtu=mtu, mac=mac, up=up, txqlen=txqlen)
         (answer,) = await self._channel.transact("link set", [request])
+        if answer.errno == errno.EADDRINUSE and up:
+            raise await self._port_taken(index)
         if answer.errno:
             given = {"mtu": mtu, "address": mac, "up": up, "txqueuelen": txqlen}
             what = " ".join(f"{name} {value}" for name, value in given.items() if value is not None)
             raise _error("link set", f"dev {index} {what}".rstrip(), answer)
+
+    async def _port_taken(self, index: int) -> KernelError:
+        """Why a vxlan device cannot go up: its port is taken.
+
+        Vxlan devices of one kind share a port; one with external control, or with GBP, does not.
+        """
+        links = {link.index: link for link in await self.links()}
+        mine = links.get(index)
+        if mine is None or mine.vxlan is None:
+            return KernelError("link set", f"dev {index} up", errno.EADDRINUSE)
+        port = mine.vxlan.port or VXLAN_PORT
+        others = [
+            f"vxlan device {link.name}"
+            for link in links.values()
+            if link.index != index and link.up and link.vxlan is not None
+            if (link.vxlan.port or VXLAN_PORT) == port
+        ]
+        holder = others[0] if others else find_holder(IPv4Address(0), port) or "another socket"
+        hint = (
+            f"UDP port {port} is taken by {holder}; take that away, or set another Port in Backend"
+            " of the network config, for all nodes"
+        )
+        return KernelError("link set", f"{mine.name} up", errno.EADDRINUSE, hint)
 
     async def apply(self, operations: Sequence[Operation]) -> dict[int, KernelError]:
         """Carries the operations out in order; one that fails does not stop the rest."""

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import socket
 import subprocess
 import time
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface
@@ -295,3 +296,38 @@ def test_no_descriptor_is_left_behind() -> None:
             await netlink.links()
 
     in_new_netns(lambda: asyncio.run(scenario()))
+
+
+@pytest.mark.parametrize("taker", ["device", "socket"])
+def test_a_vxlan_port_that_is_taken_is_named_with_its_taker(taker: str) -> None:
+    """Another overlay's device with external control, as Cilium and OVN have it; or a program."""
+
+    async def scenario() -> None:
+        netlink = KernelNetlink()
+        try:
+            vxlan = VxlanAttrs(vni=1, local=IPv4Address("192.0.2.1"), port=8472)
+            device = await netlink.create_link(
+                LinkSpec(name="flannel.1", kind="vxlan", vxlan=vxlan)
+            )
+            with pytest.raises(KernelError) as caught:
+                await netlink.set_link(device.index, up=True)
+        finally:
+            await netlink.close()
+        said = str(caught.value)
+        assert "flannel.1 up" in said
+        assert "UDP port 8472 is taken by" in said
+        assert ("vxlan device other0" if taker == "device" else f"(pid {os.getpid()})") in said
+        assert "Port in Backend" in said
+
+    def work() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as holder:
+            if taker == "socket":
+                holder.bind(("0.0.0.0", 8472))
+            else:
+                _output(
+                    *["ip", "link", "add", "other0", "type", "vxlan", "external", "dstport", "8472"]
+                )
+                _output(*["ip", "link", "set", "other0", "up"])
+            asyncio.run(scenario())
+
+    in_new_netns(work)
