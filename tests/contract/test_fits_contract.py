@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyflannel.backend.kinds import BUILT_IN, KINDS, create
-from pyflannel.backend.udp import UdpNetwork
+from pyflannel.backend.udp.network import UdpNetwork
 from pyflannel.core.config import parse_network_config
 from pyflannel.core.errors import ConfigError
 from pyflannel.core.ip import Family
@@ -92,7 +92,7 @@ async def attach(machine, external, config, state_dir):
     own = lease(1, config.backend_type, ipv4=config.enable_ipv4, ipv6=config.enable_ipv6)
     own = replace(own, attrs=attrs)
     if config.backend_type == "udp":
-        return UdpNetwork(context, own)
+        return UdpNetwork(context, KINDS.get("udp"), own)
     return await backend.attach(own)
 
 

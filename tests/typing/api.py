@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pyflannel.aio.clock import Clock, SystemClock
 from pyflannel.backend.base import Backend, Network
-from pyflannel.backend.udp import UdpBackend, UdpNetwork
+from pyflannel.backend.udp import UdpBackend
+from pyflannel.backend.udp.network import UdpNetwork
 from pyflannel.backend.vxlan import VxlanBackend
 from pyflannel.datapath.base import Datapath
 from pyflannel.datapath.ebpf import EbpfDatapath
