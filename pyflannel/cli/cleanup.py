@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import stat
+import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,14 +26,16 @@ from pyflannel.core import subnetenv, traces
 from pyflannel.core.errors import (
     EXIT_OK,
     EXIT_UNAVAILABLE,
+    ConfigError,
     DeviceUnavailable,
     FlannelError,
     NotPermitted,
 )
 from pyflannel.core.ip import Family
-from pyflannel.core.kind import Kind, every
+from pyflannel.core.kind import Kind, Kinds
 from pyflannel.core.options import DaemonOptions
 from pyflannel.docker import dropin, options, userchain
+from pyflannel.foreign import MOST_IN_LOG, shown
 from pyflannel.kernel import unixsocket
 from pyflannel.kernel.base import Delete, Netlink, Route
 from pyflannel.kernel.files import FileText, FileUnreadable, read_text_if_exists
@@ -77,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
     lock = SingleInstance(given.subnet_file)
     locked_before = lock.path.exists()
     with _undisturbed(lock, dry_run=given.dry_run):
-        kinds = list(every(KINDS))
+        kinds = loadable(KINDS)
         files = own_files(given, kinds)
         if locked_before:
             files.append(OwnFile(str(lock.path), is_lock_content))
@@ -101,6 +104,20 @@ def main(argv: Sequence[str]) -> int:
         if not found:
             print("nothing of flannel's is here")
     return EXIT_UNAVAILABLE if failed else EXIT_OK
+
+
+def loadable(kinds: Kinds) -> list[Kind]:
+    """All kinds of backend whose traces can be told; says which cannot."""
+    found: list[Kind] = []
+    for name in kinds.names():
+        try:
+            kind = kinds.get(name)
+        except ConfigError as error:
+            why = shown(str(error), MOST_IN_LOG)
+            print(f"pyflannel cleanup: what it left is not looked for: {why}", file=sys.stderr)
+        else:
+            found += [kind] if kind is not None else []
+    return found
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import pytest
 import pyflannel.backend
 from pyflannel.backend import alloc, kinds
 from pyflannel.backend.kinds import BUILT_IN, KINDS, BackendKinds, create
+from pyflannel.cli import cleanup
 from pyflannel.core.errors import ConfigError
 from pyflannel.core.ip import Family
 from pyflannel.core.kind import DevicePattern, every
@@ -176,6 +177,14 @@ def test_one_that_cannot_be_used_is_an_error_for_whoever_asks_for_it_only(
     assert str(caught.value).startswith("backend ip-foo of another package (elsewhere:KIND) ")
     assert reason in str(caught.value)
     assert [kind.name for kind in every(known)] == sorted(BUILT_IN)
+
+
+def test_cleanup_says_whose_traces_it_cannot_tell(monkeypatch, capsys):
+    known = announce(monkeypatch, Point("ip-foo", ImportError("no module foo")))
+    assert [kind.name for kind in cleanup.loadable(known)] == sorted(BUILT_IN)
+    said = capsys.readouterr().err
+    assert said.startswith("pyflannel cleanup: what it left is not looked for: backend ip-foo ")
+    assert "no module foo" in said
 
 
 @pytest.mark.parametrize("name", ["", "Upper", "a--b", "-a", "a b", "ä"])
