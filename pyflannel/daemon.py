@@ -130,6 +130,7 @@ def _parts(options: DaemonOptions, notifier: Notifier, stack: contextlib.AsyncEx
                 netlink=netlink,
                 state_dir=options.state_dir,
                 datapath=options.datapath,
+                accept_any_port=options.udp_accept == "any-port",
                 accept_any=options.udp_accept == "any",
                 fd_store=fd_store,
                 store_addresses=store.addresses,

@@ -48,6 +48,8 @@ class BackendContext:
     """For what must outlive a reboot; may be missing, or not be writable."""
     datapath: str = "auto"
     """Which data path this node shall use, where there is a choice; `auto` takes the best."""
+    accept_any_port: bool = False
+    """Whether known peers may send from another port than the backend's, as behind a NAT."""
     accept_any: bool = False
     """Whether packets from others than known peers are taken, where that can be told."""
     write_sysctl: SysctlWriter = try_write_sysctl

@@ -389,9 +389,10 @@ FLAGS: Final = (
         name="udp-accept",
         kind=Kind.STRING,
         default=_DEFAULTS.udp_accept,
-        help="whose datagrams backend udp accepts: those of known peers, or anybody's",
+        help="whose datagrams backend udp accepts: those of known peers from the backend's port, "
+        "from any port (a NAT between the nodes), or anybody's",
         since="pyflannel",
-        choices=("peers", "any"),
+        choices=("peers", "any-port", "any"),
     ),
     Flag(
         name="allow-extension",

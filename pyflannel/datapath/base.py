@@ -22,11 +22,13 @@ TUN → UDP, per packet
 UDP → TUN, per datagram
   1. shorter than 20 bytes, version not 4, IHL < 5 or past the end, total length ≠ datagram length →
      drop `udp_malformed`; longer than `mtu` → drop `udp_oversize`.
-  2. *ours*, unless `accept_any`: the sender's address is not a known peer → drop
+  2. *ours*, unless `accept_any`: the sender's address is not a known peer, or its UDP port is not
+     the backend's (unless `any_port`) → drop
      `udp_unknown_sender`; the inner source is not in that sender's subnet (the peer that owns the
      inner source by longest prefix has another address, or there is none) → drop
      `udp_wrong_source`; the inner destination is not in the network → drop `udp_wrong_destination`.
-     (The UDP source *port* is not checked: a NAT or a sender that spreads its flows may change it.)
+     (The port: every sender uses the backend's, which only root can have on a peer. What a pod or a
+     user of a peer sends leaves with the peer's address, but from another one.)
   3. TTL ≤ 1 → ICMP time exceeded is sent back through the overlay as if the TUN's address had
      forwarded it (*ours*): in a datagram to the peer that owns the inner source, with its TTL of 8
      untouched; nothing is sent if no peer owns it (`accept_any`). Drop `udp_ttl`.
@@ -105,6 +107,9 @@ class DatapathConfig:
     """External interface, for data paths that attach to it."""
     underlay_address: IPv4Address = field(default=IPv4Address(0))
     """Address the socket is bound to."""
+    any_port: bool = False
+    """Whether a peer's datagrams may come from any UDP port, where a NAT between the nodes changes
+    it (`--udp-accept any-port`)."""
     accept_any: bool = False
     """Upstream's behaviour: take every datagram, whoever sent it (`--udp-accept any`)."""
     vnet_hdr: bool = False

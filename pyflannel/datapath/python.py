@@ -348,6 +348,7 @@ class PythonDatapath:
             config.accept_any,
         )
         network, netmask = int(config.network.network_address), int(config.network.netmask)
+        port = config.port
         packet, prefixes = self._udp_buffer, self._udp_prefixes
         receive, fields, write = self._udp.recvfrom_into, _FIELDS.unpack_from, os.write
         packets = size = errors = 0
@@ -371,6 +372,9 @@ class PythonDatapath:
             if (first != 0x45 or not 20 <= n == total <= mtu) and self._is_unfit("udp", packet, n):
                 continue
             if not accept_any:
+                if sender[1] != port and not config.any_port:
+                    self._count["udp_unknown_sender"] += 1
+                    continue
                 hop = get(source & mask)
                 if hop is None or hop[0] != sender[0]:
                     known = sender[0] in senders

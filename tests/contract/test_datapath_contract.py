@@ -459,10 +459,20 @@ def test_where_in_the_network_a_packet_goes_is_the_kernels_business(running: Rig
     assert outcome(running)[1] == [one_hop_later(data) for data in back]
 
 
-def test_the_port_of_a_sender_does_not_matter(running: Rig) -> None:
+def test_a_peer_speaks_from_the_backends_port(running: Rig) -> None:
+    """A pod or a user of the peer's node has its address, but not its port."""
+    running.deliver_from_other_port("a", packet(AT_A, OURS))
+    assert outcome(running) == ({"udp_unknown_sender": 1}, [], [])
+
+
+def test_behind_a_nat_a_peer_may_speak_from_any_port(start: Callable[..., Rig]) -> None:
+    rig = start(any_port=True)
     back = packet(AT_A, OURS)
-    running.deliver_from_other_port("a", back)
-    assert outcome(running)[1] == [one_hop_later(back)]
+    rig.deliver_from_other_port("a", back)
+    rig.deliver_from_other_port("b", back)
+    counters, to_tun, _ = outcome(rig)
+    assert to_tun == [one_hop_later(back)]
+    assert counters == {"udp_packets": 1, "udp_bytes": len(back), "udp_wrong_source": 1}
 
 
 def test_accept_any_takes_everything_that_is_a_packet(start: Callable[..., Rig]) -> None:

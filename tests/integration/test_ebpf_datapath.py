@@ -671,8 +671,14 @@ class TestBesideUserSpace:
         inner = bytes(
             IP(src=source.pod_address(), dst="10.0.250.7", ttl=9) / UDP(dport=9) / bytes(16)
         )
-        with source.space.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-            sender.sendto(inner, (node.address, 8285))
+        source.stop_daemon()  # so that its port is free for us
+        try:
+            with source.space.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+                sender.bind((source.address, 8285))
+                sender.sendto(inner, (node.address, 8285))
+        finally:
+            source.start_daemon()
+            mixed.wait(lambda: has_peers(mixed, 1, 1), 10, what="the peer")
         mixed.wait(
             lambda: counters(mixed, 2)["tun_no_route"] == before["tun_no_route"] + 1,
             5,

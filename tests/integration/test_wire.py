@@ -82,6 +82,13 @@ def test_a_datagram_is_one_ip_packet_and_nothing_else(lab):
         assert IP(bytes(again)).chksum == inner.chksum
 
 
+def datagram(source, target, packet: bytes) -> bytes:
+    """A packet in a datagram from a node's backend port, which its daemon holds, to another's."""
+    _, IP, UDP, _ = layers()
+    outer = IP(src=source.address, dst=target.address, flags="DF") / UDP(sport=8285, dport=8285)
+    return bytes(outer / packet)
+
+
 def test_a_packet_that_scapy_makes_in_a_peers_name_is_delivered(lab):
     """From the peer's address, for its subnet: as upstream's daemon would send it."""
     _, IP, UDP, _ = layers()
@@ -92,12 +99,12 @@ def test_a_packet_that_scapy_makes_in_a_peers_name_is_delivered(lab):
         / b"made by hand"
     )
     taking = target.pod.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    sending = source.space.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sending = source.space.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
     try:
         taking.setsockopt(socket.IPPROTO_IP, IP_RECVTTL, 1)
         taking.bind((target.pod_address(), 4243))
         taking.settimeout(5)
-        sending.sendto(packet, (target.address, 8285))
+        sending.sendto(datagram(source, target, packet), (target.address, 0))
         data, ancillary, _, peer = taking.recvmsg(100, 100)
         assert (data, peer) == (b"made by hand", (source.pod_address(), 4242))
         (ttl,) = (int.from_bytes(value[:4], "little") for _, _, value in ancillary)
@@ -123,9 +130,10 @@ def test_a_peer_may_only_speak_for_itself_and_to_the_network(lab, what, counter)
         return status["network"]["datapath"]["counters"][counter]
 
     before = count()
-    sending = source.space.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sending = source.space.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
     try:
-        sending.sendto(bytes(IP(src=src, dst=dst) / UDP() / b"x"), (target.address, 8285))
+        inner = bytes(IP(src=src, dst=dst) / UDP() / b"x")
+        sending.sendto(datagram(source, target, inner), (target.address, 0))
     finally:
         sending.close()
     lab.wait(lambda: count() == before + 1, 5, what=f"{counter} counts it")

@@ -320,6 +320,7 @@ class UdpNetwork:
             underlay_address=self._local(),
             pin_dir=BPFFS,
             accept_any=self._context.accept_any,
+            any_port=self._context.accept_any_port,
             vnet_hdr=tun.vnet_hdr,
         )
 

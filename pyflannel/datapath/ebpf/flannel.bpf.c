@@ -124,7 +124,8 @@ struct settings {
 	__u8 gro_mac[6];    /* of flannelgro1 */
 	__u8 strip_mac[6];  /* of flannelgro0 */
 	__u8 token[12];     /* what tells our frames on the pair from others'; no group's address */
-	__u8 unused[2];
+	__u8 any_port;      /* a NAT between the nodes may change the sender's */
+	__u8 unused;
 };
 
 struct prefix {
@@ -570,6 +571,7 @@ int underlay_in(struct __sk_buff *skb)
 	sender = find_peer(packet.inner.saddr);
 	if (!conf->accept_any &&
 	    (!sender || sender->address != packet.ip.saddr ||
+	     (packet.udp.source != conf->port && !conf->any_port) ||
 	     (packet.inner.daddr & conf->mask) != conf->network))
 		return NOT_OURS;
 	if (beyond && !sums_up(skb, &packet.ip, &packet.udp))

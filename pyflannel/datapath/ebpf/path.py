@@ -26,7 +26,7 @@ log = get_logger(__name__)
 BPF_FS_MAGIC: Final = 0xCAFE4A11
 """linux/magic.h."""
 OBJECT: Final = "flannel.bpf.o"
-SETTINGS: Final = struct.Struct("=4s4s4sIIII16s16sHHBB6s6s12s2x")
+SETTINGS: Final = struct.Struct("=4s4s4sIIII16s16sHHBB6s6s12sBx")
 """`struct settings` in flannel.bpf.c; addresses and port in network byte order."""
 PREFIX: Final = struct.Struct("=I4s")
 HOP: Final = struct.Struct("=4s20x")
@@ -218,7 +218,7 @@ class EbpfDatapath:
         if self._given is not None:
             self._write_peers(self._given)
         self._before = self._read_counters(loaded.maps["counters"])
-        *_, strips, _gro, _strip, token = SETTINGS.unpack(
+        *_, strips, _gro, _strip, token, _any_port = SETTINGS.unpack(
             loaded.maps["config"].get(ZERO_KEY, SETTINGS.size) or bytes(SETTINGS.size)
         )
         self._why_not = "" if strips else "not tried yet"
@@ -425,6 +425,7 @@ class EbpfDatapath:
             gro.receiver_mac if gro is not None else bytes(6),
             gro.sender_mac if gro is not None else bytes(6),
             self._token,
+            config.any_port,
         )
 
     def _tests_arrived(self) -> int:

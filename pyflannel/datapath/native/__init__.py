@@ -210,6 +210,7 @@ class NativeDatapath:
                 netmask=int(config.network.netmask),
                 mtu=config.mtu,
                 port=config.port,
+                any_port=config.any_port,
                 accept_any=config.accept_any,
                 vnet_header=config.vnet_hdr,
                 forced_off=sum(

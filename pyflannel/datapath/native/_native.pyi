@@ -15,6 +15,7 @@ class Engine:
         netmask: int,
         mtu: int,
         port: int,
+        any_port: bool,
         accept_any: bool,
         vnet_header: bool,
         forced_off: int,

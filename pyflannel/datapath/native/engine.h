@@ -79,7 +79,7 @@ struct engine_config {
     uint32_t network, netmask;
     uint32_t mtu;
     uint16_t port;
-    bool accept_any, vnet_header;
+    bool any_port, accept_any, vnet_header;
     uint32_t forced_off;  /* bit per enum offload */
     bool assume_offloads; /* take the TUN's offloads as granted: a stand-in that is not a TUN */
     unsigned threads;     /* 1 or 2, see above */

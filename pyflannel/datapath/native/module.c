@@ -57,22 +57,23 @@ static int fill_queues(struct engine_config *config, PyObject *fds)
 static PyObject *Engine_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"tun_fds",     "udp_fd",     "tun_address",     "network", "netmask",
-                            "mtu",         "port",       "accept_any",      "vnet_header",
+                            "mtu",         "port",       "any_port",   "accept_any", "vnet_header",
                             "forced_off",  "assume_offloads", "threads",    "spin_us", "gather_us",
                             NULL};
     struct engine_config config = {0};
     PyObject *fds;
-    int accept_any, vnet_header, assume_offloads;
+    int any_port, accept_any, vnet_header, assume_offloads;
     EngineObject *self;
     allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!iIIIIHppIpIII", names, &PyTuple_Type, &fds,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!iIIIIHpppIpIII", names, &PyTuple_Type, &fds,
                                      &config.udp_fd, &config.tun_address, &config.network,
-                                     &config.netmask, &config.mtu, &config.port, &accept_any,
+                                     &config.netmask, &config.mtu, &config.port, &any_port, &accept_any,
                                      &vnet_header, &config.forced_off, &assume_offloads,
                                      &config.threads, &config.spin_us, &config.gather_us) ||
         fill_queues(&config, fds))
         return NULL;
+    config.any_port = any_port;
     config.accept_any = accept_any;
     config.vnet_header = vnet_header;
     config.assume_offloads = assume_offloads;

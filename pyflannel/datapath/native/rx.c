@@ -139,12 +139,17 @@ static void rx_time_exceeded(struct rx *rx, const struct table *t, const uint8_t
         count_add(w, COUNT_tun_send_error, 1);
 }
 
-/* Whether a packet may come from this sender; counts the reason if not. */
-static bool rx_allowed(struct rx *rx, const struct table *t, const uint8_t *p, uint32_t sender)
+/* Whether a packet may come from this address and port; counts the reason if not. */
+static bool rx_allowed(struct rx *rx, const struct table *t, const uint8_t *p, uint32_t sender,
+                       uint16_t port)
 {
     struct worker *w = rx->worker;
     const struct engine_config *config = &w->engine->config;
 
+    if (port != config->port && !config->any_port) {
+        count_add(w, COUNT_udp_unknown_sender, 1);
+        return false;
+    }
     if (table_lookup(t, get32(p + IP4_SOURCE)) != sender) {
         count_add(w, table_knows(t, sender) ? COUNT_udp_wrong_source : COUNT_udp_unknown_sender, 1);
         return false;
@@ -158,7 +163,7 @@ static bool rx_allowed(struct rx *rx, const struct table *t, const uint8_t *p, u
 
 /* One packet; nothing about it is known but its length. */
 static void rx_packet(struct rx *rx, const struct table *t, uint8_t *p, size_t length,
-                      uint32_t sender)
+                      uint32_t sender, uint16_t port)
 {
     struct worker *w = rx->worker;
     const struct engine_config *config = &w->engine->config;
@@ -173,7 +178,7 @@ static void rx_packet(struct rx *rx, const struct table *t, uint8_t *p, size_t l
     case PACKET_OK:
         break;
     }
-    if (!config->accept_any && !rx_allowed(rx, t, p, sender))
+    if (!config->accept_any && !rx_allowed(rx, t, p, sender, port))
         return;
     if (p[IP4_TTL] <= 1) {
         count_add(w, COUNT_udp_ttl, 1);
@@ -206,12 +211,13 @@ static void rx_message(struct rx *rx, const struct table *t, size_t i)
     size_t left = rx->messages[i].msg_len;
     size_t size = segment_size(&rx->messages[i].msg_hdr, left);
     uint32_t sender = ntohl(rx->names[i].sin_addr.s_addr);
+    uint16_t port = ntohs(rx->names[i].sin_port);
     uint8_t *p = rx->buffers[i];
 
     do {
         size_t length = left < size ? left : size;
 
-        rx_packet(rx, t, p, length, sender); /* an empty datagram is malformed as well */
+        rx_packet(rx, t, p, length, sender, port); /* an empty datagram is malformed as well */
         p += length;
         left -= length;
     } while (left);

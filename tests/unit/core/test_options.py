@@ -182,7 +182,7 @@ class TestUsageErrors:
             (["-healthz-port=abc"], ['"abc"', "-healthz-port", "whole number"]),
             (["-ip-masq=maybe"], ['"maybe"', "-ip-masq", "true or false"]),
             (["-datapath=fast"], ['"fast"', "-datapath", "auto, python, native, ebpf"]),
-            (["-udp-accept=all"], ["peers, any"]),
+            (["-udp-accept=all"], ["peers, any-port, any"]),
             (["-log-format=xml"], ["auto, text, json"]),
             (["-iface"], ["flag needs an argument: -iface"]),
         ],
