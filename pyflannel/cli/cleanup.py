@@ -143,7 +143,7 @@ def _in_use(why: str) -> DeviceUnavailable:
 
 async def _run(
     subnet_file: str,
-    files: Sequence[OwnFile],
+    files: Sequence[OwnFile | OwnLink],
     kinds: Sequence[Kind],
     state_dir: str,
     *,
@@ -269,13 +269,35 @@ class OwnFile:
             Path(self.path).unlink(missing_ok=True)
 
 
-def own_files(given: argparse.Namespace, kinds: Sequence[Kind]) -> list[OwnFile]:
+@dataclass(frozen=True, slots=True)
+class OwnLink:
+    """The link to docker's options that the unit makes, because its daemon may not write there."""
+
+    path: str
+
+    def obstacle(self) -> str:
+        """As in `OwnFile`."""
+        ours = str(Path(self.path).readlink()) == options.UNIT_LINK
+        return "" if ours else "a link to somewhere else"
+
+    async def remove(self) -> None:
+        """As in `OwnFile`."""
+        if not self.obstacle():
+            Path(self.path).unlink(missing_ok=True)
+
+
+def own_files(given: argparse.Namespace, kinds: Sequence[Kind]) -> list[OwnFile | OwnLink]:
     """What a daemon with these paths may have left, whichever kind of backend it ran."""
+    options_file = Path(given.docker_opts_file)
+    docker: list[OwnFile | OwnLink] = [OwnFile(str(options_file), options.is_written_here)]
+    if options_file.is_symlink() and str(options_file.readlink()) == options.UNIT_LINK:
+        target = options_file.parent / options.UNIT_LINK
+        docker = [OwnLink(str(options_file)), OwnFile(str(target), options.is_written_here)]
     records = {record.FILE_NAME: traces.LEASE_RECORD, userchain.RECORD: traces.DOCKER_RECORD}
     records |= {file.name: file.members for kind in kinds for file in kind.state_files}
     return [
         OwnFile(given.subnet_file, subnetenv.is_flannels),
-        OwnFile(given.docker_opts_file, options.is_written_here),
+        *docker,
         OwnFile(given.status_socket, None),
         *(
             OwnFile(f"{given.state_dir}/{name}", partial(traces.is_record, members=members))
@@ -284,7 +306,7 @@ def own_files(given: argparse.Namespace, kinds: Sequence[Kind]) -> list[OwnFile]
     ]
 
 
-def file_traces(files: Sequence[OwnFile]) -> tuple[list[Trace], dict[str, str]]:
+def file_traces(files: Sequence[OwnFile | OwnLink]) -> tuple[list[Trace], dict[str, str]]:
     """The files that are ours, and those that are not, each with the reason."""
     found: list[Trace] = []
     left: dict[str, str] = {}

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
 # First, because it installs the handlers of SIGTERM and SIGINT that hold during the other imports.
@@ -37,9 +38,49 @@ def main() -> NoReturn:
         sys.exit(pyflanneld.last_words(error))
     for warning in launch.warnings:
         print(f"pyflanneld-start: warning: {warning}", file=sys.stderr)
+    argv = in_our_directory(launch.argv, os.environ)
     if checking:
-        sys.exit(check(launch.argv))
-    pyflanneld.main(launch.argv)
+        sys.exit(check(argv))
+    pyflanneld.main(argv)
+
+
+def in_our_directory(
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    *,
+    writable: Callable[[str], bool] = lambda path: os.access(path, os.W_OK),
+) -> Sequence[str]:
+    """The arguments, with docker's options where the unit's sandbox lets them be written.
+
+    Somebody who named the usual place means what he finds there, which is the unit's link.
+    """
+    from pyflannel.core.options import RunDaemon, parse_daemon
+    from pyflannel.docker import options as docker_options
+
+    place, ours = docker_options.DOCKER_ENV, docker_options.UNIT_FILE
+    if writable(str(Path(place).parent)) or not writable(str(Path(ours).parent)):
+        return argv
+    try:
+        parsed = parse_daemon(["pyflanneld", *argv], env)
+    except FlannelError:
+        return argv  # which the daemon says itself
+    if not isinstance(parsed, RunDaemon) or parsed.options.docker_opts_file != place:
+        return argv
+    # Flags end at the first word that is none.
+    return [f"-docker-opts-file={ours}", *_without(argv, "docker-opts-file")]
+
+
+def _without(argv: Sequence[str], flag: str) -> list[str]:
+    """The arguments without a flag that has a value."""
+    kept: list[str] = []
+    words = iter(argv)
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if name not in {f"-{flag}", f"--{flag}"}:
+            kept.append(word)
+        elif not equals:
+            next(words, None)
+    return kept
 
 
 def check(argv: Sequence[str]) -> int:

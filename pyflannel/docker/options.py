@@ -24,6 +24,10 @@ from pyflannel.core.errors import ConfigError, UsageError
 
 FLANNEL_ENV: Final = "/run/flannel/subnet.env"
 DOCKER_ENV: Final = "/run/docker_opts.env"
+UNIT_FILE: Final = "/run/flannel/docker_opts.env"
+"""Where the unit's daemon writes it: of /run only our own directory is writable there."""
+UNIT_LINK: Final = "flannel/docker_opts.env"
+"""What `DOCKER_ENV` is a link to then."""
 DOCKER_OPTS: Final = "DOCKER_OPTS"
 MARK: Final = "DOCKER_OPT_"
 """What the script searches the listing of all shell variables for."""

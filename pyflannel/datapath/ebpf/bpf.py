@@ -28,6 +28,7 @@ MAP_GET_NEXT_KEY: Final = 4
 PROG_LOAD: Final = 5
 OBJ_PIN: Final = 6
 OBJ_GET: Final = 7
+PROG_TEST_RUN: Final = 10
 OBJ_GET_INFO_BY_FD: Final = 15
 MAP_LOOKUP_BATCH: Final = 24
 LINK_CREATE: Final = 28
@@ -38,6 +39,9 @@ TCX_INGRESS: Final = 46
 TCX_EGRESS: Final = 47
 PSEUDO_MAP_FD: Final = 1
 """Source register of a 64-bit load whose immediate is a map's descriptor."""
+_BPF_F_INGRESS: Final = 1
+_CLONE_REDIRECT: Final = 13
+"""`bpf_clone_redirect` in `enum bpf_func_id`."""
 ATTR_BYTES: Final = 160
 """At least `sizeof(union bpf_attr)`; the kernel wants what it does not know to be zero."""
 LOG_BYTES: Final = 1 << 18
@@ -290,6 +294,36 @@ def load_program(name: str, code: bytes, license_text: bytes, attach_type: int) 
         except KernelError:
             words = verifier.value.decode(errors="replace").strip().splitlines()[-3:]
             raise DatapathError(f"{error}; the verifier says: {' / '.join(words)}") from error
+
+
+def inject(frame: bytes, ifindex: int) -> None:
+    """Has a device receive an Ethernet frame, without a packet socket.
+
+    A program that sends a clone of its packet to the ingress of the device is run once on the frame
+    (BPF_PROG_TEST_RUN); the clone takes the way of any received packet, a moment later. The
+    kernel's own tests do so (tools/testing/selftests/bpf/progs/empty_skb.c).
+
+    Raises:
+        NotPermitted: CAP_BPF or CAP_NET_ADMIN is missing.
+        KernelError: there is no such device, or it is down.
+    """
+    code = b"".join(
+        struct.pack("<BBhi", *instruction)
+        for instruction in (
+            (0xB7, 2, 0, ifindex),  # r2 = ifindex; r1 is the packet
+            (0xB7, 3, 0, _BPF_F_INGRESS),
+            (0x85, 0, 0, _CLONE_REDIRECT),
+            (0x95, 0, 0, 0),  # returns what it gave: 0, or a negative errno
+        )
+    )
+    program = load_program("inject", code, b"Apache-2.0", 0)
+    try:
+        data = _buffer(frame)
+        # prog_fd, retval, data_size_in, data_size_out, data_in, data_out, repeat, duration
+        attr = struct.pack("<IIIIQQII", program, 0, len(frame), 0, ctypes.addressof(data), 0, 1, 0)
+        _call(PROG_TEST_RUN, attr, "inject into", f"interface {ifindex}")
+    finally:
+        os.close(program)
 
 
 def attach_tcx(program: int, ifindex: int, attach_type: int) -> int:

@@ -16,7 +16,6 @@ address, not even a link-local one.
 from __future__ import annotations
 
 import os
-import socket
 import struct
 import time
 from collections.abc import Callable, Mapping
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Final
 
 from pyflannel.core.errors import DeviceUnavailable
+from pyflannel.datapath.ebpf import bpf
 from pyflannel.kernel import seg6, veth
 from pyflannel.kernel.sysctl import try_write_sysctl, write_sysctl
 
@@ -233,17 +233,15 @@ def send_test(pair: GroPair, token: bytes) -> None:
     """Puts a test frame on the third way, whose end counts it.
 
     Raises:
-        OSError: without the right to (CAP_NET_RAW), or without the device.
+        KernelError: without the right to (CAP_BPF, CAP_NET_ADMIN), or without the device.
     """
-    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sender:
-        sender.bind((RECEIVER, 0))
-        sender.send(test_frame(pair, token))
+    bpf.inject(test_frame(pair, token), pair.sender)
 
 
 def comes_through(pair: GroPair, token: bytes, arrived: Callable[[], int]) -> bool:
     """Whether a test frame arrives.
 
-    It does before `send` returns, unless the kernel has put its work off.
+    It does within a moment: the kernel takes it as it takes what a device has received.
 
     Args:
         arrived: how many did so far.

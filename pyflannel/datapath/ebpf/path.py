@@ -64,7 +64,15 @@ def probe() -> Capabilities | str:
 
 
 def is_bpffs(path: str) -> bool:
-    """Whether a BPF file system that we may write to is mounted there."""
+    """Whether a BPF file system that we may write to is mounted there.
+
+    In the unit's sandbox it is our directory in it alone.
+    """
+    own = Path(path, pins.DIRECTORY)
+    return _is_writable_bpffs(str(own) if own.is_dir() else path)
+
+
+def _is_writable_bpffs(path: str) -> bool:
     buffer = ctypes.create_string_buffer(256)
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.statfs(path.encode(), buffer) != 0:

@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Final
 
 BPFFS: Final = "/sys/fs/bpf"
+DIRECTORY: Final = "pyflannel"
+"""Ours in it."""
 _BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
 
 
 def pin_directory(base: str = BPFFS) -> Path:
     """Where this network namespace's pins live."""
     namespace = Path("/proc/thread-self/ns/net").stat().st_ino
-    return Path(base) / "pyflannel" / str(namespace)
+    return Path(base) / DIRECTORY / str(namespace)
 
 
 def obstacle(directory: Path) -> str:

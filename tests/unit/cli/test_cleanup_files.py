@@ -126,3 +126,29 @@ def test_the_records_that_this_release_writes_go(given: Namespace, tmp_path: Pat
     )
     LeaseRecord(given.state_dir, "/coreos.com/network").save(lease)
     assert clean(given) == ([f"file {tmp_path}/state/lease.json"], {})
+
+
+def test_the_link_of_the_unit_goes_with_what_it_leads_to(given: Namespace, tmp_path: Path) -> None:
+    """Its daemon may not write into /run itself."""
+    (tmp_path / "flannel").mkdir()
+    target = tmp_path / "flannel/docker_opts.env"
+    target.write_text(DOCKER_ENV)
+    link = tmp_path / "docker_opts.env"
+    link.symlink_to("flannel/docker_opts.env")
+    found, left = cleanup.file_traces(cleanup.own_files(given, list(every(KINDS))))
+    assert left == {}
+    for trace in found:
+        asyncio.run(trace.remove())
+    assert not target.exists()
+    assert not link.is_symlink()
+
+
+def test_a_link_to_somewhere_else_stays(given: Namespace, tmp_path: Path) -> None:
+    (tmp_path / "flannel").mkdir()
+    target = tmp_path / "flannel/docker_opts.env"
+    target.write_text(DOCKER_ENV)
+    link = tmp_path / "docker_opts.env"
+    link.symlink_to("other.env")
+    found, left = cleanup.file_traces(cleanup.own_files(given, list(every(KINDS))))
+    assert found == []
+    assert "not a regular file" in left[f"file {link}"]

@@ -101,3 +101,13 @@ def test_one_that_only_knows_the_variable_gets_that(name: str) -> None:
 
 def test_the_options_file_has_upstreams_bytes_whatever_docker_knows() -> None:
     assert "allow-direct-routing" not in docker_options.render({"FLANNEL_MTU": "1450"}).decode()
+
+
+def test_the_units_daemon_writes_where_the_units_link_leads() -> None:
+    service = Path(__file__).parents[3] / "systemd/pyflannel.service"
+    found = merge([(str(service), service.read_text())])
+    place = f"FLANNELD_DOCKER_OPTS_FILE={docker_options.UNIT_FILE}"
+    assert place in found.values("Service", "Environment")
+    link, *_ = found.values("Service", "ExecStartPre")
+    assert f"cd /run; if [ ! -L {Path(docker_options.DOCKER_ENV).name} ]" in link
+    assert f"ln -s {docker_options.UNIT_LINK} ." in link
