@@ -4,7 +4,7 @@
 unit's main process, which is the one that systemd listens to.
 
 `--check-only`, as the first word, starts nothing: it checks the options and the network config in
-etcd as a start would, for `systemctl reload`.
+etcd, and what they want of this node, as a start would, for `systemctl reload`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 # First, because it installs the handlers of SIGTERM and SIGINT that hold during the other imports.
 from pyflannel.cli import pyflanneld
-from pyflannel.core.errors import EXIT_CONFIG, EXIT_OK, FlannelError, UsageError
+from pyflannel.core.errors import EXIT_OK, ConfigError, FlannelError, UsageError
 from pyflannel.foreign import MOST_IN_LOG, shown
 
 if TYPE_CHECKING:
+    from pyflannel.core.config import NetworkConfig
     from pyflannel.core.options import RunDaemon
+    from pyflannel.core.trust import ConfigOrigin
 
 CHECK_ONLY: Final = "--check-only"
 
@@ -93,30 +95,86 @@ def check(argv: Sequence[str]) -> int:
             raise UsageError("-help and -version start no daemon")
         for warning in parsed.warnings:
             print(f"warning: {warning}", file=sys.stderr)
-        return _check_network_config(parsed)
+        failed = _check(parsed)
     except FlannelError as error:
         return pyflanneld.last_words(error)
+    for reason in failed:
+        print(f"error: {shown(reason, MOST_IN_LOG)}", file=sys.stderr)
+    if failed:
+        return failed[0].exit_code
+    print("options, network config and node are fit for a restart", file=sys.stderr)
+    return EXIT_OK
 
 
-def _check_network_config(parsed: RunDaemon) -> int:
+def _check(parsed: RunDaemon) -> list[FlannelError]:
+    """Everything that a start would stumble over; etcd is asked last, because it may be away.
+
+    Raises:
+        FlannelError: etcd cannot be asked, or has no network config; if nothing else is wrong.
+    """
+    import asyncio
+
+    from pyflannel.cli import precheck
+
+    failed = list(precheck.of_machine(parsed.options))
+    try:
+        config = _network_config(parsed)
+    except FlannelError as error:
+        return [*failed, error]
+    from pyflannel.core.trust import ConfigOrigin
+
+    static = bool(parsed.options.static_network)
+    origin = ConfigOrigin.LOCAL_FILE if static else ConfigOrigin.ETCD
+    return [*failed, *asyncio.run(_check_on_node(config, parsed, origin))]
+
+
+async def _check_on_node(
+    config: NetworkConfig, parsed: RunDaemon, origin: ConfigOrigin
+) -> list[FlannelError]:
+    from pyflannel.cli import precheck
+    from pyflannel.kernel.netlink import KernelNetlink
+
+    netlink = KernelNetlink()
+    try:
+        return await precheck.of_config(config, parsed.options, netlink, origin)
+    finally:
+        await netlink.close()
+
+
+def _static_config(path: str) -> NetworkConfig:
     from pyflannel.backend.kinds import KINDS
+    from pyflannel.core.staticnet import parse_static
+    from pyflannel.kernel.files import FileText, FileUnreadable, read_text_if_exists
+    from pyflannel.store.static import MOST_BYTES
+
+    content = read_text_if_exists(path, most_bytes=MOST_BYTES)
+    if not isinstance(content, FileText):
+        reason = content.reason if isinstance(content, FileUnreadable) else "there is no such file"
+        raise ConfigError(f"static network {path}: {reason}")
+    parsed = parse_static(content.text, KINDS)
+    if parsed.network is None:
+        raise ConfigError(f"static network {path}: {'; '.join(map(str, parsed.errors))}")
+    return parsed.network.config
+
+
+def _network_config(parsed: RunDaemon) -> NetworkConfig:
+    from pyflannel.backend.kinds import KINDS
+
+    if parsed.options.static_network:
+        return _static_config(parsed.options.static_network)
     from pyflannel.cli.common import with_store
     from pyflannel.core.config import parse_network_config
-    from pyflannel.core.trust import ConfigOrigin, check_commands
     from pyflannel.store.etcd import codec
 
     etcd = parsed.options.etcd
     key = codec.config_key(etcd.prefix)
     found = with_store(etcd, lambda store: store.get(key))
     if not found.kvs:
-        print(f"error: no network config under {shown(key)}", file=sys.stderr)
-        return EXIT_CONFIG
+        raise ConfigError(f"no network config under {shown(key)}")
     config = parse_network_config(found.kvs[0].value, KINDS)
     for problem in config.problems:
-        print(f"{problem.severity}: {shown(problem, MOST_IN_LOG)}", file=sys.stderr)
+        if config.config is not None:
+            print(f"{problem.severity}: {shown(problem, MOST_IN_LOG)}", file=sys.stderr)
     if config.config is None:
-        return EXIT_CONFIG
-    allowed = parsed.options.allow_extension
-    check_commands(config.config, ConfigOrigin.ETCD, allowed=allowed)
-    print("options and network config are fit for a restart", file=sys.stderr)
-    return EXIT_OK
+        raise ConfigError("; ".join(str(shown(p, MOST_IN_LOG)) for p in config.problems))
+    return config.config

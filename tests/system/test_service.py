@@ -187,6 +187,10 @@ def test_a_reload_tells_whether_a_restart_would_work_and_leaves_the_daemon_alone
         node.write("/etc/default/pyflannel", "FLANNEL_OPTIONS=--iptables-resync=0\n")
         node.run("systemctl", "reload", "pyflannel", check=False)
         assert "iptables-resync" in node.journal()
+        options = f"FLANNELD_ETCD_ENDPOINTS={ETCD}\nFLANNELD_IFACE=nosuch\n"
+        node.write("/etc/default/pyflannel", options)
+        assert "failed" in node.run("systemctl", "reload", "pyflannel", check=False)
+        assert "nosuch" in node.journal()
     finally:
         node.write("/etc/default/pyflannel", f"FLANNELD_ETCD_ENDPOINTS={ETCD}\n")
     assert active(node)
