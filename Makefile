@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo test system book kernels check bench deb clean
+.PHONY: help install demo test system book kernels check bench deb lock clean
 
 BIN := .venv/bin
 # A minute and more each: `make system` runs them, and `make book` the second.
@@ -22,6 +22,7 @@ help:
 	@echo "make check     formatter, linter, types, import contracts"
 	@echo "make bench     the benchmarks (ARGS=... goes to them)"
 	@echo "make deb       the Debian package, into dist/"
+	@echo "make lock      requirements.lock anew: every dependency in its newest version, with hashes"
 	@echo "make install   what the others do first: system packages, .venv/"
 	@echo "make clean     takes away .venv/ and all caches"
 
@@ -57,6 +58,13 @@ check: install
 
 bench: install
 	@$(BIN)/python -m bench $(ARGS)
+
+# Names, versions and hashes, no addresses: where packages come from is each machine's own business.
+# What holds for every system that pyflannel runs on is left out of the conditions.
+lock: install
+	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade \
+		--python-version 3.11 --group dev --extra decode --output-file requirements.lock pyproject.toml
+	@$(BIN)/python tools/lockfile.py requirements.lock
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

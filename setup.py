@@ -40,6 +40,8 @@ def extensions() -> list[Extension]:
                 "-Wextra",
                 "-Werror=implicit-function-declaration",
                 "-fvisibility=hidden",
+                # The same bytes wherever it is built.
+                f"-ffile-prefix-map={Path.cwd()}=.",
             ],
             extra_link_args=["-pthread"],
             py_limited_api=True,

@@ -112,7 +112,7 @@ fingerprint() {
         "$1" -c 'import sys; print(sys.version, sys.executable)'
         pwd
         printf 'native: %s %s\n' "${PYFLANNEL_SKIP_NATIVE:-}" "${PYFLANNEL_REQUIRE_NATIVE:-}"
-        cat pyproject.toml tools/bootstrap.sh
+        cat pyproject.toml requirements.lock tools/bootstrap.sh
         [[ ! -f setup.py ]] || cat setup.py
         find pyflannel -name '*.[ch]' -print0 | sort -z | xargs -0 -r cat
     } | sha256sum | cut -d ' ' -f 1
@@ -133,9 +133,14 @@ environment() {
         rm -rf .venv
     fi
     [[ -d .venv ]] || "$python" -m venv .venv
-    # Dependency groups (PEP 735) came with pip 25.1; Debian's is older.
-    quietly .venv/bin/python -m pip --disable-pip-version-check install --upgrade 'pip>=25.1'
-    quietly .venv/bin/python -m pip --disable-pip-version-check install --group dev --editable .
+    # Every distribution in the version of requirements.lock, with a hash that is in it; pip first,
+    # because what reads the file should be as known as what is in it.
+    local pip=(.venv/bin/python -m pip --disable-pip-version-check install --require-hashes)
+    awk '/^[^ ]/ { wanted = /^pip==/ } wanted' requirements.lock >.venv/pip.lock
+    quietly "${pip[@]}" --requirement .venv/pip.lock
+    quietly "${pip[@]}" --requirement requirements.lock
+    quietly .venv/bin/python -m pip --disable-pip-version-check install --no-deps \
+        --no-build-isolation --editable .
     printf '%s\n' "$wanted" >"$stamp"
     say "ready: commands are in .venv/bin/"
 }

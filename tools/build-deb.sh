@@ -5,7 +5,8 @@
 #
 # The package has a private environment, /usr/lib/pyflannel, with all Python libraries in it, because
 # Debian's own are too old; only the interpreter is the system's. Needs no debhelper and no root.
-# The same sources give the same bytes, but for what the registry of Python packages has newer.
+# The libraries are those of requirements.lock, checked by their hashes. The same sources give the same
+# bytes (tests/system/test_reproducible.py).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -29,7 +30,7 @@ rm -rf "$stage" "$stage-wheel"
 mkdir -p "$stage" dist
 # By way of the source archive, whose build begins with an empty directory: one that was left over
 # would bring its old native part along.
-PYFLANNEL_REQUIRE_NATIVE=1 "$builder" -m build --outdir "$stage-wheel" . >build/deb.log 2>&1 || {
+PYFLANNEL_REQUIRE_NATIVE=1 "$builder" -m build --no-isolation --outdir "$stage-wheel" . >build/deb.log 2>&1 || {
     cat build/deb.log >&2
     exit 1
 }
@@ -39,8 +40,10 @@ mkdir -p "$stage/DEBIAN" "$stage/usr/bin" "$stage/usr/libexec/pyflannel"
 
 # The environment: installed here, with the paths it will have there.
 "$python" -m venv --without-pip "$stage/$home"
+printf '%s --hash=sha256:%s\n' "$wheel" "$(sha256sum "$wheel" | cut -d ' ' -f 1)" >"$stage-wheel/wanted"
 "$builder" -m pip --python "$stage/$home/bin/python" --disable-pip-version-check install --quiet \
-    --no-compile --no-warn-script-location "$wheel"
+    --no-compile --no-warn-script-location --only-binary :all: \
+    --require-hashes --constraint requirements.lock --requirement "$stage-wheel/wanted"
 here=$(realpath "$stage")
 grep -rlIZ --exclude-dir=site-packages "$here" "$stage/$home" | xargs -0 -r sed -i "s|$here||g"
 # Of the libraries' commands nobody needs any.
@@ -75,6 +78,8 @@ for sample in config/*.json; do
     place "$sample" "usr/share/doc/pyflannel/examples/${sample##*/}"
 done
 place packaging/deb/lintian-overrides usr/share/lintian/overrides/pyflannel
+site=$(echo "$stage/$home"/lib/python*/site-packages)
+"$builder" tools/sbom.py cyclonedx "$site" >"$stage/usr/share/doc/pyflannel/sbom.cdx.json"
 {
     echo 'Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/'
     echo 'Upstream-Name: pyflannel'
@@ -84,6 +89,14 @@ place packaging/deb/lintian-overrides usr/share/lintian/overrides/pyflannel
     echo 'License: Apache-2.0'
     echo ' The full text is in /usr/share/common-licenses/Apache-2.0. The libraries below'
     echo ' /usr/lib/pyflannel have their licenses beside them, in their *.dist-info directories.'
+    echo
+    echo 'Files: usr/lib/pyflannel/lib/*/site-packages/pyflannel/datapath/ebpf/flannel.bpf.*'
+    echo 'Copyright: 2026 The pyflannel maintainers'
+    echo 'License: Apache-2.0 or GPL-2.0-only'
+    echo ' The kernel takes programs under the GPL alone for some of what they call. The texts are in'
+    echo ' /usr/share/common-licenses/Apache-2.0 and /usr/share/common-licenses/GPL-2.'
+    echo
+    "$builder" tools/sbom.py copyright "$site"
 } >"$stage/usr/share/doc/pyflannel/copyright"
 {
     echo "pyflannel ($version) unstable; urgency=medium"
