@@ -66,6 +66,7 @@ ln -s ../../bin/pyflannel-mk-docker-opts "$stage/usr/libexec/pyflannel/mk-docker
 
 place() { install -D -m "${3:-644}" "$1" "$stage/$2"; }
 place systemd/pyflannel.service usr/lib/systemd/system/pyflannel.service
+place systemd/pyflannel@.service usr/lib/systemd/system/pyflannel@.service
 place systemd/docker.service.d/pyflannel.conf usr/lib/systemd/system/docker.service.d/pyflannel.conf
 place systemd/network/05-flannel.link usr/lib/systemd/network/05-flannel.link
 place systemd/network/05-flannel.network usr/lib/systemd/network/05-flannel.network

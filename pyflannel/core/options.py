@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from pyflannel.core.errors import ConfigError, UsageError
@@ -25,6 +25,8 @@ MAX_RENEW_MARGIN: Final = 1439
 MAX_PORT: Final = 0xFFFF
 
 _KUBE: Final = "taking subnets from Kubernetes"
+_INSTANCE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}", re.ASCII)
+"""Part of a path, and of a unit's name."""
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 
@@ -76,6 +78,8 @@ class DaemonOptions:
     v: int = 0
     datapath: str = "auto"
     udp_accept: str = "peers"
+    instance: str = ""
+    """Which of several daemons on a node this is; changes the defaults of its files."""
     docker_opts_file: str = "/run/docker_opts.env"
     """Empty for none."""
     docker_opts_keys: tuple[str, ...] = ("DOCKER_OPTS",)
@@ -403,6 +407,15 @@ FLAGS: Final = (
         since="pyflannel",
     ),
     Flag(
+        name="instance",
+        kind=Kind.STRING,
+        default=_DEFAULTS.instance,
+        help="name of this daemon where several run on one node, each for a network of its own "
+        "(-etcd-prefix): its files are /run/flannel/NAME/subnet.env and pyflannel.sock beside it, "
+        "and /var/lib/pyflannel/NAME; it writes no docker options, unless it is told where",
+        since="pyflannel",
+    ),
+    Flag(
         name="docker-opts-file",
         kind=Kind.STRING,
         default=_DEFAULTS.docker_opts_file,
@@ -511,6 +524,7 @@ def parse_daemon(argv: Sequence[str], env: Mapping[str, str]) -> RunDaemon | Sho
     with _as_usage_error():
         flags = goflag.with_environment(FLAGS, flags, env)
     warnings += [*flags.warnings, *goflag.unknown_variables(FLAGS, env)]
+    flags = _of_instance(flags)
     errors = [*_check_features(flags), *_check_values(flags)]
     if errors:
         raise ConfigError("; ".join(errors))
@@ -530,6 +544,28 @@ def _as_usage_error() -> Iterator[None]:
         yield
     except goflag.FlagError as error:
         raise UsageError(str(error)) from None
+
+
+def instance_files(name: str) -> dict[str, str]:
+    """Where the daemon of an instance has its files, by flag; what is given explicitly wins.
+
+    docker's options have one owner, which is the daemon without a name.
+    """
+    return {
+        "subnet-file": f"/run/flannel/{name}/subnet.env",
+        "status-socket": f"/run/flannel/{name}/pyflannel.sock",
+        "state-dir": f"/var/lib/pyflannel/{name}",
+        "docker-opts-file": "",
+    }
+
+
+def _of_instance(flags: Flags) -> Flags:
+    """The flags with the defaults of their instance, if they name one."""
+    name = flags.text("instance")
+    if not _INSTANCE.fullmatch(name):
+        return flags
+    files = {flag: path for flag, path in instance_files(name).items() if flag not in flags.given}
+    return replace(flags, values={**flags.values, **files})
 
 
 def parse_etcd_flags(args: Sequence[str], env: Mapping[str, str]) -> EtcdCommand:
@@ -640,6 +676,9 @@ def _check_values(flags: Flags) -> list[str]:
         for key in flags.text("docker-opts-keys").split(",")
         if not _VARIABLE.fullmatch(key)
     ]
+    instance = flags.text("instance")
+    if instance and not _INSTANCE.fullmatch(instance):
+        errors.append(f"-instance {instance!r}: expected up to 32 letters, digits, - and _")
     errors += [
         f"-{name} is empty, expected a path"
         for name in ("subnet-file", "status-socket", "state-dir")
@@ -670,6 +709,7 @@ def _daemon_options(flags: Flags) -> DaemonOptions:
         datapath=flags.text("datapath"),
         udp_accept=flags.text("udp-accept"),
         allow_extension=flags.switch("allow-extension"),
+        instance=flags.text("instance"),
         docker_opts_file=flags.text("docker-opts-file"),
         docker_opts_keys=tuple(flags.text("docker-opts-keys").split(",")),
         status_socket=flags.text("status-socket"),

@@ -37,7 +37,7 @@ UPSTREAM = {
 OURS = {
     "datapath", "udp-accept", "docker-opts-file", "docker-opts-keys", "status-socket", "state-dir",
     "log-format", "ready-when", "allow-extension", "static-network", "node-name", "status-group",
-    "etcd-password-file",
+    "etcd-password-file", "instance",
 }  # fmt: skip
 
 
@@ -127,7 +127,7 @@ def test_every_option_has_a_flag() -> None:
 def test_every_flag_has_a_variable() -> None:
     for flag in FLAGS:
         if flag.kind is Kind.STRING and flag.env and not flag.unavailable and not flag.choices:
-            usable = {"public-ipv6": "::1", "docker-opts-keys": "OPTIONS"}
+            usable = {"public-ipv6": "::1", "docker-opts-keys": "OPTIONS", "instance": "b"}
             parsed = run(**{flag.variable(): usable.get(flag.name, "192.0.2.1")})
             assert parsed.options != DaemonOptions() or flag.name in ("vmodule", "log_backtrace_at")
     assert options(FLANNELD_ETCD_ENDPOINTS="http://e").etcd.endpoints == ("http://e",)
@@ -352,3 +352,39 @@ def test_a_password_on_the_command_line_is_a_warning_that_names_the_file() -> No
         assert parse_etcd_flags([word], {}).warnings == (warning,)
     assert run(FLANNELD_ETCD_PASSWORD="hunter2").warnings == ()
     assert run("-etcd-password-file=/x").warnings == ()
+
+
+def of_instance(*flags: str, env: dict[str, str] | None = None) -> DaemonOptions:
+    found = parse_daemon(["pyflanneld", *flags], env or {})
+    assert isinstance(found, RunDaemon)
+    return found.options
+
+
+def test_an_instance_has_files_of_its_own_and_no_docker_options() -> None:
+    for options in (of_instance("-instance=b"), of_instance(env={"FLANNELD_INSTANCE": "b"})):
+        assert options.subnet_file == "/run/flannel/b/subnet.env"
+        assert options.status_socket == "/run/flannel/b/pyflannel.sock"
+        assert options.state_dir == "/var/lib/pyflannel/b"
+        assert options.docker_opts_file == ""
+
+
+def test_a_path_that_is_given_is_taken_whatever_the_instance() -> None:
+    options = of_instance(
+        "-instance=b", "-subnet-file=/srv/x", env={"FLANNELD_STATE_DIR": "/srv/y"}
+    )
+    assert (options.subnet_file, options.state_dir) == ("/srv/x", "/srv/y")
+    assert options.status_socket == "/run/flannel/b/pyflannel.sock"
+    assert of_instance("-instance=b", "-docker-opts-file=/srv/d").docker_opts_file == "/srv/d"
+
+
+def test_the_prefix_alone_changes_no_file() -> None:
+    """CentOS's /atomic.io/network is a single daemon."""
+    options = of_instance("-etcd-prefix=/atomic.io/network")
+    assert options.subnet_file == DaemonOptions().subnet_file
+    assert options.docker_opts_file == DaemonOptions().docker_opts_file
+
+
+@pytest.mark.parametrize("name", ["..", "a/b", "a.b", "-a", "a" * 33, "ü"])
+def test_a_name_that_is_no_part_of_a_path_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="-instance"):
+        parse_daemon(["pyflanneld", f"-instance={name}"], {})
