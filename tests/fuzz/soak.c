@@ -349,7 +349,9 @@ static struct engine *make_engine(int tun, int udp, uint32_t address, unsigned t
     struct engine_config config = {
         .tun_fds = {tun}, .queues = 1, .udp_fd = udp, .tun_address = address,
         .network = 0x0a050000, .netmask = 0xffff0000, .mtu = MTU,
-        .port = ntohs(address_a.sin_port), .vnet_header = true, .assume_offloads = true,
+        .port = ntohs(address_a.sin_port),
+        .any_port = true, /* so that the known sender's garbage is looked into */
+        .vnet_header = true, .assume_offloads = true,
         .threads = threads, .gather_us = 100,
     };
     struct engine *e = engine_new(&config);
