@@ -16,9 +16,10 @@ TUN → UDP, per packet
   4. TTL ≤ 1 → ICMP time exceeded into the TUN (*ours*; upstream is silent), drop `tun_ttl`.
   5. TTL − 1, checksum patched incrementally (RFC 1624, 0xFFFF normalised to 0), sent to the peer's
      address and our own port. A send the socket refuses is a drop `tun_send_error`.
-     EMSGSIZE (path MTU smaller than ours) is answered with ICMP fragmentation needed (type 3 code
+     A datagram longer than the path MTU is answered with ICMP fragmentation needed (type 3 code
      4, next-hop MTU = path MTU − 28) when the inner DF bit is set, and counted as
-     `tun_too_big`; without DF the packet is sent once with outer fragmentation allowed.
+     `tun_too_big`; without DF the packet is sent once with outer fragmentation allowed. The path
+     MTU is the kernel's, a second old at most, but no less than `BELIEVED_MTU`.
 UDP → TUN, per datagram
   1. shorter than 20 bytes, version not 4, IHL < 5 or past the end, total length ≠ datagram length →
      drop `udp_malformed`; longer than `mtu` → drop `udp_oversize`.
@@ -49,7 +50,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
-from typing import Protocol
+from typing import Final, Protocol
 
 from pyflannel.core.lpm import RouteTable
 
@@ -83,6 +84,16 @@ exactly one of the `tun_…` (`udp_…`) counters besides `…_bytes`. ICMP erro
 as `icmp_…`, when made; if the descriptor then refuses one, that is a `…_error` as well."""
 
 
+BELIEVED_MTU: Final = 1280
+"""Bytes that the path to every peer is taken to pass, if the interface does. What the kernel knows
+about a path may come from anybody: "fragmentation needed" is not authenticated, any router's is
+taken, and 552 bytes for ten minutes are a few per cent of the throughput. No link that carries IPv6
+has less (RFC 8200, section 5). A network of nodes that does must give its interfaces their MTU."""
+PATH_MTU_AGE_S: Final = 1.0
+"""How long what the kernel said about a path is taken for true: an inquiry costs two system calls,
+and a TCP sender repeats itself in about that time."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatapathConfig:
     """What a data path is told once, before it starts."""
@@ -92,7 +103,8 @@ class DatapathConfig:
     test. The data path borrows it: it never closes it."""
     udp_fd: int
     """Non-blocking UDP/IPv4 socket, bound to the interface address. Borrowed as well. With
-    IP_MTU_DISCOVER = IP_PMTUDISC_DO, or the kernel fragments instead of answering EMSGSIZE."""
+    IP_MTU_DISCOVER = IP_PMTUDISC_PROBE: the datagrams carry DF, and only what is longer than the
+    interface's MTU is refused (EMSGSIZE)."""
     tun_name: str
     """`flannel0`; for messages, and for data paths that attach to the device."""
     tun_address: IPv4Address

@@ -56,7 +56,13 @@ from pyflannel.core.packet import (
     is_malformed,
     may_be_answered,
 )
-from pyflannel.datapath.base import COUNTERS, Capabilities, DatapathConfig
+from pyflannel.datapath.base import (
+    BELIEVED_MTU,
+    COUNTERS,
+    PATH_MTU_AGE_S,
+    Capabilities,
+    DatapathConfig,
+)
 from pyflannel.kernel.tun import set_offload
 from pyflannel.logs import get_logger
 
@@ -73,6 +79,9 @@ ICMP_RATE: Final = 1000.0
 ICMP_BURST: Final = 50
 OUTER_BYTES: Final = 28
 """Outer IPv4 (20) and UDP (8) header."""
+BELIEVED_BYTES: Final = BELIEVED_MTU - OUTER_BYTES
+ROOMS: Final = 4096
+"""Paths whose MTU is remembered; one more, and all are asked for again."""
 
 _BUFFER_BYTES: Final = IPV4_MAX_BYTES + 1
 """Holds whatever can arrive, so that nothing is ever cut off and taken for whole."""
@@ -170,6 +179,7 @@ class PythonDatapath:
         self._capabilities = Capabilities(name="python")
         self._hops = _compile(RouteTable(), config.port)
         self._count = dict.fromkeys(COUNTERS, 0)
+        self._rooms: dict[Hop, tuple[float, int]] = {}
         self._limiter = TokenBucket(ICMP_RATE, ICMP_BURST)
         self._failure: str | None = None
         self._epoll: select.epoll | None = None
@@ -317,6 +327,7 @@ class PythonDatapath:
                 self._tun_expired(prefixes[n])
                 continue
             packet[8] = ttl - 1
+            wide = n > BELIEVED_BYTES and n > self._room(hop)
             if checksum < 0xFE00:
                 packet[10] = (checksum >> 8) + 1  # no carry and no 0xFFFF from here
             else:
@@ -324,7 +335,11 @@ class PythonDatapath:
                 packet[10] = checksum >> 8
                 packet[11] = checksum & 0xFF
             try:
-                sendto(prefixes[n], hop)
+                if wide:
+                    if not self._too_big(prefixes[n], hop):
+                        continue
+                else:
+                    sendto(prefixes[n], hop)
             except OSError as error:
                 if not self._send_again(prefixes[n], hop, error):
                     if self._failure is not None:
@@ -483,10 +498,12 @@ class PythonDatapath:
         if packet[6] & 0x40:
             self._count["tun_too_big"] += 1
             if may_be_answered(packet, len(packet), answer_icmp=True):
-                path_mtu = self._path_mtu(hop)
-                if path_mtu and self._may_answer_now():
+                room = self._room(hop)
+                if room >= len(packet):  # the interface's MTU is smaller than what is believed
+                    room = self._path_mtu(hop) - OUTER_BYTES
+                if room > 0 and self._may_answer_now():
                     self._count["icmp_frag_needed"] += 1
-                    next_mtu = max(MIN_MTU, path_mtu - OUTER_BYTES)
+                    next_mtu = max(MIN_MTU, room)
                     self._write(
                         self._error(
                             packet,
@@ -508,6 +525,21 @@ class PythonDatapath:
         finally:
             self._udp.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, before)
         return True
+
+    def _room(self, hop: Hop) -> int:
+        """Bytes that a packet to a peer may have, as far as its path is believed to be narrow.
+
+        Asked of the kernel once in `PATH_MTU_AGE_S`.
+        """
+        now = self._clock()
+        known = self._rooms.get(hop)
+        if known is not None and now < known[0]:
+            return known[1]
+        if len(self._rooms) >= ROOMS:
+            self._rooms.clear()
+        room = max(self._path_mtu(hop) or IPV4_MAX_BYTES, BELIEVED_MTU) - OUTER_BYTES
+        self._rooms[hop] = (now + PATH_MTU_AGE_S, room)
+        return room
 
     def _path_mtu(self, hop: Hop) -> int:
         """What the kernel knows about the path to a peer, in bytes; 0 if it does not say.

@@ -51,7 +51,9 @@ def open_udp(
         port: in host order.
         buffer_bytes: for each direction; what the kernel grants without CAP_NET_ADMIN is less.
         mtu_discover: IP_PMTUDISC_*; with `IP_PMTUDISC_DO` every datagram carries DF, and one that
-            is too long is refused with EMSGSIZE. `None` leaves the system's default.
+            is too long is refused with EMSGSIZE; with `IP_PMTUDISC_PROBE` too long means longer
+            than the interface's MTU, whatever is known about the path. `None` leaves the system's
+            default.
 
     Raises:
         DeviceUnavailable: the port is in use (by whom, if /proc tells), or the address is not here.
@@ -83,13 +85,14 @@ def open_udp(
     return sock
 
 
-def adopt_udp(fd: int, address: IPAddress, port: int) -> socket.socket | None:
+def adopt_udp(fd: int, address: IPAddress, port: int, *, mtu_discover: int) -> socket.socket | None:
     """Takes over a socket of `open_udp` from an earlier process; closes it if it does not fit.
 
     Args:
         fd: the caller's no more.
         address: that it must be bound to.
         port: likewise.
+        mtu_discover: as in `open_udp`; another release may have had another.
     """
     try:
         sock = socket.socket(fileno=fd)
@@ -102,6 +105,7 @@ def adopt_udp(fd: int, address: IPAddress, port: int) -> socket.socket | None:
             sock.setblocking(False)  # noqa: FBT003
             # Of a process that was killed; who wants it switches it on.
             sock.setsockopt(socket.IPPROTO_UDP, _UDP_GRO, 0)
+            sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, mtu_discover)
     except OSError:
         fits = False
     if not fits:

@@ -34,7 +34,7 @@ from pyflannel.core.packet import VNET_HEADER_BYTES, VnetHeader
 from pyflannel.datapath.base import Datapath, DatapathConfig
 from pyflannel.kernel import netns
 from pyflannel.kernel.tun import open_tun
-from pyflannel.kernel.udp import IP_PMTUDISC_DO, IP_PMTUDISC_WANT, open_udp
+from pyflannel.kernel.udp import IP_PMTUDISC_PROBE, IP_PMTUDISC_WANT, open_udp
 from pyflannel.testing.tunpair import tun_pair
 from tests.contract.datapath_cases import MTU, NETWORK, SUBNETS, TUN_ADDRESS
 
@@ -115,7 +115,7 @@ def _at_home() -> Iterator[None]:
 
 def udp_socket(address: IPv4Address, port: int) -> socket.socket:
     """A UDP socket as the udp backend opens it."""
-    return open_udp(address, port, mtu_discover=IP_PMTUDISC_DO)
+    return open_udp(address, port, mtu_discover=IP_PMTUDISC_PROBE)
 
 
 def drain(source: socket.socket) -> list[bytes]:

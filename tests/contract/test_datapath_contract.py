@@ -8,16 +8,20 @@ skipped with what its probe says.
 from __future__ import annotations
 
 import json
+import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scapy.layers.inet import ICMP, IP, UDP
 
 from pyflannel.core.errors import DatapathError
 from pyflannel.core.lpm import Peer, RouteTable
@@ -708,11 +712,11 @@ on_a_real_wire = pytest.mark.parametrize("stand", _stands(on_device=(True,)), in
 
 @pytest.fixture
 def narrow(running: Rig) -> Iterator[DeviceRig]:
-    """A running data path to whose peer `a` only 1000 bytes fit."""
+    """A running data path to whose peer `a` only 1300 bytes fit."""
     assert isinstance(running, DeviceRig)
     # Locked: bpf_fib_lookup() takes no other for more than advice (net/ipv4/route.c,
     # ip_mtu_from_fib_result).
-    route = f"{running.addresses['a']}/32 dev under0 mtu lock 1000"
+    route = f"{running.addresses['a']}/32 dev under0 mtu lock 1300"
     running.wire.node.ip(f"route add {route}")
     yield running
     running.wire.node.ip(f"route del {route}")
@@ -720,18 +724,18 @@ def narrow(running: Rig) -> Iterator[DeviceRig]:
 
 @on_a_real_wire
 def test_what_the_path_does_not_take_is_answered_if_it_must_not_be_cut(narrow: DeviceRig) -> None:
-    fits, too_big = (packet(flags=0x4000, payload=bytes(n)) for n in (972 - 20, 973 - 20))
+    fits, too_big = (packet(flags=0x4000, payload=bytes(n)) for n in (1272 - 20, 1273 - 20))
     narrow.inject(fits, too_big)
     counters, to_tun, to_peer = outcome(narrow)
     assert to_peer == [("a", one_hop_later(fits))]
     assert counters == {
         "tun_packets": 1,
-        "tun_bytes": 972,
+        "tun_bytes": 1272,
         "tun_too_big": 1,
         "icmp_frag_needed": 1,
     }
     # Whether TTL and checksum in the quote are those from before or after is left open.
-    before, after = (icmp_about(d, 3, 4, 972) for d in (too_big, one_hop_later(too_big)))
+    before, after = (icmp_about(d, 3, 4, 1272) for d in (too_big, one_hop_later(too_big)))
     assert to_tun in ([before], [after])
 
 
@@ -759,11 +763,56 @@ def test_what_may_be_cut_is_sent_in_fragments(narrow: DeviceRig) -> None:
 @on_a_real_wire
 def test_too_big_is_not_told_to_who_must_not_be_answered(narrow: DeviceRig) -> None:
     narrow.inject(
-        packet(flags=0x4000, options=bytes(40), payload=bytes(1200)),
-        packet(flags=0x4001, payload=bytes(1200)),
-        packet(flags=0x4000, protocol=1, payload=bytes([11]) + bytes(1200)),
+        packet(flags=0x4000, options=bytes(40), payload=bytes(1300)),
+        packet(flags=0x4001, payload=bytes(1300)),
+        packet(flags=0x4000, protocol=1, payload=bytes([11]) + bytes(1300)),
     )
     assert outcome(narrow) == ({"tun_too_big": 3}, [], [])
+
+
+FORGED_MTU = 576
+
+
+QUOTED = {
+    "a datagram of ours": UDP(sport=DeviceRig.PORT, dport=DeviceRig.PORT) / bytes(20),
+    "an answer to a ping": ICMP(type=0, id=7),
+}
+
+
+@on_a_real_wire
+@pytest.mark.parametrize("quote", QUOTED.values(), ids=QUOTED.keys())
+def test_no_path_is_believed_to_take_less_than_1280_bytes(running: DeviceRig, quote: Any) -> None:
+    """Anybody may send "fragmentation needed", and about anything: here a stranger does."""
+    rig = running
+    ours, peer = (str(rig.addresses[name]) for name in ("ours", "a"))
+    quoted = IP(src=ours, dst=peer) / quote
+    forged = IP(src=str(rig.addresses["stranger"]), dst=ours)
+    forged /= ICMP(type=3, code=4, nexthopmtu=FORGED_MTU) / bytes(quoted)
+    with (
+        rig.in_peers_namespace(),
+        socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sender,
+    ):
+        sender.sendto(bytes(forged), (ours, 0))
+    known = ""
+    for _ in range(200):
+        known = rig.wire.node.run("ip", "route", "get", peer)
+        if f"mtu {FORGED_MTU}" in known:
+            break
+        time.sleep(0.01)
+    assert f"mtu {FORGED_MTU}" in known, "the kernel believes it"
+    try:
+        fits, too_big = (packet(flags=0x4000, payload=bytes(n - 20)) for n in (1252, 1253))
+        rig.inject(packet(payload=bytes(600)), fits)
+        rig.inject(too_big)
+        counters, to_tun, to_peer = outcome(rig)
+        sent = (one_hop_later(packet(payload=bytes(600))), one_hop_later(fits))
+        assert sorted(data for _, data in to_peer) == sorted(sent)
+        assert counters["tun_packets"] == 2
+        assert counters["tun_too_big"] == counters["icmp_frag_needed"] == 1
+        before, after = (icmp_about(d, 3, 4, 1252) for d in (too_big, one_hop_later(too_big)))
+        assert to_tun in ([before], [after])
+    finally:
+        rig.wire.node.run("sysctl", "-qw", "net.ipv4.route.flush=1")
 
 
 in_the_kernel = pytest.mark.parametrize(

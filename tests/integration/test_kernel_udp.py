@@ -9,7 +9,7 @@ import pytest
 
 from pyflannel.core.errors import DeviceUnavailable
 from pyflannel.kernel import udp
-from pyflannel.kernel.udp import adopt_udp, open_udp
+from pyflannel.kernel.udp import IP_PMTUDISC_PROBE, adopt_udp, open_udp
 
 LOOPBACK = IPv4Address("127.0.0.1")
 _IP_MTU_DISCOVER = 10
@@ -68,13 +68,21 @@ def test_a_socket_of_an_earlier_process_is_adopted_if_it_fits() -> None:
         port = first.getsockname()[1]
         first.setsockopt(socket.IPPROTO_UDP, 104, 1)
         kept = [os.dup(first.fileno()) for _ in range(3)]
-    assert adopt_udp(kept[0], LOOPBACK, port + 1 if port < 65535 else 1) is None
-    assert adopt_udp(kept[1], IPv4Address("127.0.0.2"), port) is None
-    adopted = adopt_udp(kept[2], LOOPBACK, port)
+    assert (
+        adopt_udp(
+            kept[0], LOOPBACK, port + 1 if port < 65535 else 1, mtu_discover=IP_PMTUDISC_PROBE
+        )
+        is None
+    )
+    assert (
+        adopt_udp(kept[1], IPv4Address("127.0.0.2"), port, mtu_discover=IP_PMTUDISC_PROBE) is None
+    )
+    adopted = adopt_udp(kept[2], LOOPBACK, port, mtu_discover=IP_PMTUDISC_PROBE)
     assert adopted is not None
     with adopted:
         assert adopted.getblocking() is False
         assert adopted.getsockopt(socket.IPPROTO_UDP, 104) == 0
+        assert adopted.getsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER) == IP_PMTUDISC_PROBE
     read, write = os.pipe()
     os.close(write)
-    assert adopt_udp(read, LOOPBACK, port) is None
+    assert adopt_udp(read, LOOPBACK, port, mtu_discover=IP_PMTUDISC_PROBE) is None

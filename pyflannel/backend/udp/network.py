@@ -23,7 +23,7 @@ from pyflannel.datapath import select
 from pyflannel.datapath.base import Datapath, DatapathConfig
 from pyflannel.kernel.base import Notification, Topic
 from pyflannel.kernel.tun import TunDevice, adopt_tun, open_tun
-from pyflannel.kernel.udp import IP_PMTUDISC_DO, adopt_udp, open_udp
+from pyflannel.kernel.udp import IP_PMTUDISC_PROBE, adopt_udp, open_udp
 from pyflannel.logs import get_logger
 from pyflannel.report.model import DatapathReport, NetworkReport
 
@@ -278,9 +278,11 @@ class UdpNetwork:
         """Opens it if it is missing."""
         kept = self._context.fd_store.take(SOCKET)
         if kept is not None:
-            self._socket = adopt_udp(kept, self._local(), self._port)
+            self._socket = adopt_udp(
+                kept, self._local(), self._port, mtu_discover=IP_PMTUDISC_PROBE
+            )
         if self._socket is None:
-            self._socket = open_udp(self._local(), self._port, mtu_discover=IP_PMTUDISC_DO)
+            self._socket = open_udp(self._local(), self._port, mtu_discover=IP_PMTUDISC_PROBE)
 
     def _ensure_datapath(self) -> None:
         """Starts the data path if it is missing; TUN and socket are there."""

@@ -84,6 +84,7 @@
 #define OUTER_TTL 64     /* what a socket would use (net.ipv4.ip_default_ttl) */
 #define DF 0x4000        /* upstream's datagrams carry it */
 #define OFFSET_AND_MF 0x3fff
+#define BELIEVED_BYTES 1280 /* see datapath/base.py: no path counts as narrower */
 #define TAG_BYTES 4      /* IEEE 802.1Q */
 #define BARE 0xff        /* what a token's last byte has on top before a packet is wrapped */
 /* The least that reaches beyond the eight bytes of a UDP header, by whole words. */
@@ -307,11 +308,11 @@ int overlay_out(struct __sk_buff *skb)
 		return cut_first(skb, conf);
 	if (longest > (__u32)conf->mtu + OUTER_BYTES)
 		return NOT_OURS;
-	/* One look-up gives interface and next hop, and knows the path's MTU; the socket's would
-	 * answer EMSGSIZE, so what does not fit goes there for its ICMP. */
+	/* One look-up gives interface and next hop, and knows the path's MTU; what does not fit goes
+	 * to user space for its ICMP. */
 	way.family = AF_INET;
 	way.l4_protocol = IPPROTO_UDP;
-	way.tot_len = longest;
+	way.tot_len = longest > BELIEVED_BYTES ? longest : 0;
 	way.ipv4_src = conf->local;
 	way.ipv4_dst = peer->address;
 	way.ifindex = conf->underlay_if;

@@ -370,10 +370,10 @@ static void tun_offloads(struct engine *e)
 /* What the socket can do, and the options that the path depends on. */
 static void udp_offloads(struct engine *e)
 {
-    int fd = e->config.udp_fd, zero = 0, one = 1, discover = IP_PMTUDISC_DO, size = SOCKET_BUFFER;
+    int fd = e->config.udp_fd, zero = 0, one = 1, discover = IP_PMTUDISC_PROBE, size = SOCKET_BUFFER;
 
-    /* Upstream's datagrams carry DF. With UDP_SEGMENT only this keeps it, and a path that is too
-     * narrow gives EMSGSIZE, not fragments. Without IP_RECVERR, ICMP answers to what we sent do not
+    /* Upstream's datagrams carry DF, and this keeps it, also with UDP_SEGMENT. What somebody said
+     * about the path is not asked for; what is longer than the interface takes gives EMSGSIZE. Without IP_RECVERR, ICMP answers to what we sent do not
      * turn up as errors of something else. */
     setsockopt(fd, IPPROTO_IP, IP_MTU_DISCOVER, &discover, sizeof discover);
     setsockopt(fd, IPPROTO_IP, IP_RECVERR, &zero, sizeof zero);

@@ -69,6 +69,9 @@ enum {
      * worker that does both directions stands still meanwhile, and because stop() may take 100 ms. */
     ENGINE_PATIENCE_MS = 10,
     CACHE_LINE = 64,
+    /* As in datapath/base.py, where the reasons are. */
+    BELIEVED_MTU = 1280,
+    PATH_MTU_AGE_MS = 1000,
 };
 
 struct engine_config {

@@ -32,6 +32,7 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "engine.h"
@@ -61,6 +62,8 @@ enum {
     TX_RUN_BYTES = IP4_MAX_PACKET - IP4_MIN_HEADER - UDP_HEADER, /* of one sendmsg() */
     TX_PACKET_SLICES = 4, /* a packet is two slices at most; runs are cut at packets */
     OUTER_HEADERS = IP4_MIN_HEADER + UDP_HEADER,
+    BELIEVED_BYTES = BELIEVED_MTU - OUTER_HEADERS,
+    TX_PATHS = 256, /* whose MTU is remembered; two peers in one place ask again and again */
 };
 
 struct slice {
@@ -75,6 +78,13 @@ struct run {
     size_t first, last; /* slices */
     size_t vectors, vector_count; /* in tx->vectors, once gathered */
     bool open;
+};
+
+/* What a packet to a peer may have, and until when that is taken for true. */
+struct path {
+    uint64_t until;
+    uint32_t peer;
+    uint32_t room;
 };
 
 struct tx {
@@ -96,6 +106,7 @@ struct tx {
         struct cmsghdr align;
     } control[TX_RUNS];
     struct segmenter segmenter;
+    struct path path[TX_PATHS];
     uint8_t headers[TX_HEADERS][SEGMENT_HEADER_MAX];
     uint8_t arena[TX_ARENA];
 };
@@ -174,6 +185,39 @@ static uint16_t path_mtu(struct tx *tx, uint32_t peer)
     return (uint16_t)(mtu - OUTER_HEADERS < IP4_MIN_MTU ? IP4_MIN_MTU : mtu - OUTER_HEADERS);
 }
 
+static uint64_t now_ms(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
+    return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
+}
+
+/* How long a packet to a peer may be, as far as the path to it is believed to be narrow. The socket
+ * does not ask (IP_PMTUDISC_PROBE), so it is asked for here. */
+static size_t room_to(struct tx *tx, uint32_t peer)
+{
+    struct path *path = &tx->path[(peer * 2654435761u) >> 24]; /* Knuth's multiplicative hash */
+    uint64_t now = now_ms();
+
+    if (path->peer != peer || now >= path->until) {
+        size_t room = path_mtu(tx, peer);
+
+        if (room == 0)
+            room = IP4_MAX_PACKET;
+        if (room < BELIEVED_BYTES)
+            room = BELIEVED_BYTES;
+        *path = (struct path){now + PATH_MTU_AGE_MS, peer, (uint32_t)room};
+    }
+    return path->room;
+}
+
+/* Whether packets of this length are longer than the path to a peer is believed to take. */
+static bool is_wide(struct tx *tx, uint32_t peer, size_t length)
+{
+    return length > BELIEVED_BYTES && length > room_to(tx, peer);
+}
+
 /* sendmsg() of one packet or one run; 0 or errno. Waits for room once. */
 static int send_message(struct tx *tx, const struct msghdr *message)
 {
@@ -194,7 +238,10 @@ static void too_big(struct tx *tx, uint32_t peer, const struct msghdr *message, 
 {
     struct worker *w = tx->worker;
     uint8_t start[IP4_MAX_HEADER + 8];
-    size_t have = 0;
+    size_t have = 0, room = room_to(tx, peer);
+
+    if (room >= length) /* the interface's MTU is smaller than what is believed */
+        room = path_mtu(tx, peer);
 
     for (size_t i = 0; i < message->msg_iovlen && have < sizeof start; i++) {
         size_t part = message->msg_iov[i].iov_len;
@@ -207,9 +254,9 @@ static void too_big(struct tx *tx, uint32_t peer, const struct msghdr *message, 
     if (get16(start + IP4_FRAGMENT) & IP4_DF) {
         count_add(w, COUNT_tun_too_big, 1);
         answer(tx, start, have, length, ICMP_UNREACHABLE, ICMP_CODE_FRAG_NEEDED,
-               path_mtu(tx, peer), COUNT_icmp_frag_needed);
+               (uint16_t)room, COUNT_icmp_frag_needed);
     } else {
-        int fd = w->engine->config.udp_fd, without = IP_PMTUDISC_DONT, with = IP_PMTUDISC_DO, error;
+        int fd = w->engine->config.udp_fd, without = IP_PMTUDISC_DONT, with = IP_PMTUDISC_PROBE, error;
 
         /* There is no per-message way to say so. Another worker's datagram may lose its DF in
          * between, which harms nothing. */
@@ -261,7 +308,7 @@ static bool send_single(struct tx *tx, const struct run *run)
         int error;
 
         message.msg_iovlen = cut_vectors(tx, run, offset, length, pieces);
-        error = send_message(tx, &message);
+        error = is_wide(tx, run->peer, length) ? EMSGSIZE : send_message(tx, &message);
         if (error == EMSGSIZE) {
             fit = false;
             too_big(tx, run->peer, &message, length);
@@ -323,11 +370,12 @@ static void refused(struct tx *tx, const struct run *run, struct msghdr *message
 static void tx_flush(struct tx *tx)
 {
     struct worker *w = tx->worker;
-    size_t vectors = 0, sent = 0;
+    size_t vectors = 0, sent = 0, messages = 0;
+    const struct run *order[TX_RUNS]; /* of the messages */
 
     for (size_t i = 0; i < tx->runs; i++) {
         struct run *run = &tx->run[i];
-        struct msghdr *message = &tx->messages[i].msg_hdr;
+        struct msghdr *message = &tx->messages[messages].msg_hdr;
 
         run->vectors = vectors;
         for (size_t s = run->first;; s = tx->slice[s].next) {
@@ -336,38 +384,43 @@ static void tx_flush(struct tx *tx)
                 break;
         }
         run->vector_count = vectors - run->vectors;
-        tx->names[i] = peer_endpoint(tx, run->peer);
-        *message = (struct msghdr){.msg_name = &tx->names[i],
-                                   .msg_namelen = sizeof tx->names[i],
+        if (is_wide(tx, run->peer, run->size)) {
+            send_single(tx, run);
+            continue;
+        }
+        tx->names[messages] = peer_endpoint(tx, run->peer);
+        *message = (struct msghdr){.msg_name = &tx->names[messages],
+                                   .msg_namelen = sizeof tx->names[messages],
                                    .msg_iov = &tx->vectors[run->vectors],
                                    .msg_iovlen = run->vector_count};
         if (run->count > 1) {
             struct cmsghdr *c;
             uint16_t size = (uint16_t)run->size;
 
-            message->msg_control = tx->control[i].bytes;
-            message->msg_controllen = sizeof tx->control[i].bytes;
+            message->msg_control = tx->control[messages].bytes;
+            message->msg_controllen = sizeof tx->control[messages].bytes;
             c = CMSG_FIRSTHDR(message);
             c->cmsg_level = IPPROTO_UDP;
             c->cmsg_type = UDP_SEGMENT;
             c->cmsg_len = CMSG_LEN(sizeof size);
             memcpy(CMSG_DATA(c), &size, sizeof size);
         }
+        order[messages++] = run;
     }
-    while (sent < tx->runs) {
+    while (sent < messages) {
         int done = sendmmsg(w->engine->config.udp_fd, tx->messages + sent,
-                            (unsigned)(tx->runs - sent), 0);
+                            (unsigned)(messages - sent), 0);
 
         if (done < 0) {
             if (errno == EINTR)
                 continue;
-            refused(tx, &tx->run[sent], &tx->messages[sent].msg_hdr, errno);
+            refused(tx, order[sent], &tx->messages[sent].msg_hdr, errno);
             sent++;
             continue;
         }
         for (; done > 0; done--, sent++) {
-            count_add(w, COUNT_tun_packets, tx->run[sent].count);
-            count_add(w, COUNT_tun_bytes, tx->run[sent].total);
+            count_add(w, COUNT_tun_packets, order[sent]->count);
+            count_add(w, COUNT_tun_bytes, order[sent]->total);
         }
     }
     tx->runs = tx->slices = tx->headers_used = 0;
