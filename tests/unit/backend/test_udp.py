@@ -10,6 +10,7 @@ from ipaddress import IPv4Network
 import pytest
 
 from pyflannel.backend import udp
+from pyflannel.backend.udp import network as udp_network
 from pyflannel.core.errors import DatapathError
 from pyflannel.core.ip import Family
 from pyflannel.core.lease import LeaseAdded, LeaseRemoved
@@ -94,11 +95,11 @@ def machine(monkeypatch):
 
     made_of_refusing: list[bool] = []
     made.refuse = lambda: made_of_refusing.append(True)
-    monkeypatch.setattr(udp, "open_tun", open_tun)
+    monkeypatch.setattr(udp_network, "open_tun", open_tun)
     monkeypatch.setattr(
-        udp, "open_udp", lambda *_, **__: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        udp_network, "open_udp", lambda *_, **__: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     )
-    monkeypatch.setattr(udp.select, "create", create)
+    monkeypatch.setattr(select, "create", create)
     return made
 
 
