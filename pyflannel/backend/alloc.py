@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from pyflannel.backend.base import Applied, BackendContext, BackendKind
-from pyflannel.core.ip import Family
+from pyflannel.core.ip import Family, IPNetwork
 from pyflannel.core.lease import Lease, LeaseAttrs, LeaseEvent
 from pyflannel.core.underlay import ExternalInterface
 from pyflannel.kernel.base import Notification
@@ -36,6 +36,11 @@ class AllocNetwork:
     def mtu(self) -> int:
         """As in `Network`: the external interface's."""
         return self._external.mtu
+
+    @property
+    def near(self) -> Sequence[IPNetwork] | None:
+        """As in `Network`."""
+        return ()
 
     def update(self, events: Sequence[LeaseEvent]) -> None:
         """As in `Network`: peers are none of our business."""

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.errors import ApplyError, ConfigError, FlannelError
-from pyflannel.core.ip import IPAddress
+from pyflannel.core.ip import IPAddress, IPNetwork
 from pyflannel.core.kind import Kind
 from pyflannel.core.lease import Lease, LeaseAttrs, LeaseEvent
 from pyflannel.core.underlay import ExternalInterface
@@ -144,6 +144,14 @@ class Network(Protocol):
     @property
     def mtu(self) -> int:
         """Bytes a container may send; the encapsulation overhead is already taken off."""
+        ...
+
+    @property
+    def near(self) -> Sequence[IPNetwork] | None:
+        """Prefixes near which the routes of routing daemons matter; `None` if all of them do.
+
+        Does not change; see `Netlink.notifications`.
+        """
         ...
 
     def update(self, events: Sequence[LeaseEvent]) -> None:

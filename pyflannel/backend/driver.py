@@ -256,7 +256,7 @@ class Driver:
             await self._clock.sleep(backoff.next())
 
     async def _listen_once(self) -> None:
-        async with aclosing(self._netlink.notifications()) as stream:
+        async with aclosing(self._netlink.notifications(near=self._network.near)) as stream:
             async for notification in stream:
                 self._notice(notification)
 

@@ -73,7 +73,7 @@ from pyflannel.kernel.base import (
     Set,
     Topic,
 )
-from pyflannel.kernel.ownership import is_kernels, is_protected
+from pyflannel.kernel.ownership import LISTED, is_kernels, is_near, is_protected
 from pyflannel.kernel.sysctl import try_write_sysctl
 from pyflannel.logs import get_logger
 from pyflannel.report.model import DeviceReport, NetworkReport
@@ -95,19 +95,30 @@ class _Dirty:
     links: bool = False
     addresses: bool = False
     """Those of all links: what the overlay must not get in the way of."""
+    others: bool = False
+    """Routes of routing daemons near the network. There may be a hundred thousand farther off, so
+    they are read when one of them may have changed, and not with every full pass."""
     kinds: set[type[TableEntry]] = field(default_factory=set)
 
     @classmethod
     def all(cls) -> _Dirty:
         return cls(links=True, addresses=True, kinds={Route, Neighbour, FdbEntry})
 
+    @classmethod
+    def unknown(cls) -> _Dirty:
+        """Anything may have happened."""
+        work = cls.all()
+        work.others = True
+        return work
+
     def add(self, other: _Dirty) -> None:
         self.links |= other.links
+        self.others |= other.others
         self.addresses |= other.addresses
         self.kinds |= other.kinds
 
     def __bool__(self) -> bool:
-        return self.links or self.addresses or bool(self.kinds)
+        return self.links or self.addresses or self.others or bool(self.kinds)
 
 
 @dataclass(slots=True)
@@ -162,6 +173,7 @@ class Engine:
         self._is_own_device = is_own_device
         self._addresses: list[Address] = []
         self._routes: dict[Family, list[Route]] = {}
+        self._others: dict[Family, list[Route]] = {}
         self._names: dict[int, str] = {}
         self._around = Surroundings()
         self._judge = Judge(self._around)
@@ -176,7 +188,7 @@ class Engine:
         self._problems: dict[Owner, str] = {}
         self._contested: set[Key] = set()
         self._link_failures: dict[str, FlannelError] = {}
-        self._dirty = _Dirty.all()
+        self._dirty = _Dirty.unknown()
         self._replanned = True
         self._synced = False
         self._swept = False
@@ -198,6 +210,11 @@ class Engine:
         return self._plan
 
     @property
+    def near(self) -> Sequence[IPNetwork] | None:
+        """As in `Network`."""
+        return None if self._plan.follows_routes else self._plan.networks
+
+    @property
     def links(self) -> Mapping[str, Link]:
         """The plan's devices as last seen, by name."""
         return self._view.links
@@ -216,7 +233,7 @@ class Engine:
         """Puts another plan in force; the next pass makes the kernel follow."""
         self._plan = plan
         self._replanned = True
-        self._dirty = _Dirty.all()
+        self._dirty.add(_Dirty.all())
 
     def update(self, events: Iterable[LeaseEvent]) -> None:
         """Takes lease events; the next pass computes the objects of these leases only."""
@@ -233,7 +250,7 @@ class Engine:
     def synced(self) -> None:
         """From now on what is ours and nobody wants is deleted."""
         self._synced = True
-        self._dirty = _Dirty.all()
+        self._dirty.add(_Dirty.all())
 
     def notice(self, notification: Notification) -> bool:
         """Whether a notification may concern the plan; what it points at is read back next time."""
@@ -247,12 +264,14 @@ class Engine:
         indexes = {0, *(link.index for link in self._view.links.values())}
         match notification.topic:
             case Topic.OVERFLOW:
-                return _Dirty.all()
+                return _Dirty.unknown()
             case Topic.NEIGHBOUR:
                 if notification.index not in indexes or not self._is_news(notification):
                     return None
                 return _Dirty(kinds={FdbEntry if notification.family is None else Neighbour})
             case Topic.ROUTE:
+                if self._is_of_others(notification):
+                    return _Dirty(kinds={Route}, others=True)
                 if notification.dst is None or self._plan.concerns(notification.dst):
                     return _Dirty(kinds={Route}) if self._is_news(notification) else None
                 # A route of somebody else may be the way to a peer, or to one that failed so far.
@@ -278,19 +297,24 @@ class Engine:
         """Whether a prefix has something in common with the cluster networks."""
         return any(overlap(net, network) for network in self._plan.networks)
 
+    def _is_of_others(self, notification: Notification) -> bool:
+        """Whether a route is one of a routing daemon which the overlay has to do with."""
+        route = notification.object
+        return (
+            isinstance(route, Route)
+            and is_protected(route)
+            and not is_kernels(route)
+            and is_near(route, self._plan.networks)
+        )
+
     def _is_in_the_way(self, notification: Notification) -> bool:
         """Whether a route of somebody else changes what the overlay must not get in the way of."""
         route = notification.object
         if not isinstance(route, Route):
             return False
-        if notification.deleted:
-            return bool(self._conflicts)
         if is_kernels(route):
-            return self._is_near(route.dst) and route.dst not in self._around.connected
-        return any(
-            hop not in self._around.next_hops and any(hop in net for net in self._plan.networks)
-            for hop in route.next_hops
-        )
+            return self._is_near(route.dst)
+        return is_near(route, self._plan.networks)
 
     def _is_news(self, notification: Notification) -> bool:
         """Whether what is reported is other than wanted.
@@ -334,12 +358,15 @@ class Engine:
         """
         work, self._dirty = self._dirty, _Dirty()
         if full:
-            work = _Dirty.all()
+            work.add(_Dirty.all())
+            # IPv4 routes vanish with their device without a word.
+            work.others |= any(self._others.values())
         done = _Pass()
         try:
             await self._converge(work, done)
         except BaseException:
-            self._dirty = _Dirty.all()
+            self._dirty.add(_Dirty.all())
+            self._dirty.others |= work.others
             raise
         applied = Applied(changed=done.changed, repaired=dict(done.repaired))
         if done.failures:
@@ -349,7 +376,7 @@ class Engine:
     async def _converge(self, work: _Dirty, done: _Pass) -> None:
         if work.links and await self._ensure_links(done):
             # A device that was corrected has lost who knows what.
-            work = _Dirty.all()
+            work.add(_Dirty.all())
         done.failures.update(self._link_failures)
         await self._plan_peers(done)
         if await self._read_tables(work, done) and await self._look_up_again(done):
@@ -519,6 +546,7 @@ class Engine:
             except KernelError as error:
                 done.failures["list of addresses"] = error
                 self._dirty.addresses = True
+        await self._read_others(work, done)
         around = self._survey() if work else self._around
         if around == self._around:
             return False
@@ -530,16 +558,31 @@ class Engine:
                 self._pending[owner] = None
         return True
 
+    async def _read_others(self, work: _Dirty, done: _Pass) -> None:
+        """Routes of routing daemons that the overlay has to do with."""
+        if not work.others:
+            return
+        networks = self._plan.networks
+        for family in {family_of(network) for network in networks}:
+            try:
+                near = await self._netlink.routes(family, near=networks)
+            except KernelError as error:
+                done.failures["list of routes"] = error
+                self._dirty.others = True
+                return
+            self._others[family] = [r for r in near if is_protected(r) and not is_kernels(r)]
+
     def _survey(self) -> Surroundings:
         own, store = self._plan.own, frozenset(self._store_addresses())
         ours = frozenset(link.index for link in self._view.links.values()) | self._of_flannel
-        seen = (own, store, ours, self._plan.networks, self._addresses, dict(self._routes))
+        routes = [*self._routes.values(), *self._others.values()]
+        seen = (own, store, ours, self._plan.networks, self._addresses, routes)
         if seen == self._seen:
             return self._around
         self._seen = seen
         return survey(
             self._addresses,
-            [route for routes in self._routes.values() for route in routes],
+            [route for listed in routes for route in listed],
             own=own,
             ours=ours,
             networks=self._plan.networks,
@@ -653,9 +696,10 @@ class Engine:
             return list(await self._netlink.fdb(where[2]))
         if table.kind is Neighbour:
             return list(await self._netlink.neighbours(where[2], table.family))
-        # All of the main table, not only what leaves through our device: a route that somebody put
-        # in the place of ours leaves elsewhere.
-        return list(await self._netlink.routes(table.family))
+        # Not only what leaves through our device: a route that somebody put in the place of ours
+        # leaves elsewhere. The way to a peer may be any program's route.
+        protocols = () if self._plan.follows_routes else LISTED
+        return list(await self._netlink.routes(table.family, protocols=protocols))
 
     def _foreign_changed(self, table: Table, listing: Sequence[TableEntry]) -> bool:
         """Whether the way to a peer may be another than when we looked it up.
@@ -730,6 +774,8 @@ class Engine:
                 table.delta.applied(key)
             else:
                 table.held[key] = explain(error, operation.object)
+                # One that we had not heard of is in the way: the next pass leaves the peer out.
+                self._dirty.others |= error.errno == errno.EEXIST
 
     def _name(self, table: TableState, key: Key) -> str:
         """What a failed object is called in reports: its peer, or else itself."""

@@ -44,7 +44,7 @@ from pyflannel.backend.peers import public_address, type_problem
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.errors import CommandError
 from pyflannel.core.fields import Problem, string
-from pyflannel.core.ip import Family, SubnetKey, format_network
+from pyflannel.core.ip import Family, IPNetwork, SubnetKey, format_network
 from pyflannel.core.kind import Settings, setting
 from pyflannel.core.lease import Lease, LeaseAdded, LeaseAttrs, LeaseEvent
 from pyflannel.core.underlay import ExternalInterface
@@ -249,6 +249,11 @@ class ExtensionNetwork:
     def mtu(self) -> int:
         """As in `Network`: the external interface's; the commands know better what they add."""
         return self._external.mtu
+
+    @property
+    def near(self) -> Sequence[IPNetwork] | None:
+        """As in `Network`."""
+        return ()
 
     def update(self, events: Sequence[LeaseEvent]) -> None:
         """As in `Network`."""

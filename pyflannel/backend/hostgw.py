@@ -81,6 +81,11 @@ class HostGwPlan:
         """As in `Plan`."""
         return routes.networks(self.config)
 
+    @property
+    def follows_routes(self) -> bool:
+        """As in `Plan`."""
+        return False
+
     def devices(self, underlay: Link | None) -> Sequence[Device]:
         """As in `Plan`: none."""
         del underlay

@@ -132,6 +132,11 @@ class IpipPlan:
         """As in `Plan`."""
         return routes.networks(self.config, Family.V4)
 
+    @property
+    def follows_routes(self) -> bool:
+        """As in `Plan`."""
+        return self.settings.direct_routing
+
     def devices(self, underlay: Link | None) -> Sequence[Device]:
         """As in `Plan`."""
         del underlay

@@ -14,7 +14,7 @@ from pyflannel.backend.engine import Engine
 from pyflannel.backend.plan import Plan
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.errors import LeaseError
-from pyflannel.core.ip import Family
+from pyflannel.core.ip import Family, IPNetwork
 from pyflannel.core.kind import Kind
 from pyflannel.core.lease import Lease, LeaseAttrs, LeaseEvent
 from pyflannel.core.underlay import ExternalInterface
@@ -56,6 +56,11 @@ class KernelNetwork:
     def mtu(self) -> int:
         """As in `Network`."""
         return self._plan.mtu
+
+    @property
+    def near(self) -> Sequence[IPNetwork] | None:
+        """As in `Network`."""
+        return self._engine.near
 
     def update(self, events: Sequence[LeaseEvent]) -> None:
         """As in `Network`."""

@@ -104,6 +104,11 @@ class Plan(Protocol):
         """The cluster network of each family that the backend carries."""
         ...
 
+    @property
+    def follows_routes(self) -> bool:
+        """Whether `destinations` may name any, so that every route of others may matter."""
+        ...
+
     def devices(self, underlay: Link | None) -> Sequence[Device]:
         """The devices to keep; those that cannot be had without the underlay may be left out."""
         ...

@@ -378,6 +378,11 @@ class VxlanPlan:
         """As in `Plan`."""
         return routes.networks(self.config)
 
+    @property
+    def follows_routes(self) -> bool:
+        """As in `Plan`."""
+        return self.settings.direct_routing
+
     def devices(self, underlay: Link | None) -> Sequence[Device]:
         """As in `Plan`.
 

@@ -22,11 +22,12 @@ import errno
 import socket
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Final, Self
 
 from pyflannel.core.errors import KernelError
-from pyflannel.kernel import rtnl
+from pyflannel.core.ip import IPNetwork
+from pyflannel.kernel import routefilter, rtnl
 from pyflannel.kernel.base import Notification, Topic
 from pyflannel.kernel.rtnl import Answer, Message, Request
 
@@ -60,8 +61,16 @@ _SO_RCVBUFFORCE: Final = 33
 """asm-generic/socket.h; beyond net.core.rmem_max, with CAP_NET_ADMIN."""
 
 
-def _open(buffer_bytes: int, groups: int = 0) -> socket.socket:
-    """A bound, non-blocking NETLINK_ROUTE socket of this network namespace."""
+def _open(
+    buffer_bytes: int, groups: int = 0, *, near: Collection[IPNetwork] | None = None
+) -> socket.socket:
+    """A bound, non-blocking NETLINK_ROUTE socket of this network namespace.
+
+    Args:
+        buffer_bytes: receive buffer.
+        groups: to hear.
+        near: what to hear of routes, see `routefilter`.
+    """
     kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
     try:
         sock = socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
@@ -72,6 +81,10 @@ def _open(buffer_bytes: int, groups: int = 0) -> socket.socket:
             sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer_bytes)
         except PermissionError:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
+        if near is not None:
+            # Before the first message comes. Without it all is told: dear, but not wrong.
+            with contextlib.suppress(OSError):
+                routefilter.attach(sock, near)
         sock.bind((0, groups))
     except OSError as error:
         sock.close()
@@ -271,12 +284,14 @@ class Subscription:
     ends his iteration.
     """
 
-    def __init__(self) -> None:
-        self._socket: socket.socket | None = _open(
-            NOTIFICATION_BUFFER_BYTES, rtnl.NOTIFICATION_GROUPS
-        )
+    def __init__(self, near: Collection[IPNetwork] | None = None) -> None:
+        self._near = near
+        self._socket: socket.socket | None = self._subscribe()
         self._pending: deque[Notification] = deque()
         self._waiter: asyncio.Future[None] | None = None
+
+    def _subscribe(self) -> socket.socket:
+        return _open(NOTIFICATION_BUFFER_BYTES, rtnl.NOTIFICATION_GROUPS, near=self._near)
 
     def __aiter__(self) -> Self:
         return self
@@ -309,7 +324,7 @@ class Subscription:
                     raise KernelError("receive", "notifications", error.errno or 0) from error
                 # Until the queue is empty the kernel drops more, without saying so again: whoever
                 # compares everything now would miss what happens meanwhile. A new socket is empty.
-                self._socket = _open(NOTIFICATION_BUFFER_BYTES, rtnl.NOTIFICATION_GROUPS)
+                self._socket = self._subscribe()
                 sock.close()
                 self._pending.append(Notification(topic=Topic.OVERFLOW))
                 return True

@@ -5,9 +5,10 @@ bulk and `pyroute.py` that of links and look-ups, `batch.py` knows what must be 
 kernel does what `Set` and `Delete` promise. This one puts them together and gives errors their
 meaning.
 
-A batch that touches routes or addresses is preceded by one dump of that table (a few microseconds
-an entry; only what the batch names is decoded). Nobody is kept from changing the table in between;
-an EEXIST that comes from that is tried once more.
+A batch that touches routes or addresses is preceded by a dump of what may stand under their keys (a
+few microseconds an entry; only what the batch names is decoded). Of routes the kernel is asked for
+those of a few protocols: on a router the rest may be a hundred thousand. Nobody is kept from
+changing the table in between; an EEXIST that comes from that is tried once more.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ipaddress import IPv4Address
 from typing import Final, TypeVar
 
 from pyflannel.core.errors import DeviceUnavailable, KernelError, NotPermitted
-from pyflannel.core.ip import Family, IPAddress, family_of
+from pyflannel.core.ip import Family, IPAddress, IPNetwork, family_of
 from pyflannel.kernel import pyroute, rtnl
 from pyflannel.kernel.base import (
     NUD_NOARP,
@@ -43,6 +44,7 @@ from pyflannel.kernel.batch import (
     wants_stepping_stone,
 )
 from pyflannel.kernel.channel import Channel, Pace, Subscription
+from pyflannel.kernel.ownership import LISTED, is_near
 from pyflannel.kernel.rtnl import Answer, Message, Request, RouteKey
 from pyflannel.kernel.udp import find_holder
 
@@ -90,9 +92,9 @@ class KernelNetlink:
         self._subscriptions.clear()
         await self._channel.close()
 
-    def notifications(self) -> Subscription:
+    def notifications(self, *, near: Collection[IPNetwork] | None = None) -> Subscription:
         """Kernel notifications, subscribed from now on."""
-        subscription = Subscription()
+        subscription = Subscription(near)
         self._subscriptions = [s for s in self._subscriptions if s.is_open]
         self._subscriptions.append(subscription)
         return subscription
@@ -120,15 +122,41 @@ class KernelNetlink:
         found = await _decode(messages, rtnl.RTM_NEWADDR, pyroute.decode_address)
         return [address for address in found if index is None or address.index == index]
 
-    async def routes(self, family: Family, *, oif: int | None = None) -> list[Route]:
-        """Routes of the main table, of one outgoing link or of all."""
-        messages = await self._dump("route list", rtnl.dump_routes(family, oif))
+    async def routes(
+        self,
+        family: Family,
+        *,
+        oif: int | None = None,
+        protocols: Collection[int] = (),
+        near: Collection[IPNetwork] = (),
+    ) -> list[Route]:
+        """Routes of the main table, all or some."""
+        messages = await self._dump_routes(family, oif, protocols)
+        if near:
+            leads = [rtnl.leading_bytes(network) for network in near]
+            messages = [m for m in messages if any(lead in m.body for lead in leads)]
         found = await _decode(messages, rtnl.RTM_NEWROUTE, rtnl.decode_route)
         return [
             route
             for route in found
-            if family_of(route.dst) is family and (oif is None or route.oif == oif)
+            if family_of(route.dst) is family
+            and (oif is None or route.oif == oif)
+            and (not near or is_near(route, near))
         ]
+
+    async def _dump_routes(
+        self, family: Family, oif: int | None = None, protocols: Collection[int] = ()
+    ) -> list[Message]:
+        """Route messages of some protocols, or of all. Old kernels give more: it is sorted out."""
+        messages: list[Message] = []
+        for protocol in protocols or (0,):
+            request = rtnl.dump_routes(family, oif, protocol)
+            messages += [
+                message
+                for message in await self._dump("route list", request)
+                if not protocol or rtnl.protocol_of_body(message.body) == protocol
+            ]
+        return messages
 
     async def neighbours(self, index: int, family: Family) -> list[Neighbour]:
         """Neighbours of one link in any state (permanent and learned)."""
@@ -249,7 +277,7 @@ class KernelNetlink:
         }
         for position in again:
             failures.pop(position, None)
-        failures |= await self._apply(again, stones)
+        failures |= await self._apply(again, stones, thorough=True)
         stranded = {
             position: Delete(stone_of(route))
             for position in stones & failures.keys()
@@ -260,10 +288,23 @@ class KernelNetlink:
         return failures
 
     async def _apply(
-        self, operations: Mapping[int, Operation], stones: Collection[int] = ()
+        self,
+        operations: Mapping[int, Operation],
+        stones: Collection[int] = (),
+        *,
+        thorough: bool = False,
     ) -> dict[int, KernelError]:
         items = [operation.object for operation in operations.values()]
-        plan = Plan(await self._find_routes(items), await self._find_addresses(items))
+        routes = await self._find_routes(items, thorough=thorough)
+        if not thorough and any(
+            isinstance(operation, Set)
+            and isinstance(route := operation.object, Route)
+            and routes[rtnl.key_of(route)]
+            for operation in operations.values()
+        ):
+            # Replacing takes the first under the key. Whose that is, the picked ones do not tell.
+            routes = await self._find_routes(items, thorough=True)
+        plan = Plan(routes, await self._find_addresses(items))
         failures: dict[int, KernelError] = {}
         pace = Pace()
         for count, (position, operation) in enumerate(operations.items()):
@@ -281,20 +322,32 @@ class KernelNetlink:
                 failures[position] = _operation_error(operations[position], answer)
         return failures
 
-    async def _find_routes(self, items: Iterable[KernelObject]) -> dict[RouteKey, list[FoundRoute]]:
-        """What the kernel holds under the keys of these routes."""
+    async def _find_routes(
+        self, items: Iterable[KernelObject], *, thorough: bool
+    ) -> dict[RouteKey, list[FoundRoute]]:
+        """What the kernel holds under the keys of these routes.
+
+        Args:
+            items: the objects of the batch.
+            thorough: routes of any protocol. Otherwise of those that flannel, administrators and
+                the kernel use, and of the objects themselves: enough for creating, which is
+                exclusive, and for deleting, which names the protocol.
+        """
         found: dict[RouteKey, list[FoundRoute]] = {}
         families: set[Family] = set()
+        protocols = set() if thorough else set(LISTED)
         for item in items:
             if isinstance(item, Route):
                 found[rtnl.key_of(item)] = []
                 families.add(family_of(item.dst))
+                if not thorough:
+                    protocols.add(item.protocol)
         # One changed lease should not cost the decoding of all: a prefix stands in its message.
         few = len(found) <= _FEW and all(key.length for key in found)
         prefixes = [key.dst for key in found] if few else [b""]
         pace = Pace()
         for family in families:
-            messages = await self._dump("route list", rtnl.dump_routes(family))
+            messages = await self._dump_routes(family, protocols=sorted(protocols - {0}))
             for count, message in enumerate(messages):
                 if count % _PACE == 0:
                     await pace.breathe()

@@ -50,6 +50,9 @@ RTPROT_UNSPEC: Final = 0
 RTPROT_STATIC: Final = 4
 UNATTENDED: Final = frozenset((RTPROT_UNSPEC, RTPROT_BOOT, RTPROT_STATIC))
 """Protocols of routes that nobody watches over."""
+LISTED: Final = (RTPROT_KERNEL, RTPROT_BOOT, RTPROT_STATIC)
+"""Protocols whose routes are read again and again: the kernel's, flannel's, administrators'. A
+router has a hundred thousand of the others; they are read when one of them matters."""
 
 _NAMES: Final = {
     1: "redirect", 2: "kernel", 8: "gated", 9: "ra", 10: "mrt", 11: "zebra", 12: "bird",
@@ -67,6 +70,15 @@ def is_protected(route: Route) -> bool:
 def is_kernels(route: Route) -> bool:
     """Whether the kernel made a route itself, out of an address."""
     return route.protocol == RTPROT_KERNEL
+
+
+def is_near(route: Route, networks: Collection[IPNetwork]) -> bool:
+    """Whether a route leads into one of some prefixes, or has a next hop there."""
+    return any(
+        _is_part(route.dst, network)
+        or any(hop.version == network.version and hop in network for hop in route.next_hops)
+        for network in networks
+    )
 
 
 def describe(route: Route, device: str = "") -> str:

@@ -370,9 +370,15 @@ def delete_found_address(body: bytes) -> Request:
     return Request(RTM_DELADDR, _DELETE, body)
 
 
-def dump_routes(family: Family, oif: int | None = None) -> Request:
-    """All routes of the main table; the kernel filters if it checks dump requests strictly."""
-    body = _RTMSG.pack(family.af, 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0)
+def dump_routes(family: Family, oif: int | None = None, protocol: int = 0) -> Request:
+    """All routes of the main table; the kernel filters if it checks dump requests strictly.
+
+    Args:
+        family: of the destinations.
+        oif: of one outgoing link.
+        protocol: of one protocol; 0 is any.
+    """
+    body = _RTMSG.pack(family.af, 0, 0, 0, RT_TABLE_MAIN, protocol, 0, 0, 0)
     if oif is not None:
         body += attribute_u32(_RTA_OIF, oif)
     return Request(RTM_GETROUTE, _DUMP, body)
@@ -516,6 +522,20 @@ def key_of_body(body: bytes) -> RouteKey | None:
     metric = _U32.unpack(value)[0] if value is not None else 0
     dst = attributes.get(_RTA_DST) or bytes(4 if af == AF_INET else 16)
     return RouteKey(af, length, dst, metric)
+
+
+def protocol_of_body(body: bytes) -> int:
+    """The protocol of a route in a dump or notification, without decoding the rest."""
+    return body[5]
+
+
+def leading_bytes(network: IPNetwork) -> bytes:
+    """The bytes that all addresses in a prefix begin with; none if it is shorter than a byte.
+
+    Where a message lacks them, neither its destination nor a gateway lies in the prefix. (The
+    reverse does not hold: they may stand anywhere in it.)
+    """
+    return network.network_address.packed[: network.prefixlen // 8]
 
 
 @lru_cache(maxsize=CACHED_RECORDS)

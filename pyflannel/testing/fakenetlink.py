@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import (
     IPv4Address,
@@ -51,7 +51,7 @@ from pyflannel.kernel.base import (
     Topic,
     VxlanAttrs,
 )
-from pyflannel.kernel.ownership import describe, is_protected
+from pyflannel.kernel.ownership import RTPROT_STATIC, describe, is_near, is_protected
 
 RTN_LOCAL: Final = 2
 RT_SCOPE_HOST: Final = 254
@@ -157,13 +157,23 @@ class _Failure:
 class FakeSubscription:
     """The fake's notifications; see `Notifications`."""
 
-    def __init__(self) -> None:
+    def __init__(self, near: Collection[IPNetwork] | None = None) -> None:
+        self._near = near
         self._pending: deque[Notification] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self.closed = False
 
     def push(self, notification: Notification) -> None:
         """Called by the fake."""
+        route = notification.object
+        if (
+            self._near is not None
+            and isinstance(route, Route)
+            and route.protocol > RTPROT_STATIC
+            and route.dst.prefixlen > 0
+            and not is_near(route if route.gateway else replace(route, hops=()), self._near)
+        ):
+            return
         self._pending.append(notification)
         self._wake()
 
@@ -323,9 +333,9 @@ class FakeNetlink:
             subscription.close()
         self._subscriptions.clear()
 
-    def notifications(self) -> FakeSubscription:
+    def notifications(self, *, near: Collection[IPNetwork] | None = None) -> FakeSubscription:
         """Subscribed from now on."""
-        subscription = FakeSubscription()
+        subscription = FakeSubscription(near)
         self._subscriptions = [s for s in self._subscriptions if not s.closed]
         self._subscriptions.append(subscription)
         return subscription
@@ -352,13 +362,25 @@ class FakeNetlink:
             if address.interface.version == version
         ]
 
-    async def routes(self, family: Family, *, oif: int | None = None) -> list[Route]:
+    async def routes(
+        self,
+        family: Family,
+        *,
+        oif: int | None = None,
+        protocols: Collection[int] = (),
+        near: Collection[IPNetwork] = (),
+    ) -> list[Route]:
         """Routes of the main table, by destination."""
         await self._called("routes", oif)
+        if not protocols:
+            self.calls["all routes"] += 1
         found = [
             entry.route
             for entry in self._routes
-            if family_of(entry.route.dst) is family and oif in (None, entry.route.oif)
+            if family_of(entry.route.dst) is family
+            and oif in (None, entry.route.oif)
+            and (not protocols or entry.route.protocol in protocols)
+            and (not near or is_near(entry.route, near))
         ]
         return sorted(
             found, key=lambda route: (int(route.dst.network_address), route.dst.prefixlen)

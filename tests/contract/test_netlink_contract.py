@@ -699,6 +699,37 @@ class TestRoutes:
         check(body)
 
     @BOTH
+    def test_some_routes_can_be_listed(self, check: Check, dst: str, one: str, two: str) -> None:
+        """By protocol, and by nearness of destination or gateway."""
+
+        async def body(w: World) -> None:
+            family = Family(ip_network(dst).version)
+            far = "203.0.113.0/24" if family is Family.V4 else "2001:db8:ffff::/64"
+            routes = [
+                w.route(dst, one, protocol=PROTO_BIRD),
+                w.route(far, two, protocol=PROTO_BIRD, metric=7),
+                w.route(far, protocol=PROTO_STATIC),
+            ]
+            await w.done(*map(Set, routes))
+
+            async def listed(**how: Any) -> list[Route]:
+                return [r for r in await w.netlink.routes(family, **how) if r in routes]
+
+            assert len(await listed()) == 3
+            assert set(await listed(protocols=[PROTO_BIRD])) == set(routes[:2])
+            assert set(await listed(protocols=[PROTO_BIRD, PROTO_STATIC])) == set(routes)
+            assert await listed(protocols=[77]) == []
+            near = [ip_network(dst)]
+            assert await listed(near=near) == [routes[0]]
+            gateway = ip_network(f"{two}/32" if family is Family.V4 else f"{two}/128")
+            assert await listed(near=[gateway]) == [routes[1]]
+            wide = ip_network("10.0.0.0/7" if family is Family.V4 else "fd00::/7", strict=False)
+            assert set(await listed(near=[wide])) == set(routes[:2])
+            assert await listed(near=near, protocols=[PROTO_STATIC]) == []
+
+        check(body)
+
+    @BOTH
     def test_the_gateways_of_several_next_hops_are_told(
         self, check: Check, dst: str, one: str, two: str
     ) -> None:
@@ -1302,6 +1333,51 @@ class TestNotifications:
                     # Taken down before it is told.
                     listed = replace(item, mac="", state=NUD_FAILED)
                 assert replace(expected, deleted=True, object=listed) in told, item
+            await stream.aclose()
+
+        check(body)
+
+    def test_of_routing_daemons_only_what_is_near_is_told(self, check: Check) -> None:
+        """By destination, by gateway, or because it leads everywhere; others' routes as ever."""
+
+        async def body(w: World) -> None:
+            near = (ip_network("10.5.0.0/16"), ip_network("fd00:5::/40"))
+            stream = w.netlink.notifications(near=near)
+            bird = {"protocol": PROTO_BIRD}
+            cases = [
+                (w.route("10.5.7.0/24", "10.5.7.0", **bird), True),
+                (w.route("10.5.7.0/24", **bird), True),
+                (w.route("10.6.7.0/24", "10.6.7.0", **bird), False),
+                (w.route("10.6.7.0/24", "10.5.7.0", **bird), True),
+                (w.route("0.0.0.0/0", "10.6.7.0", **bird), True),
+                (w.route("10.6.7.0/24", "10.6.7.0"), True),
+                (w.route("10.6.7.0/24", "10.6.7.0", protocol=PROTO_STATIC), True),
+                (w.route("fd00:5:7::/64", **bird), True),
+                (w.route("fd00:5:ff::/64", **bird), True),
+                (w.route("fd00:5:107::/64", **bird), False),
+                (w.route("fd00:7::/64", "fd00:7::1", **bird), False),
+                (w.route("fd00:7::/64", "fd00:5:7::1", **bird), True),
+                (w.route("::/0", "fd00:7::1", **bird), True),
+                (w.route("fd00:7::/64", "fd00:7::1"), True),
+            ]
+            for route, wanted in cases:
+                await w.done(Set(route))
+                told = [n for n in await _told(w, stream) if n.dst == route.dst and not n.deleted]
+                assert bool(told) is wanted, route
+                await w.done(Delete(route))
+                told = [n for n in await _told(w, stream) if n.dst == route.dst and n.deleted]
+                assert bool(told) is wanted, route
+            await stream.aclose()
+
+        check(body)
+
+    def test_without_prefixes_near_none_but_the_default_is_told(self, check: Check) -> None:
+        async def body(w: World) -> None:
+            stream = w.netlink.notifications(near=())
+            await w.done(Set(w.route("10.5.7.0/24", "10.5.7.0", protocol=PROTO_BIRD)))
+            await w.done(Set(w.route("0.0.0.0/0", "10.5.7.0", protocol=PROTO_BIRD)))
+            told = [n.dst for n in await _told(w, stream) if n.topic is Topic.ROUTE]
+            assert told == [ip_network("0.0.0.0/0")]
             await stream.aclose()
 
         check(body)

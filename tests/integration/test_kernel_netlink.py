@@ -29,6 +29,7 @@ from pyflannel.kernel.base import (
 )
 from pyflannel.kernel.channel import Channel
 from pyflannel.kernel.netlink import KernelNetlink
+from pyflannel.kernel.ownership import LISTED
 from tests.support.netns import in_new_netns
 
 pytestmark = pytest.mark.root
@@ -89,6 +90,38 @@ def test_without_the_capability_everything_that_writes_is_not_permitted() -> Non
         await netlink.close()
         with pytest.raises(StopAsyncIteration):
             await anext(stream)
+
+    in_new_netns(lambda: asyncio.run(scenario()))
+
+
+def test_the_kernel_itself_picks_routes_out() -> None:
+    """What a listing, or a written route, costs does not grow with the routes of others."""
+
+    async def scenario() -> None:
+        netlink = KernelNetlink()
+        link = await netlink.create_link(LinkSpec(name="under0", kind="bridge"))
+        await netlink.set_link(link.index, up=True)
+        theirs = [
+            Set(Route(dst=IPv4Network((0x64400000 + n, 32)), oif=link.index, protocol=12))
+            for n in range(3000)
+        ]
+        assert await netlink.apply(theirs) == {}
+        received = []
+
+        async def counting(operation, request):
+            answer, messages = await dump(operation, request)
+            received.append(len(messages))
+            return answer, messages
+
+        dump, netlink._channel.dump = netlink._channel.dump, counting  # type: ignore[method-assign]
+        ours = Route(dst=IPv4Network("10.5.2.0/24"), oif=link.index, scope=253)
+        assert await netlink.apply([Set(ours)]) == {}
+        assert await netlink.routes(Family.V4, protocols=LISTED) == [ours]
+        assert await netlink.apply([Delete(ours)]) == {}
+        assert sum(received) < 100
+        # Reached, but not decoded one by one.
+        assert await netlink.routes(Family.V4, near=[IPv4Network("10.5.0.0/16")]) == []
+        await netlink.close()
 
     in_new_netns(lambda: asyncio.run(scenario()))
 

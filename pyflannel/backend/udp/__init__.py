@@ -131,6 +131,11 @@ class UdpPlan:
         """The one network."""
         return (self.network,)
 
+    @property
+    def follows_routes(self) -> bool:
+        """No: peers have no routes."""
+        return False
+
     def devices(self, underlay: Link | None) -> Sequence[Device]:
         """The TUN; it does not depend on the underlay."""
         del underlay

@@ -14,7 +14,7 @@ from pyflannel.backend.engine import Engine
 from pyflannel.backend.plan import Device
 from pyflannel.backend.udp import DEVICE, UdpPlan, UdpSettings, lease_attrs, overlay_mtu
 from pyflannel.core.errors import ConfigError, DatapathError
-from pyflannel.core.ip import SubnetKey
+from pyflannel.core.ip import IPNetwork, SubnetKey
 from pyflannel.core.kind import Kind
 from pyflannel.core.lease import Lease, LeaseAdded, LeaseAttrs, LeaseEvent
 from pyflannel.core.lpm import Peer, RouteTable
@@ -94,6 +94,11 @@ class UdpNetwork:
             await self._give_up_tun()
             return False
         return True
+
+    @property
+    def near(self) -> Sequence[IPNetwork] | None:
+        """As in `Network`."""
+        return self._engine.near
 
     def update(self, events: Sequence[LeaseEvent]) -> None:
         """Takes lease events into the peer table."""

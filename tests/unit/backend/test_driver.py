@@ -108,6 +108,8 @@ class FakeNetwork:
         self.busy = False
         self.interesting = True
 
+    near = ()
+
     def update(self, events: Sequence[object]) -> None:
         assert not self.busy
         self.log.append(list(events))

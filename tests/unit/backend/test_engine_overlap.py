@@ -7,6 +7,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface, IP
 
 import pytest
 
+from pyflannel.backend.base import PartlyApplied
 from pyflannel.backend.engine import Engine
 from pyflannel.backend.hostgw import HostGwPlan
 from pyflannel.backend.kinds import KINDS
@@ -280,12 +281,62 @@ def test_one_that_takes_our_place_keeps_it():
             dst=IPv4Network("10.5.2.0/24"), gateway=IPv4Address("192.0.2.77"),
             oif=node.machine.eth0.index, protocol=BIRD,
         )  # fmt: skip
+        heard = node.netlink.notifications()
         node.netlink.meddle(Set(theirs))
+        while heard._pending:
+            node.engine.notice(await anext(heard))
         for full in (False, True):
             await node.engine.apply(full=full)
-            if full:
-                assert theirs in await node.netlink.routes(Family.V4)
+            assert theirs in await node.netlink.routes(Family.V4)
         assert "proto bird" in node.ignored["10.5.2.0/24"]
+
+    run(scenario())
+
+
+def test_one_that_was_never_heard_of_is_in_the_way_once():
+    """The creation is exclusive: it fails, names the route, and the next pass leaves it alone."""
+
+    async def scenario() -> None:
+        node = Node()
+        await node.engine.apply(full=True)
+        theirs = Route(
+            dst=IPv4Network("10.5.2.0/24"), oif=node.machine.eth0.index, protocol=BIRD, scope=253
+        )
+        node.netlink.meddle(Set(theirs))
+        node.add(lease(2, HOST_GW))
+        with pytest.raises(PartlyApplied, match="proto bird"):
+            await node.engine.apply(full=False)
+        await node.engine.apply(full=True)
+        assert "proto bird" in node.ignored["10.5.2.0/24"]
+        assert theirs in await node.netlink.routes(Family.V4)
+        # It vanishes without a word, as IPv4 routes do with their device.
+        node.netlink.meddle(Delete(theirs))
+        await node.engine.apply(full=True)
+        assert not node.ignored
+
+    run(scenario())
+
+
+def test_routes_of_routing_daemons_are_not_read_at_rest():
+    """A router has a hundred thousand: only those near the network are looked at, and not often."""
+
+    async def scenario() -> None:
+        node = Node()
+        far = Route(
+            dst=IPv4Network("203.0.113.0/24"), gateway=IPv4Address("192.0.2.9"),
+            oif=node.machine.eth0.index, protocol=BIRD,
+        )  # fmt: skip
+        node.netlink.meddle(Set(far))
+        node.add(lease(2, HOST_GW))
+        await node.engine.apply(full=True)
+        node.netlink.calls.clear()
+        heard = node.netlink.notifications()
+        node.netlink.meddle(Delete(far), Set(far))
+        assert not any([node.engine.notice(await anext(heard)) for _ in range(2)])
+        for _ in range(3):
+            await node.engine.apply(full=True)
+        assert node.netlink.calls["all routes"] == 0
+        assert node.netlink.calls["routes"] == 3
 
     run(scenario())
 

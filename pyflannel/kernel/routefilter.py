@@ -1,0 +1,150 @@
+"""Which route notifications the kernel hands over: a classic BPF program on the listening socket.
+
+A router's table changes a thousand times a second, and to wake up for each change costs 30 µs. So
+what is surely nobody's business is dropped before it is queued:
+
+* changes of tables other than main;
+* changes of routes of routing daemons (a protocol above `static`), unless the route is a default
+  route, or it or its gateway lies in one of the given prefixes. (Of a route with several next hops
+  the destination alone is looked at.)
+
+All else passes, what is not understood included. The program sees one message: 16 bytes of
+`nlmsghdr`, 12 of `rtmsg`, attributes; `SKF_AD_NLATTR` finds an attribute. Pure, but for `attach`.
+
+Source: linux/filter.h, linux/bpf_common.h, `do_one_broadcast` of net/netlink/af_netlink.c.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import socket
+import struct
+from collections.abc import Collection, Sequence
+from typing import Final, NamedTuple
+
+from pyflannel.core.ip import IPNetwork
+from pyflannel.kernel import rtnl
+from pyflannel.kernel.base import RT_TABLE_MAIN
+from pyflannel.kernel.ownership import RTPROT_STATIC
+
+_SO_ATTACH_FILTER: Final = 26
+"""asm-generic/socket.h; the `socket` module does not have it."""
+_LOAD_WORD: Final = 0x20  # BPF_LD | BPF_W | BPF_ABS
+_LOAD_HALF: Final = 0x28
+_LOAD_BYTE: Final = 0x30
+_LOAD_WORD_AT_X: Final = 0x40  # BPF_LD | BPF_W | BPF_IND
+_LOAD_NUMBER: Final = 0x00  # BPF_LD | BPF_IMM
+_LOAD_X: Final = 0x01  # BPF_LDX | BPF_IMM
+_TO_X: Final = 0x07  # BPF_MISC | BPF_TAX
+_AND: Final = 0x54  # BPF_ALU | BPF_AND | BPF_K
+_JUMP_EQUAL: Final = 0x15
+_JUMP_ABOVE: Final = 0x25
+_RETURN: Final = 0x06
+_FIND_ATTRIBUTE: Final = 0x1_0000_0000 - 0x1000 + 12
+"""SKF_AD_OFF + SKF_AD_NLATTR: the offset of the attribute of type X behind offset A, or 0."""
+_ALL: Final = 0xFFFF_FFFF
+
+_KIND: Final = 4
+_FAMILY: Final = 16
+_PREFIX_LENGTH: Final = 17
+_TABLE: Final = 20
+_PROTOCOL: Final = 21
+_ATTRIBUTES: Final = 28
+_RTA_DST: Final = 1
+_RTA_GATEWAY: Final = 5
+
+
+class Instruction(NamedTuple):
+    """One `struct sock_filter`; jumps name labels until the program is put together."""
+
+    code: int
+    k: int = 0
+    then: str = ""
+    otherwise: str = ""
+
+
+def program(near: Collection[IPNetwork]) -> bytes:
+    """The instructions, as the kernel takes them.
+
+    Args:
+        near: prefixes in which routes of any program count.
+    """
+    lines: list[Instruction | str] = [
+        # Numbers are loaded in network order, and the header is in host order.
+        Instruction(_LOAD_HALF, _KIND),
+        Instruction(_JUMP_EQUAL, socket.htons(rtnl.RTM_NEWROUTE), "route", ""),
+        Instruction(_JUMP_EQUAL, socket.htons(rtnl.RTM_DELROUTE), "", "pass"),
+        "route",
+        Instruction(_LOAD_BYTE, _TABLE),
+        Instruction(_JUMP_EQUAL, RT_TABLE_MAIN, "", "drop"),
+        Instruction(_LOAD_BYTE, _PROTOCOL),
+        Instruction(_JUMP_ABOVE, RTPROT_STATIC, "", "pass"),
+        Instruction(_LOAD_BYTE, _PREFIX_LENGTH),
+        Instruction(_JUMP_EQUAL, 0, "pass", ""),
+    ]
+    for number, network in enumerate(near):
+        lines += _looks(network, f"next {number}")
+    lines += ["drop", Instruction(_RETURN, 0), "pass", Instruction(_RETURN, _ALL)]
+    return _assemble(lines)
+
+
+def _looks(network: IPNetwork, after: str) -> list[Instruction | str]:
+    """Passes what leads into a prefix, or has its gateway there."""
+    family = rtnl.AF_INET if network.version == 4 else rtnl.AF_INET6
+    words = struct.unpack(f"!{network.max_prefixlen // 32}I", network.network_address.packed)
+    masks = struct.unpack(f"!{network.max_prefixlen // 32}I", network.netmask.packed)
+    lines: list[Instruction | str] = [
+        Instruction(_LOAD_BYTE, _FAMILY),
+        Instruction(_JUMP_EQUAL, family, "", after),
+    ]
+    for kind in (_RTA_DST, _RTA_GATEWAY):
+        absent = f"{after} without {kind}"
+        lines += [
+            Instruction(_LOAD_NUMBER, _ATTRIBUTES),
+            Instruction(_LOAD_X, kind),
+            Instruction(_LOAD_WORD, _FIND_ATTRIBUTE),
+            Instruction(_JUMP_EQUAL, 0, absent, ""),
+            Instruction(_TO_X),
+        ]
+        for place, (word, mask) in enumerate(zip(words, masks, strict=True)):
+            if mask:
+                lines += [
+                    Instruction(_LOAD_WORD_AT_X, 4 + 4 * place),
+                    Instruction(_AND, mask),
+                    Instruction(_JUMP_EQUAL, word, "", absent),
+                ]
+        # Jumps to it are too far for the eight bits of a conditional one.
+        lines += [Instruction(_RETURN, _ALL), absent]
+    return [*lines, after]
+
+
+def _assemble(lines: Sequence[Instruction | str]) -> bytes:
+    labels: dict[str, int] = {}
+    instructions: list[Instruction] = []
+    for line in lines:
+        if isinstance(line, str):
+            labels[line] = len(instructions)
+        else:
+            instructions.append(line)
+    return b"".join(
+        struct.pack(
+            "=HBBI",
+            line.code,
+            labels[line.then] - at - 1 if line.then else 0,
+            labels[line.otherwise] - at - 1 if line.otherwise else 0,
+            line.k,
+        )
+        for at, line in enumerate(instructions)
+    )
+
+
+def attach(sock: socket.socket, near: Collection[IPNetwork]) -> None:
+    """Puts the program on a netlink socket.
+
+    Raises:
+        OSError: the kernel refuses it.
+    """
+    code = program(near)
+    buffer = ctypes.create_string_buffer(code, len(code))
+    head = struct.pack("@HP", len(code) // 8, ctypes.addressof(buffer))
+    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, head)
