@@ -418,7 +418,8 @@ class Node:
         """Installs a .deb as an operator would."""
         target = self.root / "var/tmp" / package.name
         shutil.copy(package, target)
-        return self.run("dpkg", "-i", f"/var/tmp/{package.name}", timeout=120)
+        # Where a file of /etc was changed here and in the package, the one here stays.
+        return self.run("dpkg", "--force-confold", "-i", f"/var/tmp/{package.name}", timeout=120)
 
     def power_off(self) -> None:
         """Shuts it down; by force if it does not want to."""
