@@ -19,7 +19,8 @@ from typing import Final, NoReturn
 
 from pyflannel.backend.kinds import KINDS
 from pyflannel.core.errors import EXIT_OK, FlannelError, UsageError
-from pyflannel.lab import bench, demo, rootless, topology
+from pyflannel.foreign import MOST_IN_LOG, shown
+from pyflannel.lab import bench, demo, precheck, rootless, topology
 from pyflannel.lab.cluster import Lab, describe
 from pyflannel.lab.errors import LabError, NoSuchLab
 from pyflannel.lab.state import StateDirectory
@@ -62,7 +63,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _up(options: argparse.Namespace) -> int:
-    lab = Lab(spec_from_options(options))
+    spec = spec_from_options(options)
+    for warning in precheck.check(spec):
+        print(f"warning: {shown(warning, MOST_IN_LOG)}", file=sys.stderr)
+    lab = Lab(spec)
     lab.up()
     lab.leave_running()
     if options.json:

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from typing import Final, TextIO
 
 import pyflannel
-from pyflannel.lab import bench
+from pyflannel.lab import bench, precheck
 from pyflannel.lab.cluster import Lab
 from pyflannel.lab.errors import LabError
 from pyflannel.lab.processes import ref_of
@@ -97,12 +97,12 @@ def run(*, nodes: int = 3, datapath: str = "", out: TextIO | None = None) -> int
     Returns:
         0 only if every pair of pods answered.
     """
+    spec = LabSpec(name=f"demo-{os.getpid()}", nodes=nodes, config=DEMO_CONFIG, datapath=datapath)
+    precheck.check(spec)
     stage = Stage(out if out is not None else sys.stdout)
     _clear_up_after_the_killed()
     begin = time.monotonic()
-    lab = Lab(
-        LabSpec(name=f"demo-{os.getpid()}", nodes=nodes, config=DEMO_CONFIG, datapath=datapath)
-    )
+    lab = Lab(spec)
     try:
         lab.create()
         good, verdict = _show(stage, lab)

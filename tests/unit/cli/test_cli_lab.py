@@ -70,3 +70,31 @@ class TestExec:
 def test_a_wrong_command_line_ends_2_with_one_line(argv, capsys):
     assert cli.main(argv) == 2
     assert capsys.readouterr().err.startswith("pyflannel lab: ")
+
+
+@pytest.mark.parametrize(
+    "argv", [["--backend", "nosuch"], ["--network", "10.0.0.0/99"], ["--config", "/dev/null"]]
+)
+def test_a_wrong_config_ends_78_before_anything_is_made(argv, capsys, monkeypatch):
+    monkeypatch.setattr(cli.rootless, "has_rights", lambda: True)
+    monkeypatch.setattr(cli.precheck, "find_etcd", lambda wanted: wanted)
+    monkeypatch.setattr(cli, "Lab", lambda _spec: pytest.fail("a lab was made"))
+    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+    assert cli.main(["up", *argv]) == 78
+    assert "the network config is wrong" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["ping", "--count", "0"],
+        ["ping", "--count", "x"],
+        ["ping", "--deadline", "0"],
+        ["ping", "--deadline", "nan"],
+        ["bench", "--seconds", "0"],
+        ["bench", "--seconds", "inf"],
+    ],
+)
+def test_a_value_out_of_its_range_ends_2_with_the_option_named(argv, capsys):
+    assert cli.main(argv) == 2
+    assert argv[1] in capsys.readouterr().err
