@@ -7,7 +7,8 @@
 
 BIN := .venv/bin
 # A minute and more each: `make system` runs them, and `make book` the second.
-BY_SYSTEM := containers.py book.py install.py
+BY_SYSTEM := book.py containers.py docker_newest.py docker_order.py install.py instances.py \
+	reproducible.py sandbox.py upgrade.py
 ARGS ?=
 CACHE := $(or $(PYFLANNEL_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/pyflannel)
 
