@@ -141,6 +141,9 @@ class Capabilities:
     outlives_daemon: bool = False
     """Whether it can go on forwarding without the process (ebpf), so that the TUN is made
     persistent and left behind, and a restart drops no packet."""
+    meanwhile: bool = False
+    """Whether another release's programs carry the packets now, with a table that this one cannot
+    take over: it is started when its own table is full, and not before."""
     devices: tuple[str, ...] = ()
     """Names of devices of its own that it keeps beside the TUN; when something happens to one of
     them, `repair` is wanted soon."""

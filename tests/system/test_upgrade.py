@@ -18,9 +18,6 @@ pytestmark = [pytest.mark.root, pytest.mark.slow]
 BACKENDS = ("vxlan", "host-gw", "ipip", "udp", "udp native", "udp python")
 DEVICES = {"vxlan": "flannel.1", "ipip": "flannel.ipip"}
 BEYOND = {
-    # The layout of the pinned maps is part of their names, so that no program reads another
-    # release's: after a change of it the new ones are empty until the first leases are programmed.
-    "udp": 20,
     # A packet between two reads, on a machine with more to do than this.
     "udp native": 1,
     "udp python": 1,

@@ -81,8 +81,8 @@ class UdpNetwork:
             await self._open_tun()
             await self._engine.ensure_devices()
         self._ensure_socket()
-        if self._adopted and not self._synced:
-            return True  # what waits in the queues would find an empty table
+        if not self._synced and (self._adopted or self._is_carried_meanwhile()):
+            return True  # what waits, or passes by another release's table, would find an empty one
         try:
             self._ensure_datapath()
         except DatapathError as error:
@@ -94,6 +94,9 @@ class UdpNetwork:
             await self._give_up_tun()
             return False
         return True
+
+    def _is_carried_meanwhile(self) -> bool:
+        return self._choice is not None and self._choice.factory.capabilities.meanwhile
 
     @property
     def near(self) -> Sequence[IPNetwork] | None:

@@ -59,8 +59,33 @@ def probe() -> Capabilities | str:
         loaded = _Programs(None)
     except FlannelError as error:
         return str(error)
+    shape = _shape("peers", loaded.maps["peers"].definition)
     loaded.close()
-    return Capabilities(name="ebpf", outlives_daemon=is_bpffs(BPFFS))
+    lasting = is_bpffs(BPFFS)
+    return Capabilities(
+        name="ebpf", outlives_daemon=lasting, meanwhile=lasting and _is_other_release(shape)
+    )
+
+
+def _is_other_release(peers: str) -> bool:
+    """Whether a peer table is pinned and none in the shape of ours.
+
+    Those of other releases stay: the way back to one finds its table, and loses no packet either.
+    """
+    directory = pins.pin_directory()
+    if not pins.is_there(directory):
+        return False
+    found = {path.name for path in directory.glob("peers-*")}
+    return bool(found) and peers not in found
+
+
+def _shape(name: str, definition: bpf.MapDefinition) -> str:
+    """What a map's pin is called.
+
+    After an update that changes the definition a map of the old shape is not mistaken for ours.
+    """
+    d = definition
+    return "-".join((name, *(str(n) for n in (d.key_bytes, d.value_bytes, d.entries))))
 
 
 def is_bpffs(path: str) -> bool:
@@ -124,11 +149,7 @@ class _Programs:
     def _map(self, name: str, definition: bpf.MapDefinition) -> bpf.Map:
         if self._directory is None:
             return bpf.Map.create(name, definition)
-        # The definition is part of the name: after an update that changes it, a map of the old
-        # shape is not mistaken for ours.
-        d = definition
-        shape = "-".join(str(n) for n in (d.key_bytes, d.value_bytes, d.entries))
-        self._pins[name] = path = self._directory / f"{name}-{shape}"
+        self._pins[name] = path = self._directory / _shape(name, definition)
         fd = bpf.get_pinned(str(path))
         if fd is not None:
             return bpf.Map(fd, name, definition)
@@ -213,24 +234,30 @@ class EbpfDatapath:
         self._loaded = loaded = _Programs(self._pins)
         self._links = Links(loaded.programs, PROGRAMS, self._pins)
         self._overlay, self._underlay = overlay, underlay
-        self._adopt(loaded)
+        if not self._adopt(loaded):
+            # Before a program of ours runs in a link of another release's.
+            self._write_settings()
         self._build_pair()
         self._write_settings()
         self._use_third_way(self._try_third_way(opened=False))
         self._trouble = ""
         self._slow.start()
 
-    def _adopt(self, loaded: _Programs) -> None:
-        """Takes over what an earlier run has left in the pinned maps; packets are on their way."""
+    def _adopt(self, loaded: _Programs) -> bool:
+        """Takes over what an earlier run has left in the pinned maps; packets are on their way.
+
+        Returns:
+            Whether it left settings.
+        """
         self._peers = self._pinned_peers(loaded.maps["peers"])
         if self._given is not None:
             self._write_peers(self._given)
         self._before = self._read_counters(loaded.maps["counters"])
-        *_, strips, _gro, _strip, token, _any_port = SETTINGS.unpack(
-            loaded.maps["config"].get(ZERO_KEY, SETTINGS.size) or bytes(SETTINGS.size)
-        )
+        found = loaded.maps["config"].get(ZERO_KEY, SETTINGS.size) or bytes(SETTINGS.size)
+        *_, strips, _gro, _strip, token, _any_port = SETTINGS.unpack(found)
         self._why_not = "" if strips else "not tried yet"
         self._token = token if any(token) else gropair.new_token()
+        return any(found)
 
     def _build_pair(self) -> list[str]:
         """All that depends on the veth pair: its ends, who is attached, the third way.

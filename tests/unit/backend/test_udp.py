@@ -181,3 +181,24 @@ def test_a_data_path_that_died_is_started_again_with_the_same_peers(machine, tmp
 def test_a_device_of_the_name_that_is_no_tun_is_not_ours():
     assert udp.KIND.is_device("flannel0", "tun")
     assert not udp.KIND.is_device("flannel0", "vxlan")
+
+
+def test_while_another_releases_programs_carry_packets_ours_wait_for_their_table(
+    machine, tmp_path, monkeypatch
+):
+    """After an upgrade whose peer table has another shape: ours would be empty."""
+    monkeypatch.setattr(FakePath, "capabilities", Capabilities(name="fake", meanwhile=True))
+
+    async def main() -> None:
+        network = await attached(machine, tmp_path)
+        network.update([LeaseAdded(lease(2, "udp"))])
+        await network.apply(full=True)
+        assert MADE == []
+        network.synced()
+        await network.apply(full=False)
+        (path,) = MADE
+        assert path.started == 1
+        assert len(path.tables[0]) == 1, "before its first packet"
+        await network.detach()
+
+    run(main())

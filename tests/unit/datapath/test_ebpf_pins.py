@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pyflannel.datapath.ebpf import pins
+from pyflannel.datapath.ebpf import path, pins
 
 
 @pytest.fixture
@@ -103,3 +103,23 @@ def test_a_place_that_may_not_be_looked_at_is_no_defect(base: Path, directory: P
     finally:
         os.seteuid(0)
         base.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("pinned", "other"),
+    [
+        ([], False),
+        (["peers-8-40-65536"], False),
+        (["peers-8-32-65536"], True),
+        (["peers-8-32-65536", "peers-8-40-65536"], False),
+        (["counters-4-8-16"], False),
+    ],
+)
+def test_another_releases_table_is_told_by_its_shape(tmp_path, monkeypatch, pinned, other):
+    """As long as there is none of ours: afterwards it stays for the way back."""
+    directory = tmp_path / "pyflannel" / "1"
+    directory.mkdir(parents=True, mode=0o700)
+    for name in pinned:
+        (directory / name).touch()
+    monkeypatch.setattr(path.pins, "pin_directory", lambda: directory)
+    assert path._is_other_release("peers-8-40-65536") is other
