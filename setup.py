@@ -11,6 +11,9 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 
+# Modes in a wheel are those of the files that are built here: not the builder's business.
+os.umask(0o022)
+
 NATIVE = Path("pyflannel/datapath/native")
 
 
