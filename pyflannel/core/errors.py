@@ -80,9 +80,18 @@ class NetworkConfigChanged(LeaseError):
 
 
 class StoreError(FlannelError):
-    """etcd (or another store) answered with an error or not at all."""
+    """etcd (or another store) answered with an error or not at all.
+
+    Args:
+        kind: what tells one kind of failure from another: the cause without the operation that met
+            it. The whole message if not given.
+    """
 
     exit_code = EXIT_UNAVAILABLE
+
+    def __init__(self, message: str = "", *, kind: str = "") -> None:
+        self.kind = kind or message
+        super().__init__(message)
 
 
 class StoreUnavailable(StoreError):
@@ -98,7 +107,7 @@ class StoreCompacted(StoreError):
 
     def __init__(self, message: str, compact_revision: int) -> None:
         self.compact_revision = compact_revision
-        super().__init__(message)
+        super().__init__(message, kind="compacted")
 
 
 class StoreLeaseNotFound(StoreError):

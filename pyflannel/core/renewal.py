@@ -20,6 +20,9 @@ SHORTEST_WAIT_S: Final = 60.0
 """The shortest wait that an operator can ask for: the largest margin is 1439 minutes of a TTL of
 1440. If less is left before the margin begins, then not because anybody wanted it, but because the
 store gave a shorter TTL than asked for."""
+ROUNDING_S: Final = 5.0
+"""A TTL that was read, not granted, is rounded down and a request old: a margin that fits the
+granted one still fits."""
 SHORT_TTL_SHARE: Final = 1 / 3
 """Part of a short TTL after which it is renewed: etcd's own clients renew at a third."""
 FIRST_RETRY_S: Final = 1.0
@@ -111,7 +114,7 @@ class Renewal:
             return
         whole = max(ttl_s, granted_s or 0.0)
         self._end = now + ttl_s
-        if whole - self._margin_s >= SHORTEST_WAIT_S:
+        if whole - self._margin_s >= SHORTEST_WAIT_S - ROUNDING_S:
             self._deadline = self._end - self._margin_s
             self._reason = f"{self._margin_s / 60:g} min before the lease ends"
         else:

@@ -35,6 +35,7 @@ def lease_report(lease: Lease, standing: Standing, backend: str) -> LeaseReport:
         expires=lease.expires,
         reservation=lease.is_reservation,
         held=standing.held,
+        confirmed=standing.confirmed,
         reason=standing.reason,
         since=standing.since,
     )

@@ -102,9 +102,12 @@ class LeaseReport:
     """By our own clock; `None` for a reservation and where leases have no end."""
     reservation: bool = False
     held: bool | None = None
-    """Whether the store showed the lease as ours when it was last read."""
+    """Whether the store shows the lease as ours; `None` while it shows nothing. `False` too from
+    the lease's end by our own clock on."""
+    confirmed: float | None = None
+    """When the store last showed it as ours."""
     reason: str = ""
-    """Why it is not held, or not renewed."""
+    """Why it is not held, or cannot be read or renewed, as it is at present."""
     since: float | None = None
     """When `reason` began."""
 

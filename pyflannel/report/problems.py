@@ -37,7 +37,7 @@ CODES: Final = {
     CONFIG: "the network config in the store is not the one in force",
     LEASE_LOST: "this node's lease is gone or another node's, and is being taken back",
     LEASE_ENDED: "this node's lease has ended without a renewal",
-    LEASE_NOT_RENEWED: "the lease is held, but renewing it fails",
+    LEASE_NOT_RENEWED: "the lease has not ended, but reading or renewing it fails",
     LEASE_REJECTED: "a lease in the store is not followed",
     UNDERLAY: "the external interface cannot be used",
     DEVICE_DOWN: "a device of the overlay is down",
@@ -124,7 +124,9 @@ def _lease(report: NodeReport) -> Iterator[Problem]:
     if lease is None:
         return
     subnet = lease.subnet or lease.ipv6_subnet or ""
-    if lease.held is False:
+    away = report.store is not None and report.store.connected is False
+    ended = not lease.reservation and lease.expires is not None and lease.expires <= report.now
+    if lease.held is False and not ended:
         yield Problem(
             code=LEASE_LOST,
             severity=Severity.ERROR,
@@ -133,22 +135,23 @@ def _lease(report: NodeReport) -> Iterator[Problem]:
             text=f"{subnet} is not ours now: {lease.reason}. Packets flow on as far as peers let "
             "them; pyflanneld goes on taking it back.",
         )
-    elif not lease.reservation and lease.expires is not None and lease.expires <= report.now:
+    elif ended:
+        reason = f" ({lease.reason})" if lease.reason else ""
         yield Problem(
             code=LEASE_ENDED,
             severity=Severity.ERROR,
             subject="lease",
             since=lease.expires,
-            text=f"{subnet} has ended by our clock. Packets flow on, but another node may lease "
-            "the subnet.",
-            remedy="make etcd reachable: the lease is then taken again",
+            text=f"{subnet} has ended by our clock{reason}. Packets flow on, but another node may "
+            "lease the subnet.",
+            remedy="make etcd reachable: the lease is then taken again" if away else "",
         )
-    elif lease.reason:
+    elif lease.reason and not away:  # that tells it already, and when the lease ends
         yield Problem(
             code=LEASE_NOT_RENEWED,
             subject="lease",
             since=lease.since,
-            text=f"{subnet} is held, but not renewed: {lease.reason}",
+            text=f"{subnet} cannot be read or renewed: {lease.reason}. Packets flow on.",
         )
 
 

@@ -121,6 +121,8 @@ def _lease(report: NodeReport) -> Iterator[Row]:
         yield "ends", ends
     if lease.held is not None:
         yield "held", "yes" if lease.held else f"no: {lease.reason}"
+    elif lease.confirmed is not None:
+        yield "held", f"not known {since(lease.confirmed, report.now)}: {lease.reason}"
 
 
 def _store(report: NodeReport) -> Iterator[Row]:

@@ -42,9 +42,13 @@ class Standing:
     """Whether our lease is ours."""
 
     held: bool | None = None
-    """Whether the store showed it as ours when it was last read; `None` before there is one."""
+    """`True` if the store has shown it as ours a moment ago. `False` if it has shown another thing,
+    or if the lease has ended by our own clock. `None` if that is not known: before there is one,
+    and while the store does not show it."""
+    confirmed: float | None = None
+    """When the store last showed it as ours, in seconds since the epoch."""
     reason: str = ""
-    """Why it is not held, or is held and cannot be renewed."""
+    """Why it is not held, or cannot be read or renewed, as it is at present."""
     since: float | None = None
     """When the reason began, in seconds since the epoch."""
 

@@ -342,12 +342,12 @@ class FakeStore:
         """Etcd cannot be reached: requests fail at once, watches break."""
         self._down = True
         for watcher in list(self._watchers):
-            watcher.end(StoreUnavailable("watch: connection refused"))
+            watcher.end(StoreUnavailable("watch: connection refused", kind="refused"))
 
     def freeze(self) -> None:
         """Etcd accepts connections and never answers: everything fails, after a while."""
         self._frozen = True
-        error = StoreUnavailable("watch: silent, and a probe failed")
+        error = StoreUnavailable("watch: silent, and a probe failed", kind="silent")
         for watcher in self._watchers:
             watcher.hold(held=True)
             self._watchers[watcher] = self.etcd.clock.call_at(
@@ -394,11 +394,11 @@ class FakeStore:
         if self._closed:
             raise StoreUnavailable("the store is closed")
         if self._down:
-            raise StoreUnavailable(f"{operation}: connection refused")
+            raise StoreUnavailable(f"{operation}: connection refused", kind="refused")
         if self._frozen:
             await self.etcd.clock.sleep(ANSWER_S)
             if self._frozen:
-                raise StoreUnavailable(f"{operation}: no answer in time")
+                raise StoreUnavailable(f"{operation}: no answer in time", kind="silent")
         if operation in self._refused:
             raise self._refused[operation]
         if self._before[operation]:

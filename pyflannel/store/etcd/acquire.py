@@ -86,6 +86,9 @@ class Acquisition:
         self._fresh = listed
         self.listed: RangeResult | None = None
         """The listing that the last attempt decided on."""
+        self.term: tuple[float, int | None] = (0.0, None)
+        """Of the lease that was won: when the request for its time was sent (monotonic), and how
+        many seconds it got; `None` for a reservation."""
 
     async def attempt(self, attrs: LeaseAttrs) -> Lease:
         """Reads all leases, decides, and writes once.
@@ -142,21 +145,24 @@ class Acquisition:
             if found.attrs != attrs:
                 revision = await self._write(mine, if_revision=revision)
             self._say_reused(found, mine)
+            self.term = (self._clock.monotonic(), None)
             return replace(mine, expires=None, revision=revision)
         former = await self._store.time_to_live(found.store_lease, keys=True)
         alone = list(former.keys) == [codec.lease_key(self._prefix, found.key)]
         if former.ttl > 0 and former.granted_ttl == LEASE_TTL_S and alone:
-            ttl = await self._store.keepalive(found.store_lease)
+            sent = self._clock.monotonic()
+            self.term = (sent, await self._store.keepalive(found.store_lease))
             if found.attrs != attrs:
                 revision = await self._write(mine, if_revision=revision)
         else:
             granted = await self._grant()
             mine = replace(mine, store_lease=granted.id)
             revision = await self._write(mine, if_revision=revision)
-            self._granted, ttl = None, granted.ttl
+            self.term = (self._granted_at, granted.ttl)
+            self._granted = None
             await discard_store_lease(self._store, found.store_lease)
         self._say_reused(found, mine)
-        return replace(mine, expires=self._clock.time() + ttl, revision=revision)
+        return replace(mine, expires=self._expires(), revision=revision)
 
     def _say_reused(self, found: Lease, mine: Lease) -> None:
         """Upstream's line, and with a changed address another one that says so."""
@@ -182,12 +188,8 @@ class Acquisition:
                 subnet=key.describe(),
             )
         granted = await self._grant()
-        lease = Lease(
-            key=key,
-            attrs=attrs,
-            store_lease=granted.id,
-            expires=self._clock.time() + granted.ttl,
-        )
+        self.term = (self._granted_at, granted.ttl)
+        lease = Lease(key=key, attrs=attrs, store_lease=granted.id, expires=self._expires())
         lease = replace(lease, revision=await self._write(lease, if_revision=0))
         await self._give_way(lease)
         self._granted = None
@@ -196,6 +198,11 @@ class Acquisition:
             subnet=key.describe(),
         )
         return lease
+
+    def _expires(self) -> float | None:
+        sent, ttl = self.term
+        left = None if ttl is None else sent + ttl - self._clock.monotonic()
+        return None if left is None else self._clock.time() + left
 
     async def _give_way(self, mine: Lease) -> None:
         """Takes a new lease back if one that was there before it has one of its two subnets.
@@ -233,16 +240,16 @@ class Acquisition:
         for days, and etcd may have been emptied.
         """
         if self._granted is not None and self._clock.monotonic() - self._granted_at > FRESH_S:
+            sent = self._clock.monotonic()
             try:
                 ttl = await self._store.keepalive(self._granted.id)
             except StoreLeaseNotFound:
                 self._granted = None
             else:
-                self._granted = replace(self._granted, ttl=ttl)
-                self._granted_at = self._clock.monotonic()
+                self._granted, self._granted_at = replace(self._granted, ttl=ttl), sent
         if self._granted is None:
-            self._granted = await self._store.grant(LEASE_TTL_S)
-            self._granted_at = self._clock.monotonic()
+            sent = self._clock.monotonic()
+            self._granted, self._granted_at = await self._store.grant(LEASE_TTL_S), sent
         return self._granted
 
     async def _drop_incompatible(self, stale: Lease, attrs: LeaseAttrs) -> None:

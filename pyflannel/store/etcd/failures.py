@@ -104,17 +104,18 @@ class Refused(Exception):
             what: the operation and its object: `put /coreos.com/network/config`.
             where: the endpoint.
         """
-        text = f"{what}: etcd at {where} answers: {self}"
+        text, kind = f"{what}: etcd at {where} answers: {self}", f"{where}: {self}"
         if self.code == Code.NOT_FOUND:
-            return StoreLeaseNotFound(text)
+            return StoreLeaseNotFound(text, kind=kind)
         if self.code == Code.PERMISSION_DENIED:
             return StoreDenied(
                 f"{text} (the etcd user needs read on <prefix>/config, "
-                "read and write on <prefix>/subnets/)"
+                "read and write on <prefix>/subnets/)",
+                kind=kind,
             )
         if self.wants_token:
-            return StoreDenied(f"{text} (give --etcd-username and --etcd-password-file)")
-        return StoreError(text)
+            return StoreDenied(f"{text} (give --etcd-username and --etcd-password-file)", kind=kind)
+        return StoreError(text, kind=kind)
 
 
 def judge(code: int, text: str) -> EndpointFailure | Refused:
@@ -151,7 +152,7 @@ def not_etcd(status: int, body: str) -> EndpointFailure:
 def unavailable(what: str, failures: dict[str, EndpointFailure]) -> StoreUnavailable:
     """The error that names every endpoint and what was wrong with it."""
     reasons = "; ".join(f"{where}: {failure}" for where, failure in failures.items())
-    return StoreUnavailable(f"{what}: no etcd endpoint answers ({reasons})")
+    return StoreUnavailable(f"{what}: no etcd endpoint answers ({reasons})", kind=reasons)
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:

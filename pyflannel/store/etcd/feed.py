@@ -31,6 +31,7 @@ from pyflannel.core.lease import (
     LeaseUpdate,
     Snapshot,
 )
+from pyflannel.core.trouble import Occasion, TroubleLog
 from pyflannel.foreign import shown
 from pyflannel.logs import get_logger
 from pyflannel.report.model import StoreReport
@@ -80,7 +81,7 @@ class LeaseFeed:
         self._known: dict[SubnetKey, Lease] = {}
         self._bad: Announcer[bytes] = Announcer()
         self._backoff = Backoff()
-        self._failing = ""
+        self._trouble = TroubleLog()
         self._connected: bool | None = None
         self._since: float | None = None
         self._snapshots = 0
@@ -88,10 +89,11 @@ class LeaseFeed:
 
     def report(self) -> StoreReport:
         """Whether the last request or watch went well, and how far we are."""
+        trouble = self._trouble.present
         return StoreReport(
             connected=self._connected,
             since=self._since,
-            reason=self._failing,
+            reason=trouble.reason if trouble is not None else "",
             revision=self._revision,
             snapshots=self._snapshots,
             reconnects=self._reconnects,
@@ -258,19 +260,17 @@ class LeaseFeed:
     def _recovered(self) -> None:
         self._backoff.reset()
         self._note(connected=True)
-        if self._failing:
-            log.info("etcd answers again", endpoints=self._store.describe())
-            self._failing = ""
+        lasted = self._trouble.over(self._clock.monotonic())
+        if lasted is not None:
+            log.info(
+                "etcd answers again", endpoints=self._store.describe(), after_s=round(lasted, 1)
+            )
 
     async def _failed(self, error: StoreError) -> None:
         self._reconnects += 1
-        if not self._failing:
-            log.warning(
-                "lost the watch of the leases, retrying; traffic goes on",
-                endpoints=self._store.describe(),
-                error=error,
-            )
-        self._failing = str(error)
+        occasion = self._trouble.failed(self._clock.monotonic(), error.kind, str(error))
+        if occasion is not None:
+            log.warning(_LOST[occasion], endpoints=self._store.describe(), error=error)
         self._note(connected=False)
         await self._clock.sleep(self._backoff.next())
 
@@ -278,6 +278,13 @@ class LeaseFeed:
         if connected is not self._connected:
             self._connected = connected
             self._since = self._clock.time()
+
+
+_LOST: Final = {
+    Occasion.BEGINS: "lost the watch of the leases, retrying; traffic goes on",
+    Occasion.CHANGED: "the leases are not watched for another reason now; traffic goes on",
+    Occasion.LASTS: "the leases are still not watched; traffic goes on",
+}
 
 
 def known_leases(prefix: str, kvs: Sequence[KeyValue]) -> list[Lease]:

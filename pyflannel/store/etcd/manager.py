@@ -1,23 +1,28 @@
 """This node's lease in etcd, kept for ever; and the way to everybody else's.
 
-Keeping: the etcd lease is renewed in place (no second one, nothing to leak, no event at the peers).
-The key is seen through the same feed that brings the peers, and each sighting is judged by value
-(`core.ownership`). What is lost is taken back if it is free; a subnet that another node holds is
-never written.
+What to do next, and when, is decided by `core.holding`, the same machine for the first lease, for
+keeping it and for taking it back. This module carries its steps out, one at a time, and tells it
+what came of them.
 
-While the node runs, no answer of etcd ends the trying: whatever fails or is refused, the key is
-read again after a back-off and judged by what it shows then. A renewed etcd lease says nothing
-about the key, so each renewal reads that too.
+Keeping: the etcd lease is renewed in place (no second one, nothing to leak, no event at the peers).
+The key is seen through the same feed that brings the peers, read again every minute and at each
+renewal, and each sighting is judged by value (`core.ownership`). What is lost is taken back if it
+is free; a subnet that another node holds is never written.
+
+Waiting: a node without a lease listens to what may end its wait, the network config and the other
+leases, and looks in between as well.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import random
 import shlex
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Final, assert_never
 
 from pyflannel.aio.backoff import Backoff
 from pyflannel.aio.clock import Clock
@@ -34,11 +39,12 @@ from pyflannel.core.errors import (
     StoreLeaseNotFound,
     SubnetsExhausted,
 )
+from pyflannel.core.holding import Answer, Belief, Do, Holding
 from pyflannel.core.ip import IPAddress, SubnetKey
 from pyflannel.core.kind import Kinds
 from pyflannel.core.lease import Lease, LeaseAttrs, LeaseUpdate
 from pyflannel.core.ownership import Verdict, judge
-from pyflannel.core.renewal import Renewal
+from pyflannel.core.trouble import TroubleLog
 from pyflannel.core.trust import ConfigOrigin
 from pyflannel.foreign import escape, shown
 from pyflannel.logs import get_logger
@@ -59,18 +65,14 @@ from pyflannel.store.record import LeaseRecord
 
 log = get_logger(__name__)
 
-EXHAUSTED_RETRY_S: Final = 5.0
-"""Between two looks for a free subnet, or for a public IP that is no longer in use."""
 CONFIG_RETRY_S: Final = 1.0
 """Between two looks for the network config (upstream's interval)."""
-RACE_RETRY_S: Final = 0.05
-"""After the first lost race for a subnet: the rival's write is there, so looking again at once is
-right; by chance it is up to half of that sooner, or two that race would do so again."""
-RACE_CEILING_S: Final = 1.0
-"""After many: fifty nodes that start together lose two or three each, hardly one five."""
 ANSWER_INTERVAL_S: Final = 0.3
 """Least time between two answers to a challenge, so that two owners can never echo for ever; well
 below the second that a challenger waits."""
+LISTEN_AFTER_S: Final = 0.5
+"""A wait for a lease that is longer than this is worth two watches."""
+
 GIVEN_BACK_POLL_S: Final = 0.1
 GIVEN_BACK_S: Final = 3.0
 """How long a subnet that another address was written to is not given up yet: an operator's mistake
@@ -107,19 +109,25 @@ class EtcdLeaseStore:
         self._clock = clock
         self._record = record
         self._previous = previous
-        self._margin_s = renew_margin_s
         self._random = rng or random.Random()  # noqa: S311 - spreads choices, protects nothing
-        self._tell = tell
+        self._tell_waiting = tell
+        self._told = ""
         self._config: NetworkConfig | None = None
         self._config_revision = 0
+        self._ahead: NetworkConfig | None = None
         self._lease: Lease | None = None
-        self._renewal: Renewal | None = None
-        self._writing = asyncio.Lock()
+        self._lost: Lease | None = None
+        self._lost_why = ""
+        self._lost_at = 0.0
+        self._wanted = LeaseAttrs()
+        self._holding = Holding(clock.monotonic(), margin_s=renew_margin_s, rng=self._random)
+        self._trouble = TroubleLog()
+        self._acting = asyncio.Lock()
+        self._acquisition: Acquisition | None = None
+        self._listeners: list[asyncio.Task[None]] = []
         self._listed: RangeResult | None = None
         self._sighting: tuple[KeyValue | None] | None = None
-        self._wanted: LeaseAttrs | None = None
-        self._unseen = False
-        self._sighted = asyncio.Event()
+        self._news = asyncio.Event()
         self._answered = float("-inf")
         self.feed = LeaseFeed(store, prefix, clock, is_own=self._is_own_key, own=self._saw_own)
 
@@ -130,7 +138,7 @@ class EtcdLeaseStore:
 
     @property
     def lease(self) -> Lease | None:
-        """The lease as we know it now."""
+        """The lease as we know it now; the last one while it is being taken back."""
         return self._lease
 
     def published(self) -> Sequence[IPAddress]:
@@ -149,14 +157,11 @@ class EtcdLeaseStore:
         """
         key = codec.config_key(self._prefix)
         backoff = Backoff()
-        said = ""
+        trouble = TroubleLog()
 
-        def waiting(state: str) -> bool:
-            nonlocal said
-            changed, said = state != said, state
-            if changed:
-                self._tell(state)
-            return changed
+        def news(kind: str, reason: str, waiting_for: str) -> bool:
+            self._tell(waiting_for)
+            return trouble.failed(self._clock.monotonic(), kind, reason) is not None
 
         while True:
             try:
@@ -164,7 +169,8 @@ class EtcdLeaseStore:
             except (StoreDenied, StoreConfigError):
                 raise
             except StoreError as error:
-                if waiting(f"waiting for etcd at {self._store.describe()}"):
+                waiting = f"waiting for etcd at {self._store.describe()}: {error.kind}"
+                if news(error.kind, str(error), waiting):
                     log.warning(
                         "Couldn't fetch network config: etcd does not answer, waiting",
                         endpoints=self._store.describe(),
@@ -175,7 +181,8 @@ class EtcdLeaseStore:
                 continue
             backoff.reset()
             if not found.kvs:
-                if waiting(f"waiting for the network config {shown(key)} in etcd"):
+                waiting = f"waiting for the network config {shown(key)} in etcd"
+                if news("missing", "missing", waiting):
                     log.warning(
                         "Couldn't fetch network config: flannel config not found in etcd store. "
                         "Did you create your config using etcdv3 API?",
@@ -186,14 +193,18 @@ class EtcdLeaseStore:
                     )
             else:
                 parsed = parse_network_config(found.kvs[0].value, self._kinds)
-                if parsed.config is not None:
-                    self._config_revision = found.kvs[0].mod_revision
-                    log_problems(parsed.problems, shown(key))
-                    self._tell("")
-                    self._config = parsed.config
-                    return parsed.config
                 revision = found.kvs[0].mod_revision
-                if waiting(f"waiting for a valid network config in {shown(key)} (r{revision})"):
+                if parsed.config is not None:
+                    self._config_revision = revision
+                    log_problems(parsed.problems, shown(key))
+                    lasted = trouble.over(self._clock.monotonic())
+                    if lasted is not None:
+                        log.info("the network config is there", after_s=round(lasted, 1))
+                    self._tell("")
+                    self._config, self._ahead = parsed.config, None
+                    return parsed.config
+                waiting = f"waiting for a valid network config in {shown(key)} (r{revision})"
+                if news(f"r{revision}", parsed.errors[0].message, waiting):
                     log_problems(parsed.problems, shown(key))
             await self._clock.sleep(CONFIG_RETRY_S)
 
@@ -202,6 +213,12 @@ class EtcdLeaseStore:
         endpoints = self._store.describe().replace(", ", ",")
         words = [f"--etcd-endpoints={endpoints}", f"--etcd-prefix={escape(self._prefix)}", "FILE"]
         return shlex.join(["pyflannel", "config", "set", *words])
+
+    def _tell(self, waiting_for: str) -> None:
+        """Reports what is waited for, when that has changed."""
+        if waiting_for != self._told:
+            self._told = waiting_for
+            self._tell_waiting(waiting_for)
 
     async def watch_config(self) -> AsyncIterator[bytes | None]:
         """The raw config whenever it is written or deleted (`None`), for ever."""
@@ -225,10 +242,11 @@ class EtcdLeaseStore:
                             known = 0
                             yield None
             except StoreError as error:
+                # The feed of the leases meets the same failure, and tells.
                 log.debug("watch of the config broke", error=error)
                 await self._clock.sleep(max(backoff.next(), CONFIG_RETRY_S))
 
-    # Winning the lease
+    # The lease
 
     async def previous(self, attrs: LeaseAttrs) -> LeaseAttrs | None:
         """What the store holds under our public IP: the attributes of our former run.
@@ -260,194 +278,49 @@ class EtcdLeaseStore:
         """As in `LeaseStore`.
 
         Raises:
-            StoreDenied: etcd refuses us; waiting would not help.
+            StoreDenied, StoreConfigError: etcd refuses us, or cannot be spoken to the way that is
+                configured. No lease is held yet, so waiting is no better than ending.
             NetworkConfigChanged: there is another valid network config than the one waited under.
                 The caller reads it with `network_config`, derives anew what hangs on it, and calls
                 again.
         """
-        async with self._writing:
-            return await self._acquire(attrs, starting=True)
-
-    async def _acquire(self, attrs: LeaseAttrs, *, starting: bool) -> Lease:
-        """Waits for a lease, whatever happens.
-
-        Args:
-            starting: no lease was held yet, so nothing hangs on the network config and a refusal
-                may end the attempt.
-        """
         self._wanted = attrs
-        remembered = self._record.load()
-        acquisition = Acquisition(
-            self._store,
-            self._prefix,
-            self._settled(),
-            self._clock,
-            self._random,
-            previous=self._previous,
-            former=remembered.former if remembered is not None else None,
-            listed=self._listed,
-        )
-        self._listed = None
-        backoff = Backoff()
-        races = Backoff(first=RACE_RETRY_S, ceiling=RACE_CEILING_S, rng=self._random)
-        said = ""
         try:
-            while True:
-                try:
-                    lease = await acquisition.attempt(attrs)
-                except StoreConflict as error:
-                    log.debug("lost a race for a subnet, trying again", error=error)
-                    await self._clock.sleep(races.next())
-                    continue
-                except StoreDenied as error:
-                    if starting:
-                        raise
-                    if str(error) != said:
-                        log.error("etcd refuses us the subnet lease, still trying", error=error)
-                    self._tell(said := str(error))
-                    wait = backoff.next()
-                except (SubnetsExhausted, PublicIPInUse) as error:
-                    if str(error) != said:
-                        log.error(f"no subnet lease yet, still trying: {error}")
-                    self._tell(said := str(error))
-                    wait = EXHAUSTED_RETRY_S
-                except (StoreError, LeaseError) as error:
-                    state = f"waiting for etcd at {self._store.describe()} with the subnet lease"
-                    if state != said:
-                        log.warning(
-                            "etcd does not answer, waiting with the subnet lease",
-                            endpoints=self._store.describe(),
-                            error=error,
-                        )
-                    self._tell(said := state)
-                    wait = backoff.next()
-                else:
-                    self._tell("")
-                    self._adopt(lease)
-                    if acquisition.listed is not None:
-                        self.feed.prime(acquisition.listed)
-                    return lease
-                acquisition.config = await self._pause(wait, starting=starting)
+            await self._act_until(lambda: self._holding.has, starting=True)
         finally:
-            await acquisition.close()
-
-    async def _pause(self, seconds: float, *, starting: bool) -> NetworkConfig:
-        """Waits between two attempts, but not beyond a change of the network config.
-
-        Returns:
-            The config for the next attempt.
-
-        Raises:
-            NetworkConfigChanged: as in `acquire`. If a lease was held, only where the change
-                is more than another way to divide the same network.
-        """
-        former = self._settled()
-        end = self._clock.monotonic() + seconds
-        while True:
-            left = end - self._clock.monotonic()
-            await self._clock.sleep(min(left, CONFIG_RETRY_S))
-            config = await self._changed_config()
-            if config is not None:
-                if starting or not config.allots_differently(former):
-                    raise NetworkConfigChanged(
-                        "the network config changed before a subnet was to be had; "
-                        "starting over with the new one"
-                    )
-                log.info("the network is divided differently now, trying at once")
-                self._config = config
-                return config
-            if left <= CONFIG_RETRY_S:
-                return former
-
-    async def _changed_config(self) -> NetworkConfig | None:
-        """Another valid network config than ours, if the store has one now."""
-        try:
-            found = await self._store.get(codec.config_key(self._prefix))
-        except StoreError:
-            return None  # the next attempt meets the same failure, and tells
-        if not found.kvs or found.kvs[0].mod_revision == self._config_revision:
-            return None
-        parsed = parse_network_config(found.kvs[0].value, self._kinds)
-        if parsed.config is None or parsed.config == self._settled():
-            return None
-        self._config_revision = found.kvs[0].mod_revision
-        return parsed.config
-
-    # Keeping it
+            await self._stop_seeking()
+        return self._held()
 
     async def keep(self) -> AsyncIterator[Lease]:
         """Keeps the lease for ever; yields it whenever its subnet is another one than before.
 
         Needs `watch_leases` to be consumed at the same time: that is where sightings come from.
-        """
-        told = self._held().key
-        backoff = Backoff()
-        said = ""
-        while True:
-            try:
-                await self._tend()
-            except StoreError as error:
-                if str(error) != said:
-                    log.warning("own lease not looked after, trying again", error=error)
-                said = str(error)
-                self._unseen = True
-                await self._clock.sleep(backoff.next())
-            else:
-                backoff.reset()
-                said = ""
-            if self._held().key != told:
-                told = self._held().key
-                yield self._held()
-
-    async def _tend(self) -> None:
-        """Waits for the next thing that our lease needs, and does it.
 
         Raises:
-            StoreError: etcd failed or refused; our key has to be looked at again.
+            NetworkConfigChanged: the lease is lost, none is to be had, and the store has a config
+                for another network by now, to which a running node cannot follow.
         """
-        if not self._unseen and not await self._next_sighting():
-            async with self._writing:
-                await self._renew()
-        self._sighted.clear()
-        async with self._writing:
-            if self._unseen:
-                await self._look()
-            elif self._sighting is not None:
-                (kv,), self._sighting = self._sighting, None
-                await self._judge_sighting(kv)
+        told = self._held().key
+        try:
+            while True:
+                await self._act_until(functools.partial(self._moved_from, told))
+                told = self._held().key
+                yield self._held()
+        finally:
+            await self._stop_seeking()
 
     async def publish(self, attrs: LeaseAttrs) -> Lease:
-        """As in `LeaseStore`: retries until written, re-acquiring if the lease is lost.
+        """As in `LeaseStore`: returns when they are written, under whatever subnet that is then.
 
-        May be called by whoever consumes `keep`, which stands still meanwhile: so what is in
-        the way of the write is judged here.
+        May be called by whoever consumes `keep`, which stands still meanwhile: what is in the
+        way of the write is done here.
         """
-        backoff = Backoff()
-        said = ""
-        while True:
-            try:
-                async with self._writing:
-                    return await self._write_attrs(attrs)
-            except StoreError as error:
-                if str(error) != said:
-                    log.warning("own lease not updated, retrying", error=error)
-                said = str(error)
-            await self._clock.sleep(backoff.next())
-
-    async def _write_attrs(self, attrs: LeaseAttrs) -> Lease:
-        lease = self._held()
-        if attrs == lease.attrs:
-            return lease
         self._wanted = attrs
-        try:
-            return await self._publish(replace(lease, attrs=attrs))
-        except StoreConflict:
-            await self._look()
-            raise
-        except StoreLeaseNotFound:
-            await self._lost("its etcd lease ended", lease)
-            self._sighted.set()  # keep tells of the subnet if it is another one now
-            return self._held()
+        if attrs != self._held().attrs:
+            self._holding.want(self._clock.monotonic())
+        self._news.set()
+        await self._act_until(lambda: self._holding.has and self._held().attrs == self._wanted)
+        return self._held()
 
     def watch_leases(self) -> AsyncIterator[LeaseUpdate]:
         """As in `LeaseStore`."""
@@ -470,62 +343,212 @@ class EtcdLeaseStore:
         return replace(self.feed.report(), kind="etcd", where=self._store.describe())
 
     def standing(self) -> Standing:
-        """As in `LeaseStore`."""
-        return Standing(held=True if self._lease is not None else None)
+        """As in `LeaseStore`: what a read or a conditional write has shown, and how long ago."""
+        if self._lease is None:
+            return Standing()
+        now = self._clock.monotonic()
+        trouble, epoch = self._trouble.present, self._clock.time() - now
+        belief = self._holding.belief(now)
+        confirmed = epoch + self._holding.confirmed
+        reasons, since = [], None
+        if self._lost is not None:
+            reasons, since = [self._lost_why], self._lost_at
+        elif belief is not Belief.HELD:
+            end = self._holding.end
+            ended = belief is Belief.NOT_HELD and end is not None
+            reasons = ["it has ended by our clock" if ended else "not read for over a minute"]
+            since = self._holding.confirmed
+        if trouble is not None:
+            reasons.append(trouble.reason)
+            since = trouble.since if since is None else since
+        return Standing(
+            held={Belief.HELD: True, Belief.UNCONFIRMED: None, Belief.NOT_HELD: False}[belief],
+            confirmed=confirmed,
+            reason="; ".join(reasons),
+            since=None if since is None else epoch + since,
+        )
 
     async def close(self) -> None:
         """As in `LeaseStore`."""
         await self._store.close()
 
-    def _held(self) -> Lease:
-        if self._lease is None:
-            raise LeaseError("no lease has been acquired yet")
-        return self._lease
+    def _moved_from(self, key: SubnetKey) -> bool:
+        return self._holding.has and self._held().key != key
 
-    def _settled(self) -> NetworkConfig:
-        if self._config is None:
-            raise LeaseError("the network config has not been read yet")
-        return self._config
+    # Acting
 
-    def _is_own_key(self, key: bytes) -> bool:
-        lease = self._lease
-        return lease is not None and key == codec.lease_key(self._prefix, lease.key)
+    async def _act_until(self, done: Callable[[], bool], *, starting: bool = False) -> None:
+        """Does what is due, and waits for what will be, until `done`.
 
-    def _saw_own(self, kv: KeyValue | None) -> None:
-        self._sighting = (kv,)
-        self._sighted.set()
+        Two tasks may be in here at a time (one keeps the lease, the other has attributes to write):
+        whichever comes first does the next step, one at a time.
+        """
+        while True:
+            async with self._acting:
+                if done():
+                    self._news.set()  # the other one has to look at the clock again
+                    return
+                self._news.clear()
+                if self._sighting is not None:
+                    await self._do(Do.LOOK, self._judge_sighting)
+                    continue
+                step = self._holding.step()
+                if step.at <= self._clock.monotonic():
+                    await self._do(step.do, self._action(step.do), starting=starting)
+                    continue
+            await self._wait_until(step.at)
 
-    async def _next_sighting(self) -> bool:
-        """Waits for a sighting (`True`) or for the time to renew (`False`)."""
-        waits: set[asyncio.Future[object]] = {asyncio.ensure_future(self._sighted.wait())}
-        due = self._renewal.deadline if self._renewal is not None else None
-        if due is not None:
-            left = max(0.0, due - self._clock.monotonic())
-            waits.add(asyncio.ensure_future(self._clock.sleep(left)))
+    async def _wait_until(self, at: float) -> None:
+        """Waits for news, but not beyond a time."""
+        news = asyncio.ensure_future(self._news.wait())
+        time = asyncio.ensure_future(self._clock.sleep(max(0.0, at - self._clock.monotonic())))
         try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({news, time}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for wait in waits:
-                wait.cancel()
-        return self._sighted.is_set()
+            news.cancel()
+            time.cancel()
 
-    async def _judge_sighting(self, kv: KeyValue | None) -> None:
-        """Judges what the feed saw of our key."""
-        ours = self._held()
-        if kv is not None and kv.mod_revision == ours.revision:
+    def _action(self, do: Do) -> Callable[[], Awaitable[None]]:
+        match do:
+            case Do.ATTEMPT:
+                return self._attempt
+            case Do.LOOK:
+                return self._look
+            case Do.PUBLISH:
+                return self._publish_wanted
+            case Do.RENEW:
+                return self._renew
+        assert_never(do)
+
+    async def _do(
+        self, do: Do, action: Callable[[], Awaitable[None]], *, starting: bool = False
+    ) -> None:
+        """Carries one step out; whatever is answered, the machine knows the next one."""
+        try:
+            await action()
+        except NetworkConfigChanged as change:
+            config = self._ahead
+            if starting or config is None or not config.allots_differently(self._settled()):
+                raise
+            log.info("the network is divided differently now, trying at once", change=change)
+            self._take_config(config)
+        except (StoreError, LeaseError) as error:
+            if starting and isinstance(error, StoreDenied | StoreConfigError):
+                raise
+            self._holding.failed(self._clock.monotonic(), do, _answer(error))
+            self._complain(do, error)
+            if do is Do.ATTEMPT:
+                self._listen()
+        else:
+            self._content()
+
+    def _complain(self, do: Do, error: StoreError | LeaseError) -> None:
+        answer = _answer(error)
+        if answer in (Answer.RACED, Answer.LEASE_ENDED):
+            log.debug("own lease: trying again", step=do.value, error=error)
             return
-        if kv is not None and kv.mod_revision < ours.revision:
-            # Late news of an earlier write of ours, or a store that was set back.
-            await self._look()
+        kind = f"{answer.name} {error.kind if isinstance(error, StoreError) else error}"
+        occasion = self._trouble.failed(self._clock.monotonic(), kind, str(error))
+        if not self._holding.has:
+            self._tell(_WAITING[answer].format(error=error, etcd=self._store.describe()))
+        if occasion is None:
             return
-        await self._judge(kv)
+        if not self._holding.has:
+            write = log.warning if answer is Answer.UNREACHABLE else log.error
+            write(
+                f"no subnet lease yet, still trying: {error}"
+                if self._lost is None
+                else f"the subnet lease is not back yet, still trying: {error}",
+                endpoints=self._store.describe(),
+            )
+        elif do is Do.RENEW and self._holding.renewal is not None:
+            log.warning(
+                "Error renewing lease, trying again",
+                subnet=self._held().key.describe(),
+                reason=self._holding.renewal.reason,
+                error=error,
+            )
+        else:
+            log.warning(
+                "own lease not looked after, trying again",
+                subnet=self._held().key.describe(),
+                step=do.value,
+                error=error,
+            )
+
+    def _content(self) -> None:
+        lasted = self._trouble.over(self._clock.monotonic())
+        if lasted is not None:
+            log.info("own lease is looked after again", after_s=round(lasted, 1))
+
+    # The steps
+
+    async def _attempt(self) -> None:
+        acquisition = self._acquisition
+        if acquisition is None:
+            acquisition = self._acquisition = self._new_acquisition()
+        elif not self._listeners:
+            await self._read_config()
+        if self._ahead is not None:
+            raise NetworkConfigChanged(
+                "the network config changed before a subnet was to be had; "
+                "starting over with the new one"
+            )
+        lease = await acquisition.attempt(self._wanted)
+        self._holding.won(*acquisition.term)
+        self._adopt(lease)
+        if acquisition.listed is not None and self._lost is None:
+            self.feed.prime(acquisition.listed)
+        await self._stop_seeking()
+        former, self._lost = self._lost, None
+        if former is not None:
+            if lease.store_lease != former.store_lease:
+                await discard_store_lease(self._store, former.store_lease)
+            log.warning(
+                "subnet lease is back" if lease.key == former.key else "subnet changed",
+                subnet=lease.key.describe(),
+                former=former.key.describe(),
+            )
+        self._tell("")
+
+    def _new_acquisition(self) -> Acquisition:
+        remembered = self._record.load()
+        listed, self._listed = self._listed, None
+        return Acquisition(
+            self._store,
+            self._prefix,
+            self._settled(),
+            self._clock,
+            self._random,
+            previous=self._previous,
+            former=remembered.former if remembered is not None else None,
+            listed=listed,
+        )
 
     async def _look(self) -> None:
         """Reads our key and acts on what it shows."""
-        self._unseen = True
+        sent = self._clock.monotonic()
         found = await self._store.get(codec.lease_key(self._prefix, self._held().key))
         await self._judge(found.kvs[0] if found.kvs else None)
-        self._unseen = False
+        if self._holding.has:
+            self._holding.shown(sent)
+
+    async def _judge_sighting(self) -> None:
+        """Judges what the feed saw of our key."""
+        if self._sighting is None:
+            return
+        (kv,), self._sighting = self._sighting, None
+        ours = self._held()
+        if not self._holding.has:
+            self._holding.wake(self._clock.monotonic())
+        elif kv is None or kv.mod_revision > ours.revision:
+            try:
+                await self._judge(kv)
+            except StoreConflict:
+                self._holding.doubt(self._clock.monotonic(), "our key changed under our hands")
+        elif kv.mod_revision < ours.revision:
+            # Late news of an earlier write of ours, or a store that was set back.
+            self._holding.doubt(self._clock.monotonic(), "an older revision of our key was seen")
 
     async def _judge(self, kv: KeyValue | None) -> None:
         ours = self._held()
@@ -537,18 +560,17 @@ class EtcdLeaseStore:
                 log.info(
                     "a write of our lease was carried out after all", subnet=ours.key.describe()
                 )
-                self._lease = replace(ours, attrs=seen.attrs, revision=kv.mod_revision)
-                self._record.save(self._lease)
+                self._set_lease(replace(ours, attrs=seen.attrs, revision=kv.mod_revision))
                 return
             same = seen.attrs == ours.attrs and kv.lease == ours.store_lease
             if same and kv.mod_revision < ours.revision:
                 # The store was set back to a time at which the lease was ours already.
-                self._lease = replace(ours, revision=kv.mod_revision)
+                self._set_lease(replace(ours, revision=kv.mod_revision))
                 return
         try:
             await self._act_on(judge(ours, seen, readable=readable), ours, kv, seen)
         except StoreLeaseNotFound:
-            await self._lost("its etcd lease ended", ours)
+            self._lose("its etcd lease ended")
 
     def _is_own_write(self, seen: Lease) -> bool:
         """Whether these are the attributes that we are about to write: the answer got lost."""
@@ -562,13 +584,12 @@ class EtcdLeaseStore:
         if verdict is Verdict.OURS:
             return
         if verdict is Verdict.GONE:
-            await self._lost("it was deleted or expired", ours)
+            self._lose("it was deleted or expired")
         elif verdict is Verdict.TAKEN and seen is not None:
             holder = seen.attrs.public_ip or seen.attrs.public_ipv6
             if await self._is_given_back(ours, holder):
-                return
-            self._previous = None
-            await self._lost(f"another node took it over: public IP {holder}", ours)
+                raise StoreConflict(f"{subnet} was another node's for a moment")
+            self._lose(f"another node took it over: public IP {holder}", to_another=True)
         elif verdict is Verdict.TOUCHED and kv is not None:
             self._lease = replace(ours, revision=kv.mod_revision)
             now = self._clock.monotonic()
@@ -588,12 +609,12 @@ class EtcdLeaseStore:
             if pause > 0:
                 await self._clock.sleep(pause)
             self._answered = self._clock.monotonic()
-            await self._publish(replace(ours, revision=kv.mod_revision, store_lease=kv.lease))
+            await self._publish(replace(ours, revision=kv.mod_revision))
         elif seen is not None:
             await self._adopt_move(verdict, ours, seen)
 
     async def _is_given_back(self, ours: Lease, holder: object) -> bool:
-        """Waits a moment for our key to become ours again; if so, it is judged again."""
+        """Waits a moment for our key to become ours again; then it has to be judged again."""
         log.warning(
             "another node's address was written to our lease; waiting whether that stays",
             subnet=ours.key.describe(),
@@ -602,21 +623,22 @@ class EtcdLeaseStore:
         deadline = self._clock.monotonic() + GIVEN_BACK_S
         while self._clock.monotonic() < deadline:
             await self._clock.sleep(GIVEN_BACK_POLL_S)
-            if not self._sighted.is_set() or self._sighting is None:
+            if self._sighting is None:
                 continue
-            self._sighted.clear()
-            kv = self._sighting[0]
+            (kv,) = self._sighting
             decoded = codec.decode_lease(self._prefix, kv) if kv is not None else None
             seen = decoded if isinstance(decoded, Lease) else None
             readable = kv is None or seen is not None
             if judge(ours, seen, readable=readable) is not Verdict.TAKEN:
-                self._sighted.set()
                 return True
+            self._sighting = None
         return False
 
     async def _adopt_move(self, verdict: Verdict, ours: Lease, seen: Lease) -> None:
+        sent = self._clock.monotonic()
         if verdict is Verdict.RESERVED:
             log.info("our lease became a reservation: no time limit", subnet=ours.key.describe())
+            self._holding.won(sent, None)
             self._adopt(replace(seen, expires=None))
         else:
             status = await self._store.time_to_live(seen.store_lease, keys=True)
@@ -625,89 +647,211 @@ class EtcdLeaseStore:
                 subnet=ours.key.describe(),
                 public_ip=ours.attrs.public_ip,
             )
-            if list(status.keys) == [codec.lease_key(self._prefix, ours.key)]:
-                self._adopt(replace(seen, expires=self._clock.time() + max(status.ttl, 0)))
+            alone = list(status.keys) == [codec.lease_key(self._prefix, ours.key)]
+            if alone and status.granted_ttl == LEASE_TTL_S:
+                self._holding.won(sent, status.ttl)
+                self._adopt(replace(seen, expires=self._clock.time() + status.ttl))
             else:
-                await self._leave_shared(seen)
+                await self._leave_foreign(seen)
         await discard_store_lease(self._store, ours.store_lease)
 
-    async def _leave_shared(self, seen: Lease) -> None:
-        """Puts our key on an etcd lease of its own: by that a node is known, and it alone ends."""
+    async def _leave_foreign(self, seen: Lease) -> None:
+        """Puts our key on an etcd lease of its own: by that a node is known, and it alone ends.
+
+        The one it hangs on has other keys too, or another length than ours.
+        """
+        sent = self._clock.monotonic()
         granted = await self._store.grant(LEASE_TTL_S)
         try:
             await self._publish(replace(seen, store_lease=granted.id))
         except StoreError:
             await discard_store_lease(self._store, granted.id)
             raise
+        self._holding.won(sent, granted.ttl)
         self._adopt(replace(self._held(), expires=self._clock.time() + granted.ttl))
 
-    async def _publish(self, lease: Lease) -> Lease:
+    def _lose(self, why: str, *, to_another: bool = False) -> None:
+        """Our key is gone or another's: from now on it is sought."""
+        ours = self._held()
+        log.error("subnet lease lost, getting it back", subnet=ours.key.describe(), reason=why)
+        self._tell(f"lease {ours.key.describe()} lost: {why}")
+        self._lost, self._lost_why, self._lost_at = ours, why, self._clock.monotonic()
+        self._previous = None if to_another else ours.key
+        self._holding.lost(self._clock.monotonic(), why)
+
+    async def _publish_wanted(self) -> None:
+        ours = self._held()
+        if self._wanted != ours.attrs:
+            await self._publish(replace(ours, attrs=self._wanted))
+        # Something else may have become wanted under the write.
+        if self._wanted == self._held().attrs:
+            self._holding.published()
+
+    async def _publish(self, lease: Lease) -> None:
         """Writes our lease over exactly the revision it names."""
+        sent = self._clock.monotonic()
         header = await self._store.put(
             codec.lease_key(self._prefix, lease.key),
             codec.encode_attrs(lease.attrs),
             lease=lease.store_lease,
             if_mod_revision=lease.revision,
         )
-        self._lease = replace(lease, revision=header.revision)
-        self._record.save(self._lease)
-        return self._lease
+        self._holding.shown(sent)
+        self._set_lease(replace(lease, revision=header.revision))
 
-    async def _lost(self, why: str, ours: Lease) -> None:
-        log.error("subnet lease lost, getting it back", subnet=ours.key.describe(), reason=why)
-        self._tell(f"lease {ours.key.describe()} lost: {why}")
-        if not why.startswith("another node"):
-            self._previous = ours.key
-        lease = await self._acquire(self._wanted or ours.attrs, starting=False)
-        if lease.store_lease != ours.store_lease:
-            await discard_store_lease(self._store, ours.store_lease)
-        log.warning(
-            "subnet lease is back" if lease.key == ours.key else "subnet changed",
+    async def _renew(self) -> None:
+        lease = self._held()
+        sent = self._clock.monotonic()
+        ttl = await self._store.keepalive(lease.store_lease)
+        self._holding.renewed(sent, ttl)
+        self._lease = replace(lease, expires=self._clock.time() + ttl)
+        log.info(
+            f"Lease renewed, new expiration: {self._lease.expires:.0f}",
             subnet=lease.key.describe(),
-            former=ours.key.describe(),
+            ttl_s=ttl,
         )
 
     def _adopt(self, lease: Lease) -> None:
-        self._lease = lease
+        """This is our lease from now on, whoever wrote it."""
         self._previous = lease.key
         self._sighting = None
-        self._unseen = False
-        self._record.save(lease)
-        ttl = None if lease.expires is None else lease.expires - self._clock.time()
-        self._renewal = Renewal(ttl, self._margin_s, self._clock.monotonic())
-        if ttl is not None and self._renewal.deadline is not None:
-            wait = self._renewal.deadline - self._clock.monotonic()
+        self._set_lease(lease)
+        if lease.attrs != self._wanted:
+            self._holding.want(self._clock.monotonic())
+        renewal = self._holding.renewal
+        if renewal is not None and renewal.deadline is not None:
+            wait = renewal.deadline - self._clock.monotonic()
             log.info(
                 f"Waiting for {_go_duration(wait)} to renew lease", subnet=lease.key.describe()
             )
 
-    async def _renew(self) -> None:
-        lease = self._held()
-        renewal = self._renewal
-        if renewal is None:
+    def _set_lease(self, lease: Lease) -> None:
+        self._lease = lease
+        self._record.save(lease)
+
+    # Sightings and news
+
+    def _held(self) -> Lease:
+        if self._lease is None:
+            raise LeaseError("no lease has been acquired yet")
+        return self._lease
+
+    def _settled(self) -> NetworkConfig:
+        if self._config is None:
+            raise LeaseError("the network config has not been read yet")
+        return self._config
+
+    def _is_own_key(self, key: bytes) -> bool:
+        lease = self._lease
+        return lease is not None and key == codec.lease_key(self._prefix, lease.key)
+
+    def _saw_own(self, kv: KeyValue | None) -> None:
+        self._sighting = (kv,)
+        self._news.set()
+
+    def _listen(self) -> None:
+        """Has what may end our wait for a lease wake us; ended by `_stop_seeking`."""
+        wait = self._holding.step().at - self._clock.monotonic()
+        if self._listeners or wait < LISTEN_AFTER_S:
             return
+        self._listeners = [
+            asyncio.create_task(self._hear_config(), name="config, for a lease"),
+            asyncio.create_task(self._hear_leases(), name="free subnets, for a lease"),
+        ]
+
+    async def _stop_seeking(self) -> None:
+        """Ends what an attempt leaves behind while it waits for the next one."""
+        listeners, self._listeners = self._listeners, []
+        acquisition, self._acquisition = self._acquisition, None
+        for listener in listeners:
+            listener.cancel()
+        await asyncio.gather(*listeners, return_exceptions=True)
+        if acquisition is not None:
+            await acquisition.close()
+
+    async def _hear_config(self) -> None:
+        key = codec.config_key(self._prefix)
+        await self._follow(key, lambda _: True, self._read_config)
+
+    async def _hear_leases(self) -> None:
+        prefix = codec.subnets_prefix(self._prefix)
+        await self._follow(prefix, lambda event: isinstance(event, DeleteEvent), self._wake)
+
+    async def _follow(
+        self,
+        prefix: bytes,
+        matters: Callable[[PutEvent | DeleteEvent], bool],
+        changed: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Calls `changed` now and at each event below a prefix that matters, for ever."""
+        backoff = Backoff()
+        while True:
+            try:
+                # The revision comes first, so that nothing falls between the look and the watch.
+                start = (await self._store.get(codec.config_key(self._prefix))).header.revision + 1
+                await changed()
+                stream = self._store.watch_prefix(prefix, start)
+                async with contextlib.aclosing(stream):
+                    async for response in stream:
+                        backoff.reset()
+                        if any(matters(event) for event in response.events):
+                            await changed()
+            except StoreError as error:
+                # The attempts meet the same failure, and tell.
+                log.debug("not listening for what ends the wait", error=error)
+            await self._clock.sleep(max(backoff.next(), CONFIG_RETRY_S))
+
+    async def _wake(self) -> None:
+        self._holding.wake(self._clock.monotonic())
+        self._news.set()
+
+    async def _read_config(self) -> None:
+        """Notes another valid network config than ours, if the store has one now."""
         try:
-            ttl = await self._store.keepalive(lease.store_lease)
-        except StoreLeaseNotFound:
-            renewal.failed(self._clock.monotonic())
-            self._unseen = True
+            found = await self._store.get(codec.config_key(self._prefix))
         except StoreError as error:
-            renewal.failed(self._clock.monotonic())
-            log.warning(
-                "Error renewing lease, trying again",
-                subnet=lease.key.describe(),
-                reason=renewal.reason,
-                error=error,
-            )
-        else:
-            renewal.succeeded(self._clock.monotonic(), ttl)
-            self._lease = replace(lease, expires=self._clock.time() + ttl)
-            log.info(
-                f"Lease renewed, new expiration: {self._lease.expires:.0f}",
-                subnet=lease.key.describe(),
-                ttl_s=ttl,
-            )
-            self._unseen = True
+            # The attempt that follows meets the same failure, and tells.
+            log.debug("network config not read", error=error)
+            return
+        if not found.kvs or found.kvs[0].mod_revision == self._config_revision:
+            return
+        parsed = parse_network_config(found.kvs[0].value, self._kinds)
+        if parsed.config is not None and parsed.config != self._settled():
+            self._config_revision = found.kvs[0].mod_revision
+            self._ahead = parsed.config
+            await self._wake()
+
+    def _take_config(self, config: NetworkConfig) -> None:
+        self._config, self._ahead = config, None
+        if self._acquisition is not None:
+            self._acquisition.config = config
+
+
+_WAITING: Final = {
+    Answer.RACED: "{error}",
+    Answer.LEASE_ENDED: "{error}",
+    Answer.FULL: "{error}",
+    Answer.IN_USE: "{error}",
+    Answer.REFUSED: "{error}",
+    Answer.UNREACHABLE: "waiting for etcd at {etcd} with the subnet lease: {error}",
+}
+"""What a node without a lease says that it waits for."""
+
+
+def _answer(error: StoreError | LeaseError) -> Answer:
+    match error:
+        case StoreConflict():
+            return Answer.RACED
+        case StoreLeaseNotFound():
+            return Answer.LEASE_ENDED
+        case SubnetsExhausted():
+            return Answer.FULL
+        case PublicIPInUse():
+            return Answer.IN_USE
+        case StoreDenied() | StoreConfigError():
+            return Answer.REFUSED
+        case _:
+            return Answer.UNREACHABLE
 
 
 def _go_duration(seconds: float) -> str:

@@ -24,7 +24,13 @@ def test_every_margin_that_can_be_given_is_kept_to(minutes):
     assert Renewal(DAY, minutes * 60, 0.0).deadline == DAY - minutes * 60
 
 
-@pytest.mark.parametrize(("ttl", "due"), [(30.0, 10.0), (3600.0, 1200.0), (3659.0, 3659 / 3)])
+@pytest.mark.parametrize("ttl", [86399.9, 86399.0, 86397.0])
+def test_the_largest_margin_is_kept_to_when_a_second_of_the_ttl_has_passed(ttl):
+    """A minute after it was granted, not after a third of the day."""
+    assert Renewal(ttl, 1439 * 60, 0.0).deadline == pytest.approx(ttl - 1439 * 60)
+
+
+@pytest.mark.parametrize(("ttl", "due"), [(30.0, 10.0), (3600.0, 1200.0), (3654.0, 3654 / 3)])
 def test_a_ttl_shorter_than_the_margin_is_renewed_after_a_third(ttl, due):
     renewal = Renewal(ttl, HOUR, 0.0)
     assert renewal.deadline == pytest.approx(due)

@@ -228,6 +228,43 @@ class TestTheLease:
 
         play(scenario)
 
+    def test_why_it_is_not_back_is_said_as_it_is_at_present(self, play):
+        """By status and by systemd's line: why it was lost, and why it cannot be had."""
+
+        async def scenario(node: WholeNode) -> None:
+            node.store.refuse(StoreDenied("write not permitted"), "put")
+            node.lose_own_key()
+            await node.advance(5)
+            (problem,) = problems(node.report())
+            assert problem.code == "PF111"
+            assert "deleted" in problem.text
+            assert "write not permitted" in problem.text
+            assert problem.since == pytest.approx(node.clock.time() - 5, abs=0.5)
+            node.store.allow()
+            node.store.refuse(StoreDenied("password not accepted"), "put")
+            await node.advance(30)
+            assert "password not accepted" in node.manager.line
+            assert "write not permitted" not in node.manager.line
+            node.store.allow()
+            await node.advance(15)
+            assert problems(node.report()) == ()
+            assert node.report().lease.held is True
+
+        play(scenario)
+
+    def test_a_renewal_that_is_refused_is_a_problem_before_the_lease_ends(self, play, monkeypatch):
+        monkeypatch.setattr(acquire, "LEASE_TTL_S", 300)
+
+        async def scenario(node: WholeNode) -> None:
+            node.store.refuse(StoreDenied("renewal not permitted"), "keepalive")
+            await node.advance(110)
+            (problem,) = problems(node.report())
+            assert problem.code == "PF113"
+            assert "renewal not permitted" in problem.text
+            assert node.report().lease.held is True
+
+        play(scenario)
+
 
 class TestTheUnderlay:
     def test_another_address_is_published(self, play):

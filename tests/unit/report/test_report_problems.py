@@ -62,7 +62,17 @@ CASES = [
         "another node took it over",
     ),
     (rules.LEASE_ENDED, broken(lease=replace(FINE.lease, expires=NOW - 1)), "10.5.1.0/24"),
+    (
+        rules.LEASE_ENDED,
+        broken(lease=replace(FINE.lease, held=False, expires=NOW - 1, reason="token refused")),
+        "token refused",
+    ),
     (rules.LEASE_NOT_RENEWED, broken(lease=replace(FINE.lease, reason="no space")), "no space"),
+    (
+        rules.LEASE_NOT_RENEWED,
+        broken(lease=replace(FINE.lease, held=None, reason="permission denied")),
+        "permission denied",
+    ),
     (rules.UNDERLAY, broken(underlay=replace(FINE.underlay, failing="no carrier")), "no carrier"),
     (rules.DEVICE_DOWN, network(devices={"flannel.1": DeviceReport(up=False)}), "flannel.1"),
     (rules.NOT_APPLIED, network(failing={"peer 10.5.2.0/24": "EPERM"}), "EPERM"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import shlex
 import shutil
@@ -13,6 +14,7 @@ import pytest
 
 from pyflannel.backend.kinds import KINDS
 from pyflannel.core.errors import NetworkConfigChanged, StoreDenied, StoreUnavailable
+from pyflannel.core.holding import CHECK_S
 from pyflannel.core.ip import SubnetKey
 from pyflannel.core.lease import Lease, LeaseAttrs, LeaseUpdate, Snapshot
 from pyflannel.store.etcd import codec
@@ -439,7 +441,7 @@ class TestWinning:
             lease = await starting
             assert lease.is_reservation
             assert lease.expires is None
-            await etcd.clock.advance(3 * DAY)
+            await etcd.clock.advance(DAY + 60)
             assert etcd.get(key(2)).lease == 0
             assert etcd.leases == {}
 
@@ -652,7 +654,7 @@ class TestKeeping:
             assert next(iter(etcd.leases.values())).ttl == pytest.approx(3605, abs=2)
             await etcd.clock.advance(10)
             assert next(iter(etcd.leases.values())).ttl == pytest.approx(DAY, abs=10)
-            await etcd.clock.advance(10 * DAY)
+            await etcd.clock.advance(DAY)
             assert etcd.revision == before
             assert len(etcd.leases) == 1
 
@@ -808,7 +810,7 @@ class TestKeeping:
             node = make()
             lease = await node.start()
             etcd.put(codec.lease_key(PREFIX, lease.key), value("192.0.2.1"))
-            await etcd.clock.advance(5 * DAY)
+            await etcd.clock.advance(DAY + 60)
             assert node.lease.is_reservation
             assert etcd.get(codec.lease_key(PREFIX, lease.key)).lease == 0
             assert etcd.leases == {}
@@ -970,38 +972,111 @@ class TestRefusedWhileRunning:
         play(scenario)
 
 
-class TestRenewal:
-    """A renewed etcd lease says nothing about the key that should hang on it."""
+class TestChecks:
+    """What the watch did not tell, the node's own look at its key does; here nobody watches."""
 
-    def test_a_renewal_sees_that_the_key_is_gone(self, play):
-        """The watch never said so: the own read at the renewal does."""
+    @staticmethod
+    async def keeping(node):
+        lease = await node.acquire()
+        task = asyncio.create_task(anext(node.manager.keep()))
+        node.tasks.append(task)
+        await settle()
+        return lease, task
 
+    def test_a_key_that_is_gone_is_back_within_one_check(self, play):
         async def scenario(etcd, make):
             node = make()
-            lease = await node.acquire()
-            keeping = asyncio.create_task(anext(node.manager.keep()))
-            await settle()
+            lease, _ = await self.keeping(node)
             etcd.delete(codec.lease_key(PREFIX, lease.key))
-            await etcd.clock.advance(23 * 3600 + 5)
+            await etcd.clock.advance(CHECK_S + 1)
             assert etcd.get(codec.lease_key(PREFIX, lease.key)) is not None
             assert node.lease.key == lease.key
-            keeping.cancel()
-            await asyncio.gather(keeping, return_exceptions=True)
 
         play(scenario)
 
-    def test_a_renewal_sees_that_the_key_is_another_nodes(self, play):
+    def test_a_key_that_is_another_nodes_is_given_up_within_one_check(self, play):
         async def scenario(etcd, make):
             node = make()
-            lease = await node.acquire()
-            keeping = asyncio.create_task(anext(node.manager.keep()))
-            await settle()
+            lease, moved = await self.keeping(node)
             theirs = etcd.grant(2 * DAY)
             etcd.put(codec.lease_key(PREFIX, lease.key), value("192.0.2.99"), lease=theirs)
-            await etcd.clock.advance(23 * 3600 + 5)
-            moved = await keeping
-            assert moved.key != lease.key
+            await etcd.clock.advance(CHECK_S + 1)
+            assert moved.result().key != lease.key
             assert etcd.get(codec.lease_key(PREFIX, lease.key)).value == value("192.0.2.99")
+
+        play(scenario)
+
+    def test_a_key_that_was_moved_to_a_short_etcd_lease_is_moved_back(self, play):
+        """An operator's script put it on one of fifteen seconds: it would end with that."""
+
+        async def scenario(etcd, make):
+            node = make()
+            lease = await node.start()
+            short = etcd.grant(15)
+            etcd.put(codec.lease_key(PREFIX, lease.key), value("192.0.2.1"), lease=short)
+            await etcd.clock.advance(30)
+            kv = etcd.get(codec.lease_key(PREFIX, lease.key))
+            assert etcd.leases[kv.lease].granted_ttl == DAY
+            assert node.lease.store_lease == kv.lease
+            assert node.moves == []
+
+        play(scenario)
+
+    def test_what_is_claimed_follows_from_what_was_shown(self, play):
+        """Held, then not confirmed while etcd is away, then held again."""
+
+        async def scenario(etcd, make):
+            node = make()
+            await node.start()
+            started = etcd.clock.time()
+            assert node.manager.standing().held is True
+            node.store.down()
+            await etcd.clock.advance(600)
+            standing = node.manager.standing()
+            assert standing.held is None
+            assert standing.confirmed <= started + CHECK_S
+            assert "connection refused" in standing.reason
+            assert standing.since <= started + CHECK_S
+            await etcd.clock.advance(DAY)
+            standing = node.manager.standing()
+            assert standing.held is False
+            assert "ended by our clock" in standing.reason
+            node.store.up()
+            await etcd.clock.advance(20)
+            standing = node.manager.standing()
+            assert (standing.held, standing.reason, standing.since) == (True, "", None)
+
+        play(scenario)
+
+
+class TestReasons:
+    """Each kind of failure is said when it begins, when it changes, and when it is over."""
+
+    @pytest.fixture
+    def said(self, caplog):
+        caplog.set_level(logging.INFO)
+        return lambda words: [r for r in caplog.records if words in r.getMessage()]
+
+    def test_a_second_reason_is_said_although_the_first_was(self, play, said):
+        """First nobody answers; then somebody does, and does not know us."""
+
+        async def scenario(etcd, make):
+            node = make()
+            await node.start()
+            node.store.down()
+            await etcd.clock.advance(300)
+            assert len(said("lost the watch of the leases")) == 1
+            node.store.refuse(StoreDenied("user not accepted"), "watch_prefix", "range_prefix")
+            node.store.up()
+            await etcd.clock.advance(300)
+            assert len(said("are not watched for another reason")) == 1
+            assert node.manager.report().reason == "user not accepted"
+            await etcd.clock.advance(1200)
+            assert len(said("still not watched")) == 2
+            node.store.allow()
+            await etcd.clock.advance(10)
+            assert len(said("etcd answers again")) == 1
+            assert node.manager.report().connected
 
         play(scenario)
 
