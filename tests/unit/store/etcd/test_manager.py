@@ -63,7 +63,7 @@ class Node:
             clock=etcd.clock,
             record=LeaseRecord(state, PREFIX),
             previous=previous,
-            rng=random.Random(1),
+            rng=random.Random(state),
             tell=self.reports.append,
         )
 
@@ -458,6 +458,119 @@ class TestWinning:
             await etcd.clock.advance(20)
             assert acquiring.done()
             assert len(etcd.below(codec.subnets_prefix(PREFIX))) == 1
+
+        play(scenario)
+
+
+class TestWaiting:
+    """Nodes without a lease in a full network, and the news that end their wait."""
+
+    @pytest.fixture
+    def waiting(self, play):
+        def run(count, news, after):
+            async def scenario(etcd, make):
+                ends = etcd.grant(300)
+                etcd.put(key(1), value("192.0.2.101"), lease=ends)
+                for third in (2, 3):
+                    etcd.put(key(third), value(f"192.0.2.{100 + third}"))
+                nodes = [make(f"node{n}") for n in range(count)]
+                tasks = [
+                    asyncio.create_task(node.acquire(LeaseAttrs(public_ip=OUR_ADDRESS + n)))
+                    for n, node in enumerate(nodes)
+                ]
+                await etcd.clock.advance(200)
+                assert not any(task.done() for task in tasks)
+                await news(etcd)
+                await after(etcd, nodes, tasks)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+            play(scenario)
+
+        return run
+
+    @staticmethod
+    async def one_wins(etcd, nodes, tasks):
+        await etcd.clock.advance(2)
+        won = [task for task in tasks if task.done()]
+        assert len(won) == 1
+        await etcd.clock.advance(60)
+        assert [task for task in tasks if task.done()] == won
+        assert len(etcd.leases) == 1
+
+    def test_of_several_exactly_one_gets_a_subnet_that_is_freed_within_two_seconds(self, waiting):
+        async def freed(etcd):
+            etcd.delete(key(2))
+            etcd.revoke(etcd.get(key(1)).lease)
+            etcd.put(key(1), value("192.0.2.101"))
+
+        waiting(5, freed, self.one_wins)
+
+    def test_of_several_exactly_one_gets_a_subnet_whose_lease_ends(self, waiting):
+        async def expires(etcd):
+            await etcd.clock.advance(99.5)
+            assert etcd.get(key(1)) is not None
+            await etcd.clock.advance(0.5)
+
+        waiting(5, expires, self.one_wins)
+
+    def test_a_hundred_do_not_come_all_at_once(self, waiting):
+        """The network is widened: each starts over within two seconds, spread over one."""
+
+        async def widened(etcd):
+            etcd.put(codec.config_key(PREFIX), CONFIG.replace(b"10.0.3.0", b"10.0.250.0"))
+
+        async def spread(etcd, nodes, tasks):
+            done = []
+            for _ in range(20):
+                await etcd.clock.advance(0.1)
+                done.append(sum(task.done() for task in tasks))
+            assert done[-1] == 100
+            steps = [after - before for before, after in zip([0, *done], done, strict=False)]
+            assert max(steps) <= 25
+
+        waiting(100, widened, spread)
+
+    def test_waiting_costs_a_listing_twice_a_minute(self, waiting):
+        """Once it listens: news end the wait, polling is for the day on which they do not come."""
+
+        async def nothing(etcd):
+            await etcd.clock.advance(60)
+
+        async def counted(etcd, nodes, tasks):
+            before = len([call for call in nodes[0].store.calls if call == "range_prefix"])
+            await etcd.clock.advance(600)
+            after = len([call for call in nodes[0].store.calls if call == "range_prefix"])
+            assert after - before <= 45
+
+        waiting(1, nothing, counted)
+
+    def test_where_watching_is_not_allowed_it_looks_again_all_the_same(self, play):
+        async def scenario(etcd, make):
+            for third in (1, 2, 3):
+                etcd.put(key(third), value(f"192.0.2.{100 + third}"))
+            node = make()
+            node.store.refuse(StoreDenied("no watches"), "watch_prefix")
+            acquiring = asyncio.create_task(node.acquire())
+            await etcd.clock.advance(300)
+            etcd.delete(key(2))
+            await etcd.clock.advance(30)
+            assert acquiring.result().key == subnet_key(2)
+
+        play(scenario)
+
+    def test_nothing_is_left_behind_by_a_wait_that_is_broken_off(self, play):
+        async def scenario(etcd, make):
+            for third in (1, 2, 3):
+                etcd.put(key(third), value(f"192.0.2.{100 + third}"))
+            acquiring = asyncio.create_task(make().acquire())
+            await etcd.clock.advance(60)
+            assert etcd.watches == 2
+            acquiring.cancel()
+            await asyncio.gather(acquiring, return_exceptions=True)
+            assert etcd.watches == 0
+            assert etcd.leases == {}
 
         play(scenario)
 
