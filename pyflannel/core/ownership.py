@@ -33,6 +33,9 @@ class Verdict(enum.Enum):
 def judge(ours: Lease, seen: Lease | None, *, readable: bool = True) -> Verdict:
     """Compares what we hold with what stands in the store under our key.
 
+    The revision alone proves nothing: a store that was emptied or restored counts anew, and another
+    node's write may get the number that ours had.
+
     Args:
         ours: the lease as we last wrote or adopted it.
         seen: what the store holds; `None` if the key is gone or its value cannot be read.
@@ -42,13 +45,11 @@ def judge(ours: Lease, seen: Lease | None, *, readable: bool = True) -> Verdict:
         return Verdict.ALTERED
     if seen is None:
         return Verdict.GONE
-    if seen.revision == ours.revision:
-        return Verdict.OURS
     if seen.attrs != ours.attrs:
         ours_at = (ours.attrs.public_ip, ours.attrs.public_ipv6)
         seen_at = (seen.attrs.public_ip, seen.attrs.public_ipv6)
         same_node = seen_at[0] == ours_at[0] if ours_at[0] is not None else seen_at[1] == ours_at[1]
         return Verdict.ALTERED if same_node else Verdict.TAKEN
     if seen.store_lease == ours.store_lease:
-        return Verdict.TOUCHED
+        return Verdict.OURS if seen.revision == ours.revision else Verdict.TOUCHED
     return Verdict.RESERVED if seen.is_reservation else Verdict.MOVED

@@ -4,18 +4,31 @@ A token is good for every member, and lost with a restart of etcd, by disuse (5 
 or when etcd was restored. So it is fetched when it is first needed and again whenever etcd does not
 like it; requests that find out at the same time share one authentication, which costs etcd a bcrypt
 (about 0.1 s). An etcd without authentication is remembered as such, until it asks for a token.
+
+A wrong password would cost that at every attempt of every part of the daemon. So there is one
+back-off for all of them: a second authentication may follow at once (etcd was restarted), later
+ones after a second, two, four, up to two minutes; whoever asks in between gets the last refusal
+again, without a request. A token that is accepted ends the back-off; so does another password in
+the file.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
+from typing import Final
 
+from pyflannel.aio.backoff import Backoff
 from pyflannel.core.errors import StoreDenied
 from pyflannel.store.etcd import gateway
 from pyflannel.store.etcd.endpoints import Endpoint
-from pyflannel.store.etcd.failures import Code, Refused
+from pyflannel.store.etcd.failures import Refused
 from pyflannel.store.etcd.password import Password
+
+FIRST_PAUSE_S: Final = 1.0
+LONGEST_PAUSE_S: Final = 120.0
+"""Between two authentications with a wrong password: 30 an hour, 3 s of a member's CPU."""
 
 Post = Callable[[Endpoint, str, gateway.Message, str], Awaitable[gateway.Message]]
 """Sends one request (path, body, token) to an endpoint."""
@@ -29,12 +42,20 @@ class Tokens:
         password: asked anew for each authentication.
     """
 
-    def __init__(self, user: str, password: Password, post: Post) -> None:
+    def __init__(
+        self, user: str, password: Password, post: Post, now: Callable[[], float] = time.monotonic
+    ) -> None:
         self._user = user
         self._password = password
         self._post = post
+        self._now = now
         self._token: str | None = None if self.configured else ""
         self._lock = asyncio.Lock()
+        self._backoff = Backoff(first=FIRST_PAUSE_S, ceiling=LONGEST_PAUSE_S)
+        self._unproven = 0
+        self._tried = ""
+        self._pause_ends = float("-inf")
+        self._refusal = StoreDenied("etcd refuses each token that it gives us", kind="token")
 
     @property
     def configured(self) -> bool:
@@ -51,8 +72,14 @@ class Tokens:
         if self._token is None:
             async with self._lock:
                 if self._token is None:
-                    self._token = await self._fetch(endpoint)
+                    self._token = await self._fetch_in_time(endpoint)
         return self._token
+
+    def accepted(self, token: str) -> None:
+        """Says that etcd took a request with this token for ours (and allowed it or not)."""
+        if token == self._token:
+            self._unproven = 0
+            self._backoff.reset()
 
     def distrust(self, token: str) -> None:
         """Says that a request with this token was refused, or found no answer at all.
@@ -63,15 +90,33 @@ class Tokens:
         if self.configured and self._token == token:
             self._token = None
 
-    async def _fetch(self, endpoint: Endpoint) -> str:
-        body = {"name": self._user, "password": self._password.read()}
+    async def _fetch_in_time(self, endpoint: Endpoint) -> str:
+        password = self._password.read()
+        if password != self._tried:
+            self._tried = password
+            self._backoff.reset()
+        elif self._now() < self._pause_ends:
+            raise StoreDenied(str(self._refusal), kind=self._refusal.kind)
+        try:
+            token = await self._fetch(endpoint, password)
+        except StoreDenied as refusal:
+            self._refusal = refusal
+            self._pause_ends = self._now() + self._backoff.next()
+            raise
+        self._unproven += 1
+        if self._unproven > 1:
+            self._pause_ends = self._now() + self._backoff.next()
+        return token
+
+    async def _fetch(self, endpoint: Endpoint, password: str) -> str:
+        body = {"name": self._user, "password": password}
         try:
             return gateway.parse_token(await self._post(endpoint, gateway.AUTHENTICATE, body, ""))
         except Refused as refused:
-            if refused.code == Code.FAILED_PRECONDITION:
-                # "authentication is not enabled"
+            if refused.auth_is_off:
                 return ""
             raise StoreDenied(
                 f"etcd at {endpoint} does not accept user {self._user!r}: {refused} "
-                "(--etcd-username, --etcd-password-file)"
+                "(--etcd-username, --etcd-password-file)",
+                kind=f"user {self._user!r}: {refused}",
             ) from refused

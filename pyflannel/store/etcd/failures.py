@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import enum
 import errno
+import http
 import os
 import re
 import socket
@@ -20,7 +21,13 @@ import ssl
 from collections.abc import Iterator
 from typing import Final
 
-from pyflannel.core.errors import StoreDenied, StoreError, StoreLeaseNotFound, StoreUnavailable
+from pyflannel.core.errors import (
+    StoreConfigError,
+    StoreDenied,
+    StoreError,
+    StoreLeaseNotFound,
+    StoreUnavailable,
+)
 
 
 class Code(enum.IntEnum):
@@ -53,6 +60,25 @@ _NO_TOKEN: Final = "user name is empty"  # noqa: S105 - etcd's words, no secret
 """How etcd says that it wants a token; its code, INVALID_ARGUMENT, is that of many other
 mistakes."""
 
+_STALE_TOKEN: Final = ("revision of auth store is old", "revision in header is old")
+"""How etcd says that users or roles have changed since our token was made: 3.6 as INVALID_ARGUMENT,
+3.4 and 3.5 as UNKNOWN. It is found out before anything is carried out."""
+
+_LEARNER: Final = "not supported for learner"
+"""What a member says that does not vote yet: 3.6 as FAILED_PRECONDITION, older ones as UNAVAILABLE.
+The other members can answer."""
+
+_AUTH_OFF: Final = "authentication is not enabled"
+"""Of the many FAILED_PRECONDITION, the one that means: go on without a token."""
+
+_CN: Final = "CommonName of client sending a request against gateway"
+"""etcd with users and a client certificate that has a CommonName: the JSON gateway refuses that in
+plain text, with status 400, before it looks at the request (etcd `server/embed/serve.go`)."""
+
+NO_SUCH_PATH: Final = "404 page not found"
+"""Go's own words: a Go server that has nothing at that path. Etcd's gateway is switched off, then,
+or an older one at another path, or this is a grpc-proxy, which has none."""
+
 _GO_TLS_ONLY: Final = "HTTP request to an HTTPS server"
 """What Go's server answers in plain text, with status 400, to plain HTTP on a TLS port."""
 
@@ -68,15 +94,27 @@ class EndpointFailure(Exception):
         dropped: the connection broke after it had been made, as an old one does after a restart of
             the server.
         silent: nothing came in time.
+        misfit: it answers, and will never do so otherwise: the way to it is configured wrongly.
     """
 
     def __init__(
-        self, text: str, *, unsure: bool = False, dropped: bool = False, silent: bool = False
+        self,
+        text: str,
+        *,
+        unsure: bool = False,
+        dropped: bool = False,
+        silent: bool = False,
+        misfit: bool = False,
     ) -> None:
         self.unsure = unsure
+        self.misfit = misfit
         self.dropped = dropped
         self.silent = silent
         super().__init__(text)
+
+
+class NoGateway(EndpointFailure):
+    """A Go server that has nothing at the gateway's path."""
 
 
 class Refused(Exception):
@@ -93,9 +131,16 @@ class Refused(Exception):
     @property
     def wants_token(self) -> bool:
         """Whether another (or any) token might help."""
-        return self.code == Code.UNAUTHENTICATED or (
-            self.code == Code.INVALID_ARGUMENT and _NO_TOKEN in str(self)
+        return (
+            self.code == Code.UNAUTHENTICATED
+            or (self.code == Code.INVALID_ARGUMENT and _NO_TOKEN in str(self))
+            or any(text in str(self) for text in _STALE_TOKEN)
         )
+
+    @property
+    def auth_is_off(self) -> bool:
+        """Whether it answers an authentication with: there are no users here."""
+        return self.code == Code.FAILED_PRECONDITION and _AUTH_OFF in str(self)
 
     def as_store_error(self, what: str, where: str) -> StoreError:
         """The error for callers.
@@ -120,6 +165,10 @@ class Refused(Exception):
 
 def judge(code: int, text: str) -> EndpointFailure | Refused:
     """Tells an answer from the excuse of a member that cannot give one."""
+    if any(stale in text for stale in _STALE_TOKEN):
+        return Refused(code, text)
+    if _LEARNER in text:
+        return EndpointFailure(f"it is a learner, which does not serve clients yet ({text})")
     if code in _UNSURE:
         return EndpointFailure(text, unsure=True)
     if code == _BUSY:
@@ -142,6 +191,19 @@ def not_etcd(status: int, body: str) -> EndpointFailure:
     """For an answer that is none of etcd's JSON gateway."""
     if _GO_TLS_ONLY in body:
         return EndpointFailure("it expects TLS; write https:// for this endpoint")
+    if _CN in body:
+        return EndpointFailure(
+            "its JSON gateway takes no client certificate with a CommonName while users are "
+            "enabled; give one without (--etcd-certfile) and a user (--etcd-username)",
+            misfit=True,
+        )
+    if status == http.HTTPStatus.NOT_FOUND and body.strip() == NO_SUCH_PATH:
+        return NoGateway(
+            "it has no JSON gateway, which pyflannel speaks to: etcd runs with "
+            "--enable-grpc-gateway=false, or a grpc-proxy stands in front; "
+            "name members that have one (--etcd-endpoints)",
+            misfit=True,
+        )
     first = body.strip().splitlines()[0][:80] if body.strip() else ""
     said = f": {first!r}" if first else ""
     return EndpointFailure(
@@ -149,9 +211,13 @@ def not_etcd(status: int, body: str) -> EndpointFailure:
     )
 
 
-def unavailable(what: str, failures: dict[str, EndpointFailure]) -> StoreUnavailable:
+def unavailable(
+    what: str, failures: dict[str, EndpointFailure]
+) -> StoreUnavailable | StoreConfigError:
     """The error that names every endpoint and what was wrong with it."""
     reasons = "; ".join(f"{where}: {failure}" for where, failure in failures.items())
+    if failures and all(failure.misfit for failure in failures.values()):
+        return StoreConfigError(f"{what}: no etcd endpoint can be used ({reasons})", kind=reasons)
     return StoreUnavailable(f"{what}: no etcd endpoint answers ({reasons})", kind=reasons)
 
 

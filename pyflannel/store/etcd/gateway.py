@@ -48,6 +48,9 @@ AUTHENTICATE: Final = "auth/authenticate"
 STATUS: Final = "maintenance/status"
 WATCH: Final = "watch"
 
+API_PATHS: Final = ("/v3/", "/v3beta/")
+"""Where the gateway is: since etcd 3.4, and in etcd 3.3."""
+
 REQUIRE_LEADER: Final = {"Grpc-Metadata-hasleader": "true"}
 """Header that has a member without a leader end its watches instead of leaving them silent. (The
 gateway passes `Grpc-Metadata-` headers on as gRPC metadata; `hasleader` is etcd's

@@ -541,7 +541,7 @@ class EtcdLeaseStore:
         ours = self._held()
         if not self._holding.has:
             self._holding.wake(self._clock.monotonic())
-        elif kv is None or kv.mod_revision > ours.revision:
+        elif kv is None or kv.mod_revision >= ours.revision:
             try:
                 await self._judge(kv)
             except StoreConflict:

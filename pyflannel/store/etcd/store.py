@@ -253,7 +253,6 @@ class EtcdStore:
             async def send(token: str) -> Watch:
                 return await client.open(endpoint, request, token, OPEN_WATCH_S)
 
-            # etcd 3.5 calls a watch with an outdated token a lack of permission.
             return endpoint, await self._authorized(endpoint, send, denial_is_doubtful=True)
 
         return (await self._in_turn(what, attempt, repeat=True)).value
@@ -372,20 +371,48 @@ class EtcdStore:
         *,
         denial_is_doubtful: bool = False,
     ) -> T:
-        """What `send` gives with our token, or with a new one if that one is not good any more."""
+        """What `send` gives with our token, or with a new one if that one is not good any more.
+
+        Args:
+            denial_is_doubtful: etcd 3.5 calls a watch with an outdated token a lack of permission;
+                a request that costs nothing tells the two apart.
+        """
         token = await self._tokens.get(endpoint)
         try:
-            return await send(token)
+            answer = await send(token)
         except EndpointFailure as failure:
             if failure.silent:
                 self._tokens.distrust(token)
             raise
         except Refused as refused:
             doubtful = denial_is_doubtful and refused.code == Code.PERMISSION_DENIED
-            if not self._tokens.configured or not (refused.wants_token or doubtful):
+            if not self._tokens.configured:
+                raise
+            if not refused.wants_token and not (
+                doubtful and await self._is_outdated(endpoint, token)
+            ):
+                self._tokens.accepted(token)
                 raise
             self._tokens.distrust(token)
-        return await send(await self._tokens.get(endpoint))
+        else:
+            self._tokens.accepted(token)
+            return answer
+        token = await self._tokens.get(endpoint)
+        try:
+            answer = await send(token)
+        except Refused as refused:
+            if not refused.wants_token:
+                self._tokens.accepted(token)
+            raise
+        self._tokens.accepted(token)
+        return answer
+
+    async def _is_outdated(self, endpoint: Endpoint, token: str) -> bool:
+        try:
+            await self._post(endpoint, gateway.RANGE, gateway.range_request(b"\0"), token)
+        except Refused as refused:
+            return refused.wants_token
+        return False
 
     async def _post(
         self, endpoint: Endpoint, path: str, body: gateway.Message, token: str

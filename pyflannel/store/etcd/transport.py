@@ -27,8 +27,16 @@ from requests.adapters import HTTPAdapter
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
+from pyflannel.store.etcd import gateway
 from pyflannel.store.etcd.endpoints import Endpoint
-from pyflannel.store.etcd.failures import EndpointFailure, causes, explain, not_etcd, tls_reason
+from pyflannel.store.etcd.failures import (
+    EndpointFailure,
+    NoGateway,
+    causes,
+    explain,
+    not_etcd,
+    tls_reason,
+)
 from pyflannel.store.etcd.gateway import Message, parse_error
 
 CONNECT_S: Final = 1.0
@@ -59,15 +67,18 @@ class EndpointClient:
         adapter = _Adapter(context, self._connections, connections)
         self._session.mount("http://", adapter)
         self._session.mount("https://", adapter)
-        self._client = etcd3gw.Etcd3Client(
-            host=endpoint.host,
-            port=endpoint.port,
-            protocol=endpoint.scheme,
-            timeout=cast("Any", (CONNECT_S, ANSWER_S)),
-            # Named, it saves the request that would find it out.
-            api_path="/v3/",
-            session=self._session,
-        )
+        self._clients = {
+            path: etcd3gw.Etcd3Client(
+                host=endpoint.host,
+                port=endpoint.port,
+                protocol=endpoint.scheme,
+                timeout=cast("Any", (CONNECT_S, ANSWER_S)),
+                api_path=path,
+                session=self._session,
+            )
+            for path in gateway.API_PATHS
+        }
+        self._api_path = gateway.API_PATHS[0]
 
     def post(self, path: str, body: Message, token: str) -> Message:
         """The answer to one request.
@@ -76,10 +87,24 @@ class EndpointClient:
             Refused: etcd said no.
             EndpointFailure: anything else.
         """
+        try:
+            return self._post(self._api_path, path, body, token)
+        except NoGateway:
+            if self._api_path != gateway.API_PATHS[0]:
+                raise
+            # An older etcd has the same gateway elsewhere.
+            with contextlib.suppress(EndpointFailure):
+                answer = self._post(gateway.API_PATHS[1], path, body, token)
+                self._api_path = gateway.API_PATHS[1]
+                return answer
+            raise
+
+    def _post(self, api_path: str, path: str, body: Message, token: str) -> Message:
+        client = self._clients[api_path]
         headers = {"Authorization": token} if token else None
         self._connections.nothing_sent()
         try:
-            answer = self._client.post(self._client.get_url(path), json=body, headers=headers)
+            answer = client.post(client.get_url(path), json=body, headers=headers)
         except (
             Etcd3Exception,
             requests.RequestException,

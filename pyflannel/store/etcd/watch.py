@@ -16,6 +16,7 @@ CA certificates.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import ssl
@@ -31,7 +32,7 @@ from pyflannel.aio.threads import ThreadPool
 from pyflannel.store.etcd import gateway
 from pyflannel.store.etcd.base import WatchResponse
 from pyflannel.store.etcd.endpoints import Endpoint
-from pyflannel.store.etcd.failures import EndpointFailure, explain, not_etcd
+from pyflannel.store.etcd.failures import EndpointFailure, NoGateway, explain, not_etcd
 
 CONNECT_S: Final = 1.0
 """As for single requests."""
@@ -64,6 +65,7 @@ class WatchClient:
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
         )
+        self._api_paths: dict[Endpoint, str] = {}
         self._open_watches: weakref.WeakSet[Watch] = weakref.WeakSet()
 
     async def open(
@@ -88,8 +90,24 @@ class WatchClient:
     async def _open(
         self, endpoint: Endpoint, request: gateway.Message, headers: Mapping[str, str]
     ) -> Watch:
+        path = self._api_paths.get(endpoint, gateway.API_PATHS[0])
+        try:
+            return await self._open_at(path, endpoint, request, headers)
+        except NoGateway:
+            if path != gateway.API_PATHS[0]:
+                raise
+            # An older etcd has the same gateway elsewhere.
+            with contextlib.suppress(EndpointFailure):
+                watch = await self._open_at(gateway.API_PATHS[1], endpoint, request, headers)
+                self._api_paths[endpoint] = gateway.API_PATHS[1]
+                return watch
+            raise
+
+    async def _open_at(
+        self, path: str, endpoint: Endpoint, request: gateway.Message, headers: Mapping[str, str]
+    ) -> Watch:
         response = await self._session.post(
-            f"{endpoint}/v3/{gateway.WATCH}",
+            f"{endpoint}{path}{gateway.WATCH}",
             data=json.dumps(request).encode(),
             headers={"Content-Type": "application/json", **headers},
         )

@@ -9,7 +9,13 @@ import ssl
 
 import pytest
 
-from pyflannel.core.errors import StoreDenied, StoreError, StoreLeaseNotFound, StoreUnavailable
+from pyflannel.core.errors import (
+    StoreConfigError,
+    StoreDenied,
+    StoreError,
+    StoreLeaseNotFound,
+    StoreUnavailable,
+)
 from pyflannel.store.etcd.failures import (
     Code,
     EndpointFailure,
@@ -155,3 +161,67 @@ def test_when_all_fail_every_endpoint_is_named_with_its_reason():
     assert isinstance(error, StoreUnavailable)
     assert "http://a:1: refused" in str(error)
     assert "http://b:2: frozen" in str(error)
+
+
+class TestMisfits:
+    """Endpoints that answer, and will never answer otherwise."""
+
+    CN = (
+        "CommonName of client sending a request against gateway will be ignored and not used as "
+        "expected\n"
+    )
+
+    def test_a_client_certificate_with_a_name_is_told_from_something_that_is_not_etcd(self):
+        failure = not_etcd(400, self.CN)
+        assert failure.misfit
+        assert "CommonName" in str(failure)
+        assert "--etcd-username" in str(failure)
+
+    def test_an_etcd_without_gateway_is_told_with_the_way_out(self):
+        failure = not_etcd(404, "404 page not found\n")
+        assert failure.misfit
+        assert "--enable-grpc-gateway" in str(failure)
+
+    def test_somebody_elses_404_is_waited_out(self):
+        assert not not_etcd(404, "<html>nginx</html>").misfit
+
+    def test_only_if_all_endpoints_are_such_the_configuration_is_wrong(self):
+        misfit, dead = not_etcd(400, self.CN), EndpointFailure("connection refused")
+        assert isinstance(unavailable("read", {"a": misfit, "b": misfit}), StoreConfigError)
+        assert isinstance(unavailable("read", {"a": misfit, "b": dead}), StoreUnavailable)
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        (Code.INVALID_ARGUMENT, "etcdserver: revision of auth store is old"),
+        (Code.UNKNOWN, "auth: revision in header is old"),
+    ],
+)
+def test_a_token_from_before_a_change_of_users_or_roles_is_outdated(code, text):
+    """As 3.6 and as 3.5 say it; refused before anything was carried out."""
+    refused = judge(code, text)
+    assert isinstance(refused, Refused)
+    assert refused.wants_token
+
+
+@pytest.mark.parametrize("code", [Code.FAILED_PRECONDITION, Code.UNAVAILABLE])
+def test_a_learner_makes_another_endpoint_worth_trying(code):
+    failure = judge(code, "etcdserver: rpc not supported for learner")
+    assert isinstance(failure, EndpointFailure)
+    assert not failure.unsure
+    assert "learner" in str(failure)
+
+
+def test_of_many_preconditions_only_one_says_that_there_are_no_users():
+    assert Refused(
+        Code.FAILED_PRECONDITION, "etcdserver: authentication is not enabled"
+    ).auth_is_off
+    assert not Refused(Code.FAILED_PRECONDITION, "etcdserver: root user does not exist").auth_is_off
+
+
+def test_what_tells_one_kind_of_failure_from_another_leaves_the_operation_out():
+    failures = {"http://a:1": EndpointFailure("connection refused")}
+    assert unavailable("read x", failures).kind == unavailable("renew 7", failures).kind
+    denied = Refused(Code.PERMISSION_DENIED, "permission denied")
+    assert denied.as_store_error("read x", "a").kind == denied.as_store_error("put y", "a").kind

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -18,7 +19,9 @@ from pyflannel.core.errors import (
 )
 from pyflannel.core.options import EtcdOptions
 from pyflannel.store.etcd import gateway
+from pyflannel.store.etcd.auth import Tokens
 from pyflannel.store.etcd.failures import Code, EndpointFailure, Refused
+from pyflannel.store.etcd.password import Password
 from pyflannel.store.etcd.store import EtcdStore
 
 HEADER = {"revision": "9", "cluster_id": "1", "member_id": "2"}
@@ -259,6 +262,9 @@ def test_an_error_that_all_members_would_give_is_raised_at_once():
 NO_TOKEN = Refused(Code.INVALID_ARGUMENT, "etcdserver: user name is empty")
 BAD_TOKEN = Refused(Code.UNAUTHENTICATED, "etcdserver: invalid auth token")
 NO_AUTH = Refused(Code.FAILED_PRECONDITION, "etcdserver: authentication is not enabled")
+OLD_ROLES = Refused(Code.INVALID_ARGUMENT, "etcdserver: revision of auth store is old")
+OLD_ROLES_3_5 = Refused(Code.UNKNOWN, "auth: revision in header is old")
+LEARNER = EndpointFailure("it is a learner")
 WRONG = Refused(Code.INVALID_ARGUMENT, "etcdserver: authentication failed, invalid user ID …")
 
 
@@ -291,7 +297,7 @@ def test_requests_that_start_together_share_one_authentication():
     play(store, work)
 
 
-@pytest.mark.parametrize("complaint", [BAD_TOKEN, NO_TOKEN])
+@pytest.mark.parametrize("complaint", [BAD_TOKEN, NO_TOKEN, OLD_ROLES, OLD_ROLES_3_5])
 def test_an_outdated_token_is_renewed_and_the_request_repeated(complaint):
     store = Scripted(
         ("a", gateway.AUTHENTICATE, {"header": HEADER, "token": "t.1"}),
@@ -321,6 +327,110 @@ def test_a_wrong_password_is_a_denial_without_the_password():
     with pytest.raises(StoreDenied, match="--etcd-password") as caught:
         play(store, lambda s: s.get(b"k"))
     assert str(caught.value).count("hunter2") == 1, "the user's name, which is the same here"
+
+
+def test_a_learner_that_is_asked_first_is_passed_over():
+    """For a request and for the authentication before it; it is not an etcd without users."""
+    store = Scripted(
+        ("a", gateway.AUTHENTICATE, LEARNER),
+        ("b", gateway.AUTHENTICATE, {"header": HEADER, "token": "t.1"}),
+        ("b", gateway.RANGE, found()),
+        ("b", gateway.RANGE, found()),
+        user="flannel",
+    )
+
+    async def work(store):
+        await store.get(b"k")
+        await store.get(b"k")
+
+    play(store, work)
+    assert store.sent[-1][2] == "t.1"
+
+
+class TestBackOffOfAuthentications:
+    """Each costs etcd a bcrypt: one back-off for all parts of the daemon."""
+
+    def tokens(self, replies, password=None):
+        secret = EtcdOptions(username="flannel", password="secret")
+        self.password = password or Password(secret)
+        self.asked = []
+        self.now = 0.0
+
+        async def post(endpoint, path, body, token):
+            self.asked.append(self.now)
+            reply = replies(len(self.asked))
+            if isinstance(reply, Exception):
+                raise reply
+            return reply
+
+        return Tokens("flannel", self.password, post, lambda: self.now)
+
+    def spend(self, tokens, seconds, *, step=0.5):
+        """Somebody asks twice a second."""
+
+        async def main():
+            end = self.now + seconds
+            while self.now < end:
+                with contextlib.suppress(StoreDenied):
+                    token = await tokens.get("a")
+                    tokens.distrust(token)
+                self.now += step
+
+        asyncio.run(main())
+
+    def test_a_wrong_password_is_tried_less_and_less_often(self):
+        tokens = self.tokens(lambda _: WRONG)
+        self.spend(tokens, 3600)
+        assert len(self.asked) <= 75
+        assert self.asked[1] <= 2.0
+
+    def test_in_between_everybody_gets_the_last_refusal(self):
+        tokens = self.tokens(lambda _: WRONG)
+
+        async def main():
+            for _ in range(3):
+                with pytest.raises(StoreDenied, match="invalid user ID"):
+                    await tokens.get("a")
+
+        asyncio.run(main())
+        assert len(self.asked) == 1
+
+    def test_tokens_that_are_never_accepted_are_no_better(self):
+        tokens = self.tokens(lambda n: {"header": HEADER, "token": f"t.{n}"})
+        self.spend(tokens, 3600)
+        assert len(self.asked) <= 75
+
+    def test_tokens_that_run_out_every_second_are_replaced_at_once(self):
+        """What was accepted before was good; etcd can be told to make them that short."""
+        tokens = self.tokens(lambda n: {"header": HEADER, "token": f"t.{n}"})
+
+        async def main():
+            for _ in range(100):
+                token = await tokens.get("a")
+                tokens.accepted(token)
+                tokens.distrust(token)
+                self.now += 1.0
+
+        asyncio.run(main())
+        assert len(self.asked) == 100
+
+    def test_another_password_in_the_file_is_tried_at_once(self, tmp_path):
+        file = tmp_path / "password"
+        file.write_text("wrong\n")
+        options = EtcdOptions(username="flannel", password_file=str(file))
+        tokens = self.tokens(lambda _: WRONG, Password(options))
+        self.spend(tokens, 3000)
+        before = len(self.asked)
+        file.write_text("wrong too\n")
+        self.spend(tokens, 1)
+        assert len(self.asked) == before + 1
+
+    def test_a_password_that_is_put_right_is_found_within_two_minutes(self):
+        tokens = self.tokens(
+            lambda _: WRONG if self.now < 3000 else {"header": HEADER, "token": "t"}
+        )
+        self.spend(tokens, 3121)
+        assert self.asked[-1] >= 3000
 
 
 def test_a_server_without_authentication_is_used_without_and_remembered():
