@@ -155,7 +155,10 @@ class Network(Protocol):
         ...
 
     def update(self, events: Sequence[LeaseEvent]) -> None:
-        """Takes lease events. Cheap: marks what is pending, never awaits."""
+        """Takes lease events. Cheap: marks what is pending, never awaits.
+
+        May be told the same event twice.
+        """
         ...
 
     def synced(self) -> None:

@@ -11,6 +11,10 @@ on it is decided by `Schedule`, a state machine without clock or task; `Driver` 
 * Failures are retried with a backoff; every `resync_s` everything is compared in any case.
 * A failure is logged when it appears and when it is over, not in between.
 
+A lease event is kept until the network has taken it. One that the network cannot take (a defect,
+met by what somebody wrote into a lease) is told, counted and handed over again with each full pass,
+and holds up no other.
+
 Only the driver calls the network, one method at a time (`notice` excepted). An exception that is
 none of ours is a defect: it is logged with its traceback, counted, and the loop goes on.
 """
@@ -33,7 +37,7 @@ from pyflannel.backend.base import (
     Network,
     PartlyApplied,
 )
-from pyflannel.core.errors import ApplyError, FlannelError
+from pyflannel.core.errors import ApplyError, DatapathError, FlannelError
 from pyflannel.core.ip import SubnetKey
 from pyflannel.core.lease import Lease, LeaseAdded, LeaseAttrs, LeaseEvent
 from pyflannel.core.underlay import ExternalInterface
@@ -177,6 +181,8 @@ class Driver:
         self._observe = observe
         self._attrs = network.own_attrs()
         self._events: dict[SubnetKey, LeaseEvent] = {}
+        self._stuck: dict[SubnetKey, LeaseEvent] = {}
+        self._refused: dict[str, FlannelError] = {}
         self._synced = False
         self._wake = asyncio.Event()
         self._settled = asyncio.Event()
@@ -297,16 +303,16 @@ class Driver:
         self.stats.passes[due.reason] += 1
         failed = True
         try:
-            self._hand_over()
+            self._hand_over(full=due.full)
             self._account(await self._network.apply(full=due.full))
-            self._report({})
-            failed = False
+            self._report(self._refused)
+            failed = bool(self._refused)
         except ApplyError as error:
             if isinstance(error, PartlyApplied):
                 self._account(error.applied)
-            self._report(error.failures)
+            self._report({**self._refused, **error.failures})
         except FlannelError as error:
-            self._report({"kernel": error})
+            self._report({**self._refused, "kernel": error})
         except Exception as error:
             # A task's border: a defect must not end the loop.
             self.stats.defects += 1
@@ -321,13 +327,41 @@ class Driver:
         if not self._events and not self._synced:
             self._settled.set()
 
-    def _hand_over(self) -> None:
-        events, self._events = list(self._events.values()), {}
+    def _hand_over(self, *, full: bool) -> None:
+        events, self._events = self._events, {}
+        for key in events:
+            self._stuck.pop(key, None)
+        if full:
+            events, self._stuck = {**self._stuck, **events}, {}
+        self._refused = {
+            name: error
+            for name, error in self._refused.items()
+            if name in {_peer(key) for key in self._stuck}
+        }
         if events:
-            self._network.update(events)
+            try:
+                self._network.update(list(events.values()))
+            except Exception:
+                # A defect; which of them it was is found out one by one. Being told the same again
+                # is nothing to a network.
+                log.debug("lease events not taken together", exc_info=True)
+                for event in events.values():
+                    self._hand_over_alone(event)
         if self._synced:
             self._synced = False
             self._network.synced()
+
+    def _hand_over_alone(self, event: LeaseEvent) -> None:
+        try:
+            self._network.update([event])
+        except Exception as error:
+            # A task's border: one lease must not keep the others out.
+            key = event.lease.key
+            self.stats.defects += 1
+            if _peer(key) not in self._attempts:
+                log.exception("defect with the lease of a peer, going on", peer=key.describe())
+            self._stuck[key] = event
+            self._refused[_peer(key)] = DatapathError(f"{type(error).__name__}: {error}")
 
     def _account(self, applied: Applied) -> None:
         self.stats.changed += applied.changed
@@ -381,3 +415,8 @@ class Driver:
             defects=stats.defects,
             notification_overflows=stats.overflows,
         )
+
+
+def _peer(key: SubnetKey) -> str:
+    """How a failure with a peer's lease is named."""
+    return f"peer {key.describe()}"

@@ -72,7 +72,12 @@ from pyflannel.kernel.base import (
     Route,
     VxlanAttrs,
 )
-from pyflannel.kernel.files import write_atomically
+from pyflannel.kernel.files import (
+    FileMissing,
+    FileUnreadable,
+    read_text_if_exists,
+    write_atomically,
+)
 from pyflannel.logs import get_logger
 
 log = get_logger(__name__)
@@ -530,13 +535,16 @@ class MacFile:
     def load(self, external: ExternalInterface) -> dict[str, str]:
         """MACs by device name, as written by this node at this address; else nothing."""
         try:
-            content = json.loads(self._path.read_bytes())
+            found = read_text_if_exists(self._path)
+            if isinstance(found, FileMissing):
+                return {}
+            if isinstance(found, FileUnreadable):
+                raise ValueError(found.reason)  # noqa: TRY004, TRY301
+            content = json.loads(found.text)
             if content["public_ip"] != _where(external):
                 return {}
             return {name: parse_mac(mac) for name, mac in content["macs"].items()}
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             log.warning(
                 "file of VTEP MACs unreadable, going on without",
                 path=str(self._path),

@@ -441,6 +441,7 @@ class EtcdLeaseStore:
                 self._listen()
         else:
             self._content()
+            self._record.save_again()
 
     def _complain(self, do: Do, error: StoreError | LeaseError) -> None:
         answer = _answer(error)

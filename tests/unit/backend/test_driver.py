@@ -316,6 +316,44 @@ def test_a_defect_is_counted_and_told_once_and_the_loop_goes_on(caplog):
     assert [r.levelname for r in caplog.records] == ["ERROR"]
 
 
+def test_a_lease_that_the_network_cannot_take_holds_up_no_other(caplog):
+    """It is told once, shown, handed over again with each full pass, and forgotten with its end."""
+
+    class Choosy(FakeNetwork):
+        def __init__(self) -> None:
+            super().__init__()
+            self.taken: set[object] = set()
+            self.refused = 0
+
+        def update(self, events) -> None:
+            for event in events:
+                if isinstance(event, LeaseAdded) and event.lease == lease(3, "vxlan"):
+                    self.refused += 1
+                    raise RecursionError("too deep")
+                self.taken.add(event.lease.key)
+
+    async def scenario() -> None:
+        network = Choosy()
+        async with Stand(network) as stand:
+            stand.driver.submit([LeaseAdded(lease(n, "vxlan")) for n in (2, 3, 4)])
+            stand.driver.synced()
+            await settle()
+            assert {lease(n, "vxlan").key for n in (2, 4)} <= network.taken
+            name = f"peer {lease(3, 'vxlan').key.describe()}"
+            assert "too deep" in stand.driver.report().failing[name]
+            await asyncio.wait_for(stand.driver.settled(), 1)
+            seen = network.refused
+            await stand.clock.advance(30)
+            assert network.refused > seen + 2
+            stand.driver.submit([LeaseRemoved(lease(3, "vxlan"))])
+            await settle()
+            assert lease(3, "vxlan").key in network.taken
+            assert stand.driver.report().failing == {}
+
+    run(scenario())
+    assert [r.levelname for r in caplog.records].count("ERROR") == 1
+
+
 def test_what_was_repaired_adds_up():
     async def scenario() -> None:
         network = FakeNetwork()

@@ -302,7 +302,9 @@ def test_a_failing_command_is_told_and_not_repeated(tmp_path, caplog):
     assert [r.message for r in caplog.records] == ["command failed"]
 
 
-@pytest.mark.parametrize("bad", [lease(2, "vxlan"), peer(2, '{"VNI":1}'), peer(2, "[")])
+@pytest.mark.parametrize(
+    "bad", [lease(2, "vxlan"), peer(2, '{"VNI":1}'), peer(2, "["), peer(2, "[" * 5000 + "]" * 5000)]
+)
 def test_peers_of_other_backends_and_with_odd_data_are_ignored(bad, tmp_path, caplog):
     async def scenario() -> None:
         programs = Programs()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import random
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface
@@ -288,7 +289,17 @@ def test_a_cloned_disk_does_not_bring_the_mac_along(tmp_path):
     assert MacFile(str(tmp_path)).load(elsewhere) == {}
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"public_ip":"192.0.2.1","macs":{"a":1}}'])
+def test_a_state_file_that_is_a_fifo_is_not_waited_for(tmp_path, caplog):
+    os.mkfifo(tmp_path / "vtep-mac.json")
+    assert MacFile(str(tmp_path)).load(Machine().external()) == {}
+    assert "unreadable" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"[" * 100_000, b'{"public_ip":"192.0.2.1","macs":{"a":1}}'],
+    ids=lambda content: content[:10].decode() or "empty",
+)
 def test_a_damaged_state_file_is_a_warning(content, tmp_path, caplog):
     (tmp_path / "vtep-mac.json").write_bytes(content)
     assert MacFile(str(tmp_path)).load(Machine().external()) == {}

@@ -1,37 +1,94 @@
-"""What a node remembers of its own lease over a restart."""
+"""What a node remembers of its own lease over a restart; whatever lies there, a start goes on."""
 
 from __future__ import annotations
 
 import json
-from ipaddress import IPv4Address, IPv6Address
+import os
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
-from pyflannel.core.ip import parse_subnet_key
+import pytest
+
+from pyflannel.core.ip import SubnetKey
 from pyflannel.core.lease import Lease, LeaseAttrs
-from pyflannel.store.record import FILE_NAME, LeaseRecord
+from pyflannel.store.record import FILE_NAME, LeaseRecord, Remembered
 
-PREFIX = "/coreos.com/network"
-KEY = parse_subnet_key("10.0.7.0-24")
 ATTRS = LeaseAttrs(public_ip=IPv4Address("192.0.2.1"), public_ipv6=IPv6Address("2001:db8::1"))
+LEASE = Lease(key=SubnetKey(IPv4Network("10.0.1.0/24")), attrs=ATTRS, store_lease=(1 << 62) + 1)
 
 
 def test_what_was_saved_is_loaded_with_the_addresses_it_was_published_with(tmp_path):
-    record = LeaseRecord(str(tmp_path), PREFIX)
-    record.save(Lease(key=KEY, attrs=ATTRS, store_lease=7))
-    loaded = record.load()
-    assert (loaded.key, loaded.store_lease) == (KEY, 7)
-    assert loaded.public == (ATTRS.public_ip, ATTRS.public_ipv6)
+    LeaseRecord(str(tmp_path), "/net").save(LEASE)
+    loaded = LeaseRecord(str(tmp_path), "/net").load()
+    assert loaded == Remembered(
+        key=LEASE.key,
+        store_lease=LEASE.store_lease,
+        prefix="/net",
+        public=(ATTRS.public_ip, ATTRS.public_ipv6),
+    )
     assert loaded.former.public == {ATTRS.public_ip, ATTRS.public_ipv6}
-    assert LeaseRecord(str(tmp_path), "/other").load() is None
 
 
 def test_a_file_without_addresses_is_still_good(tmp_path):
-    entry = {"subnet": "10.0.7.0-24", "etcd_lease": 7, "prefix": PREFIX}
+    entry = {"subnet": "10.0.7.0-24", "etcd_lease": 7, "prefix": "/net"}
     (tmp_path / FILE_NAME).write_text(json.dumps(entry))
-    loaded = LeaseRecord(str(tmp_path), PREFIX).load()
-    assert (loaded.key, loaded.store_lease, loaded.public) == (KEY, 7, ())
+    loaded = LeaseRecord(str(tmp_path), "/net").load()
+    assert (str(loaded.key), loaded.store_lease, loaded.public) == ("10.0.7.0-24", 7, ())
 
 
-def test_an_address_that_is_none_makes_the_file_damaged(tmp_path):
-    entry = {"subnet": "10.0.7.0-24", "etcd_lease": 7, "prefix": PREFIX, "public": ["nonsense"]}
-    (tmp_path / FILE_NAME).write_text(json.dumps(entry))
-    assert LeaseRecord(str(tmp_path), PREFIX).load() is None
+def test_another_prefix_is_another_lease(tmp_path):
+    LeaseRecord(str(tmp_path), "/net").save(LEASE)
+    assert LeaseRecord(str(tmp_path), "/other").load() is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[" * 100_000,
+        "7",
+        "null",
+        "{}",
+        '{"subnet":"10.0.1.0-24","etcd_lease":1e999,"prefix":"/net"}',
+        '{"subnet":"10.0.1.0-24","etcd_lease":-1,"prefix":"/net"}',
+        '{"subnet":"10.0.1.0-24","etcd_lease":99999999999999999999999,"prefix":"/net"}',
+        '{"subnet":"10.0.1.0-24","etcd_lease":"7","prefix":"/net"}',
+        '{"subnet":"10.0.1.0-24","etcd_lease":7,"prefix":["/net"]}',
+        '{"subnet":"10.0.1.7","etcd_lease":7,"prefix":"/net"}',
+        '{"subnet":{},"etcd_lease":7,"prefix":"/net"}',
+        '{"subnet":"10.0.1.0-24","etcd_lease":7,"prefix":"/net","public":["nonsense"]}',
+        '{"subnet":"10.0.1.0-24","etcd_lease":7,"prefix":"/net","public":[7]}',
+        '{"subnet":"10.0.1.0-24","etcd_lease":7,"prefix":"/net","public":7}',
+        "x" * (2 << 20),
+        "\0",
+    ],
+    ids=lambda text: text[:40] or "empty",
+)
+def test_damage_is_a_warning_and_nothing_else(tmp_path, caplog, text):
+    (tmp_path / FILE_NAME).write_text(text)
+    assert LeaseRecord(str(tmp_path), "/net").load() is None
+    assert [r.levelname for r in caplog.records] == ["WARNING"]
+
+
+def test_a_fifo_or_a_directory_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / FILE_NAME)
+    assert LeaseRecord(str(tmp_path), "/net").load() is None
+    (tmp_path / FILE_NAME).unlink()
+    (tmp_path / FILE_NAME).mkdir()
+    assert LeaseRecord(str(tmp_path), "/net").load() is None
+
+
+def test_what_could_not_be_written_is_written_once_there_is_room(tmp_path, caplog):
+    """A file in the directory's place stands for a disk that takes nothing."""
+    state = tmp_path / "state"
+    state.write_text("in the way")
+    record = LeaseRecord(str(state), "/net")
+    for _ in range(3):
+        record.save(LEASE)
+        record.save_again()
+    assert [r.levelname for r in caplog.records] == ["WARNING"]
+    state.unlink()
+    record.save_again()
+    assert LeaseRecord(str(state), "/net").load() is not None
+    before = (state / FILE_NAME).stat().st_mtime_ns
+    record.save_again()
+    assert (state / FILE_NAME).stat().st_mtime_ns == before
