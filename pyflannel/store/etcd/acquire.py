@@ -48,6 +48,10 @@ CHALLENGE_S: Final = 1.0
 """How long the holder of a lease with our public IP has to show that it is alive. It answers from
 its watch within milliseconds; a second covers a busy node, and is paid only when in doubt."""
 CHALLENGE_POLL_S: Final = 0.1
+ANSWER_INTERVAL_S: Final = 0.3
+"""Least time between two answers to a challenge, so that two owners by mistake can never echo for
+ever; well below the second that a challenger waits. A challenger therefore leaves that time after
+the last write it has seen: a holder that has just answered another one would not answer it."""
 
 
 class Acquisition:
@@ -300,6 +304,7 @@ class Acquisition:
         before = await self._store.get(key)
         if not before.kvs or before.kvs[0].mod_revision != found.revision:
             raise StoreConflict(f"{found.key.describe()} changed while it was looked at")
+        await self._clock.sleep(ANSWER_INTERVAL_S + CHALLENGE_POLL_S)
         asked = await self._store.put(
             key, before.kvs[0].value, lease=found.store_lease, if_mod_revision=found.revision
         )

@@ -52,7 +52,12 @@ from pyflannel.report.model import StoreReport
 from pyflannel.store.base import Standing
 from pyflannel.store.configlog import log_problems
 from pyflannel.store.etcd import codec
-from pyflannel.store.etcd.acquire import LEASE_TTL_S, Acquisition, discard_store_lease
+from pyflannel.store.etcd.acquire import (
+    ANSWER_INTERVAL_S,
+    LEASE_TTL_S,
+    Acquisition,
+    discard_store_lease,
+)
 from pyflannel.store.etcd.base import (
     DeleteEvent,
     KeyValue,
@@ -67,9 +72,6 @@ log = get_logger(__name__)
 
 CONFIG_RETRY_S: Final = 1.0
 """Between two looks for the network config (upstream's interval)."""
-ANSWER_INTERVAL_S: Final = 0.3
-"""Least time between two answers to a challenge, so that two owners can never echo for ever; well
-below the second that a challenger waits."""
 LISTEN_AFTER_S: Final = 0.5
 """A wait for a lease that is longer than this is worth two watches."""
 
@@ -129,6 +131,7 @@ class EtcdLeaseStore:
         self._sighting: tuple[KeyValue | None] | None = None
         self._news = asyncio.Event()
         self._answered = float("-inf")
+        self._waits_for_room = False
         self.feed = LeaseFeed(store, prefix, clock, is_own=self._is_own_key, own=self._saw_own)
 
     @property
@@ -438,6 +441,7 @@ class EtcdLeaseStore:
             self._holding.failed(self._clock.monotonic(), do, _answer(error))
             self._complain(do, error)
             if do is Do.ATTEMPT:
+                self._waits_for_room = isinstance(error, SubnetsExhausted)
                 self._listen()
         else:
             self._content()
@@ -776,7 +780,7 @@ class EtcdLeaseStore:
 
     async def _hear_leases(self) -> None:
         prefix = codec.subnets_prefix(self._prefix)
-        await self._follow(prefix, lambda event: isinstance(event, DeleteEvent), self._wake)
+        await self._follow(prefix, self._may_give_room, self._make_use_of_room)
 
     async def _follow(
         self,
@@ -801,6 +805,14 @@ class EtcdLeaseStore:
                 # The attempts meet the same failure, and tell.
                 log.debug("not listening for what ends the wait", error=error)
             await self._clock.sleep(max(backoff.next(), CONFIG_RETRY_S))
+
+    def _may_give_room(self, event: PutEvent | DeleteEvent) -> bool:
+        return isinstance(event, DeleteEvent)
+
+    async def _make_use_of_room(self) -> None:
+        # Who waits for a public IP is told nothing by that: it asks the other node now and then.
+        if self._waits_for_room:
+            await self._wake()
 
     async def _wake(self) -> None:
         self._holding.wake(self._clock.monotonic())

@@ -654,6 +654,26 @@ class TestTwoNodesWithOneAddress:
 
         play(scenario)
 
+    def test_of_several_challengers_in_a_row_none_takes_over(self, play):
+        """They come within one interval between two answers of the first."""
+
+        async def scenario(etcd, make):
+            first = make("a")
+            lease = await first.start()
+            others = []
+            for n in range(4):
+                others.append(asyncio.create_task(make(f"other{n}").acquire()))
+                await etcd.clock.advance(0.15)
+            await etcd.clock.advance(60)
+            assert not any(task.done() for task in others)
+            assert first.lease.key == lease.key
+            assert first.moves == []
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+
+        play(scenario)
+
     def test_two_owners_do_not_echo_for_ever(self, play):
         """Should two daemons hold one lease all the same, they do not answer each other's answers
         without end."""
