@@ -52,21 +52,24 @@ class Parser(argparse.ArgumentParser):
     def parse_args(  # type: ignore[override]  # one signature of three
         self, args: Sequence[str]
     ) -> argparse.Namespace:
-        """As argparse's, but an unknown option is named without its value, and with a guess.
+        """As argparse's, but options may stand anywhere between the arguments.
 
-        argparse goes on after one, takes its value for something else, and prints it; it may be a
-        password.
+        And an unknown option is named without its value, and with a guess: argparse goes on after
+        one, takes its value for something else, and prints it; it may be a password.
         """
         ours = list(args)
         if "--" in ours:
             ours = ours[: ours.index("--")]
+        if {"-h", "--help"} & set(ours):
+            self.print_help()
+            self.exit()
         for word in ours:
             name = word.partition("=")[0]
             if len(name) > 1 and name.startswith("-") and name not in self._option_string_actions:
                 near = did_you_mean(name, [*self._option_string_actions, *self._etcd_options])
                 hint = f", did you mean {near}?" if near else ""
                 self.error(f"unknown option {shown(name)}{hint}")
-        return super().parse_args(args)
+        return self.parse_intermixed_args(args)
 
     def format_help(self) -> str:
         """Called by argparse."""

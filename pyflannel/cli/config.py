@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from pyflannel.backend.kinds import KINDS
 from pyflannel.cli.backends import help_text
 from pyflannel.cli.common import Parser, split_etcd, with_store
+from pyflannel.cli.order import command_first
 from pyflannel.cli.streams import write_bytes
 from pyflannel.core.config import Parsed, effective, parse_network_config
 from pyflannel.core.errors import EXIT_CONFIG, EXIT_OK, ConfigError, UsageError
@@ -24,18 +27,40 @@ DESCRIPTION = """The network config, the JSON under <etcd-prefix>/config.
   get         print what etcd holds
   check FILE  say what is wrong with FILE; needs no etcd
 
-Exit code 78 if the config has an error; nothing is written then."""
+Each of them has its own --help. Exit code 78 if the config has an error."""
+
+PAGES: Final = {
+    "set": """Checks FILE and writes it to etcd, where every daemon reads it when it starts.
+
+Exit code 78 if the config has an error; nothing is written then, unless --force is given.
+
+Example:
+  pyflannel config set network.json --etcd-endpoints=http://192.0.2.10:2379
+  echo '{"Network": "10.5.0.0/16"}' | pyflannel config set -""",
+    "get": """Prints the network config that etcd holds, byte for byte.
+
+With --json it is printed as the daemons understand it: every key with its value, and what is
+wrong. Exit code 78 if etcd holds none.
+
+Example:
+  pyflannel config get >network.json
+  pyflannel config get --json --etcd-prefix=/other/network""",
+    "check": """Says what is wrong with FILE, and how the daemons understand it. Needs no etcd.
+
+Exit code 78 if the config has an error.
+
+Example:
+  pyflannel config check network.json
+  pyflannel config get | pyflannel config check - --json""",
+}
+"""What each action's --help begins with."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
     options, rest = split_etcd(argv)
-    parser = Parser("pyflannel config", DESCRIPTION, etcd=True, more=lambda: help_text(KINDS))
-    parser.add_argument("action", choices=("set", "get", "check"))
-    parser.add_argument("file", nargs="?", metavar="FILE")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--force", action="store_true", help="set: write it although it has errors")
-    given = parser.parse_args(rest)
+    words = command_first(rest, PAGES, ())
+    given = _parser(words).parse_args(words)
     if given.action == "get":
         if given.file is not None:
             raise UsageError("config get takes no FILE")
@@ -58,6 +83,27 @@ def main(argv: Sequence[str]) -> int:
     with_store(options, lambda store: store.put(key, raw))
     print(f"written to {shown(key)}")
     return EXIT_OK
+
+
+def _parser(words: Sequence[str]) -> Parser:
+    """The parser of one action, whose help is about that alone; else of all of them."""
+    action = words[0] if words and words[0] in PAGES else ""
+    more = None if action == "get" else lambda: help_text(KINDS)
+    prog, about = f"pyflannel config {action}".rstrip(), PAGES.get(action, DESCRIPTION)
+    usage = None if not action else f"{prog} [OPTION]..." + ("" if action == "get" else " FILE")
+    parser = Parser(prog, about, etcd=action != "check", more=more)
+    parser.usage = usage
+    shown = argparse.SUPPRESS if action else None
+    parser.add_argument("action", choices=tuple(PAGES), help=shown)
+    parser.add_argument(
+        "file", nargs="?", metavar="FILE", help=shown if action == "get" else "'-' is stdin"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    if action in ("", "set"):
+        parser.add_argument(
+            "--force", action="store_true", help="set: write it although it has errors"
+        )
+    return parser
 
 
 def _read(name: str) -> bytes:

@@ -13,11 +13,12 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NoReturn
 
 from pyflannel.backend.kinds import KINDS
+from pyflannel.cli.order import command_first, options_first
 from pyflannel.core.errors import EXIT_OK, FlannelError, UsageError
 from pyflannel.foreign import MOST_IN_LOG, shown
 from pyflannel.lab import bench, demo, precheck, rootless, topology
@@ -29,6 +30,8 @@ from pyflannel.lab.topology import LabSpec, Underlay
 EXIT_UNANSWERED: Final = demo.EXIT_UNANSWERED
 EXIT_INTERRUPTED: Final = 130
 """128 + SIGINT, as shells have it."""
+
+_DAEMON_ARG: Final = "--daemon-arg"
 
 _MODULE: Final = "pyflannel.cli.lab"
 
@@ -184,8 +187,8 @@ def _count(text: str) -> int:
     return value
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line of `pyflannel lab`."""
+def _parsers() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:
+    """The command line of `pyflannel lab`, and of each of its commands."""
     top = _Parser(
         prog="pyflannel lab",
         description="A flannel cluster in network namespaces of this machine.",
@@ -240,7 +243,7 @@ def parser() -> argparse.ArgumentParser:
     )
 
     add("down", "take a lab away, also one that is only half made")
-    return top
+    return top, commands.choices
 
 
 def _add_up_options(up: argparse.ArgumentParser) -> None:
@@ -263,11 +266,11 @@ def _add_up_options(up: argparse.ArgumentParser) -> None:
     )
     up.add_argument("--datapath", default="", metavar="X", help="data path of the daemons")
     up.add_argument(
-        "--daemon-arg",
+        _DAEMON_ARG,
         action="append",
         default=[],
         metavar="ARG",
-        help="one more argument for each pyflanneld, as --daemon-arg=--ip-masq; may be given again",
+        help="one more argument for each pyflanneld, as --daemon-arg --ip-masq; may be given again",
     )
     up.add_argument("--no-daemons", action="store_true", help="stop when etcd has the config")
     up.add_argument(
@@ -294,17 +297,48 @@ def _add_up_options(up: argparse.ArgumentParser) -> None:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    # What follows `--` is the command's own, whatever it looks like.
-    ours, theirs = list(argv), []
-    if "--" in ours:
-        cut = ours.index("--")
-        ours, theirs = ours[:cut], ours[cut + 1 :]
-    options = parser().parse_args(ours)
-    if theirs:
-        if options.command != "exec":
-            raise UsageError(f"pyflannel lab {options.command}: takes no command after --")
-        options.argv = [*options.argv, *theirs]
+    top, commands = _parsers()
+    words = command_first(argv, commands, _with_value(commands.values()))
+    if words[:1] == ["help"]:
+        words = [*words[1:], "--help"]
+    if words and words[0].startswith("-") and words[0] not in {"-h", "--help"}:
+        raise UsageError(f"pyflannel lab: no command behind {words[0].partition('=')[0]}")
+    if not words or words[0] not in commands:
+        return top.parse_args(words)
+    name, rest = words[0], words[1:]
+    values = _with_value([commands[name]])
+    # What follows NODE or `--` is the command's own, whatever it looks like.
+    ours, theirs = options_first(_joined(rest), values, arguments=1 if name == "exec" else None)
+    if theirs[:1] == ["--"]:
+        if name != "exec":
+            raise UsageError(f"pyflannel lab {name}: takes no command after --")
+        theirs = theirs[1:]
+    options = top.parse_args([name, *ours])
+    if name == "exec":
+        options.argv = theirs
     return options
+
+
+def _joined(words: Sequence[str]) -> list[str]:
+    """With the values of --daemon-arg, which are options themselves, in its own word."""
+    joined: list[str] = []
+    for word in words:
+        if joined and joined[-1] == _DAEMON_ARG:
+            joined[-1] = f"{_DAEMON_ARG}={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+def _with_value(parsers: Iterable[argparse.ArgumentParser]) -> frozenset[str]:
+    """The options that take a value."""
+    return frozenset(
+        name
+        for each in parsers
+        for action in each._actions  # noqa: SLF001 - argparse shows them nowhere else
+        if action.nargs is None
+        for name in action.option_strings
+    )
 
 
 def _node_commands(given: Sequence[str], nodes: int) -> Mapping[int, str]:

@@ -19,7 +19,9 @@ from typing import Final, NoReturn
 
 import pyflannel
 from pyflannel.cli import streams
+from pyflannel.cli.order import command_first
 from pyflannel.core.errors import EXIT_DEFECT, EXIT_UNAVAILABLE, EXIT_USAGE, FlannelError
+from pyflannel.core.options import ETCD_FLAGS
 from pyflannel.foreign import MOST_IN_LOG, shown
 
 
@@ -49,7 +51,12 @@ COMMANDS: Final[dict[str, Command]] = {
 def usage() -> str:
     """What `pyflannel --help` prints."""
     width = max(map(len, COMMANDS))
-    lines = ["Usage: pyflannel COMMAND [OPTION]...", "", "Commands:"]
+    lines = [
+        "Usage: pyflannel COMMAND [OPTION]...",
+        "       pyflannel help COMMAND",
+        "",
+        "Commands:",
+    ]
     lines += [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
     lines += [
         "",
@@ -70,15 +77,33 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     sys.exit(streams.finish("pyflannel", lambda: run(words)))
 
 
+HELP: Final = ("-h", "--help", "-help", "help")
+
+WITH_VALUE: Final = frozenset(
+    {f"--{flag.name}" for flag in ETCD_FLAGS}
+    | {"--name", "--root", "--unit"}
+    | {"--subnet-file", "--docker-opts-file", "--status-socket", "--state-dir"}
+)
+"""Options with a value that may stand before the command: those of etcd, and of every command.
+(Those of the commands of `lab` come behind `lab`.)"""
+
+
 def run(argv: list[str]) -> int:
     """Runs one command and returns its exit code."""
-    if not argv or argv[0] in {"-h", "--help", "-help", "help"}:
-        print(usage(), end="", file=sys.stdout if argv else sys.stderr)
-        return 0 if argv else EXIT_USAGE
-    if argv[0] in {"--version", "-version", "version"}:
+    words = command_first(argv, {*COMMANDS, "help"}, WITH_VALUE)
+    if words[:1] == ["help"] and words[1:]:
+        words = [*(word for word in words[1:] if word not in HELP), "--help"]
+    if not words or words[0] in HELP:
+        print(usage(), end="", file=sys.stdout if words else sys.stderr)
+        return 0 if words else EXIT_USAGE
+    if words[0] in {"--version", "-version", "version"}:
         print(f"pyflannel {pyflannel.__version__}")
         return 0
-    name, rest = argv[0], argv[1:]
+    name, rest = words[0], words[1:]
+    if name.startswith("-"):
+        option = shown(name.partition("=")[0])
+        print(f"pyflannel: no command behind {option}. See pyflannel --help", file=sys.stderr)
+        return EXIT_USAGE
     if name not in COMMANDS:
         from pyflannel.suggest import did_you_mean
 

@@ -3,8 +3,8 @@
 `core.sysconfig` says how. No second process: the daemon goes on in this one, so that it is the
 unit's main process, which is the one that systemd listens to.
 
-`--check-only`, as the first word, starts nothing: it checks the options and the network config in
-etcd, and what they want of this node, as a start would, for `systemctl reload`.
+`--check-only`, wherever a flag may stand, starts nothing: it checks the options and the network
+config in etcd, and what they want of this node, as a start would, for `systemctl reload`.
 """
 
 from __future__ import annotations
@@ -25,17 +25,16 @@ if TYPE_CHECKING:
     from pyflannel.core.options import RunDaemon
     from pyflannel.core.trust import ConfigOrigin
 
-CHECK_ONLY: Final = "--check-only"
+CHECK_ONLY: Final = "check-only"
 
 
 def main() -> NoReturn:
     """Entry point; ends the process."""
     from pyflannel.core.sysconfig import translate
 
-    arguments = sys.argv[1:]
-    checking = arguments[:1] == [CHECK_ONLY]
     try:
-        launch = translate(arguments[1:] if checking else arguments, os.environ)
+        checking, arguments = split_check(sys.argv[1:])
+        launch = translate(arguments, os.environ)
     except UsageError as error:
         sys.exit(pyflanneld.last_words(error))
     for warning in launch.warnings:
@@ -44,6 +43,22 @@ def main() -> NoReturn:
     if checking:
         sys.exit(check(argv))
     pyflanneld.main(argv)
+
+
+def split_check(argv: Sequence[str]) -> tuple[bool, list[str]]:
+    """Whether only to check, and the arguments of the daemon.
+
+    Raises:
+        UsageError: `--check-only=` has a value that is neither true nor false.
+    """
+    from pyflannel.gocompat import flags
+
+    flag = flags.Flag(name=CHECK_ONLY, kind=flags.Kind.BOOL, default=False, help="start nothing")
+    try:
+        found = flags.extract([flag], argv)
+    except flags.FlagError as error:
+        raise UsageError(str(error)) from None
+    return found.switch(CHECK_ONLY), list(found.rest)
 
 
 def in_our_directory(
