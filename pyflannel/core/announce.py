@@ -7,6 +7,7 @@ memory. What is not logged is counted; `status` shows all that are there.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final, Generic, TypeVar
 
 S = TypeVar("S")
@@ -59,3 +60,8 @@ class Announcer(Generic[S]):
     def forget(self, subject: S) -> None:
         """The subject is gone; if it comes back that is worth a line."""
         self._said.pop(subject, None)
+
+    def forget_all_but(self, subjects: Collection[S]) -> None:
+        """All others are gone."""
+        for subject in [known for known in self._said if known not in subjects]:
+            del self._said[subject]

@@ -29,6 +29,7 @@ from pyflannel.core.errors import (
 )
 from pyflannel.core.ip import IPAddress
 from pyflannel.store.etcd.base import (
+    MAX_VALUE_BYTES,
     DeleteEvent,
     Header,
     KeyValue,
@@ -191,7 +192,7 @@ class FakeEtcd:
             if self.revision < watcher.start_revision:
                 # etcd stays silent until the revision is reached that was asked for.
                 continue
-            seen = tuple(event for event in events if _key(event).startswith(watcher.prefix))
+            seen = tuple(_seen(event) for event in events if _key(event).startswith(watcher.prefix))
             if seen:
                 watcher.send(WatchResponse(header=self.header, events=seen))
 
@@ -291,7 +292,7 @@ class FakeEtcd:
         watcher = _Watcher(prefix, start_revision)
         watcher.send(WatchResponse(header=self.header, events=()))
         missed = tuple(
-            event
+            _seen(event)
             for revision, events in self._history
             if 0 < start_revision <= revision
             for event in events
@@ -305,6 +306,17 @@ class FakeEtcd:
     def unwatch(self, watcher: _Watcher) -> None:
         """Closes a watch."""
         self._watchers.discard(watcher)
+
+
+def _small(kv: KeyValue) -> KeyValue:
+    if len(kv.value) <= MAX_VALUE_BYTES:
+        return kv
+    return replace(kv, value=b"", left_out=len(kv.value))
+
+
+def _seen(event: Event) -> Event:
+    """As a watch hands it on."""
+    return PutEvent(kv=_small(event.kv)) if isinstance(event, PutEvent) else event
 
 
 def _key(event: Event) -> bytes:
@@ -424,7 +436,8 @@ class FakeStore:
         """As in `Store`."""
         leave = await self._enter("range_prefix")
         leave()
-        return RangeResult(header=self.etcd.header, kvs=self.etcd.below(prefix))
+        kvs = tuple(_small(kv) for kv in self.etcd.below(prefix))
+        return RangeResult(header=self.etcd.header, kvs=kvs)
 
     async def put(
         self, key: bytes, value: bytes, *, lease: int = 0, if_mod_revision: int | None = None

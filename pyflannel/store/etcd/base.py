@@ -13,9 +13,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from pyflannel.core.ip import IPAddress
+
+MAX_VALUE_BYTES: Final = 64 * 1024
+"""Largest value that a listing or a watch hands on. A lease has some 200 bytes, one with the output
+of an extension's command a few thousand; etcd takes 1.5 MiB by default, and reading JSON of that
+size would stop everything else for seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +33,8 @@ class KeyValue:
     version: int = 1
     lease: int = 0
     """Id of the etcd lease, 0 if none."""
+    left_out: int = 0
+    """Bytes of a value that is too large to be handed on; `value` is empty then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +90,9 @@ class WatchResponse:
 
     header: Header
     events: Sequence[PutEvent | DeleteEvent]
+    more: bool = False
+    """The rest of the same revision follows in the next answer: a watch that is opened again goes
+    on at this revision, not behind it."""
 
 
 class Store(Protocol):
@@ -93,7 +103,14 @@ class Store(Protocol):
         ...
 
     async def range_prefix(self, prefix: bytes) -> RangeResult:
-        """All keys that start with a prefix, at one revision. Linearizable."""
+        """All keys that start with a prefix, at one revision. Linearizable.
+
+        Read in pages, so that neither their number nor their size matters to a deadline. Values
+        of more than `MAX_VALUE_BYTES` are left out.
+
+        Raises:
+            StoreCompacted: the revision was compacted between two pages, several times.
+        """
         ...
 
     async def put(
@@ -142,7 +159,8 @@ class Store(Protocol):
         """Events of all keys below a prefix from `start_revision` on, for as long as it holds.
 
         The first response comes when the server has confirmed the watch (it may carry no events),
-        so that the caller can compare cluster and revision. The generator never ends by itself; it
+        so that the caller can compare cluster and revision. Values of more than `MAX_VALUE_BYTES`
+        are left out. The generator never ends by itself; it
         raises instead. Whoever leaves it early closes it (`contextlib.aclosing`).
 
         Raises:

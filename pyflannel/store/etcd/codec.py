@@ -27,7 +27,7 @@ from pyflannel.core.ip import SubnetKey, format_ip, parse_ip, parse_ipv4, parse_
 from pyflannel.core.lease import Lease, LeaseAttrs
 from pyflannel.foreign import shown
 from pyflannel.gocompat.json import JsonObject, compact_raw, loads_go
-from pyflannel.store.etcd.base import KeyValue
+from pyflannel.store.etcd.base import MAX_VALUE_BYTES, KeyValue
 
 _UNSPECIFIED: Final = IPv4Address(0)
 """How upstream writes "no IPv4 address"."""
@@ -135,6 +135,9 @@ def decode_lease(prefix: str, kv: KeyValue) -> Lease | BadKey:
     key = parse_key(prefix, kv.key)
     if key is None:
         return BadKey(key=kv.key, reason="the key does not name a subnet")
+    size = kv.left_out or len(kv.value)
+    if size > MAX_VALUE_BYTES:
+        return BadKey(key=kv.key, reason=f"its value has more than {MAX_VALUE_BYTES} bytes")
     try:
         attrs = decode_attrs(kv.value)
     except ValueError as error:

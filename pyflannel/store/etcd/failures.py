@@ -113,6 +113,10 @@ class EndpointFailure(Exception):
         super().__init__(text)
 
 
+class AnswerTooLong(EndpointFailure):
+    """The answer has more bytes than we hold in memory; a smaller page may fit."""
+
+
 class NoGateway(EndpointFailure):
     """A Go server that has nothing at the gateway's path."""
 
@@ -136,6 +140,11 @@ class Refused(Exception):
             or (self.code == Code.INVALID_ARGUMENT and _NO_TOKEN in str(self))
             or any(text in str(self) for text in _STALE_TOKEN)
         )
+
+    @property
+    def is_compacted(self) -> bool:
+        """Whether the revision asked for has been compacted."""
+        return self.code == Code.OUT_OF_RANGE and "compacted" in str(self)
 
     @property
     def auth_is_off(self) -> bool:

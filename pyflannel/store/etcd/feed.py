@@ -15,7 +15,8 @@ restore stay for `RESTORE_GRACE_S`, and are then judged by a snapshot of their o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from pyflannel.aio.backoff import Backoff
@@ -40,16 +41,20 @@ from pyflannel.store.etcd.base import (
     Header,
     KeyValue,
     PutEvent,
-    RangeResult,
     Store,
     WatchResponse,
 )
+from pyflannel.store.etcd.codec import BadKey
 
 log = get_logger(__name__)
 
 RESTORE_GRACE_S: Final = 30.0
 """Long enough for every node to notice (idle time-out of a watch, about 10 s) and to write its
 lease again, short against the day that a lease of a dead node may linger anyway."""
+
+
+DECODED_AT_ONCE: Final = 200
+"""Leases that are decoded before other tasks have their turn: 20 ms."""
 
 
 class LeaseFeed:
@@ -75,7 +80,7 @@ class LeaseFeed:
         self._clock = clock
         self._is_own = is_own
         self._own = own
-        self._primed: RangeResult | None = None
+        self._primed: Listing | None = None
         self._cluster_id = 0
         self._revision = 0
         self._known: dict[SubnetKey, Lease] = {}
@@ -99,7 +104,7 @@ class LeaseFeed:
             reconnects=self._reconnects,
         )
 
-    def prime(self, listed: RangeResult) -> None:
+    def prime(self, listed: Listing) -> None:
         """Makes the first snapshot out of a listing that was just read for another purpose.
 
         It may be older than our own lease, so it is no sighting of that.
@@ -129,7 +134,8 @@ class LeaseFeed:
                         break
                     self._recovered()
                     if response.events:
-                        cursor = max(cursor, response.events[-1].mod_revision + 1)
+                        rest = 0 if response.more else 1
+                        cursor = max(cursor, response.events[-1].mod_revision + rest)
                         yield self._changes(response)
             except StoreCompacted as error:
                 log.info("watch cursor was compacted, listing again", cursor=cursor, error=error)
@@ -169,24 +175,21 @@ class LeaseFeed:
         return pending.done()
 
     async def _snapshot(self, *, keep_missing: bool) -> tuple[Snapshot, bool]:
-        result, self._primed = self._primed, None
-        primed = result is not None
-        if result is None:
-            result = await self._store.range_prefix(self._range)
-        restored = self._is_restored(result.header)
-        self._cluster_id = result.header.cluster_id
-        self._revision = result.header.revision
+        listing, self._primed = self._primed, None
+        primed = listing is not None
+        if listing is None:
+            listing = await list_leases(self._store, self._prefix)
+        restored = self._is_restored(listing.header)
+        self._cluster_id = listing.header.cluster_id
+        self._revision = listing.header.revision
         self._recovered()
         self._snapshots += 1
-        found: dict[SubnetKey, Lease] = {}
-        own: KeyValue | None = None
-        for kv in result.kvs:
-            lease = self._decode(kv)
-            if self._is_own(kv.key):
-                own = kv
-            if lease is not None:
-                found[lease.key] = lease
+        found = {lease.key: lease for lease in listing.leases}
+        self._bad.forget_all_but({bad.key for bad in listing.bad})
+        for bad in listing.bad:
+            self._say_bad(bad)
         if not primed:
+            own = next((kv for key, kv in listing.kvs.items() if self._is_own(key)), None)
             self._own(own)
         if restored or keep_missing:
             missing = {key: lease for key, lease in self._known.items() if key not in found}
@@ -198,7 +201,7 @@ class LeaseFeed:
                 )
                 found |= missing
         self._known = found
-        return Snapshot(tuple(found.values()), result.header.revision), restored
+        return Snapshot(tuple(found.values()), listing.header.revision), restored
 
     def _changes(self, response: WatchResponse) -> Changes:
         events: list[LeasePut | LeaseDeleted] = []
@@ -227,14 +230,17 @@ class LeaseFeed:
         if isinstance(lease, Lease):
             self._bad.forget(kv.key)
             return lease
-        if self._bad.worth(kv.key, lease.reason, self._clock.monotonic()):
+        self._say_bad(lease)
+        return None
+
+    def _say_bad(self, bad: BadKey) -> None:
+        if self._bad.worth(bad.key, bad.reason, self._clock.monotonic()):
             log.warning(
                 "ignoring a key that is not a lease",
-                key=shown(kv.key),
-                reason=shown(lease.reason),
+                key=shown(bad.key),
+                reason=shown(bad.reason),
                 others_not_logged=self._bad.take_withheld(),
             )
-        return None
 
     def _is_behind(self, header: Header, cursor: int) -> bool:
         """Whether a watch speaks for another cluster or an older state than the one we know.
@@ -287,7 +293,35 @@ _LOST: Final = {
 }
 
 
-def known_leases(prefix: str, kvs: Sequence[KeyValue]) -> list[Lease]:
-    """The readable leases among keys that were listed, in key order."""
-    decoded = (codec.decode_lease(prefix, kv) for kv in kvs)
-    return [lease for lease in decoded if isinstance(lease, Lease)]
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """All keys below `subnets/` at one revision, read and decoded once for all who need them."""
+
+    header: Header
+    leases: tuple[Lease, ...]
+    """In the order of their keys."""
+    bad: tuple[BadKey, ...]
+    """What is no lease."""
+    kvs: Mapping[bytes, KeyValue]
+    """The keys themselves."""
+
+
+async def list_leases(store: Store, prefix: str) -> Listing:
+    """Lists the leases; gives way to other tasks in between, however many there are.
+
+    Raises:
+        StoreError: etcd failed.
+    """
+    result = await store.range_prefix(codec.subnets_prefix(prefix))
+    leases: list[Lease] = []
+    bad: list[BadKey] = []
+    for start in range(0, len(result.kvs), DECODED_AT_ONCE):
+        if start:
+            await asyncio.sleep(0)
+        for kv in result.kvs[start : start + DECODED_AT_ONCE]:
+            lease = codec.decode_lease(prefix, kv)
+            if isinstance(lease, Lease):
+                leases.append(lease)
+            else:
+                bad.append(lease)
+    return Listing(result.header, tuple(leases), tuple(bad), {kv.key: kv for kv in result.kvs})

@@ -18,11 +18,12 @@ import base64
 import binascii
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeAlias, cast
 
 from pyflannel.core.errors import StoreCompacted
 from pyflannel.store.etcd.base import (
+    MAX_VALUE_BYTES,
     DeleteEvent,
     Header,
     KeyValue,
@@ -57,9 +58,9 @@ gateway passes `Grpc-Metadata-` headers on as gRPC metadata; `hasleader` is etcd
 `MetadataRequireLeaderKey`.)"""
 
 MAX_LINE_BYTES: Final = 64 * 1024 * 1024
-"""Longest message of a watch that we hold in memory. etcd takes at most 128 operations of 1.5 MiB
-in one transaction by default; flannel's values have a few hundred bytes, so this is never met in
-earnest."""
+"""Longest message of a watch that we hold in memory: for an etcd whose values may be larger than by
+default, and for 3.3, which does not send large answers in parts. flannel's values have a few
+hundred bytes."""
 
 
 def prefix_end(prefix: bytes) -> bytes:
@@ -74,6 +75,22 @@ def range_request(key: bytes, *, prefix: bool = False) -> Message:
         # etcd refuses an empty key; the lowest one stands for it.
         return {"key": _b64(key or b"\0"), "range_end": _b64(prefix_end(key))}
     return {"key": _b64(key)}
+
+
+def page_request(
+    first: bytes, end: bytes, *, limit: int, revision: int = 0, keys_only: bool = False
+) -> Message:
+    """A part of a listing: at most `limit` keys from `first` up to `end`, at one revision."""
+    request: dict[str, object] = {
+        "key": _b64(first or b"\0"),
+        "range_end": _b64(end),
+        "limit": str(limit),
+    }
+    if revision:
+        request["revision"] = str(revision)
+    if keys_only:
+        request["keys_only"] = True
+    return request
 
 
 def put_request(key: bytes, value: bytes, lease: int) -> Message:
@@ -105,10 +122,15 @@ def if_unchanged(key: bytes, mod_revision: int, then: str, request: Message) -> 
     }
 
 
-def watch_request(prefix: bytes, start_revision: int) -> Message:
-    """Opens a watch on all keys below a prefix."""
-    below = range_request(prefix, prefix=True)
-    return {"create_request": {**below, "start_revision": str(start_revision)}}
+def watch_request(prefix: bytes, start_revision: int, *, fragment: bool = True) -> Message:
+    """Opens a watch on all keys below a prefix.
+
+    Args:
+        fragment: have a large answer (128 writes of 1.5 MiB in one transaction) come in parts of
+            about that size; etcd 3.3 does not know the field.
+    """
+    request = {**range_request(prefix, prefix=True), "start_revision": str(start_revision)}
+    return {"create_request": {**request, "fragment": True} if fragment else request}
 
 
 def parse_body(text: bytes | str) -> Message:
@@ -160,6 +182,12 @@ def parse_range(message: Message) -> RangeResult:
     """The answer to a range."""
     kvs = tuple(_key_value(kv) for kv in _objects(message, "kvs"))
     return RangeResult(header=parse_header(message), kvs=kvs)
+
+
+def parse_page(message: Message) -> tuple[RangeResult, bool]:
+    """A part of a listing, large values left out, and whether more follows."""
+    kvs = tuple(_small(_key_value(kv)) for kv in _objects(message, "kvs"))
+    return RangeResult(header=parse_header(message), kvs=kvs), message.get("more") is True
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +283,8 @@ def parse_watch_line(line: bytes) -> WatchResponse:
         code = code_in(text)
         raise judge(code, text.partition(" desc = ")[2] or text)
     events = tuple(_event(event) for event in _objects(result, "events"))
-    return WatchResponse(header=parse_header(result), events=events)
+    more = result.get("fragment") is True
+    return WatchResponse(header=parse_header(result), events=events, more=more)
 
 
 class LineSplitter:
@@ -306,11 +335,17 @@ def _key_value(message: Message) -> KeyValue:
     )
 
 
+def _small(kv: KeyValue) -> KeyValue:
+    if len(kv.value) <= MAX_VALUE_BYTES:
+        return kv
+    return replace(kv, value=b"", left_out=len(kv.value))
+
+
 def _event(message: Message) -> PutEvent | DeleteEvent:
     kv = _key_value(_object(message, "kv"))
     if message.get("type") == "DELETE":
         return DeleteEvent(key=kv.key, mod_revision=kv.mod_revision)
-    return PutEvent(kv=kv)
+    return PutEvent(kv=_small(kv))
 
 
 def _object(message: Message, name: str) -> Message:

@@ -62,10 +62,9 @@ from pyflannel.store.etcd.base import (
     DeleteEvent,
     KeyValue,
     PutEvent,
-    RangeResult,
     Store,
 )
-from pyflannel.store.etcd.feed import LeaseFeed, known_leases
+from pyflannel.store.etcd.feed import LeaseFeed, Listing, list_leases
 from pyflannel.store.record import LeaseRecord
 
 log = get_logger(__name__)
@@ -127,7 +126,7 @@ class EtcdLeaseStore:
         self._acting = asyncio.Lock()
         self._acquisition: Acquisition | None = None
         self._listeners: list[asyncio.Task[None]] = []
-        self._listed: RangeResult | None = None
+        self._listed: Listing | None = None
         self._sighting: tuple[KeyValue | None] | None = None
         self._news = asyncio.Event()
         self._answered = float("-inf")
@@ -260,10 +259,10 @@ class EtcdLeaseStore:
         Args:
             attrs: our addresses; the rest of it does not matter.
         """
-        self._listed = listed = await self._store.range_prefix(codec.subnets_prefix(self._prefix))
+        self._listed = listed = await list_leases(self._store, self._prefix)
         config, remembered = self._settled(), self._record.load()
         own = allocation.own_leases(
-            known_leases(self._prefix, listed.kvs),
+            listed.leases,
             attrs,
             config,
             previous=self._previous,

@@ -24,6 +24,7 @@ import asyncio
 import importlib
 import random
 import threading
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from pyflannel.aio.threads import ThreadPool
 from pyflannel.core.errors import (
+    StoreCompacted,
     StoreConflict,
     StoreError,
     StoreLeaseNotFound,
@@ -41,9 +43,16 @@ from pyflannel.core.options import EtcdOptions
 from pyflannel.logs import get_logger
 from pyflannel.store.etcd import gateway
 from pyflannel.store.etcd.auth import Tokens
-from pyflannel.store.etcd.base import Header, KeyValue, LeaseStatus, RangeResult, WatchResponse
+from pyflannel.store.etcd.base import (
+    MAX_VALUE_BYTES,
+    Header,
+    KeyValue,
+    LeaseStatus,
+    RangeResult,
+    WatchResponse,
+)
 from pyflannel.store.etcd.endpoints import Endpoint, parse_endpoints, tls_context
-from pyflannel.store.etcd.failures import Code, EndpointFailure, Refused, unavailable
+from pyflannel.store.etcd.failures import AnswerTooLong, Code, EndpointFailure, Refused, unavailable
 from pyflannel.store.etcd.password import Password
 
 if TYPE_CHECKING:
@@ -54,12 +63,18 @@ log = get_logger(__name__)
 
 T = TypeVar("T")
 
+PAGE: Final = 256
+"""Keys asked for at once in a listing: some 100 KB, 2 ms to decode."""
+PAGE_SHRINKS: Final = 8
+"""By how much a page whose answer is too long is made smaller: 256, 32, 4 keys, one."""
 THREADS: Final = 4
 """Requests at a time. The daemon has two or three duties with etcd (lease, peers, probes); one more
 lets a duty go on while the others wait for a frozen endpoint."""
 ENDPOINT_S: Final = 3.0
-"""Deadline for one endpoint as a whole. The sockets have sharper ones (1.0 s to connect, 1.5 s to
-answer); this one is for a name lookup that hangs and for an answer that trickles."""
+"""Longest silence of one endpoint. The sockets have sharper deadlines (1.0 s to connect, 1.5 s
+between two parts of an answer); this one is for a name lookup that hangs."""
+TRICKLE_S: Final = 30.0
+"""Deadline for an answer as a whole, however steadily it comes: 8 MiB at 2 Mbit/s."""
 OPEN_WATCH_S: Final = 2.0
 """To connect and to be told that a watch exists."""
 IDLE_S: Final = 5.0
@@ -130,8 +145,55 @@ class EtcdStore:
 
     async def range_prefix(self, prefix: bytes) -> RangeResult:
         """As in `Store`."""
-        body = gateway.range_request(prefix, prefix=True)
-        return await self._read(f"list {_text(prefix)}", gateway.RANGE, body, gateway.parse_range)
+        what = f"list {_text(prefix)}"
+        for last in (False, False, True):
+            try:
+                return await self._list(what, prefix)
+            except StoreCompacted:
+                # Compacted between two pages: what was read so far is of no use.
+                if last:
+                    raise
+        raise AssertionError("unreachable")
+
+    async def _list(self, what: str, prefix: bytes) -> RangeResult:
+        first, end = prefix, gateway.prefix_end(prefix)
+        header: Header | None = None
+        kvs: list[KeyValue] = []
+        limit, keys_only = PAGE, False
+        while True:
+            request = gateway.page_request(
+                first,
+                end,
+                limit=limit,
+                revision=header.revision if header is not None else 0,
+                keys_only=keys_only,
+            )
+            try:
+                page, more = await self._read(what, gateway.RANGE, request, gateway.parse_page)
+            except StoreUnavailable as error:
+                if not isinstance(error.__cause__, AnswerTooLong):
+                    raise
+                # A value that is too long on its own is passed over with its key alone.
+                keys_only = limit == 1
+                limit = max(1, limit // PAGE_SHRINKS)
+                continue
+            except StoreError as error:
+                if isinstance(error.__cause__, Refused) and error.__cause__.is_compacted:
+                    raise StoreCompacted(str(error), 0) from error
+                raise
+            header = header or page.header
+            if page.header.cluster_id != header.cluster_id:
+                raise StoreCompacted(f"{what}: another cluster answers the second page", 0)
+            if keys_only:
+                page = replace(
+                    page, kvs=tuple(replace(kv, left_out=MAX_VALUE_BYTES + 1) for kv in page.kvs)
+                )
+            kvs += page.kvs
+            if not more or not page.kvs:
+                return RangeResult(header=header, kvs=tuple(kvs))
+            first, keys_only = page.kvs[-1].key + b"\0", False
+            # A short page may have met the only large values there are.
+            limit = min(PAGE, limit * 2)
 
     async def put(
         self, key: bytes, value: bytes, *, lease: int = 0, if_mod_revision: int | None = None
@@ -329,6 +391,9 @@ class EtcdStore:
             for last in (False, True):
                 try:
                     value = await attempt(endpoint)
+                except AnswerTooLong as failure:
+                    # Any other endpoint would give the same.
+                    raise unavailable(what, {str(endpoint): failure}) from failure
                 except EndpointFailure as failure:
                     failures[str(endpoint)] = failure
                     unsure = unsure or failure.unsure
@@ -419,13 +484,21 @@ class EtcdStore:
     ) -> gateway.Message:
         if self._closed:
             raise StoreUnavailable("the store is closed")
+        progress: list[float] = [time.monotonic()]
+        work = asyncio.ensure_future(
+            self._threads.run(lambda: self._client(endpoint).post(path, body, token, progress))
+        )
+        end = progress[0] + TRICKLE_S
         try:
-            async with asyncio.timeout(ENDPOINT_S):
-                return await self._threads.run(
-                    lambda: self._client(endpoint).post(path, body, token)
-                )
-        except TimeoutError as error:
-            raise EndpointFailure("no answer in time", unsure=True, silent=True) from error
+            while True:
+                until = min(end, progress[0] + ENDPOINT_S)
+                await asyncio.wait({work}, timeout=max(0.0, until - time.monotonic()))
+                if work.done():
+                    return work.result()
+                if time.monotonic() >= min(end, progress[0] + ENDPOINT_S):
+                    raise EndpointFailure("no answer in time", unsure=True, silent=True)
+        finally:
+            work.cancel()
 
     def _client(self, endpoint: Endpoint) -> EndpointClient:
         """The client of an endpoint; called in a thread, where its import blocks nobody."""

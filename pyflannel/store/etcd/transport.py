@@ -17,6 +17,7 @@ import http.client
 import socket
 import ssl
 import threading
+import time
 from typing import Any, Final, cast
 
 import etcd3gw
@@ -30,6 +31,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from pyflannel.store.etcd import gateway
 from pyflannel.store.etcd.endpoints import Endpoint
 from pyflannel.store.etcd.failures import (
+    AnswerTooLong,
     EndpointFailure,
     NoGateway,
     causes,
@@ -45,6 +47,11 @@ which is when another endpoint is the better bet."""
 ANSWER_S: Final = 1.5
 """A healthy cluster commits within 0.1 s, and elects a new leader within 1.0 to 2.0 s; with 1.5 s
 the worst write through the death of a leader was measured at 1.6 to 1.8 s."""
+
+MOST_BYTES: Final = 8 * 1024 * 1024
+"""Largest answer that is read. A page of leases has some 100 KB; the largest value etcd takes by
+default, 1.5 MiB, has 2 MiB in JSON. Decoding this much takes 30 ms, during which the interpreter
+does nothing else."""
 
 _SILENT: Final = (TimeoutError, requests.Timeout, urllib3.exceptions.TimeoutError)
 
@@ -62,7 +69,7 @@ class EndpointClient:
     ) -> None:
         self.endpoint = endpoint
         self._connections = _Connections()
-        self._session = requests.Session()
+        self._session = _Session()
         self._session.trust_env = False
         adapter = _Adapter(context, self._connections, connections)
         self._session.mount("http://", adapter)
@@ -80,13 +87,20 @@ class EndpointClient:
         }
         self._api_path = gateway.API_PATHS[0]
 
-    def post(self, path: str, body: Message, token: str) -> Message:
+    def post(
+        self, path: str, body: Message, token: str, progress: list[float] | None = None
+    ) -> Message:
         """The answer to one request.
+
+        Args:
+            progress: its one element is set to the monotonic time whenever a part has come.
 
         Raises:
             Refused: etcd said no.
+            AnswerTooLong: it has more than `MOST_BYTES`.
             EndpointFailure: anything else.
         """
+        self._session.local.progress = progress if progress is not None else [0.0]
         try:
             return self._post(self._api_path, path, body, token)
         except NoGateway:
@@ -105,6 +119,8 @@ class EndpointClient:
         self._connections.nothing_sent()
         try:
             answer = client.post(client.get_url(path), json=body, headers=headers)
+        except AnswerTooLong:
+            raise
         except (
             Etcd3Exception,
             requests.RequestException,
@@ -147,6 +163,33 @@ class EndpointClient:
     def close(self) -> None:
         """Closes the connections that are not in use."""
         self._session.close()
+
+
+class _Session(requests.Session):
+    """Reads answers in parts: what is silent for too long fails, what is long and comes does not.
+
+    (With `requests` alone an answer is read whole, however long it is.)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.local = threading.local()
+
+    def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:  # noqa: ANN401 - inherited
+        """As inherited, but for the reading."""
+        kwargs["stream"] = True
+        response = super().send(request, **kwargs)
+        parts: list[bytes] = []
+        length = 0
+        for part in response.iter_content(64 * 1024):
+            self.local.progress[0] = time.monotonic()
+            length += len(part)
+            if length > MOST_BYTES:
+                response.close()
+                raise AnswerTooLong(f"its answer has more than {MOST_BYTES} bytes")
+            parts.append(part)
+        response._content = b"".join(parts)  # noqa: SLF001 - as `Response.content` does
+        return response
 
 
 def _status(error: Etcd3Exception) -> int:

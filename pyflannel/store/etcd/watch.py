@@ -23,7 +23,7 @@ import ssl
 import weakref
 from collections import deque
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, cast
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -98,7 +98,9 @@ class WatchClient:
                 raise
             # An older etcd has the same gateway elsewhere.
             with contextlib.suppress(EndpointFailure):
-                watch = await self._open_at(gateway.API_PATHS[1], endpoint, request, headers)
+                old = {"create_request": dict(cast("gateway.Message", request["create_request"]))}
+                old["create_request"].pop("fragment", None)
+                watch = await self._open_at(gateway.API_PATHS[1], endpoint, old, headers)
                 self._api_paths[endpoint] = gateway.API_PATHS[1]
                 return watch
             raise

@@ -43,3 +43,12 @@ def test_memory_is_bounded_whatever_comes() -> None:
         tracemalloc.stop()
     assert used < 2_000_000
     assert not said.worth(b"%0100d" % (20 * MOST_KNOWN - 1), "x" * 200, 1e9)
+
+
+def test_what_is_gone_at_a_listing_is_said_when_it_comes_back() -> None:
+    said: Announcer[bytes] = Announcer()
+    for key in (b"a", b"b"):
+        said.worth(key, "bad", 0)
+    said.forget_all_but({b"b"})
+    assert said.worth(b"a", "bad", 1)
+    assert not said.worth(b"b", "bad", 1)

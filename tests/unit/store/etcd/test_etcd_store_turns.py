@@ -20,7 +20,8 @@ from pyflannel.core.errors import (
 from pyflannel.core.options import EtcdOptions
 from pyflannel.store.etcd import gateway
 from pyflannel.store.etcd.auth import Tokens
-from pyflannel.store.etcd.failures import Code, EndpointFailure, Refused
+from pyflannel.store.etcd.base import MAX_VALUE_BYTES
+from pyflannel.store.etcd.failures import AnswerTooLong, Code, EndpointFailure, Refused
 from pyflannel.store.etcd.password import Password
 from pyflannel.store.etcd.store import EtcdStore
 
@@ -67,6 +68,12 @@ class Scripted(EtcdStore):
         )
         self.script = list(script)
         self.sent: list[tuple[str, dict[str, Any], str]] = []
+
+    async def _introduce(self, what):
+        """Which cluster it is matters to none of these scripts."""
+
+    async def _verify(self, endpoint):
+        self._verified.add(endpoint)
 
     async def _post(self, endpoint, path, body, token):
         assert self.script, f"unexpected request {path} to {endpoint}"
@@ -484,3 +491,71 @@ def test_a_closed_store_says_so():
 def test_the_endpoints_are_described_without_secrets():
     store = EtcdStore(EtcdOptions(username="flannel", password="hunter2"))
     assert store.describe() == "http://127.0.0.1:2379"
+
+
+class TestListings:
+    """In pages at one revision, whatever their number and size."""
+
+    @staticmethod
+    def page(*kvs, more=False):
+        return {"header": HEADER, "kvs": list(kvs), "more": more}
+
+    def test_pages_are_read_at_the_revision_of_the_first(self):
+        store = Scripted(
+            ("a", gateway.RANGE, self.page(kv(b"/s/1", b"x"), more=True)),
+            ("a", gateway.RANGE, self.page(kv(b"/s/2", b"y"))),
+        )
+        listed = play(store, lambda s: s.range_prefix(b"/s/"))
+        assert [found.key for found in listed.kvs] == [b"/s/1", b"/s/2"]
+        first, second = (body for _, body, _ in store.sent)
+        assert "revision" not in first
+        assert second["revision"] == HEADER["revision"]
+        assert base64.b64decode(second["key"]) == b"/s/1\0"
+
+    def test_a_page_that_is_too_long_is_asked_for_in_smaller_ones(self):
+        too_long = AnswerTooLong("its answer has more bytes than that")
+        store = Scripted(
+            ("a", gateway.RANGE, too_long),
+            ("a", gateway.RANGE, too_long),
+            ("a", gateway.RANGE, self.page(kv(b"/s/1", b"x"))),
+        )
+        play(store, lambda s: s.range_prefix(b"/s/"))
+        limits = [int(body["limit"]) for _, body, _ in store.sent]
+        assert limits == sorted(limits, reverse=True)
+        assert limits[0] > limits[1] > limits[2]
+
+    def test_a_value_that_fits_no_page_is_passed_over_by_its_key(self):
+        too_long = AnswerTooLong("its answer has more bytes than that")
+        store = Scripted(
+            *[("a", gateway.RANGE, too_long)] * 4,
+            ("a", gateway.RANGE, self.page(kv(b"/s/1", b""), more=True)),
+            ("a", gateway.RANGE, self.page(kv(b"/s/2", b"y"))),
+        )
+        listed = play(store, lambda s: s.range_prefix(b"/s/"))
+        assert [(found.key, found.left_out > 0) for found in listed.kvs] == [
+            (b"/s/1", True),
+            (b"/s/2", False),
+        ]
+        assert store.sent[4][1]["keys_only"] is True
+        assert "keys_only" not in store.sent[5][1]
+
+    def test_a_listing_whose_revision_is_compacted_begins_anew(self):
+        compacted = Refused(
+            Code.OUT_OF_RANGE, "etcdserver: mvcc: required revision has been compacted"
+        )
+        store = Scripted(
+            ("a", gateway.RANGE, self.page(kv(b"/s/1", b"old"), more=True)),
+            ("a", gateway.RANGE, compacted),
+            ("a", gateway.RANGE, self.page(kv(b"/s/1", b"new"))),
+        )
+        listed = play(store, lambda s: s.range_prefix(b"/s/"))
+        assert [found.value for found in listed.kvs] == [b"new"]
+
+    def test_large_values_are_left_out(self):
+        large = kv(b"/s/1", bytes(MAX_VALUE_BYTES + 1))
+        store = Scripted(("a", gateway.RANGE, self.page(large, kv(b"/s/2", b"y"))))
+        listed = play(store, lambda s: s.range_prefix(b"/s/"))
+        assert [(found.value, found.left_out) for found in listed.kvs] == [
+            (b"", MAX_VALUE_BYTES + 1),
+            (b"y", 0),
+        ]
