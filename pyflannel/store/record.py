@@ -42,6 +42,8 @@ class Remembered:
     """The etcd prefix it was under."""
     public: tuple[IPAddress, ...] = ()
     """The addresses it was published with, IPv4 first; empty in a file of the first release."""
+    cluster: int = 0
+    """The id of the etcd cluster it was in, 0 if that is not known."""
 
     @property
     def former(self) -> Former:
@@ -97,9 +99,14 @@ class LeaseRecord:
         public = tuple(parse_ip(text) for text in listed)
         if prefix != self._prefix:
             return None
-        return Remembered(key=key, store_lease=store_lease, prefix=prefix, public=public)
+        cluster = entry.get("cluster", 0)
+        if not isinstance(cluster, int) or not 0 <= cluster < 1 << 64:
+            raise ValueError(f"cluster {str(cluster)[:40]} is no id of an etcd cluster")
+        return Remembered(
+            key=key, store_lease=store_lease, prefix=prefix, public=public, cluster=cluster
+        )
 
-    def save(self, lease: Lease) -> None:
+    def save(self, lease: Lease, cluster: int = 0) -> None:
         """Remembers a lease. A full or read-only disk is logged once and is no reason to stop."""
         entry = {
             "subnet": str(lease.key),
@@ -108,6 +115,7 @@ class LeaseRecord:
             "public": [
                 str(ip) for ip in (lease.attrs.public_ip, lease.attrs.public_ipv6) if ip is not None
             ],
+            "cluster": cluster,
         }
         failing = self._unwritten is not None
         self._unwritten = (json.dumps(entry) + "\n").encode()

@@ -346,6 +346,10 @@ class FakeStore:
         self._before: defaultdict[str, deque[Callable[[], None]]] = defaultdict(deque)
         self._refused: dict[str, StoreError] = {}
         self._watchers: dict[_Watcher, Timer | None] = {}
+        self.expected = 0
+        """What `expect_cluster` was told."""
+        self.is_stranger = False
+        """As in `Store`; a test sets it."""
         self._down = False
         self._frozen = False
         self._closed = False
@@ -522,6 +526,15 @@ class FakeStore:
     def addresses(self) -> Collection[IPAddress]:
         """As in `Store`: none."""
         return ()
+
+    @property
+    def cluster(self) -> int:
+        """As in `Store`."""
+        return self.etcd.cluster_id
+
+    def expect_cluster(self, cluster: int) -> None:
+        """As in `Store`."""
+        self.expected = cluster
 
     def describe(self) -> str:
         """As in `Store`."""

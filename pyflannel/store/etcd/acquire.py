@@ -230,8 +230,9 @@ class Acquisition:
             if other.key == mine.key:
                 continue
             # What was written again meanwhile was there before as well.
-            version = listed.kvs[codec.lease_key(self._prefix, other.key)].version
-            earlier = other.revision < mine.revision or version > 1
+            kv = listed.kvs.get(codec.lease_key(self._prefix, other.key))
+            again = kv is not None and kv.version > 1
+            earlier = other.revision < mine.revision or again
             if earlier and allocation.overlap(other.key, mine.key):
                 key = codec.lease_key(self._prefix, mine.key)
                 await self._store.delete(key, if_mod_revision=mine.revision)

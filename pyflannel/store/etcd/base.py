@@ -182,6 +182,20 @@ class Store(Protocol):
         """The addresses that etcd is reached at, as far as known now."""
         ...
 
+    @property
+    def cluster(self) -> int:
+        """The id of our cluster, 0 while none is known."""
+        ...
+
+    def expect_cluster(self, cluster: int) -> None:
+        """Tells which cluster a former run has used; before the first request. See `identity`."""
+        ...
+
+    @property
+    def is_stranger(self) -> bool:
+        """Whether another cluster is used, for want of ours: what it lacks is not gone."""
+        ...
+
     def describe(self) -> str:
         """Endpoints for a log line, without secrets: `http://192.0.2.1:2379, …`."""
         ...

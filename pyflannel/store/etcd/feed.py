@@ -57,6 +57,11 @@ DECODED_AT_ONCE: Final = 200
 """Leases that are decoded before other tasks have their turn: 20 ms."""
 
 
+STRANGER_GRACE_S: Final = 86400.0
+"""In a cluster that is not ours nobody's lease has ended: what we know stays until it would have,
+after a day at the latest, or until our own cluster is back."""
+
+
 class LeaseFeed:
     """Reads and watches all keys below `<prefix>/subnets/`; belongs to one task.
 
@@ -120,7 +125,8 @@ class LeaseFeed:
                 if cursor is None:
                     snapshot, restored = await self._snapshot(keep_missing=grace_ends is not None)
                     if restored and grace_ends is None:
-                        grace_ends = self._clock.monotonic() + RESTORE_GRACE_S
+                        grace = STRANGER_GRACE_S if self._store.is_stranger else RESTORE_GRACE_S
+                        grace_ends = self._clock.monotonic() + grace
                     cursor = snapshot.revision + 1
                     yield snapshot
                 async for response in self._watch(cursor, grace_ends):

@@ -131,6 +131,9 @@ class EtcdLeaseStore:
         self._news = asyncio.Event()
         self._answered = float("-inf")
         self._waits_for_room = False
+        remembered = record.load()
+        if remembered is not None and remembered.cluster:
+            store.expect_cluster(remembered.cluster)
         self.feed = LeaseFeed(store, prefix, clock, is_own=self._is_own_key, own=self._saw_own)
 
     @property
@@ -731,7 +734,7 @@ class EtcdLeaseStore:
 
     def _set_lease(self, lease: Lease) -> None:
         self._lease = lease
-        self._record.save(lease)
+        self._record.save(lease, self._store.cluster)
 
     # Sightings and news
 

@@ -25,7 +25,7 @@ import importlib
 import random
 import threading
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
@@ -53,6 +53,7 @@ from pyflannel.store.etcd.base import (
 )
 from pyflannel.store.etcd.endpoints import Endpoint, parse_endpoints, tls_context
 from pyflannel.store.etcd.failures import AnswerTooLong, Code, EndpointFailure, Refused, unavailable
+from pyflannel.store.etcd.identity import ADOPT_AFTER_S, Cluster, Identity
 from pyflannel.store.etcd.password import Password
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ TRICKLE_S: Final = 30.0
 """Deadline for an answer as a whole, however steadily it comes: 8 MiB at 2 Mbit/s."""
 OPEN_WATCH_S: Final = 2.0
 """To connect and to be told that a watch exists."""
+HOME_EVERY_S: Final = 30.0
+"""Between two looks for our own cluster while a stranger is used."""
 IDLE_S: Final = 5.0
 """Silence of a watch after which its endpoint is probed. A frozen server is so noticed within 6.5
 s; a probe costs 2 ms of CPU, 0.04 % of the time."""
@@ -116,11 +119,34 @@ class EtcdStore:
         self._tokens = Tokens(options.username, Password(options), self._post)
         self._hosts = {endpoint.host for endpoint in self._endpoints}
         self._preferred = 0
+        self._identity = Identity(
+            [str(endpoint) for endpoint in self._endpoints], 0, time.monotonic()
+        )
+        self._verified: set[Endpoint] = set()
+        self._introduced = asyncio.Lock()
+        self._home_tried = float("-inf")
         self._clients: dict[Endpoint, EndpointClient] = {}
         self._clients_lock = threading.Lock()
         self._watch_client: WatchClient | None = None
         self._opening = asyncio.Lock()
         self._closed = False
+
+    @property
+    def cluster(self) -> int:
+        """As in `Store`."""
+        return self._identity.home
+
+    def expect_cluster(self, cluster: int) -> None:
+        """As in `Store`."""
+        self._identity = Identity(
+            [str(endpoint) for endpoint in self._endpoints], cluster, time.monotonic()
+        )
+        self._verified.clear()
+
+    @property
+    def is_stranger(self) -> bool:
+        """As in `Store`."""
+        return self._identity.is_stranger
 
     def describe(self) -> str:
         """As in `Store`."""
@@ -297,8 +323,10 @@ class EtcdStore:
                     yield response
                 else:
                     await self._probe(endpoint)
+                self._identity.heard(time.monotonic())
         except EndpointFailure as failure:
             self._avoid(endpoint)
+            self._verified.discard(endpoint)
             raise unavailable(what, {str(endpoint): failure}) from failure
         except Refused as refused:
             raise refused.as_store_error(what, str(endpoint)) from refused
@@ -382,20 +410,23 @@ class EtcdStore:
         Args:
             repeat: go on after an attempt that may have been carried out.
         """
+        await self._introduce(what)
         failures: dict[str, EndpointFailure] = {}
         unsure = False
-        start = self._preferred
-        for endpoint in (*self._endpoints[start:], *self._endpoints[:start]):
+        for endpoint in self._order():
             # A connection from before a restart of the server breaks at its first use; the second
             # attempt makes a new one.
             for last in (False, True):
                 try:
+                    if endpoint not in self._verified:
+                        await self._verify(endpoint)
                     value = await attempt(endpoint)
                 except AnswerTooLong as failure:
                     # Any other endpoint would give the same.
                     raise unavailable(what, {str(endpoint): failure}) from failure
                 except EndpointFailure as failure:
                     failures[str(endpoint)] = failure
+                    self._verified.discard(endpoint)
                     unsure = unsure or failure.unsure
                     if unsure and not repeat:
                         raise _Unsure(
@@ -410,8 +441,110 @@ class EtcdStore:
                     raise refused.as_store_error(what, str(endpoint)) from refused
                 else:
                     self._prefer(endpoint, failures)
+                    self._identity.heard(time.monotonic())
                     return _Answer(value, unsure)
         raise unavailable(what, failures)
+
+    def _order(self) -> Sequence[Endpoint]:
+        """The endpoints in the order in which they are asked."""
+        start = self._preferred
+        order = (*self._endpoints[start:], *self._endpoints[:start])
+        now = time.monotonic()
+        if self._identity.is_stranger and now - self._home_tried >= HOME_EVERY_S:
+            # The stranger answers well; only asking the others first finds the way back.
+            self._home_tried = now
+            return (*order[1:], order[0])
+        return order
+
+    async def _introduce(self, what: str) -> None:
+        """Without a memory of our cluster asks all endpoints at once, so that they can disagree.
+
+        Raises:
+            StoreUnavailable: they do.
+        """
+        if self._identity.home or len(self._endpoints) == 1:
+            return
+        async with self._introduced:
+            if self._identity.home:
+                return
+            named: dict[str, int] = {}
+            asking = {
+                asyncio.ensure_future(self._cluster_of(endpoint)): str(endpoint)
+                for endpoint in self._endpoints
+            }
+            try:
+                waiting = set(asking)
+                while waiting:
+                    done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                    for task in done:
+                        with suppress(EndpointFailure, Refused):
+                            named[asking[task]] = task.result()
+                    most = max((list(named.values()).count(c) for c in named.values()), default=0)
+                    if 2 * most > len(self._endpoints):
+                        break
+            finally:
+                for task in asking:
+                    task.cancel()
+                await asyncio.gather(*asking, return_exceptions=True)
+            if not self._identity.agree(list(named.values())):
+                reasons = "; ".join(f"{where} is cluster {c:x}" for where, c in named.items())
+                raise StoreUnavailable(
+                    f"{what}: the endpoints are of different clusters, and which one is ours is "
+                    f"not known ({reasons}); name only the members of one (--etcd-endpoints)",
+                    kind=reasons,
+                )
+            for where, cluster in sorted(
+                named.items(), key=lambda item: -list(named.values()).count(item[1])
+            )[:1]:
+                self._identity.judge(where, cluster, time.monotonic())
+
+    async def _cluster_of(self, endpoint: Endpoint) -> int:
+        """The id of the cluster that an endpoint belongs to."""
+        status = await self._post(endpoint, gateway.STATUS, {}, "")
+        return gateway.parse_header(status).cluster_id
+
+    async def _verify(self, endpoint: Endpoint) -> None:
+        """Returns if an endpoint that was not used yet, or failed, is to be used.
+
+        Raises:
+            EndpointFailure: it does not answer, or belongs to another cluster.
+        """
+        try:
+            cluster = await self._cluster_of(endpoint)
+        except Refused as refused:
+            # It answers; who it is, it does not tell us.
+            log.debug("etcd refuses its status", endpoint=str(endpoint), error=refused)
+            self._verified.add(endpoint)
+            return
+        former = self._identity.used
+        match self._identity.judge(str(endpoint), cluster, time.monotonic()):
+            case Cluster.FOREIGN:
+                raise EndpointFailure(
+                    f"it belongs to another cluster, {cluster:x}; ours is {self._identity.home:x}"
+                )
+            case Cluster.REPLACED:
+                log.warning(
+                    "another etcd cluster has taken the place of ours, following it",
+                    endpoint=str(endpoint),
+                    cluster_id=f"{cluster:x}",
+                    former_cluster_id=f"{former:x}",
+                )
+            case Cluster.STRANGER if former != cluster:
+                log.warning(
+                    "no member of our etcd cluster answers, using another cluster meanwhile",
+                    endpoint=str(endpoint),
+                    cluster_id=f"{cluster:x}",
+                    ours=f"{self._identity.home:x}",
+                    after_s=ADOPT_AFTER_S,
+                )
+            case Cluster.BACK:
+                log.warning("our etcd cluster answers again, leaving the other one")
+                self._verified.clear()
+                if self._watch_client is not None:
+                    self._watch_client.abort("our own cluster answers again")
+            case _:
+                pass
+        self._verified.add(endpoint)
 
     def _prefer(self, endpoint: Endpoint, failures: dict[str, EndpointFailure]) -> None:
         index = self._endpoints.index(endpoint)

@@ -35,6 +35,14 @@ def test_a_file_without_addresses_is_still_good(tmp_path):
     assert (str(loaded.key), loaded.store_lease, loaded.public) == ("10.0.7.0-24", 7, ())
 
 
+def test_the_cluster_is_remembered_and_a_record_of_before_has_none(tmp_path):
+    LeaseRecord(str(tmp_path), "/net").save(LEASE, cluster=(1 << 64) - 1)
+    assert LeaseRecord(str(tmp_path), "/net").load().cluster == (1 << 64) - 1
+    old = '{"subnet":"10.0.1.0-24","etcd_lease":7,"prefix":"/net"}'
+    (tmp_path / FILE_NAME).write_text(old)
+    assert LeaseRecord(str(tmp_path), "/net").load().cluster == 0
+
+
 def test_another_prefix_is_another_lease(tmp_path):
     LeaseRecord(str(tmp_path), "/net").save(LEASE)
     assert LeaseRecord(str(tmp_path), "/other").load() is None

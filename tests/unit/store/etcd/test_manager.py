@@ -1283,6 +1283,30 @@ class TestRestoredEtcd:
 
         play(scenario)
 
+    def test_in_a_strangers_cluster_no_peer_is_given_up_after_half_a_minute(self, play):
+        """What that one lacks has not ended; peers stay until their leases would have."""
+
+        async def scenario(etcd, make):
+            etcd.put(key(1), value("192.0.2.50"), lease=etcd.grant(DAY))
+            node = make(previous=subnet_key(2))
+            await node.start()
+            node.store.is_stranger = True
+            etcd.replace()
+            await etcd.clock.advance(600)
+            snapshots = [u for u in node.updates if isinstance(u, Snapshot)]
+            assert len(snapshots) > 1
+            assert subnet_key(1) in {lease.key for lease in snapshots[-1].leases}
+
+        play(scenario)
+
+    def test_the_next_run_knows_the_cluster(self, play):
+        async def scenario(etcd, make):
+            await make("a").start()
+            assert make("a").store.expected == etcd.cluster_id
+            assert make("b").store.expected == 0
+
+        play(scenario)
+
 
 def test_a_bad_key_is_logged_once_in_one_readable_line(play, caplog):
     """100 KB, an escape sequence, and written again and again: each was a line of 100 KB."""
