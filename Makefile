@@ -16,7 +16,7 @@ help:
 	@echo "make demo      a flannel cluster on this machine, shown step by step"
 	@echo "make test      the whole test suite (ARGS=... goes to pytest)"
 	@echo "make system    the part of it on booted Debian nodes, with etcd three minutes late, and"
-	@echo "               what of the suite takes a minute and more"
+	@echo "               what of the suite takes a minute and more (etcd 3.4 to 3.6)"
 	@echo "make book      the textbook's installation on two of those, shown step by step"
 	@echo "make kernels   tests on Debian's kernels in virtual machines: hours on a small machine"
 	@echo "               (ARGS='6.1 tests/...' for some of it, see docs/kernels.md)"
@@ -37,7 +37,8 @@ test: install
 	@$(BIN)/python -m pytest $(addprefix --ignore=tests/system/test_,$(BY_SYSTEM)) $(ARGS)
 
 system: install
-	@PYFLANNEL_LATE_S=180 $(BIN)/python -m pytest tests/system $(ARGS)
+	@PYFLANNEL_LATE_S=180 PYFLANNEL_ALL_ETCDS=1 $(BIN)/python -m pytest \
+		tests/system tests/integration/etcd_cluster $(ARGS)
 
 book: install
 	@$(BIN)/python -m pytest -q -s tests/system/test_book.py $(ARGS)
