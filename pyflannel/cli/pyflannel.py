@@ -39,6 +39,7 @@ COMMANDS: Final[dict[str, Command]] = {
     "static": Command("pyflannel.cli.static", "the static network file: check, from-etcd"),
     "leases": Command("pyflannel.cli.leases", "who has which subnet"),
     "status": Command("pyflannel.cli.status", "this node, as its daemon sees it"),
+    "peers": Command("pyflannel.cli.peers", "the other nodes, as this node's daemon sees them"),
     "cleanup": Command("pyflannel.cli.cleanup", "remove every trace of a stopped daemon"),
     "doctor": Command("pyflannel.cli.doctor", "what keeps docker out of the leased subnet"),
     "docker-setup": Command("pyflannel.cli.dockersetup", "start docker in the leased subnet"),

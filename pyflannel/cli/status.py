@@ -43,12 +43,10 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
     parser = Parser("pyflannel status", DESCRIPTION)
     parser.add_argument("--json", action="store_true", help="print JSON")
-    default = os.environ.get("FLANNELD_STATUS_SOCKET") or DaemonOptions().status_socket
-    parser.add_argument("--status-socket", metavar="PATH", default=default)
+    add_socket_option(parser)
     given = parser.parse_args(argv)
-    subnet_file = os.environ.get("FLANNELD_SUBNET_FILE") or DaemonOptions().subnet_file
     try:
-        shown = ask(given.status_socket, subnet_file)
+        shown = ask(given.status_socket, subnet_file())
     except (DeviceUnavailable, NotPermitted) as error:
         print(f"pyflannel: {escaped(error, MOST_IN_LOG)}", file=sys.stderr)
         return EXIT_NOT_READY
@@ -59,6 +57,17 @@ def main(argv: Sequence[str]) -> int:
     if not report.ready:
         return EXIT_NOT_READY
     return EXIT_PROBLEMS if verdict(report) is not None else EXIT_OK
+
+
+def add_socket_option(parser: Parser) -> None:
+    """Gives a command the option that names the daemon to ask."""
+    default = os.environ.get("FLANNELD_STATUS_SOCKET") or DaemonOptions().status_socket
+    parser.add_argument("--status-socket", metavar="PATH", default=default)
+
+
+def subnet_file() -> str:
+    """The subnet file of the daemon, by which it is known whether it lives."""
+    return os.environ.get("FLANNELD_SUBNET_FILE") or DaemonOptions().subnet_file
 
 
 def _other_release(shown: Mapping[str, Any]) -> int:

@@ -19,11 +19,14 @@ from pyflannel.report.model import (
     Problem,
     Severity,
 )
+from pyflannel.report.peers import by_trouble, table
 from pyflannel.report.problems import problems
 from pyflannel.report.words import clock_time, left, since
 
 WIDTH: Final = 80
 INDENT: Final = "  "
+MOST_PEERS: Final = 12
+"""In the page: with problems and parts it still is about one screen."""
 
 
 def verdict(report: NodeReport) -> Severity | None:
@@ -55,6 +58,7 @@ def page(report: NodeReport) -> str:
     lines = [_verdict_line(report, len(serious))]
     for problem in found:
         lines += _problem(problem, report.now)
+    lines += _peer_table(report)
     lines += _section("lease", _lease(report))
     lines += _section("store", _store(report))
     lines += _section("underlay", _underlay(report))
@@ -79,13 +83,14 @@ def _verdict_line(report: NodeReport, count: int) -> str:
 def _problem(problem: Problem, now: float) -> list[str]:
     when = since(problem.since, now)
     head = f"{problem.severity.upper()} {problem.code} {problem.subject}" + (when and f", {when}")
-    lines = [shown(head, MOST_IN_LOG), *_wrapped(problem.text)]
+    lines = [shown(head, MOST_IN_LOG), *wrapped(problem.text)]
     if problem.remedy:
-        lines += _wrapped(f"do: {problem.remedy}")
+        lines += wrapped(f"do: {problem.remedy}")
     return lines
 
 
-def _wrapped(text: str) -> list[str]:
+def wrapped(text: str) -> list[str]:
+    """Foreign or own words as indented lines."""
     return textwrap.wrap(
         shown(text, MOST_IN_LOG),
         WIDTH,
@@ -94,6 +99,15 @@ def _wrapped(text: str) -> list[str]:
         break_long_words=False,
         break_on_hyphens=False,
     )
+
+
+def _peer_table(report: NodeReport) -> list[str]:
+    first = by_trouble(report.peers)[:MOST_PEERS]
+    lines = [INDENT + line for line in table(first, report.now, width=WIDTH - len(INDENT))]
+    more = len(report.peers) - len(first)
+    if more:
+        lines.append(f"{INDENT}and {more} more: pyflannel peers")
+    return ["peers:", *lines] if lines else []
 
 
 Row = tuple[str, str]
