@@ -2,7 +2,9 @@
 
 `log.info("lease acquired", subnet=…, expires=…)`: the phrase is fixed, the values are fields that
 are named alike everywhere. Three renderings: text for a terminal, `key=value` lines otherwise, JSON
-on request. Secrets never get here; should one slip into a field, `redact` hides it by its name.
+on request. On the way to systemd's journal each line begins with its priority, which the journal
+takes off, and its own clock is left out: the journal has one.
+Secrets never get here; should one slip into a field, `redact` hides it by its name.
 Events and values are escaped and bounded (`pyflannel.foreign`), whoever wrote them.
 """
 
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -18,6 +21,14 @@ from typing import Final, TextIO
 from pyflannel.foreign import MOST_IN_LOG, cut, escape, shown
 
 _FIELDS: Final = "pyflannel_fields"
+_PRIORITIES: Final = (
+    (logging.CRITICAL, 2),
+    (logging.ERROR, 3),
+    (logging.WARNING, 4),
+    (logging.INFO, 6),
+)
+"""From which level on a line has which priority of syslog(3)."""
+_DEBUG_PRIORITY: Final = 7
 _SECRET: Final = ("password", "token", "psk", "secret", "private")
 
 
@@ -100,11 +111,19 @@ class TextFormatter(logging.Formatter):
 
 
 class KeyValueFormatter(logging.Formatter):
-    """`time=… level=info event="lease acquired" subnet=…`, one line each, for journals and grep."""
+    """`time=… level=info event="lease acquired" subnet=…`, one line each, for files and grep.
+
+    Args:
+        clock: whether a line has its time; not where its reader adds one.
+    """
+
+    def __init__(self, *, clock: bool = True) -> None:
+        super().__init__()
+        self._clock = clock
 
     def format(self, record: logging.LogRecord) -> str:  # noqa: D102 - as inherited
         parts = [
-            f"time={_timestamp(record)}",
+            *([f"time={_timestamp(record)}"] if self._clock else []),
             f"level={record.levelname.lower()}",
             f"event={_quote(record.getMessage())}",
         ]
@@ -133,6 +152,56 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry, default=str)
 
 
+class JournalFormatter(logging.Formatter):
+    """Another formatter's lines, each with its priority in front (sd-daemon(3))."""
+
+    def __init__(self, lines: logging.Formatter) -> None:
+        super().__init__()
+        self._lines = lines
+
+    def format(self, record: logging.LogRecord) -> str:  # noqa: D102 - as inherited
+        return with_priority(record.levelno, self._lines.format(record))
+
+
+def with_priority(level: int, text: str) -> str:
+    """The text, each line with the priority of a level of `logging` in front.
+
+    The journal takes each line for an entry of its own (systemd.exec(5), `SyslogLevelPrefix=`).
+    """
+    priority = next((code for floor, code in _PRIORITIES if level >= floor), _DEBUG_PRIORITY)
+    return "\n".join(f"<{priority}>{line}" for line in text.split("\n"))
+
+
+def is_journal(stream: TextIO, environ: Mapping[str, str] | None = None) -> bool:
+    """Whether what is written to a stream goes to systemd's journal as it is.
+
+    `JOURNAL_STREAM` has device and inode of what systemd connected (systemd.exec(5)). It is
+    inherited, so a stream that was redirected since does not match.
+
+    Args:
+        stream: to be written to.
+        environ: the environment, ours by default.
+    """
+    there = (os.environ if environ is None else environ).get("JOURNAL_STREAM")
+    if not there:
+        return False
+    try:
+        found = os.fstat(stream.fileno())
+    except (OSError, ValueError):  # no descriptor (io.UnsupportedOperation is both), or closed
+        return False
+    return there == f"{found.st_dev}:{found.st_ino}"
+
+
+def say(level: int, text: str) -> None:
+    """Writes bare words to stderr, for what is told before there is a log, or after its end.
+
+    Args:
+        level: of `logging`; the journal is told it.
+        text: one line or more, fit to be shown, without a newline at its end.
+    """
+    print(with_priority(level, text) if is_journal(sys.stderr) else text, file=sys.stderr)
+
+
 def _plain(value: object) -> object:
     """The value as JSON has it, if that is not too long."""
     if isinstance(value, bool | int | float):
@@ -156,18 +225,21 @@ def set_up(style: str, *, verbosity: int = 0, stream: TextIO | None = None) -> N
 
     Args:
         style: `auto` (text on a terminal, key=value lines otherwise), `text` or `json`. On a stream
-            that is no terminal `text` gives the key=value lines as well.
+            that is no terminal `text` gives the key=value lines as well. If the stream is the
+            journal, lines have their priority, and those that are not JSON no time.
         verbosity: 0 = info and above; 1 and more = debug (upstream's `-v`).
     """
     out = stream if stream is not None else sys.stderr
-    terminal = out.isatty()
+    terminal, journal = out.isatty(), is_journal(out)
     formatter: logging.Formatter
     if style == "json":
         formatter = JsonFormatter()
     elif terminal:
         formatter = TextFormatter(color=True)
     else:
-        formatter = KeyValueFormatter()
+        formatter = KeyValueFormatter(clock=not journal)
+    if journal:
+        formatter = JournalFormatter(formatter)
     handler = logging.StreamHandler(out)
     handler.setFormatter(formatter)
     root = logging.getLogger("pyflannel")

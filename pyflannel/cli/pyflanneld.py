@@ -92,16 +92,23 @@ def run(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return EXIT_OK
     except Exception as error:  # noqa: BLE001 - the border of the process
+        import logging
         import traceback
 
-        traceback.print_exc()
-        print(f"pyflanneld: defect: {shown(repr(error), MOST_IN_LOG)}", file=sys.stderr)
+        from pyflannel import logs
+
+        said = f"pyflanneld: defect: {shown(repr(error), MOST_IN_LOG)}"
+        logs.say(logging.ERROR, traceback.format_exc() + said)
         return EXIT_DEFECT
 
 
 def last_words(error: FlannelError) -> int:
     """Says why we end, as the last line on stderr, and returns the exit code."""
-    print(f"pyflanneld: {shown(error, MOST_IN_LOG)}", file=sys.stderr)
+    import logging
+
+    from pyflannel import logs
+
+    logs.say(logging.ERROR, f"pyflanneld: {shown(error, MOST_IN_LOG)}")
     return error.exit_code
 
 

@@ -9,6 +9,7 @@ config in etcd, and what they want of this node, as a start would, for `systemct
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
 # First, because it installs the handlers of SIGTERM and SIGINT that hold during the other imports.
+from pyflannel import logs
 from pyflannel.cli import pyflanneld
 from pyflannel.core.errors import EXIT_OK, ConfigError, FlannelError, UsageError
 from pyflannel.foreign import MOST_IN_LOG, shown
@@ -38,7 +40,7 @@ def main() -> NoReturn:
     except UsageError as error:
         sys.exit(pyflanneld.last_words(error))
     for warning in launch.warnings:
-        print(f"pyflanneld-start: warning: {warning}", file=sys.stderr)
+        logs.say(logging.WARNING, f"pyflanneld-start: warning: {warning}")
     argv = in_our_directory(launch.argv, os.environ)
     if checking:
         sys.exit(check(argv))
@@ -109,15 +111,15 @@ def check(argv: Sequence[str]) -> int:
         if not isinstance(parsed, RunDaemon):
             raise UsageError("-help and -version start no daemon")
         for warning in parsed.warnings:
-            print(f"warning: {warning}", file=sys.stderr)
+            logs.say(logging.WARNING, f"warning: {warning}")
         failed = _check(parsed)
     except FlannelError as error:
         return pyflanneld.last_words(error)
     for reason in failed:
-        print(f"error: {shown(reason, MOST_IN_LOG)}", file=sys.stderr)
+        logs.say(logging.ERROR, f"error: {shown(reason, MOST_IN_LOG)}")
     if failed:
         return failed[0].exit_code
-    print("options, network config and node are fit for a restart", file=sys.stderr)
+    logs.say(logging.INFO, "options, network config and node are fit for a restart")
     return EXIT_OK
 
 
@@ -189,7 +191,7 @@ def _network_config(parsed: RunDaemon) -> NetworkConfig:
     config = parse_network_config(found.kvs[0].value, KINDS)
     for problem in config.problems:
         if config.config is not None:
-            print(f"{problem.severity}: {shown(problem, MOST_IN_LOG)}", file=sys.stderr)
+            logs.say(logging.WARNING, f"{problem.severity}: {shown(problem, MOST_IN_LOG)}")
     if config.config is None:
         raise ConfigError("; ".join(str(shown(p, MOST_IN_LOG)) for p in config.problems))
     return config.config

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -76,3 +78,75 @@ def test_json_stays_json() -> None:
     entry = json.loads(stream.getvalue())
     assert (entry["n"], entry["yes"], entry["text"]) == (1, True, "a\x1bü")
     assert entry["list"] == [1, "x"]
+
+
+class TestJournal:
+    """A file stands for the socket that systemd connects: both are known by device and inode."""
+
+    @pytest.fixture
+    def journal(self, tmp_path, monkeypatch):
+        with (tmp_path / "journal").open("w+") as stream:
+            found = os.fstat(stream.fileno())
+            monkeypatch.setenv("JOURNAL_STREAM", f"{found.st_dev}:{found.st_ino}")
+            yield stream
+
+    @staticmethod
+    def written(stream) -> list[str]:
+        stream.flush()
+        stream.seek(0)
+        return stream.read().splitlines()
+
+    def test_the_level_is_the_priority_and_the_time_is_the_journals(self, journal):
+        logs.set_up("auto", verbosity=1, stream=journal)
+        log = logs.get_logger("pyflannel.x")
+        log.debug("d")
+        log.info("i", subnet="10.5.1.0/24")
+        log.warning("w")
+        log.error("e")
+        assert self.written(journal) == [
+            "<7>level=debug event=d",
+            "<6>level=info event=i subnet=10.5.1.0/24",
+            "<4>level=warning event=w",
+            "<3>level=error event=e",
+        ]
+
+    def test_a_traceback_stays_in_the_line_of_its_priority(self, journal):
+        logs.set_up("auto", stream=journal)
+        try:
+            int("a\nb")
+        except ValueError:
+            logs.get_logger("pyflannel.x").exception("defect")
+        (line,) = self.written(journal)
+        assert line.startswith("<3>level=error event=defect traceback=")
+
+    def test_json_keeps_its_time_and_is_json_behind_the_priority(self, journal):
+        logs.set_up("json", stream=journal)
+        logs.get_logger("pyflannel.x").warning("w")
+        (line,) = self.written(journal)
+        assert line.startswith("<4>{")
+        assert {"time", "level", "event"} <= set(json.loads(line[3:]))
+
+    def test_a_redirected_stream_is_not_the_journal(self, journal, tmp_path):
+        with (tmp_path / "file").open("w+") as stream:
+            logs.set_up("auto", stream=stream)
+            logs.get_logger("pyflannel.x").error("e")
+            (line,) = self.written(stream)
+        assert line.startswith("time=")
+
+    @pytest.mark.parametrize("value", ["", "x", "1:2", "0:0"])
+    def test_another_journal_stream_is_not_ours(self, journal, value):
+        assert logs.is_journal(journal)
+        assert not logs.is_journal(journal, {"JOURNAL_STREAM": value})
+        assert not logs.is_journal(journal, {})
+        assert not logs.is_journal(io.StringIO(), {"JOURNAL_STREAM": value})
+
+    def test_last_words_have_a_priority_too_on_every_line(self, journal, monkeypatch):
+        monkeypatch.setattr(sys, "stderr", journal)
+        logs.say(logging.ERROR, "Traceback\nwhy")
+        assert self.written(journal) == ["<3>Traceback", "<3>why"]
+
+
+def test_elsewhere_last_words_are_bare(capsys, monkeypatch):
+    monkeypatch.delenv("JOURNAL_STREAM", raising=False)
+    logs.say(logging.ERROR, "why")
+    assert capsys.readouterr().err == "why\n"
