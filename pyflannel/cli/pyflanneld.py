@@ -83,6 +83,7 @@ def run(argv: Sequence[str]) -> int:
             return EXIT_OK
         for name in SECRET_VARIABLES:
             os.environ.pop(name, None)  # children inherit the rest
+        check_limits()
 
         from pyflannel.daemon import run_daemon
 
@@ -100,6 +101,21 @@ def run(argv: Sequence[str]) -> int:
         said = f"pyflanneld: defect: {shown(repr(error), MOST_IN_LOG)}"
         logs.say(logging.ERROR, traceback.format_exc() + said)
         return EXIT_DEFECT
+
+
+def check_limits() -> None:
+    """Before anything is imported that ends in another way when it runs into one.
+
+    Raises:
+        DeviceUnavailable: a limit of this process is lower than a node can live with.
+    """
+    from pyflannel.core.errors import DeviceUnavailable
+    from pyflannel.core.limits import too_low
+    from pyflannel.kernel.limits import raise_files, read_limits
+
+    raise_files()
+    if reason := too_low(read_limits()):
+        raise DeviceUnavailable("start", "", 0, reason)
 
 
 def last_words(error: FlannelError) -> int:

@@ -110,6 +110,7 @@ def check(argv: Sequence[str]) -> int:
         parsed = parse_daemon(["pyflanneld", *argv], os.environ)
         if not isinstance(parsed, RunDaemon):
             raise UsageError("-help and -version start no daemon")
+        pyflanneld.check_limits()
         for warning in parsed.warnings:
             logs.say(logging.WARNING, f"warning: {warning}")
         failed = _check(parsed)

@@ -1,0 +1,77 @@
+"""Reads the limits that hold for this process, and raises the one that it may raise."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+from pathlib import Path
+from typing import Final
+
+from pyflannel.core.limits import MIN_FILES, Limits
+
+CGROUP_ROOT: Final = Path("/sys/fs/cgroup")
+OWN_CGROUPS: Final = Path("/proc/self/cgroup")
+
+
+def read_limits(root: Path = CGROUP_ROOT, own: Path = OWN_CGROUPS) -> Limits:
+    """The limits of this process; what cannot be read is none."""
+    tasks, where = _tasks_left(root, own)
+    return Limits(
+        files=_soft(resource.RLIMIT_NOFILE),
+        address_space=_soft(resource.RLIMIT_AS),
+        tasks=tasks,
+        tasks_where=where,
+    )
+
+
+def raise_files() -> None:
+    """Raises a soft limit of descriptors that is too low, as far as the hard one allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MIN_FILES if hard == resource.RLIM_INFINITY else min(MIN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _soft(which: int) -> int | None:
+    soft, _ = resource.getrlimit(which)
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+def _tasks_left(root: Path, own: Path) -> tuple[int | None, str]:
+    """How many tasks the narrowest control group above us still allows, and which one that is."""
+    left: int | None = None
+    narrowest = ""
+    for base, path in _groups(root, own):
+        group = base / path.lstrip("/")
+        while group == base or base in group.parents:
+            most, current = _number(group / "pids.max"), _number(group / "pids.current")
+            if most is not None and current is not None and (left is None or most - current < left):
+                left, narrowest = most - current, "/" + str(group.relative_to(base))
+            group = group.parent
+    return left, narrowest.replace("/.", "/")
+
+
+def _groups(root: Path, own: Path) -> list[tuple[Path, str]]:
+    """Where our control groups are: of version 2, and version 1's hierarchy of the controller."""
+    try:
+        lines = own.read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    found: list[tuple[Path, str]] = []
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if not controllers:
+            found.append((root, path))
+        elif "pids" in controllers.split(","):
+            found.append((root / "pids", path))
+    return found
+
+
+def _number(path: Path) -> int | None:
+    try:
+        text = path.read_text(errors="replace").strip()
+    except OSError:
+        return None
+    return int(text) if text.isdecimal() else None

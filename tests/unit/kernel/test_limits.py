@@ -1,0 +1,40 @@
+"""The limits that hold for a process, as the kernel tells them."""
+
+from __future__ import annotations
+
+import pytest
+
+from pyflannel.kernel.limits import read_limits
+
+
+@pytest.fixture
+def groups(tmp_path):
+    """A tree of control groups, given as path: (pids.max, pids.current)."""
+
+    def make(own: str, **pids: tuple[str, int]):
+        root, file = tmp_path / "cgroup", tmp_path / "own"
+        for path, (most, current) in pids.items():
+            group = root / path.replace("_", "/").strip("/")
+            group.mkdir(parents=True, exist_ok=True)
+            (group / "pids.max").write_text(f"{most}\n")
+            (group / "pids.current").write_text(f"{current}\n")
+        root.mkdir(exist_ok=True)
+        file.write_text(own)
+        return read_limits(root, file)
+
+    return make
+
+
+def test_the_narrowest_group_above_us_counts(groups):
+    limits = groups("0::/a/b\n", a=("20", 15), a_b=("max", 3))
+    assert (limits.tasks, limits.tasks_where) == (5, "/a")
+
+
+def test_version_one_has_a_hierarchy_of_its_own(groups):
+    limits = groups("5:cpu,pids:/a\n4:cpu:/other\n", pids_a=("30", 10))
+    assert (limits.tasks, limits.tasks_where) == (20, "/a")
+
+
+def test_without_control_groups_there_is_no_limit(groups):
+    assert groups("0::/\n").tasks is None
+    assert groups("").tasks is None
