@@ -10,18 +10,21 @@ import argparse
 import json
 import math
 import os
+import random
 import re
 import signal
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NoReturn
 
 from pyflannel.backend.kinds import KINDS
+from pyflannel.cli.common import table
 from pyflannel.cli.order import command_first, options_first
 from pyflannel.core.errors import EXIT_OK, FlannelError, UsageError
 from pyflannel.foreign import MOST_IN_LOG, shown
-from pyflannel.lab import bench, demo, precheck, rootless, topology
+from pyflannel.lab import bench, demo, overview, precheck, rootless, topology, trouble
 from pyflannel.lab.cluster import Lab, describe
 from pyflannel.lab.errors import LabError, NoSuchLab
 from pyflannel.lab.state import StateDirectory
@@ -30,6 +33,9 @@ from pyflannel.lab.topology import LabSpec, Underlay
 EXIT_UNANSWERED: Final = demo.EXIT_UNANSWERED
 EXIT_INTERRUPTED: Final = 130
 """128 + SIGINT, as shells have it."""
+
+_OF_ETCD: Final = ("FLANNELD_ETCD_", "ETCDCTL_", "FLANNEL_ETCD")
+"""Variables that say where an etcd is, and how to get in."""
 
 _DAEMON_ARG: Final = "--daemon-arg"
 
@@ -123,9 +129,133 @@ def _exec(options: argparse.Namespace) -> int:
     entry = space.enter(command, cwd=Path.cwd())
     try:
         # In our place: terminal, signals and exit code are the command's own.
-        os.execvpe(entry[0], entry, space.environment())  # noqa: S606 - no shell is wanted
+        os.execvpe(entry[0], entry, exec_environment(lab, space.environment()))  # noqa: S606 - no shell is wanted
     except FileNotFoundError as error:
         raise LabError(f"{entry[0]} is missing (Debian: util-linux)") from error
+
+
+def exec_environment(lab: Lab, found: Mapping[str, str]) -> dict[str, str]:
+    """The environment for a command inside: the tools there find the lab's etcd, and no other.
+
+    Args:
+        lab: which is up.
+        found: what the command would get from outside; what is said there of another etcd, a
+            password perhaps, does not go along.
+    """
+    kept = {name: value for name, value in found.items() if not name.startswith(_OF_ETCD)}
+    if lab.spec.store != "etcd":
+        return kept
+    endpoint = lab.etcd.endpoint
+    return kept | {
+        "FLANNELD_ETCD_ENDPOINTS": endpoint,
+        "FLANNELD_ETCD_PREFIX": lab.spec.prefix,
+        "ETCDCTL_ENDPOINTS": endpoint,
+    }
+
+
+def _break(options: argparse.Namespace) -> int:
+    text = " ".join(options.fault)
+    if options.list:
+        print("\n".join(trouble.listing()))
+        return EXIT_OK
+    if bool(text) == options.random:
+        raise UsageError("lab break: expected a FAULT or --random; --list has them all")
+    name = trouble.named(text) if text else ""
+    lab = Lab.open(options.name)
+    number = topology.node_number(options.node) if options.node else 1
+    if not name:
+        rng = random.Random(options.seed)  # noqa: S311 - a riddle, no secret
+        name, chosen = trouble.choose(lab, rng)
+        number = number if options.node else chosen
+    broken = trouble.break_it(lab, name, number, hidden=options.hide)
+    lab.leave_running()
+    which = "" if lab.spec.name == "default" else f" --name {lab.spec.name}"
+    if options.hide:
+        print("something is broken; what and where, `pyflannel lab heal` tells")
+    else:
+        print(broken)
+    if options.hide or name in trouble.TROUBLES:
+        print(f"look: pyflannel lab ping{which}; pyflannel lab status{which}")
+        print(f"undo: pyflannel lab heal{which}")
+    else:
+        print(f"the daemon mends it; look: pyflannel lab logs{which} {number}")
+    return EXIT_OK
+
+
+def _heal(options: argparse.Namespace) -> int:
+    lab = Lab.open(options.name)
+    for broken in trouble.recorded(lab):
+        print(f"was broken: {broken}")
+    begin = time.monotonic()
+    matrix = trouble.heal(lab)
+    lab.leave_running()
+    took = f"after {time.monotonic() - begin:.1f} s"
+    if matrix is None:
+        print(f"all is undone {took}; the lab has no pods to try it with")
+        return EXIT_OK
+    failures = matrix.failures()
+    print(f"{len(matrix.results) - len(failures)} of {len(matrix.results)} pairs answer {took}")
+    for failure in failures:
+        print(f"{failure.source} to {failure.target} ({failure.address}): no answer")
+    return EXIT_OK if matrix.ok else EXIT_UNANSWERED
+
+
+def _list(options: argparse.Namespace) -> int:
+    labs = overview.labs()
+    if options.json:
+        print(json.dumps({"labs": labs}, indent=2))
+    elif not labs:
+        print("no lab is up; `pyflannel lab up` makes one")
+    else:
+        rows = [[str(cell) for cell in row.values()] for row in labs]
+        print(table([name.upper() for name in labs[0]], rows), end="")
+    return EXIT_OK
+
+
+def _status(options: argparse.Namespace) -> int:
+    lab = Lab.open(options.name)
+    nodes = overview.nodes(lab)
+    broken = trouble.recorded(lab)
+    shown_faults = [str(each) for each in broken if not each.hidden]
+    hidden = sum(each.hidden for each in broken)
+    fine = all(node["state"] == "running" for node in nodes)
+    if options.json:
+        report = {"nodes": nodes, "broken": shown_faults, "hidden": hidden}
+        print(json.dumps({"name": lab.spec.name, **report}, indent=2))
+        return EXIT_OK if fine else EXIT_UNANSWERED
+    heads = ("NODE", "UNDERLAY", "SUBNET", "POD", "STATE")
+    rows = [
+        (node["node"], node["public_ip"], node["subnet"] or "-", node["pod"] or "-", node["state"])
+        for node in nodes
+    ]
+    print(table(heads, rows), end="")
+    for node in nodes:
+        for problem in node["problems"]:
+            print(f"{node['node']}: {shown(problem, MOST_IN_LOG)}")
+    for text in shown_faults:
+        print(f"broken on purpose: {text}")
+    if hidden:
+        print(f"and {hidden} more that `pyflannel lab heal` tells")
+    return EXIT_OK if fine else EXIT_UNANSWERED
+
+
+def _logs(options: argparse.Namespace) -> int:
+    directory = StateDirectory(options.name)
+    state = directory.load()
+    numbers = [k for k in range(1, topology.MAX_NODES + 1) if f"node{k}" in state.processes]
+    places = {f"node{k}": directory.path / f"node{k}" / "log" for k in numbers}
+    places["etcd"] = directory.path / "etcd.log"
+    wanted = list(options.node)
+    for at, text in enumerate(wanted):
+        wanted[at] = text if text == "etcd" else f"node{topology.node_number(text)}"
+        if wanted[at] not in places:
+            raise UsageError(f"{text}: the lab {options.name!r} has {', '.join(places)}")
+    files = [str(places[name]) for name in wanted or places if wanted or places[name].exists()]
+    lines = ["-n", str(options.lines)]
+    follow = ["-F"] if options.follow else []
+    entry = ["tail", *lines, *follow, "--", *files]
+    sys.stdout.flush()
+    os.execvp(entry[0], entry)  # noqa: S606 - no shell is wanted; tail is everywhere
 
 
 def _bench(options: argparse.Namespace) -> int:
@@ -148,6 +278,11 @@ _COMMANDS: Final = {
     "ping": _ping,
     "exec": _exec,
     "bench": _bench,
+    "break": _break,
+    "heal": _heal,
+    "list": _list,
+    "status": _status,
+    "logs": _logs,
     "down": _down,
 }
 
@@ -240,6 +375,29 @@ def _parsers() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentP
     speed.add_argument("--to", dest="target", type=int, default=2, metavar="NODE")
     speed.add_argument(
         "--seconds", type=_seconds, default=2.0, metavar="S", help="of each of four measurements"
+    )
+
+    harm = add("break", "break something in a lab, to see it heal or to find it")
+    harm.add_argument("fault", nargs="*", metavar="FAULT", help="what; --list has them all")
+    harm.add_argument("--list", action="store_true", help="print all faults, break nothing")
+    harm.add_argument("--random", action="store_true", help="choose one that stays broken")
+    harm.add_argument("--hide", action="store_true", help="do not say what is broken, or where")
+    harm.add_argument("--node", metavar="NODE", help="where (default: 1; with --random any)")
+    harm.add_argument("--seed", metavar="TEXT", help="with --random: the same choice each time")
+
+    add("heal", "undo whatever `break` did; ends 1 if a pair of pods does not answer")
+
+    labs = add("list", "the labs of this machine that are up", named=False)
+    labs.add_argument("--json", action="store_true", help="print JSON")
+
+    state = add("status", "how each node of a lab is; ends 1 if one has a problem")
+    state.add_argument("--json", action="store_true", help="print JSON")
+
+    logs = add("logs", "what the daemons have logged, and etcd")
+    logs.add_argument("node", nargs="*", metavar="NODE", help="1, node1 or etcd; all if none")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on with what is added")
+    logs.add_argument(
+        "-n", "--lines", type=_count, default=20, metavar="N", help="of each (default: %(default)s)"
     )
 
     add("down", "take a lab away, also one that is only half made")
@@ -365,8 +523,8 @@ def _gain_rights(options: argparse.Namespace, argv: Sequence[str]) -> None:
         return
     if options.command in {"up", "demo"}:
         rootless.enter_new(_MODULE, argv)
-    if options.command == "down":
-        return  # ending one's own processes needs no rights
+    if options.command in {"down", "list", "logs"} or getattr(options, "list", False):
+        return  # reading files and ending one's own processes needs no rights
     holder = StateDirectory(options.name).load().processes.get("switch")
     if holder is not None and holder.alive():
         rootless.enter_of(holder, _MODULE, argv)

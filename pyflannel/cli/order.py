@@ -64,4 +64,4 @@ def _is_option(word: str) -> bool:
 
 
 def _takes_next(word: str, with_value: Container[str]) -> bool:
-    return f"--{word.lstrip('-')}" in with_value
+    return word in with_value or f"--{word.lstrip('-')}" in with_value
