@@ -239,6 +239,8 @@ class _Rules:
     """Longest network prefix for which SubnetLen defaults to `usual`; beyond, to prefix + 2."""
     usual: int
     example: str
+    reserved: tuple[tuple[str, str], ...]
+    """Ranges that cannot be an overlay, each with what it is for."""
 
     def key(self, name: str) -> str:
         """The key of this family, such as `IPv6SubnetMin`."""
@@ -253,6 +255,13 @@ _V4: Final = _Rules(
     usual_up_to=22,
     usual=24,
     example="10.244.0.0/16",
+    # RFC 6890; kernel: net/ipv4/route.c, ip_route_input_slow() drops all four as martians.
+    reserved=(
+        ("0.0.0.0/8", "addresses of this host on this network"),
+        ("127.0.0.0/8", "loopback addresses"),
+        ("169.254.0.0/16", "link-local addresses"),
+        ("224.0.0.0/4", "multicast addresses"),
+    ),
 )
 _V6: Final = _Rules(
     family=Family.V6,
@@ -262,7 +271,23 @@ _V6: Final = _Rules(
     usual_up_to=62,
     usual=64,
     example="fd00:10:244::/48",
+    # RFC 4291 section 2.4.
+    reserved=(
+        ("::/128", "the unspecified address"),
+        ("::1/128", "the loopback address"),
+        ("fe80::/10", "link-local addresses"),
+        ("ff00::/8", "multicast addresses"),
+    ),
 )
+
+
+def _lies_inside(network: IPNetwork, outer: IPNetwork) -> bool:
+    return (
+        network.version == outer.version
+        and network.prefixlen >= outer.prefixlen
+        and network.network_address in outer
+    )
+
 
 _NETWORKS: Final[Mapping[Family, Callable[[str], IPNetwork]]] = {
     Family.V4: parse_ipv4_network,
@@ -433,6 +458,7 @@ class _Parser:
             self._refuse_missing_network(rules, pool)
             return
         self._note_host_bits(rules, pool.network)
+        self._refuse_reserved(rules, pool.network)
         before = len(self._problems)
         self._check_length(rules, pool, pool.network)
         length_is_good = len(self._problems) == before
@@ -464,6 +490,19 @@ class _Parser:
             if address != network.network_address:
                 masked = _spell_network(network)
                 self._warn(key, f"{key} {text} has host bits, taken as {masked}", f"write {masked}")
+
+    def _refuse_reserved(self, rules: _Rules, network: IPNetwork) -> None:
+        """Ranges that no host routes, so that not one packet would leave a node."""
+        for text, what in rules.reserved:
+            reserved = ip_network(text)
+            if _lies_inside(network, reserved):
+                key = rules.key("Network")
+                shown = _spell_network(network)
+                self._error(
+                    key,
+                    f"{key} is {shown}, which lies in {text}: {what}",
+                    f"use a private range that your LAN does not use, such as {rules.example}",
+                )
 
     def _check_length(self, rules: _Rules, pool: _Pool, network: IPNetwork) -> None:
         key = rules.key("SubnetLen")

@@ -785,3 +785,28 @@ def test_a_network_of_one_family_alone_is_told_to_switch_the_other_off() -> None
     assert error.remedy.startswith('set "EnableIPv6": false if the network is IPv4 only, or add')
     parsed = parse_network_config("{}", KINDS)
     assert parsed.errors[0].remedy.startswith("add")
+
+
+@pytest.mark.parametrize(
+    "network", ["127.0.0.0/8", "127.16.0.0/16", "169.254.0.0/16", "224.0.0.0/8", "0.0.0.0/8"]
+)
+def test_a_network_that_no_host_routes_is_refused_with_the_way_out(network):
+    parsed = parse_network_config(json.dumps({"Network": network}), KINDS)
+    assert parsed.config is None
+    found = [problem for problem in parsed.errors if "lies in" in problem.message]
+    assert found
+    assert found[0].key == "Network"
+    assert "10.244.0.0/16" in found[0].remedy
+
+
+@pytest.mark.parametrize("network", ["fe80::/48", "ff00::/48"])
+def test_so_is_one_of_ipv6(network):
+    text = {"EnableIPv4": False, "EnableIPv6": True, "IPv6Network": network}
+    text["Backend"] = {"Type": "vxlan"}
+    parsed = parse_network_config(json.dumps(text), KINDS)
+    assert any(p.key == "IPv6Network" and "lies in" in p.message for p in parsed.errors)
+
+
+@pytest.mark.parametrize("network", ["10.0.0.0/8", "100.64.0.0/10", "192.168.0.0/16", "1.0.0.0/8"])
+def test_ranges_beside_them_are_taken(network):
+    assert parse_network_config(json.dumps({"Network": network}), KINDS).config is not None
