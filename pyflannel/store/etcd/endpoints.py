@@ -131,6 +131,19 @@ def tls_context(options: EtcdOptions, *, used: bool) -> ssl.SSLContext | None:
     return context
 
 
+def files_stamp(options: EtcdOptions) -> tuple[object, ...]:
+    """What differs when one of the TLS files has been replaced or rewritten; missing ones count."""
+    stamp: list[object] = []
+    for path in (options.cafile, options.certfile, options.keyfile):
+        try:
+            found = Path(path).stat() if path else None
+        except OSError as error:
+            stamp.append(error.errno)
+        else:
+            stamp.append(found and (found.st_ino, found.st_size, found.st_mtime_ns))
+    return tuple(stamp)
+
+
 def _load_pair(context: ssl.SSLContext, options: EtcdOptions) -> None:
     try:
         # An encrypted key would make OpenSSL ask on the terminal; the empty password fails instead.

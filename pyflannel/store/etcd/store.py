@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 from pyflannel.aio.threads import ThreadPool
 from pyflannel.core.errors import (
     StoreCompacted,
+    StoreConfigError,
     StoreConflict,
     StoreError,
     StoreLeaseNotFound,
@@ -51,7 +52,7 @@ from pyflannel.store.etcd.base import (
     RangeResult,
     WatchResponse,
 )
-from pyflannel.store.etcd.endpoints import Endpoint, parse_endpoints, tls_context
+from pyflannel.store.etcd.endpoints import Endpoint, files_stamp, parse_endpoints, tls_context
 from pyflannel.store.etcd.failures import AnswerTooLong, Code, EndpointFailure, Refused, unavailable
 from pyflannel.store.etcd.identity import ADOPT_AFTER_S, Cluster, Identity
 from pyflannel.store.etcd.password import Password
@@ -78,6 +79,8 @@ TRICKLE_S: Final = 30.0
 """Deadline for an answer as a whole, however steadily it comes: 8 MiB at 2 Mbit/s."""
 OPEN_WATCH_S: Final = 2.0
 """To connect and to be told that a watch exists."""
+FILES_EVERY_S: Final = 1.0
+"""Between two looks at the certificates' files, made with requests only: three stats."""
 HOME_EVERY_S: Final = 30.0
 """Between two looks for our own cluster while a stranger is used."""
 IDLE_S: Final = 5.0
@@ -113,7 +116,12 @@ class EtcdStore:
 
     def __init__(self, options: EtcdOptions, *, idle: float = IDLE_S) -> None:
         self._endpoints = parse_endpoints(options.endpoints)
+        self._options = options
+        self._stamp = files_stamp(options)
         self._tls = tls_context(options, used=self._endpoints[0].scheme == "https")
+        self._files_looked_at = time.monotonic()
+        self._files_wrong = ""
+        self._former_watches: list[WatchClient] = []
         self._idle = idle
         self._threads = ThreadPool("etcd", THREADS)
         self._tokens = Tokens(options.username, Password(options), self._post)
@@ -410,6 +418,7 @@ class EtcdStore:
         Args:
             repeat: go on after an attempt that may have been carried out.
         """
+        self._follow_files()
         await self._introduce(what)
         failures: dict[str, EndpointFailure] = {}
         unsure = False
@@ -444,6 +453,37 @@ class EtcdStore:
                     self._identity.heard(time.monotonic())
                     return _Answer(value, unsure)
         raise unavailable(what, failures)
+
+    def _follow_files(self) -> None:
+        """Takes new certificates from the disk; what is connected goes on as it is.
+
+        A pair that is half written, or wrong, is told once; the former one stays until it is right.
+        """
+        now = time.monotonic()
+        if self._tls is None or now - self._files_looked_at < FILES_EVERY_S:
+            return
+        self._files_looked_at = now
+        stamp = files_stamp(self._options)
+        if stamp == self._stamp:
+            return
+        try:
+            context = tls_context(self._options, used=True)
+        except StoreConfigError as error:
+            if str(error) != self._files_wrong:
+                log.warning("new certificates are not used yet, going on with the old", error=error)
+            self._files_wrong = str(error)
+            return
+        log.info("certificates for etcd have changed on disk, using them from now on")
+        self._stamp, self._tls, self._files_wrong = stamp, context, ""
+        with self._clients_lock:
+            clients = list(self._clients.values())
+            self._clients.clear()
+        for client in clients:
+            client.close()
+        if self._watch_client is not None:
+            # Its open watches go on.
+            self._former_watches.append(self._watch_client)
+            self._watch_client = None
 
     def _order(self) -> Sequence[Endpoint]:
         """The endpoints in the order in which they are asked."""
@@ -540,8 +580,7 @@ class EtcdStore:
             case Cluster.BACK:
                 log.warning("our etcd cluster answers again, leaving the other one")
                 self._verified.clear()
-                if self._watch_client is not None:
-                    self._watch_client.abort("our own cluster answers again")
+                self._abort_watches("our own cluster answers again")
             case _:
                 pass
         self._verified.add(endpoint)
@@ -659,16 +698,21 @@ class EtcdStore:
         for client in clients:
             client.abort()
             client.close()
-        if self._watch_client is not None:
-            self._watch_client.abort(reason)
+        self._abort_watches(reason)
+
+    def _abort_watches(self, reason: str) -> None:
+        for watches in (*self._former_watches, self._watch_client):
+            if watches is not None:
+                watches.abort(reason)
 
     async def close(self) -> None:
         """As in `Store`."""
         with self._clients_lock:
             self._closed = True
             clients = list(self._clients.values())
-        if self._watch_client is not None:
-            await self._watch_client.close()
+        for watches in (*self._former_watches, self._watch_client):
+            if watches is not None:
+                await watches.close()
         for client in clients:
             client.abort()
         await self._threads.close(CLOSE_S)
