@@ -97,6 +97,9 @@ class StoreError(FlannelError):
 class StoreUnavailable(StoreError):
     """No endpoint gave an answer. Waiting and trying again is right."""
 
+    silent = False
+    """Whether one of them was there and said nothing in time."""
+
 
 class StoreConflict(StoreError):
     """A condition of a transaction did not hold. Read again, then decide."""

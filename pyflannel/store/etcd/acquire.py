@@ -120,7 +120,7 @@ class Acquisition:
         if listed is None:
             listed = await list_leases(self._store, self._prefix)
         self.listed = listed
-        plan = await self._plan(listed.leases, attrs)
+        plan = await self._plan(listed.taken(self._prefix), attrs)
         if plan.previous_refused:
             log.warning(f"{plan.previous_refused}, ignoring it")
         for stale in plan.incompatible:

@@ -15,6 +15,7 @@ restore stay for `RESTORE_GRACE_S`, and are then judged by a snapshot of their o
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -27,6 +28,7 @@ from pyflannel.core.ip import SubnetKey
 from pyflannel.core.lease import (
     Changes,
     Lease,
+    LeaseAttrs,
     LeaseDeleted,
     LeasePut,
     LeaseUpdate,
@@ -53,8 +55,11 @@ RESTORE_GRACE_S: Final = 30.0
 lease again, short against the day that a lease of a dead node may linger anyway."""
 
 
-DECODED_AT_ONCE: Final = 200
-"""Leases that are decoded before other tasks have their turn: 20 ms."""
+DECODED_AT_ONCE: Final = 100
+"""Leases that are decoded before other tasks have their turn: 10 ms."""
+FROZEN_EVERY: Final = 2000
+"""Leases after which the garbage collector is told to pass over what there is. They live as long as
+the node follows them, and looking through 16,000 of them took 60 ms at a time."""
 
 
 STRANGER_GRACE_S: Final = 86400.0
@@ -190,13 +195,12 @@ class LeaseFeed:
         self._revision = listing.header.revision
         self._recovered()
         self._snapshots += 1
-        found = {lease.key: lease for lease in listing.leases}
+        found = dict(listing.by_key)
         self._bad.forget_all_but({bad.key for bad in listing.bad})
         for bad in listing.bad:
             self._say_bad(bad)
         if not primed:
-            own = next((kv for key, kv in listing.kvs.items() if self._is_own(key)), None)
-            self._own(own)
+            self._own(next((kv for key, kv in listing.kvs.items() if self._is_own(key)), None))
         if restored or keep_missing:
             missing = {key: lease for key, lease in self._known.items() if key not in found}
             if missing:
@@ -304,12 +308,26 @@ class Listing:
     """All keys below `subnets/` at one revision, read and decoded once for all who need them."""
 
     header: Header
-    leases: tuple[Lease, ...]
+    by_key: Mapping[SubnetKey, Lease]
     """In the order of their keys."""
     bad: tuple[BadKey, ...]
     """What is no lease."""
     kvs: Mapping[bytes, KeyValue]
     """The keys themselves."""
+
+    @property
+    def leases(self) -> tuple[Lease, ...]:
+        """In the order of their keys."""
+        return tuple(self.by_key.values())
+
+    def taken(self, prefix: str) -> tuple[Lease, ...]:
+        """The leases, and one without an owner for each subnet whose value cannot be read.
+
+        Nobody can lease such a subnet: its key is there.
+        """
+        keys = (codec.parse_key(prefix, bad.key) for bad in self.bad)
+        nobodys = (Lease(key=key, attrs=LeaseAttrs()) for key in keys if key is not None)
+        return (*self.by_key.values(), *nobodys)
 
 
 async def list_leases(store: Store, prefix: str) -> Listing:
@@ -319,15 +337,19 @@ async def list_leases(store: Store, prefix: str) -> Listing:
         StoreError: etcd failed.
     """
     result = await store.range_prefix(codec.subnets_prefix(prefix))
-    leases: list[Lease] = []
+    leases: dict[SubnetKey, Lease] = {}
+    kvs: dict[bytes, KeyValue] = {}
     bad: list[BadKey] = []
     for start in range(0, len(result.kvs), DECODED_AT_ONCE):
         if start:
             await asyncio.sleep(0)
+        if start and start % FROZEN_EVERY == 0:
+            gc.freeze()
         for kv in result.kvs[start : start + DECODED_AT_ONCE]:
+            kvs[kv.key] = kv
             lease = codec.decode_lease(prefix, kv)
             if isinstance(lease, Lease):
-                leases.append(lease)
+                leases[lease.key] = lease
             else:
                 bad.append(lease)
-    return Listing(result.header, tuple(leases), tuple(bad), {kv.key: kv for kv in result.kvs})
+    return Listing(result.header, leases, tuple(bad), kvs)

@@ -117,6 +117,7 @@ class EtcdLeaseStore:
         self._config_revision = 0
         self._ahead: NetworkConfig | None = None
         self._lease: Lease | None = None
+        self._own_key = b""
         self._lost: Lease | None = None
         self._lost_why = ""
         self._lost_at = 0.0
@@ -734,6 +735,7 @@ class EtcdLeaseStore:
 
     def _set_lease(self, lease: Lease) -> None:
         self._lease = lease
+        self._own_key = codec.lease_key(self._prefix, lease.key)
         self._record.save(lease, self._store.cluster)
 
     # Sightings and news
@@ -749,8 +751,7 @@ class EtcdLeaseStore:
         return self._config
 
     def _is_own_key(self, key: bytes) -> bool:
-        lease = self._lease
-        return lease is not None and key == codec.lease_key(self._prefix, lease.key)
+        return key == self._own_key
 
     def _saw_own(self, kv: KeyValue | None) -> None:
         self._sighting = (kv,)

@@ -65,10 +65,18 @@ log = get_logger(__name__)
 
 T = TypeVar("T")
 
-PAGE: Final = 256
-"""Keys asked for at once in a listing: some 100 KB, 2 ms to decode."""
+FIRST_PAGE: Final = 32
+"""Keys asked for at first in a listing, when it is not known yet how large the values are: of 1.5
+MiB each, which is the most by default, they are 48 MiB, which a gateway is silent for half a second
+to write."""
+MOST_KEYS: Final = 1024
+"""Keys asked for at once: some 400 KB, 8 ms to decode."""
+PAGE_BYTES: Final = 2 * 1024 * 1024
+"""What a page is meant to have at most; a quarter of what is read of an answer."""
+KEY_BYTES: Final = 200
+"""Of a key besides its value, roughly."""
 PAGE_SHRINKS: Final = 8
-"""By how much a page whose answer is too long is made smaller: 256, 32, 4 keys, one."""
+"""By how much a page whose answer is too long is made smaller: 32 keys, four, one."""
 THREADS: Final = 4
 """Requests at a time. The daemon has two or three duties with etcd (lease, peers, probes); one more
 lets a duty go on while the others wait for a frozen endpoint."""
@@ -193,7 +201,7 @@ class EtcdStore:
         first, end = prefix, gateway.prefix_end(prefix)
         header: Header | None = None
         kvs: list[KeyValue] = []
-        limit, keys_only = PAGE, False
+        limit, keys_only = FIRST_PAGE, False
         while True:
             request = gateway.page_request(
                 first,
@@ -205,10 +213,12 @@ class EtcdStore:
             try:
                 page, more = await self._read(what, gateway.RANGE, request, gateway.parse_page)
             except StoreUnavailable as error:
-                if not isinstance(error.__cause__, AnswerTooLong):
+                too_long = isinstance(error.__cause__, AnswerTooLong)
+                # The gateway says nothing until it has put the whole answer into JSON.
+                if not too_long and (not error.silent or limit == 1):
                     raise
                 # A value that is too long on its own is passed over with its key alone.
-                keys_only = limit == 1
+                keys_only = too_long and limit == 1
                 limit = max(1, limit // PAGE_SHRINKS)
                 continue
             except StoreError as error:
@@ -226,8 +236,7 @@ class EtcdStore:
             if not more or not page.kvs:
                 return RangeResult(header=header, kvs=tuple(kvs))
             first, keys_only = page.kvs[-1].key + b"\0", False
-            # A short page may have met the only large values there are.
-            limit = min(PAGE, limit * 2)
+            limit = next_page(limit, page.kvs)
 
     async def put(
         self, key: bytes, value: bytes, *, lease: int = 0, if_mod_revision: int | None = None
@@ -452,7 +461,10 @@ class EtcdStore:
                     self._prefer(endpoint, failures)
                     self._identity.heard(time.monotonic())
                     return _Answer(value, unsure)
-        raise unavailable(what, failures)
+        error = unavailable(what, failures)
+        if isinstance(error, StoreUnavailable):
+            error.silent = any(failure.silent for failure in failures.values())
+        raise error
 
     def _follow_files(self) -> None:
         """Takes new certificates from the disk; what is connected goes on as it is.
@@ -533,10 +545,15 @@ class EtcdStore:
                     f"not known ({reasons}); name only the members of one (--etcd-endpoints)",
                     kind=reasons,
                 )
-            for where, cluster in sorted(
-                named.items(), key=lambda item: -list(named.values()).count(item[1])
-            )[:1]:
-                self._identity.judge(where, cluster, time.monotonic())
+            now = time.monotonic()
+            # The cluster that most of them name comes first, for it becomes ours.
+            for where in sorted(named, key=lambda w: -list(named.values()).count(named[w])):
+                self._identity.judge(where, named[where], now)
+            ours = [e for e in self._endpoints if named.get(str(e)) == self._identity.home]
+            self._verified.update(ours)
+            if ours and self._endpoints[self._preferred] not in ours:
+                # What kept silent just now is not waited for a second time.
+                self._preferred = self._endpoints.index(ours[0])
 
     async def _cluster_of(self, endpoint: Endpoint) -> int:
         """The id of the cluster that an endpoint belongs to."""
@@ -721,6 +738,13 @@ class EtcdStore:
 
 
 _random: Final = random.SystemRandom()
+
+
+def next_page(limit: int, kvs: Sequence[KeyValue]) -> int:
+    """How many keys to ask for, after a page of `limit` gave these: as many as fit `PAGE_BYTES`."""
+    size = sum(KEY_BYTES + max(len(kv.value), kv.left_out) for kv in kvs)
+    fit = PAGE_BYTES * len(kvs) // size
+    return max(1, min(MOST_KEYS, 4 * limit, fit))
 
 
 def _is(kv: KeyValue, value: bytes, lease: int) -> bool:

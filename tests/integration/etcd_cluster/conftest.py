@@ -65,7 +65,11 @@ class Node:
     async def watch(self) -> None:
         async for update in self.manager.watch_leases():
             if isinstance(update, Snapshot):
-                self.seen = {lease.key: lease for lease in update.leases}
+                self.seen = {}
+                for n, lease in enumerate(update.leases):
+                    self.seen[lease.key] = lease
+                    if n % 500 == 0:
+                        await asyncio.sleep(0)
                 continue
             for event in update.events:
                 if isinstance(event, LeasePut):

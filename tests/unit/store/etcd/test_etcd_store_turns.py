@@ -20,10 +20,10 @@ from pyflannel.core.errors import (
 from pyflannel.core.options import EtcdOptions
 from pyflannel.store.etcd import gateway
 from pyflannel.store.etcd.auth import Tokens
-from pyflannel.store.etcd.base import MAX_VALUE_BYTES
+from pyflannel.store.etcd.base import MAX_VALUE_BYTES, KeyValue
 from pyflannel.store.etcd.failures import AnswerTooLong, Code, EndpointFailure, Refused
 from pyflannel.store.etcd.password import Password
-from pyflannel.store.etcd.store import EtcdStore
+from pyflannel.store.etcd.store import EtcdStore, next_page
 
 HEADER = {"revision": "9", "cluster_id": "1", "member_id": "2"}
 OK = {"header": HEADER}
@@ -527,7 +527,7 @@ class TestListings:
     def test_a_value_that_fits_no_page_is_passed_over_by_its_key(self):
         too_long = AnswerTooLong("its answer has more bytes than that")
         store = Scripted(
-            *[("a", gateway.RANGE, too_long)] * 4,
+            *[("a", gateway.RANGE, too_long)] * 3,
             ("a", gateway.RANGE, self.page(kv(b"/s/1", b""), more=True)),
             ("a", gateway.RANGE, self.page(kv(b"/s/2", b"y"))),
         )
@@ -536,8 +536,8 @@ class TestListings:
             (b"/s/1", True),
             (b"/s/2", False),
         ]
-        assert store.sent[4][1]["keys_only"] is True
-        assert "keys_only" not in store.sent[5][1]
+        assert store.sent[3][1]["keys_only"] is True
+        assert "keys_only" not in store.sent[4][1]
 
     def test_a_listing_whose_revision_is_compacted_begins_anew(self):
         compacted = Refused(
@@ -559,3 +559,30 @@ class TestListings:
             (b"", MAX_VALUE_BYTES + 1),
             (b"y", 0),
         ]
+
+    def test_a_gateway_that_is_silent_over_a_large_page_is_asked_for_a_smaller_one(self):
+        """It says nothing until it has put the whole answer into JSON."""
+        store = Scripted(
+            ("a", gateway.RANGE, SILENT),
+            ("a", gateway.RANGE, self.page(kv(b"/s/1", b"x"))),
+            count=1,
+        )
+        listed = play(store, lambda s: s.range_prefix(b"/s/"))
+        assert [found.key for found in listed.kvs] == [b"/s/1"]
+
+    def test_a_server_that_is_silent_over_a_single_key_is_frozen(self):
+        store = Scripted(*[("a", gateway.RANGE, SILENT)] * 3, count=1)
+        with pytest.raises(StoreUnavailable):
+            play(store, lambda s: s.range_prefix(b"/s/"))
+
+    @pytest.mark.parametrize(
+        ("size", "left_out", "pages"),
+        [(200, 0, [128, 512, 1024, 1024]), (0, 1_400_000, [1, 1, 1]), (60_000, 0, [34, 34])],
+    )
+    def test_pages_grow_to_what_their_values_let_fit(self, size, left_out, pages):
+        limit, seen = 32, []
+        for _ in pages:
+            one = KeyValue(key=b"k", value=bytes(size), left_out=left_out, mod_revision=1)
+            limit = next_page(limit, [one] * limit)
+            seen.append(limit)
+        assert seen == pages

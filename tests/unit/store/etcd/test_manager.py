@@ -447,6 +447,20 @@ class TestWinning:
 
         play(scenario)
 
+    def test_a_subnet_whose_value_cannot_be_read_is_not_free(self, play):
+        """Its key is there, so every write on it would lose a race that nobody runs."""
+
+        async def scenario(etcd, make):
+            for third in (1, 2):
+                etcd.put(key(third), b"garbage")
+            node = make(previous=subnet_key(2))
+            acquiring = asyncio.create_task(node.acquire())
+            await etcd.clock.advance(0.5)
+            assert acquiring.result().key == subnet_key(3)
+            assert etcd.get(key(2)).value == b"garbage"
+
+        play(scenario)
+
     def test_an_outage_in_the_middle_is_waited_out(self, play):
         """The answer to the write is lost: what was written is found, not written twice."""
 
