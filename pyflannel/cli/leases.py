@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 from pyflannel.cli.common import Parser, split_etcd, table, with_store
-from pyflannel.core.errors import EXIT_OK
+from pyflannel.core.errors import EXIT_OK, FlannelError
+from pyflannel.core.ip import IPAddress
 from pyflannel.core.lease import Lease
 from pyflannel.core.options import EtcdOptions
 from pyflannel.foreign import shown
@@ -24,22 +26,35 @@ AT_ONCE: Final = 16
 MOST_LEVELS: Final = 100
 """Nesting of backend data that is printed as JSON. No backend's own goes beyond two levels."""
 
+DESCRIPTION = """All subnet leases in etcd, in the order of their numbers.
+
+OWN marks those whose public IP is an address of this node. Where a line would be longer than the
+terminal is wide, a second line has the backend's data.
+
+Example:
+  pyflannel leases
+  pyflannel leases --json --etcd-endpoints=http://192.0.2.10:2379"""
+
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
     options, rest = split_etcd(argv)
-    parser = Parser("pyflannel leases", "All subnet leases in etcd.", etcd=True)
+    parser = Parser("pyflannel leases", DESCRIPTION, etcd=True)
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(rest)
     leases, bad = with_store(options, lambda store: read(store, options.prefix))
+    leases.sort(key=lambda each: each[0].key)
+    here = local_addresses()
     if given.json:
-        print(json.dumps({"leases": [as_json(*each) for each in leases], "ignored": bad}, indent=2))
+        rows = [{**as_json(*each), "own": is_own(each[0], here)} for each in leases]
+        print(json.dumps({"leases": rows, "ignored": bad}, indent=2))
         return EXIT_OK
     if not leases and not bad:
         print(_nothing(options), file=sys.stderr)
         return EXIT_OK
-    rows = [tuple(map(shown, _row(lease, ttl))) for lease, ttl in leases]
-    print(table(("SUBNET", "PUBLIC IP", "BACKEND", "DATA", "TIME LEFT"), rows), end="")
+    # A program wants a lease in a line; a terminal is as wide as it is.
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    print(page([(*each, is_own(each[0], here)) for each in leases], width), end="")
     for key, reason in bad.items():
         print(f"ignored {shown(key)}: {shown(reason)}")
     return EXIT_OK
@@ -109,17 +124,92 @@ def _decoded(raw: str | None) -> object:
     return value
 
 
-def _row(lease: Lease, ttl: int | None) -> tuple[str, str, str, str, str]:
+def is_own(lease: Lease, here: Collection[IPAddress]) -> bool:
+    """Whether the lease is of the node that has these addresses."""
+    return lease.attrs.public_ip in here or lease.attrs.public_ipv6 in here
+
+
+def local_addresses() -> frozenset[IPAddress]:
+    """The addresses of this node; none if the kernel does not tell."""
+    from pyflannel.kernel.netlink import KernelNetlink
+
+    async def ask() -> frozenset[IPAddress]:
+        netlink = KernelNetlink()
+        try:
+            return frozenset(each.interface.ip for each in await netlink.addresses())
+        finally:
+            await netlink.close()
+
+    try:
+        return asyncio.run(ask())
+    except FlannelError:
+        return frozenset()  # no node of the overlay: a sandbox, an administrator's machine
+
+
+def page(leases: Sequence[tuple[Lease, int | None, bool]], width: int | None) -> str:
+    """The leases for people.
+
+    Args:
+        leases: each with the seconds it has left, and whether it is this node's.
+        width: columns there are; `None` for a line per lease, however long.
+    """
+    wide = table(
+        ("SUBNET", "PUBLIC IP", "BACKEND", "DATA", "TIME LEFT", "OWN"),
+        [
+            tuple(map(shown, (lease.key.describe(), _public(lease), *_rest(lease, ttl, own=own))))
+            for lease, ttl, own in leases
+        ],
+    )
+    if width is None or max(map(len, wide.splitlines())) <= width:
+        return wide
+    rows: list[tuple[str, ...]] = []
+    below: list[str] = []
+    """For each row the data that is printed below it, or nothing."""
+    for lease, ttl, own in leases:
+        backend, data, left, mark = _rest(lease, ttl, own=own)
+        pairs = [
+            (str(subnet), str(public) if public is not None else "-")
+            for subnet, public in (
+                (lease.key.v4, lease.attrs.public_ip),
+                (lease.key.v6, lease.attrs.public_ipv6),
+            )
+            if subnet is not None
+        ]
+        for at, (subnet, public) in enumerate(pairs):
+            about = (backend, left, mark) if at == 0 else ("", "", "")
+            rows.append(tuple(map(shown, (subnet, public, *about))))
+            last = at == len(pairs) - 1
+            below.append(f"  {shown(data)}\n" if last and data != "-" else "")
+    narrow = table(("SUBNET", "PUBLIC IP", "BACKEND", "TIME LEFT", "OWN"), rows)
+    head, *lines = narrow.splitlines(keepends=True)
+    return head + "".join(line + data for line, data in zip(lines, below, strict=True))
+
+
+def _public(lease: Lease) -> str:
     attrs = lease.attrs
     addresses = [str(a) for a in (attrs.public_ip, attrs.public_ipv6) if a is not None]
-    data = " ".join(d for d in (attrs.backend_data, attrs.backend_v6_data) if d is not None)
+    return " ".join(addresses) or "-"
+
+
+def _rest(lease: Lease, ttl: int | None, *, own: bool) -> tuple[str, str, str, str]:
+    attrs = lease.attrs
+    data = [brief(each) for each in (attrs.backend_data, attrs.backend_v6_data) if each is not None]
     return (
-        lease.key.describe(),
-        " ".join(addresses) or "-",
         attrs.backend_type or "-",
-        data or "-",
+        " ".join(filter(None, data)) or "-",
         "reserved" if ttl is None else _time(ttl),
+        "*" if own else "",
     )
+
+
+def brief(raw: str) -> str:
+    """A backend's data for people: `VNI=1 VtepMAC=0a:00:00:00:00:01`; as it is if it is no such."""
+    value = _decoded(raw)
+    if value is None:
+        return ""
+    if not isinstance(value, dict) or not all(isinstance(v, str | int) for v in value.values()):
+        return raw
+    return " ".join(f"{key}={each}" for key, each in value.items())
 
 
 def _time(seconds: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from ipaddress import ip_address
 
 import pytest
 
@@ -19,4 +20,6 @@ def etcd(monkeypatch: pytest.MonkeyPatch) -> FakeEtcd:
         return asyncio.run(work(FakeStore(etcd)))
 
     monkeypatch.setattr(leases, "with_store", with_store)
+    here = frozenset({ip_address("192.0.2.1"), ip_address("127.0.0.1")})
+    monkeypatch.setattr(leases, "local_addresses", lambda: here)
     return etcd

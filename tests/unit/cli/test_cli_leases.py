@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from ipaddress import ip_address, ip_interface
 
 import pytest
 
 from pyflannel.cli import leases
+from pyflannel.core.errors import NotPermitted
+from pyflannel.kernel.base import Address
 from pyflannel.testing.fakestore import FakeEtcd
 from tests.support.hostile import HOSTILE, is_fit
 
@@ -54,3 +57,94 @@ def test_ordinary_backend_data_is_json(etcd, capsys) -> None:
     etcd.put(ROOM + b"10.5.1.0-24", f'{{"PublicIP":"192.0.2.1","BackendData":{data}}}'.encode())
     (lease,) = json.loads(run(capsys, "--json"))["leases"]
     assert lease["backend_data"] == json.loads(data)
+
+
+def put(etcd: FakeEtcd, key: str, ip: str, **more: object) -> None:
+    etcd.put(ROOM + key.encode(), json.dumps({"PublicIP": ip, **more}).encode())
+
+
+def vxlan(etcd: FakeEtcd, key: str, ip: str) -> None:
+    data = {"VNI": 1, "VtepMAC": "0a:00:00:00:00:01"}
+    put(etcd, key, ip, BackendType="vxlan", BackendData=data)
+
+
+def test_leases_come_in_the_order_of_their_numbers(etcd, capsys) -> None:
+    for third in (10, 8, 100, 9):
+        put(etcd, f"10.5.{third}.0-24", "192.0.2.7")
+    _, *rows = run(capsys).splitlines()
+    assert [row.split()[0] for row in rows] == [f"10.5.{n}.0/24" for n in (8, 9, 10, 100)]
+    leases_ = json.loads(run(capsys, "--json"))["leases"]
+    assert [each["subnet"] for each in leases_] == [f"10.5.{n}.0/24" for n in (8, 9, 10, 100)]
+
+
+def test_the_lease_of_this_node_is_marked(etcd, capsys) -> None:
+    put(etcd, "10.5.1.0-24", "192.0.2.1")
+    put(etcd, "10.5.2.0-24", "192.0.2.2")
+    head, own, other = run(capsys).splitlines()
+    assert head.endswith("  OWN")
+    assert (own[-1], other[-1]) == ("*", "d")
+    assert [each["own"] for each in json.loads(run(capsys, "--json"))["leases"]] == [True, False]
+
+
+def terminal(monkeypatch, columns: int) -> None:
+    monkeypatch.setattr(leases.sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+
+
+def test_an_ordinary_vxlan_lease_fits_a_line_of_a_terminal(etcd, capsys, monkeypatch) -> None:
+    terminal(monkeypatch, 85)
+    vxlan(etcd, "10.5.100.0-24", "192.168.1.10")
+    _, row = run(capsys).splitlines()
+    assert "vxlan    VNI=1 VtepMAC=0a:00:00:00:00:01" in row
+
+
+def test_where_it_does_not_the_data_has_a_line_of_its_own(etcd, capsys, monkeypatch) -> None:
+    terminal(monkeypatch, 80)
+    key = "10.5.100.0-24&fd00:10:244:1234::-64"
+    data = {"VNI": 1, "VtepMAC": "0a:00:00:00:00:01"}
+    more = {"PublicIPv6": "2001:db8::1", "BackendType": "vxlan"}
+    put(etcd, key, "192.168.100.100", BackendData=data, BackendV6Data=data, **more)
+    head, v4, v6, below = run(capsys).splitlines()
+    assert max(map(len, (head, v4, v6, below))) <= 80
+    assert v4.split()[:3] == ["10.5.100.0/24", "192.168.100.100", "vxlan"]
+    assert v6.split() == ["fd00:10:244:1234::/64", "2001:db8::1"]
+    assert below == "  " + " ".join(["VNI=1 VtepMAC=0a:00:00:00:00:01"] * 2)
+
+
+def test_a_program_gets_a_line_for_each(etcd, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    vxlan(etcd, "10.5.1.0-24", "192.0.2.1")
+    assert len(run(capsys).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("raw", "wanted"),
+    [
+        ('{"VNI":1,"VtepMAC":"02:00"}', "VNI=1 VtepMAC=02:00"),
+        ("null", ""),
+        ("{}", ""),
+        ('"text"', '"text"'),
+        ('{"a":{"b":1}}', '{"a":{"b":1}}'),
+        ("no json", "no json"),
+    ],
+)
+def test_a_backends_data_in_brief(raw: str, wanted: str) -> None:
+    assert leases.brief(raw) == wanted
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_kernel_that_does_not_tell_leaves_all_unmarked(fails: bool, monkeypatch) -> None:
+    closed = []
+
+    class Netlink:
+        async def addresses(self) -> list[Address]:
+            if fails:
+                raise NotPermitted("list addresses", "", 1)
+            return [Address(index=1, interface=ip_interface("192.0.2.9/24"))]
+
+        async def close(self) -> None:
+            closed.append(True)
+
+    monkeypatch.setattr("pyflannel.kernel.netlink.KernelNetlink", Netlink)
+    assert leases.local_addresses() == (set() if fails else {ip_address("192.0.2.9")})
+    assert closed == [True]
