@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 from pyflannel.aio.clock import SystemClock
+from pyflannel.backend.kinds import KINDS
 from pyflannel.core.ip import SubnetKey
 from pyflannel.core.lease import Lease, LeaseAttrs, LeasePut, Snapshot
 from pyflannel.core.options import EtcdOptions
 from pyflannel.store.etcd import codec
-from pyflannel.store.etcd.manager import EtcdSubnetManager
+from pyflannel.store.etcd.manager import EtcdLeaseStore
 from pyflannel.store.etcd.store import EtcdStore
 from pyflannel.store.record import LeaseRecord
 from pyflannel.testing.etcdbuild import RELEASES, etcd
@@ -46,8 +47,12 @@ class Node:
 
     def __init__(self, state: Path, endpoints: tuple[str, ...], number: int, **etcd: Any) -> None:
         self.store = EtcdStore(EtcdOptions(endpoints=endpoints, prefix=PREFIX, **etcd))
-        self.manager = EtcdSubnetManager(
-            self.store, PREFIX, clock=SystemClock(), record=LeaseRecord(str(state), PREFIX)
+        self.manager = EtcdLeaseStore(
+            self.store,
+            PREFIX,
+            kinds=KINDS,
+            clock=SystemClock(),
+            record=LeaseRecord(str(state), PREFIX),
         )
         self.attrs = LeaseAttrs(public_ip=IPv4Address(f"192.0.2.{number}"), backend_type="host-gw")
         self.seen: dict[SubnetKey, Lease] = {}
@@ -55,7 +60,7 @@ class Node:
 
     async def start(self) -> None:
         await self.manager.network_config()
-        await self.manager.acquire_lease(self.attrs)
+        await self.manager.acquire(self.attrs)
 
     @property
     def key(self) -> bytes:
@@ -78,7 +83,7 @@ class Node:
                     self.seen.pop(event.key, None)
 
     async def keep(self) -> None:
-        async for _ in self.manager.keep_lease():
+        async for _ in self.manager.keep():
             pass
 
 

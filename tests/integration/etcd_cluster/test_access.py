@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 import pytest
 
 from pyflannel.core.errors import StoreConfigError, StoreDenied
-from pyflannel.core.holding import Belief
 from pyflannel.core.options import EtcdOptions
 from pyflannel.store.etcd import codec
 from pyflannel.store.etcd.store import EtcdStore
@@ -89,13 +88,13 @@ def test_a_role_that_is_revoked_and_given_back_brings_the_lease_back(server, tmp
             allow(server, server.token("root", ROOT), "READ")
             token = server.token("root", ROOT)
             server.post("kv/deleterange", {"key": b64(node.key)}, token=token)
-            await until("the loss", lambda: node.manager.standing().belief is Belief.NOT_HELD, 10)
+            await until("the loss", lambda: node.manager.standing().held is False, 10)
             await asyncio.sleep(3)
-            assert "permission denied" in node.manager.standing().trouble
+            assert "permission denied" in node.manager.standing().reason
             allow(server, server.token("root", ROOT), "READWRITE")
             token = server.token("root", ROOT)
             await until("the key", lambda: there(server, token, node.key), 15)
-            await until("no reason", lambda: node.manager.standing().trouble == "", 5)
+            await until("no reason", lambda: node.manager.standing().reason == "", 5)
 
     play(scenario())
 
@@ -129,11 +128,10 @@ def test_a_password_that_is_changed_and_put_right_again_is_survived(server, tmp_
             await until("the reason", lambda: refused(node), 20)
             change = {"name": "flannel", "password": SECRET}
             server.post("auth/user/changepw", change, token=server.token("root", ROOT))
-            await until("the watch", lambda: node.manager.watch_trouble() is None, 60)
+            await until("the watch", lambda: node.manager.report().reason == "", 60)
 
     def refused(node) -> bool:
-        trouble = node.manager.watch_trouble()
-        return trouble is not None and "does not accept user" in trouble.reason
+        return "does not accept user" in node.manager.report().reason
 
     play(scenario(), within=120)
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from pyflannel.core.holding import Belief
 from pyflannel.core.ip import SubnetKey, parse_subnet_key
 from pyflannel.store.etcd import codec
 from pyflannel.testing.etcdserver import EtcdCluster, EtcdError, EtcdServer
@@ -110,7 +109,7 @@ def test_a_node_is_well_again(cluster, tmp_path, fault, within):
             assert await off_loop(member.get, node.key) is not None
             await until(
                 "the own lease",
-                lambda: node.manager.standing().belief is Belief.HELD,
+                lambda: node.manager.standing().held is True,
                 within,
             )
 
@@ -167,9 +166,7 @@ class TestStrangers:
                 await asyncio.sleep(12)
                 assert subnet(250) in node.seen
                 assert await off_loop(stranger.get, node.key) is None
-                trouble = node.manager.watch_trouble()
-                assert trouble is not None
-                assert "another cluster" in trouble.reason
+                assert "another cluster" in node.manager.report().reason
                 for member in others:
                     member.thaw()
                 await off_loop(others[0].put, codec.lease_key(PREFIX, subnet(251)), PEER)

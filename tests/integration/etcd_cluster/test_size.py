@@ -111,6 +111,6 @@ def test_a_large_value_that_is_written_again_and_again_holds_nobody_up(server, t
                 await until("the peer beside it", lambda key=key: key in node.seen, 3)
             print("longest turn", turns[0])
             assert turns[0] < LONGEST_TURN_S
-            assert node.manager.feed.reconnects == 0
+            assert node.manager.report().reconnects == 0
 
     play(scenario())
