@@ -27,6 +27,7 @@ from pyflannel.foreign import MOST_IN_LOG, shown
 from pyflannel.lab import bench, demo, overview, precheck, rootless, topology, trouble
 from pyflannel.lab.cluster import Lab, describe
 from pyflannel.lab.errors import LabError, NoSuchLab
+from pyflannel.lab.program import program
 from pyflannel.lab.state import StateDirectory
 from pyflannel.lab.topology import LabSpec, Underlay
 
@@ -91,7 +92,8 @@ def _up(options: argparse.Namespace) -> int:
         pod = node.pod_address() or "none"
         print(f"  {node.name:<8}{node.address:<14}{subnet:<20}pod {pod:<16}{node.directory}/log")
     name = "" if lab.spec.name == "default" else f" --name {lab.spec.name}"
-    print(f"next: pyflannel lab ping{name}; pyflannel lab exec{name} 1 -- ip route")
+    start = f"{program()} lab"
+    print(f"next: {start} ping{name}; {start} exec{name} 1 -- ip route")
     return EXIT_OK
 
 
@@ -175,10 +177,10 @@ def _break(options: argparse.Namespace) -> int:
     else:
         print(broken)
     if options.hide or name in trouble.TROUBLES:
-        print(f"look: pyflannel lab ping{which}; pyflannel lab status{which}")
-        print(f"undo: pyflannel lab heal{which}")
+        print(f"look: {program()} lab ping{which}; {program()} lab status{which}")
+        print(f"undo: {program()} lab heal{which}")
     else:
-        print(f"the daemon mends it; look: pyflannel lab logs{which} {number}")
+        print(f"the daemon mends it; look: {program()} lab logs{which} {number}")
     return EXIT_OK
 
 

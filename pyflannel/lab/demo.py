@@ -23,7 +23,9 @@ import pyflannel
 from pyflannel.lab import bench, precheck
 from pyflannel.lab.cluster import Lab
 from pyflannel.lab.errors import LabError
+from pyflannel.lab.nodes import Node
 from pyflannel.lab.processes import ref_of
+from pyflannel.lab.program import program
 from pyflannel.lab.spaces import Space
 from pyflannel.lab.state import all_labs
 from pyflannel.lab.topology import DEMO_CONFIG, LabSpec
@@ -31,16 +33,18 @@ from pyflannel.lab.topology import DEMO_CONFIG, LabSpec
 EXIT_UNANSWERED: Final = 1
 """Some pod did not answer; as ping(8) ends."""
 
-_WIDTH: Final = 86
-"""Columns: the longest line of ordinary output, the config, is about as long."""
+_WIDTH: Final = 79
+"""Columns: one less than a terminal has, for some begin a new line in the last one."""
+
+_INDENT: Final = "   "
 
 _PICTURE: Final = """\
-    pod1             pod2             pod3         containers, one per node
-     |                |                |
-  [docker0]        [docker0]        [docker0]      bridges, set up from docker_opts.env
-   node1            node2            node3         a pyflanneld on each
-     |                |                |
-  ---+----------------+----------------+---------  underlay 192.0.2.0/24, with etcd on it"""
+    pod1          pod2          pod3      containers, one per node
+     |             |             |
+  [docker0]     [docker0]     [docker0]   bridges, set up from docker_opts.env
+   node1         node2         node3      a pyflanneld on each
+     |             |             |
+  ---+-------------+-------------+------  underlay 192.0.2.0/24, etcd is on it"""
 
 
 class Stage:
@@ -71,12 +75,16 @@ class Stage:
 
     def command(self, where: str, command: str) -> None:
         """A command, as typed at a prompt."""
-        self.line(f"   {self._paint(f'{where}$', '2')} {self._paint(command, '36')}")
+        prompt = f"{where}$"
+        first, *more = folded(command, _WIDTH - len(_INDENT) - len(prompt) - 1)
+        self.line(f"{_INDENT}{self._paint(prompt, '2')} {self._paint(first, '36')}")
+        for text in more:
+            self.line(f"{_INDENT}{' ' * len(prompt)} {self._paint(text, '36')}")
 
     def output(self, lines: Sequence[str]) -> None:
         """What a command printed."""
         for line in lines:
-            self.line(f"   {line}".rstrip())
+            self.line(f"{_INDENT}{line}".rstrip())
 
     def line(self, text: str = "") -> None:
         """One line as it is."""
@@ -89,6 +97,22 @@ class Stage:
 
     def _paint(self, text: str, code: str) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if self._colors else text
+
+
+def folded(command: str, width: int) -> list[str]:
+    """A command in lines of at most `width` columns, where there is a blank to cut it at.
+
+    Each but the last ends with a backslash, so that it may still be pasted.
+    """
+    lines = [""]
+    for word in command.split(" "):
+        longer = f"{lines[-1]} {word}" if lines[-1] else word
+        if len(longer) > width - 2 and lines[-1]:
+            lines[-1] += " \\"
+            lines.append(f"  {word}")
+        else:
+            lines[-1] = longer
+    return lines
 
 
 def run(*, nodes: int = 3, datapath: str = "", out: TextIO | None = None) -> int:
@@ -116,7 +140,10 @@ def run(*, nodes: int = 3, datapath: str = "", out: TextIO | None = None) -> int
         lab.down()
     took = time.monotonic() - begin
     stage.verdict(f"{verdict}. All gone again after {took:.1f} s.", good=good)
-    stage.line("Your own to explore: pyflannel lab up; pyflannel lab exec 1 -- ip route")
+    name = program()
+    stage.line("Your own to explore, and to break (docs/learn.md):")
+    for rest in ("up --backend vxlan", "exec 1 -- ip route", "break --random --hide", "down"):
+        stage.line(f"{_INDENT}{name} lab {rest}")
     return 0 if good else EXIT_UNANSWERED
 
 
@@ -132,7 +159,7 @@ def _show(stage: Stage, lab: Lab) -> tuple[bool, str]:
     with stage.step("The network config into etcd"):
         _pyflannel(lab.switch, ["config", "set", "-"], stdin=lab.spec.config_text())
     stage.command("switch", "pyflannel config set - <<'.'")
-    stage.output([lab.spec.config_text(), "."])
+    stage.output([*lab.spec.config_text().splitlines(), "."])
 
     with stage.step("A daemon on each node: it leases a subnet, and says where it is"):
         lab.start_daemons()
@@ -144,7 +171,7 @@ def _show(stage: Stage, lab: Lab) -> tuple[bool, str]:
     commands = [
         "cat /run/flannel/subnet.env",
         "cat /run/docker_opts.env",
-        "ip address show dev flannel0",
+        "ip -br address show dev flannel0",
         "ip route",
     ]
     with stage.step("What that gave node 1: two files, a device, a route"):
@@ -161,12 +188,38 @@ def _show(stage: Stage, lab: Lab) -> tuple[bool, str]:
     if matrix.ttls == {60}:
         stage.output(["ttl=60: of 64, two kernels and two daemons on the way have taken one each"])
 
+    _break(stage, lab, lab.node(1))
+
     if lab.spec.nodes > 1:
         with stage.step("Bulk traffic from pod1 to pod2"):
             bulk = bench.tcp(lab.node(1), lab.node(2), seconds=1.0)
         speed = f"TCP {bulk.gbit_per_s:.2f} Gbit/s through the data path {_datapath(lab)}"
         stage.output([f"{speed}; pod2 sees it come from {', '.join(bulk.seen_as)}"])
     return matrix.ok, f"{answered} of {len(matrix.results)} pairs answered"
+
+
+def _break(stage: Stage, lab: Lab, node: Node) -> None:
+    """Deletes the overlay's route on a node, and shows how its daemon puts it back."""
+    network = node.subnet_env()["FLANNEL_NETWORK"]
+    look = f"ip route show {network}"
+    # In one shell, which is there before it begins: what is measured is the daemon.
+    script = (
+        f"set -e\nbegin=$(date +%s%N)\nip route del {network}\n"
+        f'until [ -n "$({look})" ]; do :; done\n'
+        f"echo $(( ($(date +%s%N) - begin) / 1000 ))\n{look}"
+    )
+    with stage.step("Somebody deletes that route, and the daemon puts it back"):
+        took_us, *route = node.exec(["sh", "-s"], stdin=script).stdout.splitlines()
+        lab.wait(lambda: bool(_last_repair(node)), what="the repair in the daemon's log")
+    stage.command(node.name, f"ip route del {network}; sleep {int(took_us) / 1e6:.3f}; {look}")
+    stage.output(route)
+    stage.output([f"the daemon's log: {_last_repair(node)}"])
+
+
+def _last_repair(node: Node) -> str:
+    """What the daemon's log says of its last repair, after time and level; empty if nothing."""
+    lines = [line for line in node.log(5).splitlines() if "repaired" in line]
+    return lines[-1][lines[-1].index("repaired") :].replace('"', ":") if lines else ""
 
 
 def _pyflannel(space: Space, arguments: Sequence[str], *, stdin: str = "") -> list[str]:

@@ -62,8 +62,8 @@ DEFAULT_NETWORK: Final = "10.0.0.0/16"
 DEFAULT_PREFIX: Final = "/coreos.com/network"
 
 DEMO_CONFIG: Final = (
-    '{"Network":"10.0.0.0/16","SubnetLen":24,"SubnetMin":"10.0.1.0",'
-    '"SubnetMax":"10.0.20.0","Backend":{"Type":"udp"}}'
+    '{"Network":"10.0.0.0/16","SubnetLen":24,"SubnetMin":"10.0.1.0",\n'
+    ' "SubnetMax":"10.0.20.0","Backend":{"Type":"udp"}}'
 )
 """The network config of the walk-through that `pyflannel lab demo` shows: room for twenty nodes."""
 

@@ -1,10 +1,10 @@
 """Something is broken in a lab, on purpose: what stays broken until it is found, and its cure.
 
-`faults` has what a daemon mends by itself, within milliseconds. Here is the rest of an operator's
-day: what no daemon can mend, because it is the underlay's, a firewall's, or the daemon's own end.
-`break_it` does one thing of either kind, `heal` undoes everything of the second and waits until the
-daemons have undone the first. What was done is written into the lab's directory, so that `heal` can
-tell what it was, also of what was hidden.
+`faults` has what a daemon mends by itself, in a fraction of a second. Here is the rest of an
+operator's day: what no daemon can mend, because it is the underlay's, a firewall's, or the daemon's
+own end. `break_it` does one thing of either kind, `heal` undoes everything of the second and waits
+until the daemons have undone the first. What was done is written into the lab's directory, so that
+`heal` can tell what it was, also of what was hidden.
 """
 
 from __future__ import annotations
