@@ -98,9 +98,12 @@ def _up(options: argparse.Namespace) -> int:
 
 
 def _down(options: argparse.Namespace) -> int:
+    directory = StateDirectory(options.name)
     try:
-        StateDirectory(options.name).load()
+        directory.load()
     except NoSuchLab:
+        if directory.is_roots():
+            raise  # nothing was taken away, and something is up
         print(f"no lab named {options.name!r} is up")
         return EXIT_OK
     Lab(LabSpec(name=options.name)).down()
@@ -116,7 +119,7 @@ def _ping(options: argparse.Namespace) -> int:
     else:
         print("\n".join(matrix.table()))
         for failure in matrix.failures():
-            print(f"{failure.source} to {failure.target} ({failure.address}): no answer")
+            print(failure.silence(options.deadline))
     return EXIT_OK if matrix.ok else EXIT_UNANSWERED
 
 

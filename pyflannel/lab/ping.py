@@ -48,6 +48,13 @@ class PingResult:
         """Whether it answered at all."""
         return self.received > 0
 
+    def silence(self, deadline_s: float) -> str:
+        """For people: that there was no answer, to how much, and in what time."""
+        pair = f"{self.source} to {self.target} ({self.address})"
+        if not self.sent:
+            return f"{pair}: the deadline of {deadline_s:g} s passed before anything was sent"
+        return f"{pair}: no answer to {self.sent} requests in {deadline_s:g} s"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PingMatrix:

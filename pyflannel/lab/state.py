@@ -32,6 +32,9 @@ from pyflannel.lab.topology import LabSpec, spec_from_json
 BASE_VARIABLE: Final = "PYFLANNEL_LAB_DIR"
 """Environment variable with the base directory, should the default not suit."""
 
+ROOTS: Final = Path("/run/pyflannel-lab")
+"""Where root's labs are; others may look."""
+
 _SHM: Final = Path("/dev/shm")  # noqa: S108 - etcd's directory in it is random and private
 _ETCD_SPACE: Final = 512 * 1024 * 1024
 """Bytes that must be free for etcd's data: it lays out two log segments of 64 MB at once (123 MB
@@ -94,7 +97,7 @@ def base_directory() -> Path:
     if chosen := os.environ.get(BASE_VARIABLE):
         return Path(chosen)
     if os.geteuid() == 0:
-        return Path("/run/pyflannel-lab")
+        return ROOTS
     if runtime := os.environ.get("XDG_RUNTIME_DIR"):
         return Path(runtime) / "pyflannel-lab"
     return Path(f"/tmp/pyflannel-lab-{os.geteuid()}")  # noqa: S108 - ownership is checked on use
@@ -148,11 +151,19 @@ class StateDirectory:
         except (FileNotFoundError, NotADirectoryError) as error:
             if self.path.exists():
                 raise LabError(f"{self.path} was not made by the lab; left alone") from error
-            raise NoSuchLab(
-                f"no lab named {self.name!r} is up; `pyflannel lab up --name {self.name}` makes one"
-            ) from error
+            raise NoSuchLab(self._missing()) from error
         except ValueError as error:
             raise LabError(f"{self._file}: {error}; left alone") from error
+
+    def is_roots(self) -> bool:
+        """Whether root has a lab of this name where we, who are not root, have none."""
+        theirs = ROOTS / self.name / "state.json"
+        return os.geteuid() != 0 and not self._file.exists() and theirs.exists()
+
+    def _missing(self) -> str:
+        if self.is_roots():
+            return f"no lab of yours named {self.name!r} is up, but one of root's is: use sudo"
+        return f"no lab named {self.name!r} is up; `pyflannel lab up --name {self.name}` makes one"
 
     def save(self, state: LabState) -> None:
         """Writes the state file anew, whole or not at all."""

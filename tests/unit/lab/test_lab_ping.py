@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -74,3 +75,13 @@ class TestMatrix:
 def test_a_packet_with_its_checksum_sums_up_to_zero(data):
     data = data[: len(data) // 2 * 2]
     assert pinger.checksum(data + struct.pack("!H", pinger.checksum(data))) == 0
+
+
+def test_silence_says_to_how_much_and_how_long():
+    said = result("pod1", "pod2", received=0).silence(1.5)
+    assert said == "pod1 to pod2 (10.0.1.2): no answer to 3 requests in 1.5 s"
+
+
+def test_a_deadline_that_was_too_short_to_ask_is_no_silence_of_the_other():
+    said = replace(result("pod1", "pod2", received=0), sent=0).silence(0.001)
+    assert said.endswith("the deadline of 0.001 s passed before anything was sent")

@@ -7,6 +7,7 @@ import signal
 
 import pytest
 
+from pyflannel.lab import state
 from pyflannel.lab.errors import LabError, LabExists, NoSuchLab
 from pyflannel.lab.processes import ProcessRef, end_all, ref_of, wait_gone
 from pyflannel.lab.state import StateDirectory, all_labs, state_from_json
@@ -115,3 +116,30 @@ class TestProcessRef:
         assert ref_of(beyond) is None
         assert not ProcessRef(beyond, 1).send(signal.SIGKILL)
         assert wait_gone([ProcessRef(beyond, 1)], deadline=0.0) == []
+
+
+class TestRootsLab:
+    @pytest.fixture
+    def roots(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(state, "ROOTS", tmp_path / "run")
+        StateDirectory("box", tmp_path / "run").create(LabSpec(name="box"))
+
+    def test_a_user_is_told_that_it_is_roots(self, directory, roots, monkeypatch):
+        monkeypatch.setattr(state.os, "geteuid", lambda: 1000)
+        assert directory.is_roots()
+        with pytest.raises(NoSuchLab, match="one of root's is: use sudo"):
+            directory.load()
+
+    def test_root_and_whoever_has_one_himself_are_not(self, directory, roots, monkeypatch):
+        user = os.geteuid()
+        monkeypatch.setattr(state.os, "geteuid", lambda: 0)
+        assert not directory.is_roots()
+        monkeypatch.setattr(state.os, "geteuid", lambda: user)
+        directory.create(LabSpec(name="box"))
+        monkeypatch.setattr(state.os, "geteuid", lambda: 1000)
+        assert not directory.is_roots()
+
+    def test_another_name_is_not(self, tmp_path, roots, monkeypatch):
+        monkeypatch.setattr(state.os, "geteuid", lambda: 1000)
+        with pytest.raises(NoSuchLab, match="makes one"):
+            StateDirectory("other", tmp_path / "labs").load()
