@@ -32,6 +32,7 @@ from pyflannel.node.agent import Agent
 from pyflannel.node.envfiles import EnvFiles, read_former
 from pyflannel.node.parts import Parts, Settings
 from pyflannel.node.patience import while_starting
+from pyflannel.node.restart import is_restart
 from pyflannel.node.statussocket import keep_socket
 from pyflannel.node.trouble import Trouble
 from pyflannel.node.watchdog import feed_watchdog
@@ -89,11 +90,15 @@ async def _run(options: DaemonOptions) -> None:
             node = await agent.start(stack)
         gc.collect()
         gc.freeze()  # what was made so far stays; later collections need not look at it
-        async with asyncio.TaskGroup() as group:
-            forever(group, "agent", agent.run(node))
-            forever(group, "status socket", asyncio.shield(status))
-            if (interval := watchdog_interval_s()) is not None:
-                forever(group, "watchdog", feed_watchdog(notifier, interval, SystemClock()))
+        try:
+            async with asyncio.TaskGroup() as group:
+                forever(group, "agent", agent.run(node))
+                forever(group, "status socket", asyncio.shield(status))
+                if (interval := watchdog_interval_s()) is not None:
+                    forever(group, "watchdog", feed_watchdog(notifier, interval, SystemClock()))
+        except asyncio.CancelledError:  # asked to stop; a failure is a group of exceptions
+            await agent.leave()
+            raise
 
 
 async def _serve_status(agent: Agent, options: DaemonOptions) -> None:
@@ -143,5 +148,6 @@ def _parts(options: DaemonOptions, notifier: Notifier, stack: contextlib.AsyncEx
         notifier=notifier,
         former=former,
         waiting=waiting,
+        is_restart=is_restart,
         attached=fd_store.drop_rest,
     )

@@ -41,6 +41,7 @@ from pyflannel.core.ip import (
     spell_ip,
 )
 from pyflannel.core.kind import Kind, Kinds, Settings, decode, every, unknown_type
+from pyflannel.core.renewal import DEFAULT_LEASE_TTL_S, MAX_LEASE_TTL_S, MIN_LEASE_TTL_S
 from pyflannel.gocompat.json import JsonError, JsonObject, JsonValue, fold, loads_go
 from pyflannel.suggest import did_you_mean
 
@@ -88,6 +89,9 @@ class NetworkConfig:
     enable_ipv6: bool = False
     enable_nftables: bool = False
     """Traffic rules through nftables instead of iptables."""
+    lease_ttl: int = DEFAULT_LEASE_TTL_S
+    """Seconds for which a subnet is leased unless it is renewed. Not upstream's: its nodes ignore
+    the key and lease for a day."""
     backend_type: str = DEFAULT_BACKEND
     """Canonical, lower case."""
     backend: Settings = Settings()
@@ -123,6 +127,7 @@ class NetworkConfig:
         """
         return self != other and self == replace(
             other,
+            lease_ttl=self.lease_ttl,
             subnet_len=self.subnet_len,
             subnet_min=self.subnet_min,
             subnet_max=self.subnet_max,
@@ -193,6 +198,7 @@ def effective(config: NetworkConfig) -> dict[str, object]:
         "EnableIPv4": config.enable_ipv4,
         "EnableIPv6": config.enable_ipv6,
         "EnableNFTables": config.enable_nftables,
+        "LeaseTTL": config.lease_ttl,
     }
     if config.enable_ipv4 and config.network is not None:
         values |= {
@@ -310,6 +316,7 @@ _TOP_KEYS: Final = (
     "EnableIPv4",
     "EnableIPv6",
     "EnableNFTables",
+    "LeaseTTL",
     "Backend",
 )
 _OUTSIDE: Final = tuple(key for key in _TOP_KEYS if key != "Backend")
@@ -346,6 +353,7 @@ class _Parser:
             Family.V6: read("EnableIPv6", boolean, default=False),
         }
         nftables = read("EnableNFTables", boolean, default=False)
+        lease_ttl = read("LeaseTTL", unsigned, DEFAULT_LEASE_TTL_S)
         backend_type, members = self._read_backend()
         self._note_unknown()
         self._problems += self._reader.problems()
@@ -361,6 +369,13 @@ class _Parser:
                 "EnableIPv4",
                 "EnableIPv4 and EnableIPv6 are both false: none defined stack",
                 "set one of them to true",
+            )
+        if not MIN_LEASE_TTL_S <= lease_ttl <= MAX_LEASE_TTL_S:
+            self._error(
+                "LeaseTTL",
+                f"LeaseTTL is {lease_ttl}, expected seconds from {MIN_LEASE_TTL_S} to "
+                f"{MAX_LEASE_TTL_S}",
+                f"leave it out for a day ({DEFAULT_LEASE_TTL_S})",
             )
         broken = any(problem.is_error for problem in self._problems)
         v4, v6 = (
@@ -380,6 +395,7 @@ class _Parser:
             enable_ipv4=enabled[Family.V4],
             enable_ipv6=enabled[Family.V6],
             enable_nftables=nftables,
+            lease_ttl=lease_ttl,
             backend_type=backend_type.lower(),
             backend=settings if settings is not None else Settings(),
         )

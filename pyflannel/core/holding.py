@@ -139,6 +139,10 @@ class Holding:
         self._attempt_at = now
         self._attempt_why = "no lease yet"
 
+    def renew_before_end(self, margin_s: float) -> None:
+        """Sets the margin, for leases that are won from now on."""
+        self._margin_s = margin_s
+
     @property
     def has(self) -> bool:
         """Whether a lease was won and nothing has shown its loss since."""

@@ -16,6 +16,7 @@ from typing import Final
 
 from pyflannel.core.errors import ConfigError, UsageError
 from pyflannel.core.ip import parse_ipv4, parse_ipv6
+from pyflannel.core.renewal import MAX_LEASE_TTL_S, MIN_LEASE_TTL_S
 from pyflannel.gocompat import flags as goflag
 from pyflannel.gocompat.flags import Flag, Flags, Kind, Mode
 
@@ -65,6 +66,9 @@ class DaemonOptions:
     """An IPv6 address or empty."""
     subnet_lease_renew_margin: int = 60
     """Minutes, 1 to 1439."""
+    lease_ttl: int = 0
+    """Seconds, 0 for what the network config says."""
+    release_on_exit: bool = False
     ip_masq: bool = False
     ip_masq_fully_random_disable: bool = False
     kube_subnet_mgr: bool = False
@@ -416,6 +420,24 @@ FLAGS: Final = (
         since="pyflannel",
     ),
     Flag(
+        name="lease-ttl",
+        kind=Kind.INT,
+        default=_DEFAULTS.lease_ttl,
+        help="seconds for which the subnet is leased unless it is renewed, "
+        f"{MIN_LEASE_TTL_S} to {MAX_LEASE_TTL_S}; 0 for LeaseTTL of the network config",
+        since="pyflannel",
+        mode=Mode.ETCD,
+    ),
+    Flag(
+        name="release-on-exit",
+        kind=Kind.BOOL,
+        default=False,
+        help="give the subnet back when asked to stop, for nodes that are thrown away; "
+        "not at a restart of the unit, not after a failure",
+        since="pyflannel",
+        mode=Mode.ETCD,
+    ),
+    Flag(
         name="docker-opts-file",
         kind=Kind.STRING,
         default=_DEFAULTS.docker_opts_file,
@@ -658,6 +680,12 @@ def _check_values(flags: Flags) -> list[str]:
             f"-subnet-lease-renew-margin is {margin}, expected minutes between "
             f"{MIN_RENEW_MARGIN} and {MAX_RENEW_MARGIN}"
         )
+    ttl = flags.number("lease-ttl")
+    if ttl != 0 and not MIN_LEASE_TTL_S <= ttl <= MAX_LEASE_TTL_S:
+        errors.append(
+            f"-lease-ttl is {ttl}, expected seconds between {MIN_LEASE_TTL_S} and "
+            f"{MAX_LEASE_TTL_S}, or 0 for the network config's"
+        )
     resync = flags.number("iptables-resync")
     if resync <= 0:
         errors.append(f"-iptables-resync is {resync}, expected seconds, at least 1")
@@ -697,6 +725,8 @@ def _daemon_options(flags: Flags) -> DaemonOptions:
         public_ip=flags.text("public-ip"),
         public_ipv6=flags.text("public-ipv6"),
         subnet_lease_renew_margin=flags.number("subnet-lease-renew-margin"),
+        lease_ttl=flags.number("lease-ttl"),
+        release_on_exit=flags.switch("release-on-exit"),
         ip_masq=flags.switch("ip-masq"),
         ip_masq_fully_random_disable=flags.switch("ip-masq-fully-random-disable"),
         kube_subnet_mgr=flags.switch("kube-subnet-mgr"),

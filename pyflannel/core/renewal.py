@@ -16,6 +16,12 @@ from __future__ import annotations
 
 from typing import Final
 
+DEFAULT_LEASE_TTL_S: Final = 86400
+"""A day, upstream's."""
+MIN_LEASE_TTL_S: Final = 60
+"""A node must come through a new leader (2 s), a restart of etcd and a few retries."""
+MAX_LEASE_TTL_S: Final = 30 * 86400
+"""A subnet of a dead node stays taken that long; who wants longer makes a reservation."""
 SHORTEST_WAIT_S: Final = 60.0
 """The shortest wait that an operator can ask for: the largest margin is 1439 minutes of a TTL of
 1440. If less is left before the margin begins, then not because anybody wanted it, but because the
@@ -32,6 +38,19 @@ LONGEST_RETRY_S: Final = 60.0
 """The wait doubles up to this, upstream's constant wait."""
 URGENT_SHARE: Final = 1 / 4
 """A retry comes at the latest when this part of the remaining time has passed."""
+
+
+SHARE_OF_TTL: Final = 1 / 3
+"""The margin is never more than this part of a TTL that an operator chose."""
+
+
+def margin_for(ttl_s: float, margin_s: float, *, usual_ttl_s: float) -> float:
+    """How long before its end a lease of this TTL is renewed.
+
+    Args:
+        margin_s: what was asked for; it is meant for the usual TTL, and kept to with that.
+    """
+    return margin_s if ttl_s == usual_ttl_s else min(margin_s, ttl_s * SHARE_OF_TTL)
 
 
 class Renewal:

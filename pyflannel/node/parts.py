@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -71,6 +71,9 @@ class Settings:
     ready_when_files: bool = False
     """READY waits for the environment files, too."""
 
+    release_on_exit: bool = False
+    """Give the subnet back at an orderly end that is no restart."""
+
     @classmethod
     def of(cls, options: DaemonOptions) -> Settings:
         """What the command line says."""
@@ -85,6 +88,7 @@ class Settings:
             rules_period_s=float(options.iptables_resync),
             state_dir=options.state_dir,
             ready_when_files=options.ready_when == "files",
+            release_on_exit=options.release_on_exit,
         )
 
 
@@ -110,6 +114,8 @@ class Parts:
     """What a former run left in `subnet.env`."""
     waiting: Trouble
     """What the store waits for; the store's `tell` sets it."""
+    is_restart: Callable[[], Awaitable[bool]]
+    """Whether we are stopped only to be started again; see `node.restart`."""
     attached: Callable[[], None] = lambda: None
     """Called when the backend has taken what it can use of a former run."""
 

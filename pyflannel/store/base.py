@@ -134,6 +134,20 @@ class LeaseStore(Protocol):
         """Publishes changed attributes (a new public IP or MAC) under the same subnet, in place."""
         ...
 
+    async def release(self) -> bool:
+        """Gives the subnet back, for a node that is thrown away.
+
+        Called when nobody keeps or publishes the lease any more. A lease that does not end by
+        itself, and one that is not as we know it, stay.
+
+        Returns:
+            Whether the subnet is free now.
+
+        Raises:
+            StoreError: the store failed; the lease then ends by itself.
+        """
+        ...
+
     def watch_leases(self) -> AsyncIterator[LeaseUpdate]:
         """All leases, our own among them: a snapshot, then changes. For ever."""
         ...

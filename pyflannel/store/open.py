@@ -63,5 +63,6 @@ def open_store(
         record=LeaseRecord(options.state_dir, options.etcd.prefix),
         previous=previous,
         renew_margin_s=options.subnet_lease_renew_margin * 60.0,
+        lease_ttl_s=options.lease_ttl,
         tell=tell,
     )

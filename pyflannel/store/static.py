@@ -182,6 +182,10 @@ class StaticLeaseStore:
             raise LeaseError("no lease has been acquired yet")
         return self._lease
 
+    async def release(self) -> bool:
+        """As in `LeaseStore`: what a file gives does not end."""
+        return False
+
     async def watch_leases(self) -> AsyncIterator[LeaseUpdate]:
         """As in `LeaseStore`: a snapshot of the file each time that it changes."""
         async for network in self._networks():

@@ -318,6 +318,22 @@ def test_attributes_are_published_or_the_difference_is_reported(rig):
     play(rig, scenario)
 
 
+def test_a_lease_is_given_back_where_it_would_end_by_itself(rig):
+    """And only what is as this node knows it."""
+
+    async def main() -> None:
+        rig.name_us(1)
+        store = rig.open()
+        await store.network_config()
+        assert not await store.release()
+        lease = await store.acquire(US)
+        assert await store.release() is (not lease.is_reservation and lease.expires is not None)
+        assert not await store.release()
+        await store.close()
+
+    asyncio.run(main())
+
+
 def test_it_waits_for_the_config_and_tells_what_it_waits_for(tmp_path, rig):
     told: list[str] = []
 

@@ -83,6 +83,25 @@ def test_a_kill_and_a_restart_bring_the_same_subnet_and_no_further_etcd_lease(la
     assert len(lab.etcd.post("/v3/lease/leases", {})["leases"]) == before
 
 
+def test_a_node_that_is_thrown_away_gives_its_subnet_back(lab):
+    """When it is asked to stop, but not when it is killed; and it leases for as long as it says."""
+    node = lab.add_node(command="pyflanneld --release-on-exit --lease-ttl=600")
+    key = lease_key(node)
+    (granted,) = [
+        status["grantedTTL"]
+        for lease in lab.etcd.post("/v3/lease/leases", {})["leases"]
+        if "keys" in (status := lab.etcd.post("/v3/lease/timetolive", {**lease, "keys": True}))
+        and base64.b64encode(key.encode()).decode() in status["keys"]
+    ]
+    assert granted == "600"
+    node.kill()
+    assert lab.etcd.get(key) is not None
+    node.start_daemon()
+    lab.wait(node.is_ready, 10, what="ready again")
+    assert node.stop_daemon() == 0
+    assert lab.etcd.get(key) is None
+
+
 def test_a_hundred_leases_in_one_transaction_are_a_hundred_routes(lab):
     """Older releases of upstream programmed one of them."""
     node = lab.node(1)

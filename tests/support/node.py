@@ -133,6 +133,7 @@ class WholeNode:
         config: bytes | None = CONFIG,
         ready_when_files: bool = False,
         ip_masq: bool = True,
+        release_on_exit: bool = False,
     ) -> None:
         self.etcd = etcd if etcd is not None else FakeEtcd(FakeClock())
         self.clock = self.etcd.clock
@@ -151,6 +152,7 @@ class WholeNode:
         self.manager = FakeManager()
         self.files = Files()
         self.announced: list[str] = []
+        self.restarting = False
         self.firewall, self.other_firewall = FakeFirewall(), FakeFirewall()
         options = DaemonOptions(state_dir=str(state_dir))
         waiting = Trouble(self.clock)
@@ -188,6 +190,7 @@ class WholeNode:
                 notifier=self.manager,
                 former=SubnetEnv(),
                 waiting=waiting,
+                is_restart=self._is_restart,
             ),
             Settings(
                 subnet_file=str(SUBNET_FILE),
@@ -195,10 +198,14 @@ class WholeNode:
                 ip_masq=ip_masq,
                 ready_when_files=ready_when_files,
                 state_dir=str(state_dir),
+                release_on_exit=release_on_exit,
             ),
         )
         self.stack = contextlib.AsyncExitStack()
         self.task: asyncio.Task[None] | None = None
+
+    async def _is_restart(self) -> bool:
+        return self.restarting
 
     def put_config(self, text: bytes) -> None:
         self.etcd.put(codec.config_key(PREFIX), text)

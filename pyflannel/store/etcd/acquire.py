@@ -42,8 +42,6 @@ from pyflannel.store.etcd.feed import Listing, list_leases
 
 log = get_logger(__name__)
 
-LEASE_TTL_S: Final = 86400
-"""A day, as upstream grants."""
 PLANNED_AT_ONCE: Final = 5000
 """Leases among which a subnet is chosen without a thread: 20 ms."""
 FRESH_S: Final = 5.0
@@ -63,6 +61,7 @@ class Acquisition:
     """A lease being won. Call `attempt` until it gives one, then `close` in any case.
 
     Args:
+        ttl_s: of the etcd lease; one that is found with another is replaced.
         previous: the subnet that `subnet.env` or a lost lease names.
         former: the lease that the state directory knows as ours.
         listed: a listing of all leases made a moment ago, for the first attempt. That it may be
@@ -77,6 +76,7 @@ class Acquisition:
         clock: Clock,
         rng: random.Random,
         *,
+        ttl_s: int,
         previous: SubnetKey | None,
         former: allocation.Former | None,
         listed: Listing | None = None,
@@ -86,6 +86,7 @@ class Acquisition:
         self.config = config
         """What the next attempt chooses under; may be replaced between two."""
         self._clock = clock
+        self._ttl_s = ttl_s
         self._random = rng
         self._previous = previous
         self._former = former
@@ -162,7 +163,7 @@ class Acquisition:
             return replace(mine, expires=None, revision=revision)
         former = await self._store.time_to_live(found.store_lease, keys=True)
         alone = list(former.keys) == [codec.lease_key(self._prefix, found.key)]
-        if former.ttl > 0 and former.granted_ttl == LEASE_TTL_S and alone:
+        if former.ttl > 0 and former.granted_ttl == self._ttl_s and alone:
             sent = self._clock.monotonic()
             self.term = (sent, await self._store.keepalive(found.store_lease))
             if found.attrs != attrs:
@@ -263,7 +264,7 @@ class Acquisition:
                 self._granted, self._granted_at = replace(self._granted, ttl=ttl), sent
         if self._granted is None:
             sent = self._clock.monotonic()
-            self._granted, self._granted_at = await self._store.grant(LEASE_TTL_S), sent
+            self._granted, self._granted_at = await self._store.grant(self._ttl_s), sent
         return self._granted
 
     async def _drop_incompatible(self, stale: Lease, attrs: LeaseAttrs) -> None:

@@ -44,6 +44,7 @@ from pyflannel.core.ip import IPAddress, SubnetKey
 from pyflannel.core.kind import Kinds
 from pyflannel.core.lease import Lease, LeaseAttrs, LeaseUpdate
 from pyflannel.core.ownership import Verdict, judge
+from pyflannel.core.renewal import DEFAULT_LEASE_TTL_S, margin_for
 from pyflannel.core.trouble import TroubleLog
 from pyflannel.core.trust import ConfigOrigin
 from pyflannel.foreign import escape, shown
@@ -54,7 +55,6 @@ from pyflannel.store.configlog import log_problems
 from pyflannel.store.etcd import codec
 from pyflannel.store.etcd.acquire import (
     ANSWER_INTERVAL_S,
-    LEASE_TTL_S,
     Acquisition,
     discard_store_lease,
 )
@@ -87,7 +87,9 @@ class EtcdLeaseStore:
     Args:
         kinds: the backends that a network config may ask for.
         previous: the subnet that `subnet.env` names.
-        renew_margin_s: renew this long before the lease would expire.
+        renew_margin_s: renew this long before the lease would expire; of a TTL other than
+            upstream's at most a third.
+        lease_ttl_s: what is asked for, 0 for what the network config says.
         tell: told in words what is being waited for, and `""` when it is over.
     """
 
@@ -101,6 +103,7 @@ class EtcdLeaseStore:
         record: LeaseRecord,
         previous: SubnetKey | None = None,
         renew_margin_s: float = 3600.0,
+        lease_ttl_s: int = 0,
         rng: random.Random | None = None,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
@@ -110,6 +113,8 @@ class EtcdLeaseStore:
         self._clock = clock
         self._record = record
         self._previous = previous
+        self._margin_s = renew_margin_s
+        self._lease_ttl_s = lease_ttl_s
         self._random = rng or random.Random()  # noqa: S311 - spreads choices, protects nothing
         self._tell_waiting = tell
         self._told = ""
@@ -328,6 +333,18 @@ class EtcdLeaseStore:
         await self._act_until(lambda: self._holding.has and self._held().attrs == self._wanted)
         return self._held()
 
+    async def release(self) -> bool:
+        """As in `LeaseStore`: key and etcd lease go."""
+        lease = self._lease
+        if lease is None or not self._holding.has or lease.is_reservation:
+            return False
+        key = codec.lease_key(self._prefix, lease.key)
+        gone = await self._store.delete(key, if_mod_revision=lease.revision)
+        if gone:
+            log.info("subnet given back", subnet=lease.key.describe())
+            await discard_store_lease(self._store, lease.store_lease)
+        return gone
+
     def watch_leases(self) -> AsyncIterator[LeaseUpdate]:
         """As in `LeaseStore`."""
         return self.feed.updates()
@@ -520,6 +537,10 @@ class EtcdLeaseStore:
         self._tell("")
 
     def _new_acquisition(self) -> Acquisition:
+        ttl_s = self._ttl_s()
+        self._holding.renew_before_end(
+            margin_for(ttl_s, self._margin_s, usual_ttl_s=DEFAULT_LEASE_TTL_S)
+        )
         remembered = self._record.load()
         listed, self._listed = self._listed, None
         return Acquisition(
@@ -528,6 +549,7 @@ class EtcdLeaseStore:
             self._settled(),
             self._clock,
             self._random,
+            ttl_s=ttl_s,
             previous=self._previous,
             former=remembered.former if remembered is not None else None,
             listed=listed,
@@ -656,7 +678,7 @@ class EtcdLeaseStore:
                 public_ip=ours.attrs.public_ip,
             )
             alone = list(status.keys) == [codec.lease_key(self._prefix, ours.key)]
-            if alone and status.granted_ttl == LEASE_TTL_S:
+            if alone and status.granted_ttl == self._ttl_s():
                 self._holding.won(sent, status.ttl)
                 self._adopt(replace(seen, expires=self._clock.time() + status.ttl))
             else:
@@ -669,7 +691,7 @@ class EtcdLeaseStore:
         The one it hangs on has other keys too, or another length than ours.
         """
         sent = self._clock.monotonic()
-        granted = await self._store.grant(LEASE_TTL_S)
+        granted = await self._store.grant(self._ttl_s())
         try:
             await self._publish(replace(seen, store_lease=granted.id))
         except StoreError:
@@ -749,6 +771,9 @@ class EtcdLeaseStore:
         if self._config is None:
             raise LeaseError("the network config has not been read yet")
         return self._config
+
+    def _ttl_s(self) -> int:
+        return self._lease_ttl_s or self._settled().lease_ttl
 
     def _is_own_key(self, key: bytes) -> bool:
         return key == self._own_key

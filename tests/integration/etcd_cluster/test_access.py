@@ -7,7 +7,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from urllib.parse import urlsplit
 
 import pytest
@@ -219,7 +219,8 @@ def old_gateway(server: EtcdServer) -> Iterator[str]:
     listener = socket.create_server(("127.0.0.1", 0))
 
     def pump(source: socket.socket, sink: socket.socket) -> None:
-        with closing(source), closing(sink):
+        # The other direction may end first, and takes both sockets along.
+        with suppress(OSError), closing(source), closing(sink):
             while data := source.recv(65536):
                 sink.sendall(data)
 

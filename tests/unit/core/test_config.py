@@ -218,7 +218,7 @@ class TestJson:
     @pytest.mark.parametrize(
         "key",
         ["SubnetLen", "IPv6SubnetLen", "IPv6SubnetMin", "IPv6SubnetMax", "EnableIPv4", "EnableIPv6",
-         "EnableNFTables"],
+         "EnableNFTables", "LeaseTTL"],
     )  # fmt: skip
     def test_null_leaves_the_default_elsewhere(self, key: str) -> None:
         members = {"Network": "10.3.0.0/16"}
@@ -593,6 +593,7 @@ class TestEffective:
             "EnableIPv4": True,
             "EnableIPv6": False,
             "EnableNFTables": False,
+            "LeaseTTL": 86400,
             "Network": "10.3.0.0/16",
             "SubnetLen": 24,
             "SubnetMin": "10.3.1.0",
@@ -610,8 +611,8 @@ class TestEffective:
 
     def test_a_family_that_is_off_is_left_out(self) -> None:
         assert set(effective(good(**v6(IPv6Network="fc00::/48")))) == {
-            "EnableIPv4", "EnableIPv6", "EnableNFTables", "IPv6Network", "IPv6SubnetLen",
-            "IPv6SubnetMin", "IPv6SubnetMax", "Backend",
+            "EnableIPv4", "EnableIPv6", "EnableNFTables", "LeaseTTL", "IPv6Network",
+            "IPv6SubnetLen", "IPv6SubnetMin", "IPv6SubnetMax", "Backend",
         }  # fmt: skip
 
     def test_load_raises_with_every_error(self) -> None:
@@ -723,6 +724,7 @@ class TestAnotherDivision:
         ("members", "same_overlay"),
         [
             ({"SubnetLen": 26}, True),
+            ({"LeaseTTL": 600}, True),
             ({"SubnetMin": "10.5.7.0", "SubnetMax": "10.5.9.0"}, True),
             ({}, False),
             ({"Network": "10.4.0.0/15"}, False),
@@ -810,3 +812,15 @@ def test_so_is_one_of_ipv6(network):
 @pytest.mark.parametrize("network", ["10.0.0.0/8", "100.64.0.0/10", "192.168.0.0/16", "1.0.0.0/8"])
 def test_ranges_beside_them_are_taken(network):
     assert parse_network_config(json.dumps({"Network": network}), KINDS).config is not None
+
+
+class TestLeaseTTL:
+    def test_it_is_a_day_unless_given(self):
+        assert good(Network="10.5.0.0/16").lease_ttl == 86400
+        assert good(Network="10.5.0.0/16", LeaseTTL=600).lease_ttl == 600
+
+    @pytest.mark.parametrize("value", [0, 59, 2592001])
+    def test_outside_its_bounds_it_is_an_error_that_names_them(self, value):
+        problem = error(Network="10.5.0.0/16", LeaseTTL=value)
+        assert problem.key == "LeaseTTL"
+        assert "from 60 to 2592000" in problem.message

@@ -37,7 +37,7 @@ UPSTREAM = {
 OURS = {
     "datapath", "udp-accept", "docker-opts-file", "docker-opts-keys", "status-socket", "state-dir",
     "log-format", "ready-when", "allow-extension", "static-network", "node-name", "status-group",
-    "etcd-password-file", "instance",
+    "etcd-password-file", "instance", "lease-ttl", "release-on-exit",
 }  # fmt: skip
 
 
@@ -100,6 +100,7 @@ def test_every_option_comes_from_its_flag() -> None:
         "-iptables-forward-rules=false", "-ip-blackhole-route", "-v=3", "-datapath=python",
         "-udp-accept=any", "-docker-opts-file=", "-docker-opts-keys=A,B",
         "-status-socket=/x", "-state-dir=/y", "-log-format=json", "-ready-when=files",
+        "-lease-ttl=600", "-release-on-exit",
         "-allow-extension", "-status-group=adm", FLANNELD_ETCD_PASSWORD="w",
     ) == DaemonOptions(
         etcd=EtcdOptions(
@@ -112,7 +113,8 @@ def test_every_option_comes_from_its_flag() -> None:
         healthz_ip="::1", healthz_port=8080, iptables_resync=7, iptables_forward_rules=False,
         ip_blackhole_route=True, v=3, datapath="python", udp_accept="any", docker_opts_file="",
         docker_opts_keys=("A", "B"), status_socket="/x", state_dir="/y", log_format="json",
-        ready_when="files", allow_extension=True, status_group="adm",
+        ready_when="files", allow_extension=True, status_group="adm", lease_ttl=600,
+        release_on_exit=True,
     )  # fmt: skip
 
 
@@ -214,6 +216,16 @@ class TestConfigErrors:
     @pytest.mark.parametrize("minutes", ["1", "1439"])
     def test_the_ends_of_the_range_are_fine(self, minutes: str) -> None:
         assert options("-subnet-lease-renew-margin", minutes)
+
+    @pytest.mark.parametrize("seconds", ["59", "-1", "2592001"])
+    def test_the_ttl_of_the_lease_has_bounds(self, seconds: str) -> None:
+        error = refuse("-lease-ttl", seconds)
+        assert isinstance(error, ConfigError)
+        assert f"-lease-ttl is {seconds}, expected seconds between 60 and 2592000" in str(error)
+
+    @pytest.mark.parametrize("seconds", ["0", "60", "2592000"])
+    def test_within_them_it_is_taken(self, seconds: str) -> None:
+        assert options("-lease-ttl", seconds).lease_ttl == int(seconds)
 
     @pytest.mark.parametrize("seconds", ["0", "-5"])
     def test_a_resync_period_that_would_spin(self, seconds: str) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyflannel.core.renewal import LONGEST_RETRY_S, Renewal
+from pyflannel.core.renewal import LONGEST_RETRY_S, Renewal, margin_for
 
 DAY = 86400.0
 HOUR = 3600.0
@@ -141,3 +141,12 @@ def test_there_is_always_a_try_before_the_end(ttl, margin, now, failures):
         if left > 4:
             assert renewal.deadline < renewal.end
         at = renewal.deadline
+
+
+@pytest.mark.parametrize(
+    ("ttl", "margin", "kept"),
+    [(DAY, 1439 * 60, 1439 * 60), (600, HOUR, 200), (600, 60, 60), (10 * DAY, HOUR, HOUR)],
+)
+def test_the_margin_is_at_most_a_third_of_a_ttl_that_was_chosen(ttl, margin, kept):
+    """Upstream's TTL takes every margin that upstream takes."""
+    assert margin_for(ttl, margin, usual_ttl_s=DAY) == kept

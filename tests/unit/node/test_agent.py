@@ -12,7 +12,7 @@ from pyflannel.core.errors import ConfigError, KernelError, StoreDenied
 from pyflannel.node.agent import HEADLINE_S
 from pyflannel.report.problems import problems
 from pyflannel.report.text import headline
-from pyflannel.store.etcd import acquire, codec
+from pyflannel.store.etcd import codec
 from tests.support.node import CONFIG, DOCKER_FILE, PREFIX, SUBNET_FILE, WholeNode, whole_node
 
 DUAL_STACK = json.dumps(
@@ -188,9 +188,7 @@ class TestEtcdAway:
 
         play(scenario)
 
-    def test_a_lease_that_ends_meanwhile_is_an_error_and_comes_back(self, play, monkeypatch):
-        monkeypatch.setattr(acquire, "LEASE_TTL_S", 60)
-
+    def test_a_lease_that_ends_meanwhile_is_an_error_and_comes_back(self, play):
         async def scenario(node: WholeNode) -> None:
             node.store.down()
             await node.advance(90)
@@ -199,7 +197,7 @@ class TestEtcdAway:
             await node.advance(60)
             assert problems(node.report()) == ()
 
-        play(scenario)
+        play(scenario, config=CONFIG.replace(b"{", b'{"LeaseTTL":60,', 1))
 
 
 class TestTheLease:
@@ -252,18 +250,52 @@ class TestTheLease:
 
         play(scenario)
 
-    def test_a_renewal_that_is_refused_is_a_problem_before_the_lease_ends(self, play, monkeypatch):
-        monkeypatch.setattr(acquire, "LEASE_TTL_S", 300)
-
+    def test_a_renewal_that_is_refused_is_a_problem_before_the_lease_ends(self, play):
         async def scenario(node: WholeNode) -> None:
             node.store.refuse(StoreDenied("renewal not permitted"), "keepalive")
-            await node.advance(110)
+            await node.advance(210)
             (problem,) = problems(node.report())
             assert problem.code == "PF113"
             assert "renewal not permitted" in problem.text
             assert node.report().lease.held is True
 
-        play(scenario)
+        play(scenario, config=CONFIG.replace(b"{", b'{"LeaseTTL":300,', 1))
+
+
+class TestLeaving:
+    """What an orderly end does with the lease; `leave` is called when nothing runs any more."""
+
+    @staticmethod
+    async def end(node: WholeNode) -> bytes:
+        key = codec.lease_key(PREFIX, node.lease_store.lease.key)
+        node.task.cancel()
+        await asyncio.gather(node.task, return_exceptions=True)
+        node.task = None
+        await node.agent.leave()
+        return key
+
+    @pytest.mark.parametrize(("asked", "restarting"), [(False, False), (True, True)])
+    def test_the_subnet_is_kept_unless_asked_and_at_a_restart(self, play, asked, restarting):
+        async def scenario(node: WholeNode) -> None:
+            node.restarting = restarting
+            assert node.etcd.get(await self.end(node)) is not None
+
+        play(scenario, release_on_exit=asked)
+
+    def test_the_subnet_of_a_node_that_is_thrown_away_is_free_at_once(self, play):
+        async def scenario(node: WholeNode) -> None:
+            assert node.etcd.get(await self.end(node)) is None
+            assert node.etcd.leases == {}
+
+        play(scenario, release_on_exit=True)
+
+    def test_an_etcd_that_is_away_does_not_hold_the_end_up(self, play, caplog):
+        async def scenario(node: WholeNode) -> None:
+            node.store.down()
+            await self.end(node)
+            assert "its lease ends by itself" in caplog.text
+
+        play(scenario, release_on_exit=True)
 
 
 class TestTheUnderlay:

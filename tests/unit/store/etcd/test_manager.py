@@ -49,7 +49,9 @@ def value(address: str) -> bytes:
 class Node:
     """A manager with everything around it, and what it has said."""
 
-    def __init__(self, etcd: FakeEtcd, state: str, previous: SubnetKey | None = None) -> None:
+    def __init__(
+        self, etcd: FakeEtcd, state: str, previous: SubnetKey | None = None, ttl: int = 0
+    ) -> None:
         self.etcd = etcd
         self.store = FakeStore(etcd)
         self.reports: list[str] = []
@@ -63,6 +65,7 @@ class Node:
             clock=etcd.clock,
             record=LeaseRecord(state, PREFIX),
             previous=previous,
+            lease_ttl_s=ttl,
             rng=random.Random(state),
             tell=self.reports.append,
         )
@@ -108,8 +111,8 @@ def play(tmp_path):
             etcd.put(codec.config_key(PREFIX), CONFIG)
             nodes: list[Node] = []
 
-            def make(state: str = "a", previous: SubnetKey | None = None) -> Node:
-                nodes.append(Node(etcd, str(tmp_path / state), previous))
+            def make(state: str = "a", previous: SubnetKey | None = None, ttl: int = 0) -> Node:
+                nodes.append(Node(etcd, str(tmp_path / state), previous, ttl))
                 return nodes[-1]
 
             try:
@@ -1192,6 +1195,77 @@ class TestChecks:
             await etcd.clock.advance(20)
             standing = node.manager.standing()
             assert (standing.held, standing.reason, standing.since) == (True, "", None)
+
+        play(scenario)
+
+
+class TestLeaseTTL:
+    def test_the_network_config_says_it_and_the_option_overrides_it(self, play):
+        async def scenario(etcd, make):
+            etcd.put(codec.config_key(PREFIX), CONFIG.replace(b"{", b'{"LeaseTTL":600,', 1))
+            lease = await make("a").acquire()
+            assert etcd.leases[lease.store_lease].granted_ttl == 600
+            other = LeaseAttrs(public_ip=OUR_ADDRESS + 1)
+            lease = await make("b", ttl=90).acquire(other)
+            assert etcd.leases[lease.store_lease].granted_ttl == 90
+
+        play(scenario)
+
+    def test_it_is_renewed_a_third_before_the_end_at_the_latest(self, play):
+        """The margin of an hour is meant for a day."""
+
+        async def scenario(etcd, make):
+            node = make(ttl=600)
+            await node.start()
+            await etcd.clock.advance(399)
+            assert next(iter(etcd.leases.values())).ttl == pytest.approx(201, abs=2)
+            await etcd.clock.advance(3)
+            assert next(iter(etcd.leases.values())).ttl >= 595
+            await etcd.clock.advance(3600)
+            assert len(etcd.below(codec.subnets_prefix(PREFIX))) == 1
+
+        play(scenario)
+
+    def test_a_restart_with_another_ttl_moves_the_lease(self, play):
+        """Same subnet, another etcd lease, the former one given back."""
+
+        async def scenario(etcd, make):
+            first = await make().acquire()
+            second = await make(ttl=600).acquire()
+            assert second.key == first.key
+            assert [status.granted_ttl for status in etcd.leases.values()] == [600]
+
+        play(scenario)
+
+
+class TestRelease:
+    def test_the_subnet_is_free_at_once(self, play):
+        async def scenario(etcd, make):
+            node = make()
+            await node.start()
+            assert await node.manager.release()
+            assert etcd.below(codec.subnets_prefix(PREFIX)) == ()
+            assert etcd.leases == {}
+
+        play(scenario)
+
+    def test_what_is_not_as_we_know_it_stays(self, play):
+        """Another node's key, and a reservation."""
+
+        async def scenario(etcd, make):
+            node = make()
+            lease = await node.acquire()
+            theirs = etcd.put(codec.lease_key(PREFIX, lease.key), value("192.0.2.99"))
+            assert not await node.manager.release()
+            assert etcd.get(codec.lease_key(PREFIX, lease.key)).mod_revision == theirs
+            etcd.delete(codec.lease_key(PREFIX, lease.key))
+            etcd.put(key(2), value("192.0.2.2"))
+            reserved = make("b")
+            acquiring = asyncio.create_task(reserved.acquire(LeaseAttrs(public_ip=OUR_ADDRESS + 1)))
+            await etcd.clock.advance(2)
+            assert acquiring.result().is_reservation
+            assert not await reserved.manager.release()
+            assert etcd.get(key(2)) is not None
 
         play(scenario)
 
