@@ -1,4 +1,4 @@
-"""`pyflannel leases`: who has which subnet, how it is reached, and for how long."""
+"""`pyflannel leases`: who has which subnet, and for how long; gives back and reserves."""
 
 from __future__ import annotations
 
@@ -7,17 +7,21 @@ import json
 import shutil
 import sys
 from collections.abc import Collection, Sequence
+from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
+from pyflannel.aio.clock import SystemClock
+from pyflannel.backend.kinds import KINDS
 from pyflannel.cli.common import Parser, split_etcd, table, with_store
-from pyflannel.core.errors import EXIT_OK, FlannelError
-from pyflannel.core.ip import IPAddress
+from pyflannel.core.config import NetworkConfig, load_network_config
+from pyflannel.core.errors import EXIT_OK, ConfigError, FlannelError, UsageError
+from pyflannel.core.ip import IPAddress, SubnetKey, parse_ip, parse_subnet_key
 from pyflannel.core.lease import Lease
 from pyflannel.core.options import EtcdOptions
 from pyflannel.foreign import shown
 from pyflannel.gocompat.flags import hide_user_info
 from pyflannel.gocompat.json import nesting
-from pyflannel.store.etcd import codec
+from pyflannel.store.etcd import codec, operator
 from pyflannel.store.etcd.base import Store
 
 AT_ONCE: Final = 16
@@ -26,26 +30,96 @@ AT_ONCE: Final = 16
 MOST_LEVELS: Final = 100
 """Nesting of backend data that is printed as JSON. No backend's own goes beyond two levels."""
 
-DESCRIPTION = """All subnet leases in etcd, in the order of their numbers.
+DESCRIPTION: Final = """The subnet leases in etcd.
 
-OWN marks those whose public IP is an address of this node. Where a line would be longer than the
-terminal is wide, a second line has the backend's data.
+  list (or nothing)                 who has which subnet, and for how long
+  release SUBNET                    give a subnet back; refused while its node is alive
+  reserve SUBNET --public-ip IP     bind a subnet to a node's public IP, without a time limit
+
+SUBNET is written as the list has it: 10.5.34.0/24, or 10.5.34.0/24,fd00:5:34::/64.
+
+The list is in the order of the subnets' numbers. OWN marks those whose public IP is an address of
+this node. Where a line would be longer than the terminal is wide, a second line has the backend's
+data.
 
 Example:
   pyflannel leases
-  pyflannel leases --json --etcd-endpoints=http://192.0.2.10:2379"""
+  pyflannel leases --json --etcd-endpoints=http://192.0.2.10:2379
+  pyflannel leases reserve 10.5.34.0/24 --public-ip 192.0.2.34 --dry-run"""
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
     options, rest = split_etcd(argv)
     parser = Parser("pyflannel leases", DESCRIPTION, etcd=True)
+    parser.add_argument("action", nargs="?", choices=("list", "release", "reserve"), default="list")
+    parser.add_argument("subnet", nargs="?", metavar="SUBNET")
+    parser.add_argument("--public-ip", metavar="IP", help="reserve: the node's public IP")
+    parser.add_argument("--force", action="store_true", help="release: do not ask the node")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(rest)
+    if given.action == "list":
+        if given.subnet is not None:
+            raise UsageError(f"leases list takes no SUBNET, and got {shown(given.subnet)}")
+        return _list(options, as_json_too=given.json)
+    if given.subnet is None:
+        raise UsageError(f"leases {given.action} needs a SUBNET")
+    if (given.public_ip is None) == (given.action == "reserve"):
+        raise UsageError("--public-ip goes with leases reserve, which needs it")
+    if given.force and given.action != "release":
+        raise UsageError("--force goes with leases release")
+    key = _subnet(given.subnet)
+    address = _address(given.public_ip) if given.public_ip is not None else None
+
+    async def work(store: Store) -> operator.Done:
+        if address is None:
+            clock, force = SystemClock(), given.force
+            return await operator.release(
+                store, options.prefix, key, clock, force=force, dry_run=given.dry_run
+            )
+        config = await _config(store, options.prefix)
+        return await operator.reserve(
+            store, options.prefix, config, key, address, dry_run=given.dry_run
+        )
+
+    done = with_store(options, work)
+    if given.json:
+        ttl = None if given.action == "reserve" else 0
+        print(json.dumps({"done": done.text, "lease": as_json(done.lease, ttl)}, indent=2))
+    else:
+        print(done.text)
+    return EXIT_OK
+
+
+def _subnet(text: str) -> SubnetKey:
+    spelt = text.replace(",", "&").replace("/", "-")
+    key = parse_subnet_key(spelt)
+    if key is None:
+        raise UsageError(f"{shown(text)} is no subnet, expected 10.5.34.0/24 or with an IPv6 one")
+    return key
+
+
+def _address(text: str) -> IPv4Address | IPv6Address:
+    try:
+        return parse_ip(text)
+    except ValueError as error:
+        raise UsageError(f"--public-ip: {error}") from None
+
+
+async def _config(store: Store, prefix: str) -> NetworkConfig:
+    key = codec.config_key(prefix)
+    found = await store.get(key)
+    if not found.kvs:
+        raise ConfigError(f"no network config under {shown(key)}, so no subnet can be reserved")
+    return load_network_config(found.kvs[0].value, KINDS)
+
+
+def _list(options: EtcdOptions, *, as_json_too: bool) -> int:
     leases, bad = with_store(options, lambda store: read(store, options.prefix))
     leases.sort(key=lambda each: each[0].key)
     here = local_addresses()
-    if given.json:
+    if as_json_too:
         rows = [{**as_json(*each), "own": is_own(each[0], here)} for each in leases]
         print(json.dumps({"leases": rows, "ignored": bad}, indent=2))
         return EXIT_OK

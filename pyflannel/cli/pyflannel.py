@@ -82,7 +82,7 @@ HELP: Final = ("-h", "--help", "-help", "help")
 
 WITH_VALUE: Final = frozenset(
     {f"--{flag.name}" for flag in ETCD_FLAGS}
-    | {"--name", "--root", "--unit"}
+    | {"--name", "--public-ip", "--root", "--unit"}
     | {"--subnet-file", "--docker-opts-file", "--status-socket", "--state-dir"}
 )
 """Options with a value that may stand before the command: those of etcd, and of every command.
