@@ -327,6 +327,22 @@ def _count(text: str) -> int:
     return value
 
 
+EXAMPLES: Final[Mapping[str, Sequence[str]]] = {
+    "demo": ("demo --nodes 5",),
+    "up": ("up --nodes 3 --backend vxlan", "up --name other --config config/vxlan.json"),
+    "ping": ("ping --count 1 --deadline 2",),
+    "exec": ("exec 1 -- ip route", "exec pod2 ping -c1 10.0.1.2", "exec switch -- tcpdump -ni any"),
+    "bench": ("bench --from 1 --to 3 --seconds 5",),
+    "break": ("break route-deleted --node 2", "break --random --hide"),
+    "heal": ("heal",),
+    "list": ("list --json",),
+    "status": ("status",),
+    "logs": ("logs 2 --follow",),
+    "down": ("down --name other",),
+}
+"""What each command's help ends with, behind `pyflannel lab`."""
+
+
 def _parsers() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:
     """The command line of `pyflannel lab`, and of each of its commands."""
     top = _Parser(
@@ -342,6 +358,8 @@ def _parsers() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentP
             name,
             help=summary,
             description=f"{summary[0].upper()}{summary[1:]}.",
+            epilog="\n  pyflannel lab ".join(["Example:", *EXAMPLES[name]]),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
         if named:

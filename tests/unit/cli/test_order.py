@@ -181,3 +181,14 @@ def test_check_only_may_be_taken_back_and_has_to_be_a_truth_value():
     with pytest.raises(UsageError, match="check-only"):
         start.split_check(["--check-only=maybe"])
     assert "pyflannel.gocompat.flags" in sys.modules
+
+
+@pytest.mark.parametrize("name", lab._COMMANDS)
+def test_every_command_of_the_lab_has_examples_that_are_right(name, capsys):
+    with pytest.raises(SystemExit):
+        lab._parse([name, "--help"])
+    page = capsys.readouterr().out
+    shown = re.findall(r"^  pyflannel lab (.*)$", page, re.MULTILINE)
+    assert shown
+    for example in shown:
+        assert lab._parse(example.split()).command == name
