@@ -121,6 +121,9 @@ class Acquisition:
         if listed is None:
             listed = await list_leases(self._store, self._prefix)
         self.listed = listed
+        written = self._carried_out(listed.leases)
+        if written is not None:
+            return await self._finish(written, attrs)
         plan = await self._plan(listed.taken(self._prefix), attrs)
         if plan.previous_refused:
             log.warning(f"{plan.previous_refused}, ignoring it")
@@ -132,6 +135,17 @@ class Acquisition:
         for stale in plan.superseded:
             await self._drop_superseded(stale, attrs)
         return lease
+
+    def _carried_out(self, leases: Sequence[Lease]) -> Lease | None:
+        """What an attempt before this one wrote although it got no answer.
+
+        Our record does not know it yet. The etcd lease that it hangs on was granted to us alone.
+        """
+        granted = self._granted.id if self._granted is not None else 0
+        for lease in leases:
+            if granted and lease.store_lease == granted:
+                return lease if allocation.is_compatible(lease.key, self.config) else None
+        return None
 
     async def _plan(self, leases: Sequence[Lease], attrs: LeaseAttrs) -> allocation.Plan:
         work = functools.partial(
@@ -202,16 +216,26 @@ class Acquisition:
                 subnet=key.describe(),
             )
         granted = await self._grant()
-        self.term = (self._granted_at, granted.ttl)
-        lease = Lease(key=key, attrs=attrs, store_lease=granted.id, expires=self._expires())
+        lease = Lease(key=key, attrs=attrs, store_lease=granted.id)
         lease = replace(lease, revision=await self._write(lease, if_revision=0))
+        return await self._finish(lease, attrs)
+
+    async def _finish(self, lease: Lease, attrs: LeaseAttrs) -> Lease:
+        """Makes what we have written under a key that was free our lease."""
+        granted = await self._grant()
+        if granted.id != lease.store_lease:
+            raise StoreConflict("the etcd lease of a subnet that we wrote has ended")
+        if lease.attrs != attrs:
+            lease = replace(lease, attrs=attrs)
+            lease = replace(lease, revision=await self._write(lease, if_revision=lease.revision))
         await self._give_way(lease)
+        self.term = (self._granted_at, granted.ttl)
         self._granted = None
         log.info(
             f"Allocated lease ({describe(lease)}) to current node ({attrs.public_ip})",
-            subnet=key.describe(),
+            subnet=lease.key.describe(),
         )
-        return lease
+        return replace(lease, expires=self._expires())
 
     def _expires(self) -> float | None:
         sent, ttl = self.term

@@ -1122,6 +1122,26 @@ class TestRefusedWhileRunning:
         play(scenario)
 
 
+class TestLostAnswers:
+    def test_a_subnet_that_was_won_without_an_answer_is_ours(self, play):
+        """The record still names the former one, so that nothing else tells whose it is."""
+
+        async def scenario(etcd, make):
+            node = make()
+            lost = (await node.start()).key
+            node.store.fail_next("put", StoreUnavailable("timed out"), carried_out=True)
+            theirs = etcd.grant(2 * DAY)
+            etcd.put(codec.lease_key(PREFIX, lost), value("192.0.2.99"), lease=theirs)
+            await etcd.clock.advance(GIVEN_BACK_S + 5)
+            (kv,) = [kv for kv in etcd.below(codec.subnets_prefix(PREFIX)) if kv.lease != theirs]
+            assert kv.key == codec.lease_key(PREFIX, node.lease.key)
+            assert kv.lease == node.lease.store_lease
+            assert node.manager.standing().held is True
+            assert set(etcd.leases) == {theirs, kv.lease}
+
+        play(scenario)
+
+
 class TestChecks:
     """What the watch did not tell, the node's own look at its key does; here nobody watches."""
 

@@ -209,6 +209,17 @@ class Cluster:
 @pytest.mark.slow
 @example(events=[("publish", 1), ("publish", 1)])
 @example(events=[("empty", 0), ("down", 0), ("take a key", 2), ("take a key", 1), ("wait", 400.0)])
+@example(
+    events=[
+        ("empty", 0),
+        ("down", 0),
+        ("wait", 0.1),
+        ("garble a key", 2),
+        ("garble a key", 0),
+        ("lose an answer", 0),
+        ("wait", 20.0),
+    ]
+)
 @settings(max_examples=12, deadline=None)
 @given(events=st.lists(EVENTS, min_size=1, max_size=25))
 def test_whatever_happens_every_node_has_its_lease_again(tmp_path_factory, events):
