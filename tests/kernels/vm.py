@@ -39,8 +39,9 @@ RESULTS_MIB: Final = 64
 POLL_S: Final = 0.2
 
 STALLED_S: Final = 1800.0
-"""A guest that tells nothing for so long is ended. Steps have deadlines of their own in the guest's
-time, of which a second takes some 4 s of a CPU, and more time if this machine is busy."""
+"""A guest from which nothing is heard for so long is ended. Every ten of its seconds it says that
+it is alive. That takes 40 s of a CPU, so 800 s where it gets a twentieth of one. Steps have
+deadlines of their own, in the guest's time."""
 
 _SERIOUS: Final = re.compile(
     r"BUG:|Oops|WARNING: |Kernel panic|general protection|Out of memory|guest: "

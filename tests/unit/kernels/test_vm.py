@@ -50,7 +50,7 @@ def told(*lines: str) -> Told:
 
 
 def test_a_guest_tells_how_far_it_is():
-    half = told("booted 2.5", "begin a", "end a 0 1.5", "begin b", "noise", "end b")
+    half = told("booted 2.5", "begin a", "end a 0 1.5", "begin b", "alive 12.5", "noise", "end b")
     assert half == Told(2.5, "b", {"a": Ended(0, 1.5)}, done=False)
     assert told("done").done
 
