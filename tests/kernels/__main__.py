@@ -36,7 +36,8 @@ from tests.kernels.vm import Boot, Step, boot
 KERNELS: Final = ("5.10", "6.1", "6.12", NEWEST)
 DOCUMENT: Final = ROOT / "docs/kernels.md"
 RESULTS: Final = ROOT / "docs/kernels.json"
-PYTEST: Final = ".venv/bin/python -m pytest -q -p no:cacheprovider"
+PYTEST: Final = ".venv/bin/python -m pytest -q -p no:cacheprovider -o junit_family=xunit1"
+"""The newer family of reports has no properties of single tests, and so no figures."""
 
 
 @dataclass(frozen=True, slots=True)

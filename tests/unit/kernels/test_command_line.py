@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.kernels.__main__ import KERNELS, parse, pytest_step
 from tests.kernels.cache import ROOT, cache_folder
+from tests.kernels.report import read_junit
 
 
 def test_without_words_it_is_everything():
@@ -115,3 +118,21 @@ def test_without_a_mirror_it_says_how_to_give_one(apt, monkeypatch: pytest.Monke
     assert "PYFLANNEL_DEBIAN_MIRROR" in done.stderr
     monkeypatch.setenv("PYFLANNEL_DEBIAN_MIRROR", "http://given.invalid/d")
     assert apt().stdout == "main http://given.invalid/d\n"
+
+
+def test_a_test_in_a_guest_may_record_figures(tmp_path: Path):
+    """With the options that guests get; the newer family of reports refuses it."""
+    test = tmp_path / "test_it.py"
+    test.write_text("def test_a(record_property):\n    record_property('figure: x', 3)\n")
+    step = pytest_step(str(test), marked=False)
+    command = step.command.replace(".venv/bin/python", sys.executable)
+    config = tmp_path / "pytest.ini"
+    config.write_text("[pytest]\nfilterwarnings = error\n")
+    subprocess.run(
+        ["sh", "-c", command],
+        cwd=tmp_path,
+        env={**os.environ, "OUT": str(tmp_path)},
+        capture_output=True,
+        check=True,
+    )
+    assert read_junit((tmp_path / "junit.xml").read_text()).figures == {"x": 3.0}
