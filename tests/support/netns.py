@@ -1,5 +1,9 @@
 """Runs a function in a network namespace of its own, in a child process, and brings back what
-became of it: the result, or the exception with the child's traceback as a note."""
+became of it: the result, or the exception with the child's traceback as a note.
+
+A new namespace is not always empty but for `lo`: a tunnel module, once loaded, puts a device of its
+own into each (`FALLBACK_DEVICES`), and devices that are made there later have higher indexes.
+"""
 
 import contextlib
 import gc
@@ -8,15 +12,27 @@ import pickle
 import signal
 import sys
 import traceback
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Iterable
+from typing import Any, Final, TypeVar, cast
 
 from pyflannel.kernel import netns
+from pyflannel.kernel.base import Link
 
 T = TypeVar("T")
 
 DEADLINE_S = 60
 """Long after any test should have ended; then the child is killed by SIGALRM."""
+
+FALLBACK_DEVICES: Final = frozenset(
+    ("tunl0", "gre0", "gretap0", "erspan0", "sit0", "ip_vti0", "ip6tnl0", "ip6gre0", "ip6_vti0")
+)
+"""For packets that fit none of the tunnels (`fb_tunnels_only_for_init_net` in the kernel's
+Documentation/admin-guide/sysctl/net.rst)."""
+
+
+def without_fallback(links: Iterable[Link]) -> list[Link]:
+    """The links that somebody has made, and `lo`."""
+    return [link for link in links if link.name not in FALLBACK_DEVICES]
 
 
 def in_new_netns(function: Callable[..., T], *arguments: Any) -> T:
