@@ -48,6 +48,8 @@ from tests.contract.datapath_cases import (
 )
 from tests.contract.datapath_rigs import DeviceRig, PairRig, Rig, Wire
 
+pytestmark = pytest.mark.guest
+
 CAPTURE = Path(__file__).parent.parent / "data" / "upstream-udp.pcap"
 NEEDS_DEVICE = {"ebpf"}
 """Implementations that live in the kernel and so need real devices."""

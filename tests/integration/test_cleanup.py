@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from pyflannel.lab import Lab, LabSpec
+from tests.support.guests import need_devices
 
-pytestmark = [pytest.mark.root, pytest.mark.slow]
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.guest]
 
 FOREIGN = (
     "ip route add 10.0.77.0/25 via 192.0.2.254",
@@ -28,8 +29,10 @@ def state(node):
     ]
 
 
-@pytest.mark.parametrize("backend", ["udp", "vxlan", "host-gw"])
+@pytest.mark.parametrize("backend", ["udp", "vxlan", "host-gw", "ipip"])
 def test_all_of_ours_goes_and_nothing_else(backend, tmp_path):
+    if backend == "ipip":
+        need_devices("ipip")
     spec = LabSpec(nodes=2, backend=backend, name=f"clean-{backend}", start_daemons=False)
     spec_args = ["--ip-masq", "--ip-blackhole-route", "--iptables-resync=1"]
     with Lab(spec) as lab:
@@ -76,6 +79,7 @@ def test_all_of_ours_goes_and_nothing_else(backend, tmp_path):
         links = node.exec(["ip", "-o", "link"]).stdout
         assert "flannel0" not in links
         assert "flannel.1" not in links
+        assert "flannel.ipip" not in links
         nat = node.exec(["iptables", "-t", "nat", "-S"]).stdout
         assert "FLANNEL" not in nat
         assert not node.path("/run/flannel/subnet.env").exists()

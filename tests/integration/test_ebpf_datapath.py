@@ -25,7 +25,7 @@ from pyflannel.datapath.ebpf import bpf, gropair
 from pyflannel.datapath.ebpf.path import HOP, PREFIX, PROGRAMS, SETTINGS, ZERO_KEY
 from pyflannel.lab import Lab, LabSpec, bench
 
-pytestmark = [pytest.mark.root, pytest.mark.slow]
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.guest]
 
 
 def with_bpffs(name: str, **more) -> Lab:

@@ -1,0 +1,45 @@
+"""What `--datapath auto` takes is at least as fast as what it passes over.
+
+Only in guests: their time is a count of instructions, so a comparison there is one of the two data
+paths and not of what else this machine did meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from statistics import median
+
+import pytest
+
+from pyflannel.lab import Lab, LabSpec, Underlay, bench
+from tests.support.guests import only_in_guests
+
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.guest, only_in_guests]
+
+ROUNDS, SECONDS = 3, 0.4
+AS_FAST = 0.95
+"""Rounds of one data path on one kernel are apart by up to 3 %."""
+
+
+def measure(underlay: Underlay, backend: str, datapath: str = "") -> tuple[str, float]:
+    """The data path that carried, and the median of its TCP throughput in Mbit/s."""
+    spec = LabSpec(nodes=2, name="fast", backend=backend, datapath=datapath, underlay=underlay)
+    with Lab(spec) as lab:
+        lab.wait(lambda: lab.ping_all().ok, 20, what="all pods reach each other")
+        nodes = lab.node(1), lab.node(2)
+        rates = [bench.tcp(*nodes, seconds=SECONDS).gbit_per_s * 1000 for _ in range(ROUNDS)]
+        status = json.loads(nodes[0].exec(["pyflannel", "status", "--json"]).stdout)
+        return status["network"].get("datapath", {}).get("name", backend), median(rates)
+
+
+@pytest.mark.parametrize("underlay", [Underlay.AS_IT_COMES, Underlay.PLAIN], ids=str)
+def test_the_chosen_data_path_is_not_slower_than_native(
+    underlay: Underlay, record_property: Callable[[str, object], None]
+) -> None:
+    chosen, auto = measure(underlay, "udp")
+    _, native = measure(underlay, "udp", "native")
+    _, vxlan = measure(underlay, "vxlan")
+    for name, rate in ((f"udp {chosen} (auto)", auto), ("udp native", native), ("vxlan", vxlan)):
+        record_property(f"figure: TCP, underlay {underlay}, {name}, Mbit/s", rate)
+    assert auto >= AS_FAST * native, f"auto has chosen {chosen}"
