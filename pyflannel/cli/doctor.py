@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,8 +13,17 @@ from typing import Final
 
 from pyflannel.cli import status
 from pyflannel.cli.common import Parser
-from pyflannel.core.errors import EXIT_CONFIG, EXIT_OK, FlannelError, UsageError
+from pyflannel.core.errors import (
+    EXIT_OK,
+    DeviceUnavailable,
+    FlannelError,
+    NotPermitted,
+    UsageError,
+)
 from pyflannel.core.options import DaemonOptions
+from pyflannel.diagnose import checks as node_checks
+from pyflannel.diagnose import finding
+from pyflannel.diagnose.gather import gather as gather_node
 from pyflannel.docker import checks
 from pyflannel.docker import options as docker_options
 from pyflannel.docker.checks import Finding, State
@@ -21,37 +31,107 @@ from pyflannel.docker.facts import gather
 from pyflannel.foreign import MOST_IN_LOG, shown
 from pyflannel.kernel.lock import is_held
 from pyflannel.kernel.netlink import KernelNetlink
+from pyflannel.report.codec import decode
+from pyflannel.report.model import SCHEMA, NodeReport, Severity
+from pyflannel.report.text import wrapped
 
-SUBJECTS: Final = ("docker",)
+SUBJECTS: Final = ("node", "docker")
+DESCRIPTION: Final = """Looks for what keeps containers from reaching each other. Changes nothing.
+
+Subject node (the default) looks at the daemon, the kernel and every firewall chain that IPv4
+packets of the overlay meet; docker at what keeps docker out of the leased subnet. Exit code 0 if
+nothing is wrong, 1 if something is, 3 if it may not look. What only may be wrong is said, and is 0.
+"""
+EXIT_WRONG: Final = 1
+EXIT_CANNOT_LOOK: Final = 3
 _SIGNS: Final = {State.OK: "ok     ", State.PROBLEM: "PROBLEM", State.UNKNOWN: "unknown"}
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command; returns 78 if there is a problem."""
-    parser = Parser(
-        "pyflannel doctor",
-        "Looks for what keeps containers from reaching each other. Changes nothing.\n"
-        "Exit code 78 if there is a problem.",
-    )
+    """Runs the command; returns the exit code."""
+    parser = Parser("pyflannel doctor", DESCRIPTION)
     parser.add_argument("subject", nargs="?", choices=SUBJECTS, default=SUBJECTS[0])
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--root", metavar="DIR", default="/", help="look at files below it (/)")
+    parser.add_argument("--root", metavar="DIR", default="/", help="docker: look below it (/)")
+    status.add_socket_option(parser)
     for name, default in (
         ("docker-opts-file", docker_options.DOCKER_ENV),
-        ("subnet-file", docker_options.FLANNEL_ENV),
+        ("subnet-file", status.subnet_file()),
     ):
         parser.add_argument(f"--{name}", metavar="PATH", default=default, help=f"({default})")
     given = parser.parse_args(argv)
     if not Path(given.root).is_dir():
         raise UsageError(f"--root {given.root}: there is no such directory")
-    found = asyncio.run(_docker(given.root, given.docker_opts_file, given.subnet_file))
-    problems = [finding for finding in found if finding.state is State.PROBLEM]
-    if given.json:
-        print(json.dumps({"findings": [asdict(finding) for finding in found]}, indent=2))
+    if given.subject == "docker":
+        return _show_docker(given.root, given.docker_opts_file, given.subnet_file, given.json)
+    if given.root != "/":
+        raise UsageError("--root is for subject docker: pyflannel doctor docker --root DIR")
+    try:
+        report, silence = _report(given.status_socket, given.subnet_file)
+    except NotPermitted as error:
+        print(f"pyflannel: {shown(error, MOST_IN_LOG)}", file=sys.stderr)
+        return EXIT_CANNOT_LOOK
+    return show_node(asyncio.run(_node(report, silence, given.subnet_file)), as_json=given.json)
+
+
+def show_node(found: Sequence[finding.Finding], *, as_json: bool) -> int:
+    """Prints the findings about a node; returns the exit code."""
+    wrong = [one for one in found if one.severity is not Severity.INFO]
+    if as_json:
+        answer = {"schema": SCHEMA, "subject": "node", "findings": [asdict(one) for one in found]}
+        print(json.dumps(answer, indent=2))
+    else:
+        for one in found:
+            print(render_finding(one))
+        count = len(wrong)
+        print(f"{count} problem{'s' * (count > 1)}" if count else "nothing is wrong")
+    return EXIT_WRONG if wrong else EXIT_OK
+
+
+def render_finding(one: finding.Finding) -> str:
+    """For people: what is so, what it was seen by, what comes of it, and the way out."""
+    head = f"{one.severity.upper()} {one.code} {one.subject}"
+    lines = [shown(head, MOST_IN_LOG), *wrapped(one.text)]
+    lines += [f"  seen: {shown(each, MOST_IN_LOG)}" for each in one.evidence if each]
+    if one.consequence:
+        lines += wrapped(f"so: {one.consequence}")
+    if one.remedy:
+        lines += wrapped(f"do: {one.remedy}")
+    return "\n".join(lines)
+
+
+def _report(path: str, subnet_file: str) -> tuple[NodeReport | None, str]:
+    """What the daemon says of itself, or why it says nothing.
+
+    Raises:
+        NotPermitted: it may not be asked.
+    """
+    try:
+        answer = status.ask(path, subnet_file)
+    except DeviceUnavailable as error:
+        return None, str(error)
+    if answer.get("schema") != SCHEMA:
+        return None, "the daemon is of another release; restart pyflanneld"
+    return decode(answer), ""
+
+
+async def _node(report: NodeReport | None, silence: str, subnet_file: str) -> list[finding.Finding]:
+    netlink = KernelNetlink()
+    try:
+        return node_checks.findings(await gather_node(netlink, report, silence, subnet_file))
+    finally:
+        await netlink.close()
+
+
+def _show_docker(root: str, options_file: str, subnet_file: str, as_json: bool) -> int:  # noqa: FBT001
+    found = asyncio.run(_docker(root, options_file, subnet_file))
+    problems = [one for one in found if one.state is State.PROBLEM]
+    if as_json:
+        print(json.dumps({"findings": [asdict(one) for one in found]}, indent=2))
     else:
         print("\n".join(map(render, found)))
         print(f"{len(problems)} problems" if problems else "nothing is wrong")
-    return EXIT_CONFIG if problems else EXIT_OK
+    return EXIT_WRONG if problems else EXIT_OK
 
 
 async def _docker(root: str, options_file: str, subnet_file: str) -> list[Finding]:

@@ -41,7 +41,7 @@ COMMANDS: Final[dict[str, Command]] = {
     "status": Command("pyflannel.cli.status", "this node, as its daemon sees it"),
     "peers": Command("pyflannel.cli.peers", "the other nodes, as this node's daemon sees them"),
     "cleanup": Command("pyflannel.cli.cleanup", "remove every trace of a stopped daemon"),
-    "doctor": Command("pyflannel.cli.doctor", "what keeps docker out of the leased subnet"),
+    "doctor": Command("pyflannel.cli.doctor", "what keeps containers from reaching each other"),
     "docker-setup": Command("pyflannel.cli.dockersetup", "start docker in the leased subnet"),
     "mk-docker-opts": Command(
         "pyflannel.cli.dockeropts", "docker's options from subnet.env (mk-docker-opts.sh)"

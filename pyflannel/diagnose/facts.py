@@ -1,0 +1,107 @@
+"""What was seen of a node. Every fact may be missing: then its checks say nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Interface, IPv4Network
+from typing import Final
+
+from pyflannel.core.subnetenv import SubnetEnv
+from pyflannel.diagnose.filter import Table
+from pyflannel.report.model import NodeReport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkFact:
+    """A device of this network namespace."""
+
+    up: bool = True
+    addresses: tuple[IPv4Interface, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeFacts:
+    """A node as it is now. `None` is: could not be found out, or is not there."""
+
+    report: NodeReport | None = None
+    """What the daemon says of itself."""
+    silence: str = ""
+    """Why no daemon answers."""
+    subnet_file: str = ""
+    env: SubnetEnv | None = None
+    """What the subnet file says."""
+    ip_forward: bool | None = None
+    links: Mapping[str, LinkFact] | None = None
+    """By name."""
+    tables: Sequence[Table] = ()
+    """Of the firewall, those that IPv4 packets meet."""
+    modules: Mapping[str, bool] = field(default_factory=dict)
+    """Whether the kernel has a module, loaded or to be loaded; only those that are wanted."""
+    flanneld: tuple[int, ...] = ()
+    """Process ids of flannel's own daemon."""
+    daemons: tuple[int, ...] = ()
+    """Of `pyflanneld`."""
+    unseen: Mapping[str, str] = field(default_factory=dict)
+    """What could not be looked at, with the reason."""
+
+    @property
+    def network(self) -> IPv4Network | None:
+        """The overlay's prefix."""
+        config = self.report.config if self.report is not None else None
+        named = config.effective.get("Network") if config is not None else None
+        if isinstance(named, str) and named:
+            return IPv4Network(named, strict=False)
+        return self.env.network if self.env is not None else None
+
+    @property
+    def subnet(self) -> IPv4Network | None:
+        """The leased subnet."""
+        lease = self.report.lease if self.report is not None else None
+        if lease is not None and lease.subnet is not None:
+            return IPv4Network(lease.subnet, strict=False)
+        return self.env.subnet if self.env is not None else None
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The overlay's devices; none for backends that route over the underlay."""
+        network = self.report.network if self.report is not None else None
+        return tuple(network.devices) if network is not None else ()
+
+    @property
+    def port(self) -> int | None:
+        """The UDP port of the overlay's own packets; `None` if they are not UDP."""
+        network = self.report.network if self.report is not None else None
+        config = self.report.config if self.report is not None else None
+        if network is None:
+            return None
+        if network.backend != "vxlan":
+            return network.port
+        section = config.effective.get("Backend") if config is not None else None
+        named = section.get("Port") if isinstance(section, Mapping) else None
+        return named if isinstance(named, int) and named > 0 else KERNELS_VXLAN_PORT
+
+    @property
+    def tunnel(self) -> str | None:
+        """The device that overlay packets come and go by, on the side of the peers."""
+        if self.devices:
+            return self.devices[0]
+        underlay = self.report.underlay if self.report is not None else None
+        return underlay.interface if underlay is not None else None
+
+    @property
+    def bridge(self) -> str | None:
+        """The device with an address in the leased subnet that is not the overlay's own."""
+        subnet = self.subnet
+        for name, link in (self.links or {}).items():
+            if name not in self.devices and any(
+                subnet is not None and each.ip in subnet for each in link.addresses
+            ):
+                return name
+        return None
+
+
+KERNELS_VXLAN_PORT: Final = 8472
+"""Where the config names none: the default of drivers/net/vxlan/vxlan_core.c, `vxlan_port`."""
+WANTED_MODULES: Final[Mapping[str, str]] = {"vxlan": "vxlan", "udp": "tun", "ipip": "ipip"}
+"""The module that a backend's device comes from."""

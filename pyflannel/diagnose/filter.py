@@ -1,0 +1,229 @@
+"""Would the firewall let this packet pass? A pure function over chains, whoever wrote them.
+
+A match says yes, no, or cannot tell; where it cannot tell, both ways are followed. So the outcome
+is a set: every way ends in a drop, none does, or some do, which is "may". As in the kernel
+(nft(8), "VERDICT STATEMENTS"), a drop ends everything, an accept only its base chain, and the
+policy decides what reaches the end of a base chain.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network
+from typing import Final
+
+DEEPEST: Final = 16
+"""Jumps inside each other: NFT_JUMP_STACK_SIZE of linux/netfilter/nf_tables.h."""
+
+
+class Hook(enum.StrEnum):
+    """Where a packet meets a base chain."""
+
+    PREROUTING = "prerouting"
+    INPUT = "input"
+    FORWARD = "forward"
+    OUTPUT = "output"
+    POSTROUTING = "postrouting"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packet:
+    """The first packet of a connection, with mark 0. `None` is: not known, or any."""
+
+    source: IPv4Address | None = None
+    destination: IPv4Address | None = None
+    iif: str | None = None
+    """Name of the device it came in by; empty where there is none."""
+    oif: str | None = None
+    protocol: str | None = None
+    sport: int | None = None
+    dport: int | None = None
+
+
+Value = str | IPv4Network | tuple[int, int]
+"""An interface or word, of which a trailing `*` stands for anything; a prefix; a range."""
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """One condition of a rule: a field of the packet is one of some values, or is none of them."""
+
+    field: str
+    """`iif`, `oif`, `source`, `destination`, `protocol`, `sport`, `dport`, `state`, `mark`; any
+    other is one that cannot be told."""
+    values: tuple[Value, ...] = ()
+    negated: bool = False
+
+    def holds(self, packet: Packet) -> bool | None:
+        """Whether it does; `None` if that cannot be told."""
+        if self.field == "state":
+            found: object = "new"
+        elif self.field == "mark":
+            found = 0
+        else:
+            found = getattr(packet, self.field, None)
+        if found is None:
+            return None
+        return any(_is(found, value) for value in self.values) != self.negated
+
+
+UNKNOWN: Final = Match("?")
+"""A condition that is not understood."""
+
+
+def _is(found: object, value: Value) -> bool:
+    if isinstance(value, IPv4Network):
+        return isinstance(found, IPv4Address) and found in value
+    if isinstance(value, tuple):
+        return isinstance(found, int) and value[0] <= found <= value[1]
+    if value.endswith("*"):
+        return str(found).startswith(value[:-1])
+    return found == value
+
+
+class Verb(enum.Enum):
+    """What a rule does."""
+
+    ACCEPT = enum.auto()
+    DROP = enum.auto()
+    RETURN = enum.auto()
+    JUMP = enum.auto()
+    GOTO = enum.auto()
+    FOREIGN = enum.auto()
+    """Hands the packet to a program, which may do anything with it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """A rule with a verdict; those without one change nothing here and are left out."""
+
+    matches: tuple[Match, ...] = ()
+    verb: Verb
+    target: str = ""
+    """The chain of a jump."""
+    text: str = ""
+    """The rule as its tool shows it, with table and chain, for people."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chain:
+    """A chain; a base chain if it has a hook."""
+
+    name: str
+    rules: Sequence[Rule] = ()
+    hook: Hook | None = None
+    priority: int = 0
+    drops: bool = False
+    """Whether its policy is to drop."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """Chains that can jump to each other, by name."""
+
+    name: str
+    """As its tool calls it: `inet firewalld`, `iptables filter`."""
+    chains: Mapping[str, Chain]
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """A place where a packet ends."""
+
+    certain: bool
+    """Whether no way leads around it; else it *may* end here."""
+    rule: str
+    """The rule's text, or the chain whose policy it is."""
+    is_policy: bool = False
+
+
+def drops(tables: Iterable[Table], hook: Hook, packet: Packet) -> list[Drop]:
+    """Where a packet ends, or may end, at one hook. Empty: it passes.
+
+    After a drop that is certain nothing more is looked at; the packet is not there any more.
+    """
+    bases = [
+        (chain, table) for table in tables for chain in table.chains.values() if chain.hook is hook
+    ]
+    found: list[Drop] = []
+    for chain, table in sorted(bases, key=lambda pair: pair[0].priority):
+        walk = _Walk(table, packet)
+        ends = walk.chain(chain, 0)
+        bad = list(dict.fromkeys(end for end in ends.drops))
+        if ends.falls_through and chain.drops:
+            bad.append((f"policy drop of chain {chain.name} in {table.name}", True))
+        passes = ends.accepted or ends.foreign or (ends.falls_through and not chain.drops)
+        found += [Drop(not passes, text, is_policy) for text, is_policy in bad]
+        if bad and not passes:
+            break
+    return found
+
+
+@dataclass(slots=True)
+class _Ends:
+    """How a packet can leave a chain."""
+
+    drops: list[tuple[str, bool]] = field(default_factory=list)
+    accepted: bool = False
+    foreign: bool = False
+    falls_through: bool = False
+
+
+class _Walk:
+    """One packet through one table. What a chain does with it is worked out once."""
+
+    def __init__(self, table: Table, packet: Packet) -> None:
+        self._table = table
+        self._packet = packet
+        self._known: dict[str, _Ends] = {}
+
+    def chain(self, chain: Chain, depth: int) -> _Ends:
+        known = self._known.get(chain.name)
+        if known is not None:
+            return known
+        ends = _Ends()
+        if not self._rules(chain, ends, depth):
+            ends.falls_through = True
+        self._known[chain.name] = ends
+        return ends
+
+    def _rules(self, chain: Chain, ends: _Ends, depth: int) -> bool:
+        """Adds what the rules do; whether the packet never gets past the last one."""
+        for rule in chain.rules:
+            holds = [match.holds(self._packet) for match in rule.matches]
+            if False in holds:
+                continue
+            certain = None not in holds
+            if self._rule(rule, ends, depth) and certain:
+                return True
+        return False
+
+    def _rule(self, rule: Rule, ends: _Ends, depth: int) -> bool:
+        """Adds what a rule that holds does; whether it ends the chain."""
+        if rule.verb is Verb.ACCEPT:
+            ends.accepted = True
+        elif rule.verb is Verb.DROP:
+            ends.drops.append((rule.text, False))
+        elif rule.verb is Verb.FOREIGN:
+            ends.foreign = True
+            ends.drops.append((rule.text, False))
+        elif rule.verb is Verb.RETURN:
+            ends.falls_through = True
+        else:
+            return self._jump(rule, ends, depth)
+        return True
+
+    def _jump(self, rule: Rule, ends: _Ends, depth: int) -> bool:
+        there = self._table.chains.get(rule.target)
+        if there is None or depth >= DEEPEST:
+            return False
+        inner = self.chain(there, depth + 1)
+        ends.drops += inner.drops
+        ends.accepted |= inner.accepted
+        ends.foreign |= inner.foreign
+        if rule.verb is Verb.GOTO:
+            ends.falls_through |= inner.falls_through
+            return True
+        return not inner.falls_through

@@ -1,0 +1,160 @@
+"""Gathers what `diagnose.checks` judges. Reads only, and this network namespace alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from ipaddress import IPv4Interface
+from pathlib import Path
+from typing import Final
+
+from pyflannel.core import subnetenv
+from pyflannel.core.errors import CommandError, FlannelError
+from pyflannel.diagnose import iptables, nftables
+from pyflannel.diagnose.facts import WANTED_MODULES, LinkFact, NodeFacts
+from pyflannel.diagnose.filter import Table
+from pyflannel.kernel import process
+from pyflannel.kernel.base import Netlink
+from pyflannel.kernel.lock import our_daemons, upstream_daemons
+from pyflannel.kernel.sysctl import read_sysctl
+from pyflannel.report.model import NodeReport
+from pyflannel.traffic.nftables import Nft
+
+CHILD_S: Final = 10.0
+"""For the rules of a node with 10,000 services on a busy machine."""
+LEGACY_TABLES: Final = Path("/proc/net/ip_tables_names")
+"""Names the tables of legacy iptables. Where it has none its tool is not run: that makes them."""
+
+
+async def gather(
+    netlink: Netlink, report: NodeReport | None, silence: str, subnet_file: str
+) -> NodeFacts:
+    """All facts about this node.
+
+    Args:
+        netlink: of this network namespace.
+        report: what the daemon says of itself; `None` if none answers.
+        silence: why none does.
+        subnet_file: of the daemon.
+    """
+    unseen: dict[str, str] = {}
+    links = await _links(netlink, unseen)
+    return NodeFacts(
+        report=report,
+        silence=silence,
+        subnet_file=subnet_file,
+        env=_env(subnet_file),
+        ip_forward=_forwards(unseen),
+        links=links,
+        tables=await _tables(unseen),
+        modules=_modules(report, links),
+        flanneld=tuple(upstream_daemons()),
+        daemons=tuple(our_daemons()),
+        unseen=unseen,
+    )
+
+
+def _env(path: str) -> subnetenv.SubnetEnv | None:
+    try:
+        return subnetenv.parse(Path(path).read_text(errors="replace"))
+    except OSError:
+        return None
+
+
+def _forwards(unseen: dict[str, str]) -> bool | None:
+    try:
+        return read_sysctl("net.ipv4.ip_forward") != "0"
+    except FlannelError as error:
+        unseen["ip_forward"] = str(error)
+        return None
+
+
+async def _links(netlink: Netlink, unseen: dict[str, str]) -> dict[str, LinkFact] | None:
+    try:
+        links, addresses = await netlink.links(), await netlink.addresses()
+    except FlannelError as error:
+        unseen["devices"] = str(error)
+        return None
+    return {
+        link.name: LinkFact(
+            up=link.up,
+            addresses=tuple(
+                each.interface
+                for each in addresses
+                if each.index == link.index and isinstance(each.interface, IPv4Interface)
+            ),
+        )
+        for link in links
+    }
+
+
+def _modules(report: NodeReport | None, links: Mapping[str, LinkFact] | None) -> dict[str, bool]:
+    """The module that the backend needs, if it is not in use before our eyes."""
+    network = report.network if report is not None else None
+    config = report.config if report is not None else None
+    backend = network.backend if network is not None else ""
+    if not backend and config is not None:
+        section = config.effective.get("Backend")
+        backend = str(section.get("Type", "")) if isinstance(section, Mapping) else ""
+    name = WANTED_MODULES.get(backend)
+    if name is None:
+        return {}
+    if (
+        network is not None
+        and network.devices
+        and links is not None
+        and links.keys() & network.devices
+    ):
+        return {}
+    there = has_module(name)
+    return {} if there is None else {name: there}
+
+
+def has_module(name: str, root: Path = Path("/")) -> bool | None:
+    """Whether the running kernel has a module; `None` if there is no list of its modules."""
+    if (root / "sys/module" / name).is_dir():
+        return True
+    directory = root / "lib/modules" / os.uname().release
+    listed = []
+    for index in ("modules.builtin", "modules.dep"):
+        try:
+            listed.append((directory / index).read_text())
+        except OSError:
+            return None
+    files = (line.partition(":")[0] for text in listed for line in text.splitlines())
+    return any(Path(file).name.partition(".")[0].replace("-", "_") == name for file in files)
+
+
+async def _tables(unseen: dict[str, str]) -> list[Table]:
+    """The firewall's tables.
+
+    Those that iptables made in nf_tables are read by its own tool, which knows what its extensions
+    mean.
+    """
+    found: list[Table] = []
+    named = await _saved(["iptables-nft-save"], "iptables", found)
+    try:
+        listing = await Nft().ask({"list": {"ruleset": None}})
+    except CommandError as error:
+        unseen["nftables"] = str(error)
+    else:
+        theirs = {f"ip {name.removeprefix('iptables ')}" for name in named}
+        found += [table for table in nftables.read(listing) if table.name not in theirs]
+    try:
+        legacy = LEGACY_TABLES.read_text().split()
+    except OSError:
+        legacy = []
+    if legacy and not await _saved(["iptables-legacy-save"], "iptables-legacy", found):
+        unseen["iptables-legacy"] = "iptables-legacy-save does not tell its rules"
+    return found
+
+
+async def _saved(command: list[str], tool: str, found: list[Table]) -> set[str]:
+    """Adds the tables that a tool lists; their names. None if it is not there or fails."""
+    try:
+        done = await process.run(command, timeout_s=CHILD_S)
+    except CommandError:
+        return set()
+    tables = iptables.read(done.stdout.decode(errors="replace"), tool)
+    found += tables
+    return {table.name for table in tables}

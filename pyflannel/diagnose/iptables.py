@@ -1,0 +1,145 @@
+"""The output of `iptables-save` as chains of `diagnose.filter`."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from ipaddress import IPv4Network
+from typing import Final
+
+from pyflannel.diagnose.filter import UNKNOWN, Chain, Hook, Match, Rule, Table, Value, Verb
+
+_PRIORITIES: Final = {"raw": -300, "mangle": -150, "nat": -100, "filter": 0, "security": 50}
+"""NF_IP_PRI_… of linux/netfilter_ipv4.h. Postrouting has nat later, where nothing is dropped."""
+_FIELDS: Final = {
+    "-s": "source",
+    "-d": "destination",
+    "-i": "iif",
+    "-o": "oif",
+    "-p": "protocol",
+    "--sport": "sport",
+    "--dport": "dport",
+    "--sports": "sport",
+    "--dports": "dport",
+    "--ctstate": "state",
+    "--state": "state",
+    "--mark": "mark",
+}
+_PLAIN_MODULES: Final = frozenset(
+    {"tcp", "udp", "icmp", "comment", "conntrack", "state", "multiport", "mark"}
+)
+"""Extensions that decide by their options alone."""
+_VERDICTS: Final = {
+    "ACCEPT": Verb.ACCEPT,
+    "DROP": Verb.DROP,
+    "REJECT": Verb.DROP,
+    "RETURN": Verb.RETURN,
+    "QUEUE": Verb.FOREIGN,
+    "NFQUEUE": Verb.FOREIGN,
+    # Each ends its table, as an accept does.
+    "MASQUERADE": Verb.ACCEPT,
+    "SNAT": Verb.ACCEPT,
+    "DNAT": Verb.ACCEPT,
+    "REDIRECT": Verb.ACCEPT,
+}
+
+
+def read(saved: str, tool: str = "iptables") -> list[Table]:
+    """The tables of `iptables-save`. What cannot be read is a rule whose matches are unknown.
+
+    Args:
+        saved: its output.
+        tool: what the tables are called by: `iptables`, `iptables-legacy`.
+    """
+    tables: list[Table] = []
+    chains: dict[str, Chain] = {}
+    rules: dict[str, list[Rule]] = {}
+    name = ""
+    for line in saved.splitlines():
+        if line.startswith("*"):
+            name, chains, rules = line[1:].strip(), {}, {}
+            tables.append(Table(name=f"{tool} {name}", chains=chains))
+        elif line.startswith(":"):
+            chain, policy, *_ = line[1:].split()
+            hook = next((hook for hook in Hook if hook.value.upper() == chain), None)
+            chains[chain] = Chain(
+                name=chain,
+                rules=rules.setdefault(chain, []),
+                hook=hook,
+                priority=_PRIORITIES.get(name, 0),
+                drops=policy == "DROP",
+            )
+        elif line.startswith("-A "):
+            try:
+                _, chain, *words = shlex.split(line)
+            except ValueError:  # a quote that does not end
+                continue
+            rule = _rule(words, chains, f"{tool} -t {name} {line}")
+            if rule is not None:
+                rules.setdefault(chain, []).append(rule)
+    return tables
+
+
+def _rule(words: list[str], chains: dict[str, Chain], text: str) -> Rule | None:
+    cut = next((place for place, word in enumerate(words) if word in {"-j", "-g"}), None)
+    if cut is None or cut + 1 >= len(words):
+        return None  # counts only
+    target = words[cut + 1]
+    matches = tuple(_matches(words[:cut]))
+    if target in _VERDICTS:
+        return Rule(matches=matches, verb=_VERDICTS[target], text=text)
+    if target in chains:
+        verb = Verb.GOTO if words[cut] == "-g" else Verb.JUMP
+        return Rule(matches=matches, verb=verb, target=target, text=text)
+    return None  # marks, logs and the like: the packet goes on
+
+
+def _matches(words: list[str]) -> Iterator[Match]:
+    place = 0
+    negated = False
+    while place < len(words):
+        option = words[place]
+        place += 1
+        if option == "!":
+            negated = True
+            continue
+        values = []
+        while place < len(words) and not words[place].startswith("-") and words[place] != "!":
+            values.append(words[place])
+            place += 1
+        if option == "-m":
+            if set(values) - _PLAIN_MODULES:
+                yield UNKNOWN
+        elif option != "--comment":
+            yield _match(option, values[0] if values else "", negated=negated)
+        negated = False
+
+
+def _match(option: str, text: str, *, negated: bool) -> Match:
+    name = _FIELDS.get(option)
+    if name is None or not text:
+        return UNKNOWN
+    try:
+        values = tuple(_values(name, text))
+    except ValueError:
+        return UNKNOWN
+    return Match(name, values, negated)
+
+
+def _values(name: str, text: str) -> Iterator[Value]:
+    if name in {"source", "destination"}:
+        yield IPv4Network(text, strict=False)
+    elif name in {"sport", "dport"}:
+        for port in text.split(","):
+            low, _, high = port.partition(":")
+            yield int(low or 0), int(high or low) if high or ":" not in port else 65535
+    elif name == "mark":
+        # Of a packet without a mark nothing is left under any mask.
+        wanted = int(text.partition("/")[0], 0)
+        yield wanted, wanted
+    elif name == "state":
+        yield from text.lower().split(",")
+    elif text.endswith("+"):
+        yield text[:-1] + "*"
+    else:
+        yield text

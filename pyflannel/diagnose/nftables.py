@@ -1,0 +1,222 @@
+"""The output of `nft -j list ruleset` as chains of `diagnose.filter` (libnftables-json(5))."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from ipaddress import IPv4Network
+from typing import Any, Final
+
+from pyflannel.diagnose.filter import UNKNOWN, Chain, Hook, Match, Rule, Table, Value, Verb
+
+FAMILIES: Final = ("ip", "inet")
+"""Tables that see IPv4 packets on their way through the IP stack."""
+_META: Final = {
+    "iif": "iif",
+    "iifname": "iif",
+    "oif": "oif",
+    "oifname": "oif",
+    "l4proto": "protocol",
+    "mark": "mark",
+}
+_PAYLOAD: Final = {
+    ("ip", "saddr"): "source",
+    ("ip", "daddr"): "destination",
+    ("ip", "protocol"): "protocol",
+    ("udp", "dport"): "dport",
+    ("udp", "sport"): "sport",
+    ("tcp", "dport"): "dport",
+    ("tcp", "sport"): "sport",
+    ("th", "dport"): "dport",
+    ("th", "sport"): "sport",
+}
+_VERDICTS: Final = {
+    "accept": Verb.ACCEPT,
+    "drop": Verb.DROP,
+    "reject": Verb.DROP,
+    "return": Verb.RETURN,
+    "jump": Verb.JUMP,
+    "goto": Verb.GOTO,
+    "queue": Verb.FOREIGN,
+    "masquerade": Verb.ACCEPT,
+    "snat": Verb.ACCEPT,
+    "dnat": Verb.ACCEPT,
+    "redirect": Verb.ACCEPT,
+}
+_NEUTRAL: Final = frozenset({"counter", "log", "mangle", "notrack", "ct helper", "ct timeout"})
+"""Statements after which a rule goes on in any case."""
+_NUMBERED: Final = frozenset({"sport", "dport", "mark"})
+Json = Mapping[str, Any]
+
+
+def read(listing: Json) -> list[Table]:
+    """The tables that IPv4 packets meet. What is not understood is a match that is unknown."""
+    entries = [next(iter(entry.items())) for entry in listing.get("nftables", ()) if entry]
+    sets: dict[tuple[str, str, str], Sequence[Any]] = {}
+    chains: dict[tuple[str, str], dict[str, Chain]] = {}
+    rules: dict[tuple[str, str, str], list[Rule]] = {}
+    for kind, value in entries:
+        if kind in {"set", "map"}:
+            sets[value["family"], value["table"], value["name"]] = value.get("elem", ())
+    for kind, value in entries:
+        if value.get("family") not in FAMILIES:
+            continue
+        if kind == "chain":
+            of_chain = rules.setdefault((value["family"], value["table"], value["name"]), [])
+            table = chains.setdefault((value["family"], value["table"]), {})
+            table[value["name"]] = _chain(value, of_chain)
+        elif kind == "rule":
+            place = (value["family"], value["table"], value["chain"])
+            rules.setdefault(place, []).extend(_Reader(place, sets).rules(value["expr"]))
+    return [Table(name=" ".join(key), chains=found) for key, found in chains.items()]
+
+
+def _chain(value: Json, rules: Sequence[Rule]) -> Chain:
+    hook = value.get("hook")
+    return Chain(
+        name=value["name"],
+        rules=rules,
+        hook=Hook(hook) if hook in set(Hook) else None,
+        priority=value.get("prio", 0),
+        drops=value.get("policy") == "drop",
+    )
+
+
+class _Reader:
+    """Reads the rules of one chain."""
+
+    def __init__(
+        self, place: tuple[str, str, str], sets: Mapping[tuple[str, str, str], Sequence[Any]]
+    ) -> None:
+        self._family, self._table, self._chain = place
+        self._sets = sets
+
+    def rules(self, expressions: Sequence[Json]) -> Iterator[Rule]:
+        """One rule as rules with one verdict each; a verdict map gives several."""
+        matches: list[Match] = []
+        for expression in expressions:
+            kind, value = next(iter(expression.items()))
+            if kind in _VERDICTS:
+                target = value.get("target", "") if isinstance(value, dict) else ""
+                yield self._rule(matches, kind, target, expressions)
+                return
+            if kind == "vmap":
+                yield from self._vmap(matches, value, expressions)
+            elif kind == "match":
+                matches.append(self._match(value))
+            elif kind not in _NEUTRAL:
+                matches.append(UNKNOWN)
+
+    def _rule(
+        self, matches: Sequence[Match], verdict: str, target: str, expressions: Sequence[Json]
+    ) -> Rule:
+        where = f"nft {self._family} {self._table} {self._chain}"
+        return Rule(
+            matches=tuple(matches),
+            verb=_VERDICTS[verdict],
+            target=target,
+            text=f"{where}: {words(expressions)}",
+        )
+
+    def _vmap(
+        self, matches: Sequence[Match], value: Json, expressions: Sequence[Json]
+    ) -> Iterator[Rule]:
+        for element in self._elements(value.get("data")) or ():
+            key, verdict = element
+            kind, inner = next(iter(verdict.items()))
+            target = inner.get("target", "") if isinstance(inner, dict) else ""
+            if kind in _VERDICTS:
+                wanted = self._match({"op": "==", "left": value["key"], "right": key})
+                yield self._rule([*matches, wanted], kind, target, expressions)
+
+    def _match(self, value: Json) -> Match:
+        name = _field(value["left"])
+        elements = self._elements(value["right"])
+        if name is None or elements is None or value["op"] not in {"==", "!=", "in"}:
+            return UNKNOWN
+        try:
+            values = tuple(_value(name, element) for element in elements)
+        except (ValueError, TypeError, KeyError):
+            return UNKNOWN
+        return Match(name, values, value["op"] == "!=")
+
+    def _elements(self, right: Any) -> Sequence[Any] | None:  # noqa: ANN401 - JSON
+        """The values that a right-hand side stands for; `None` if they are not listed."""
+        if isinstance(right, str) and right.startswith("@"):
+            return self._sets.get((self._family, self._table, right[1:]))
+        if isinstance(right, dict) and "set" in right:
+            inner = right["set"]
+            return inner if isinstance(inner, list) else self._elements(inner)
+        return right if isinstance(right, list) else [right]
+
+
+def _field(left: Any) -> str | None:  # noqa: ANN401 - JSON
+    if not isinstance(left, dict):
+        return None
+    if "&" in left:
+        inner = _field(left["&"][0])
+        return inner if inner == "mark" else None  # 0 under any mask is 0
+    if "meta" in left:
+        return _META.get(left["meta"].get("key"))
+    if "payload" in left:
+        return _PAYLOAD.get((left["payload"].get("protocol"), left["payload"].get("field")))
+    if left.get("ct", {}).get("key") == "state":
+        return "state"
+    return None
+
+
+def _value(name: str, element: Any) -> Value:  # noqa: ANN401 - JSON
+    if isinstance(element, dict) and "elem" in element:
+        element = element["elem"]["val"]
+    if name in {"source", "destination"}:
+        if isinstance(element, dict):
+            prefix = element["prefix"]
+            return IPv4Network(f"{prefix['addr']}/{prefix['len']}", strict=False)
+        return IPv4Network(element)
+    if name in _NUMBERED:
+        low, high = element["range"] if isinstance(element, dict) else (element, element)
+        return int(low), int(high)
+    if not isinstance(element, str):
+        raise TypeError(f"{element!r} is not a word")
+    return element
+
+
+def words(expressions: Sequence[Json]) -> str:
+    """A rule's JSON in about nft's own words, for people."""
+    return " ".join(filter(None, map(_words, expressions)))
+
+
+def _words(expression: Any) -> str:  # noqa: ANN401 - JSON
+    if not isinstance(expression, dict):
+        return str(expression)
+    kind, value = next(iter(expression.items()))
+    if kind == "counter":
+        return ""
+    if kind == "match":
+        operator = "" if value["op"] in {"==", "in"} else f"{value['op']} "
+        return f"{_words(value['left'])} {operator}{_words_of(value['right'])}"
+    if kind == "vmap":
+        return f"{_words(value['key'])} vmap {_words_of(value['data'])}"
+    if kind in {"meta", "ct"}:
+        return f"{'ct ' if kind == 'ct' else ''}{value.get('key')}"
+    if kind == "payload":
+        return f"{value.get('protocol')} {value.get('field')}"
+    if kind in {"jump", "goto"}:
+        return f"{kind} {value['target']}"
+    if kind == "limit":
+        return f"limit rate {value.get('rate')}/{value.get('per')}"
+    return kind if value is None or kind == "reject" else json.dumps(expression)
+
+
+def _words_of(value: Any) -> str:  # noqa: ANN401 - JSON
+    if isinstance(value, dict):
+        if "prefix" in value:
+            return f"{value['prefix']['addr']}/{value['prefix']['len']}"
+        if "range" in value:
+            return "-".join(map(str, value["range"]))
+        if "set" in value:
+            return _words_of(value["set"])
+        return _words(value)
+    if isinstance(value, list):
+        return "{ " + ", ".join(map(_words_of, value)) + " }"
+    return str(value)

@@ -1,0 +1,220 @@
+"""Each fault of a node has its code, and a healthy node has none."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Interface
+from pathlib import Path
+
+import pytest
+
+from pyflannel.core import subnetenv
+from pyflannel.diagnose import finding, iptables
+from pyflannel.diagnose.checks import findings
+from pyflannel.diagnose.facts import LinkFact, NodeFacts
+from pyflannel.diagnose.gather import has_module
+from pyflannel.report import problems
+from pyflannel.report.model import (
+    ConfigReport,
+    DatapathReport,
+    DeviceReport,
+    LeaseReport,
+    NetworkReport,
+    NodeReport,
+    PeerReport,
+    Severity,
+    StoreReport,
+    UnderlayReport,
+)
+
+NOW = 1_700_000_000.0
+REPORT = NodeReport(
+    now=NOW,
+    phase="running with subnet 10.5.1.0/24",
+    ready_since=NOW - 9,
+    config=ConfigReport(effective={"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}),
+    store=StoreReport(kind="etcd", where="http://192.0.2.9:2379", connected=True),
+    underlay=UnderlayReport(interface="eth0", address="192.0.2.1"),
+    lease=LeaseReport(subnet="10.5.1.0/24", expires=NOW + 80_000, held=True),
+    network=NetworkReport(backend="vxlan", devices={"flannel.1": DeviceReport(up=True)}, peers=1),
+    peers=[PeerReport(subnet="10.5.2.0/24", public_ip="192.0.2.2")],
+)
+OURS = """*filter
+:INPUT ACCEPT [0:0]
+:FORWARD DROP [0:0]
+:OUTPUT ACCEPT [0:0]
+:FLANNEL-FWD - [0:0]
+-A FORWARD -m comment --comment "flanneld forward" -j FLANNEL-FWD
+-A FLANNEL-FWD -s 10.5.0.0/16 -m comment --comment "flanneld forward" -j ACCEPT
+-A FLANNEL-FWD -d 10.5.0.0/16 -m comment --comment "flanneld forward" -j ACCEPT
+COMMIT
+"""
+ENV = subnetenv.parse("FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.1.1/24\nFLANNEL_MTU=1450\n")
+
+
+def link(address: str = "", *, up: bool = True) -> LinkFact:
+    return LinkFact(up=up, addresses=(IPv4Interface(address),) if address else ())
+
+
+HEALTHY = NodeFacts(
+    report=REPORT,
+    env=ENV,
+    ip_forward=True,
+    links={
+        "eth0": link("192.0.2.1/24"),
+        "flannel.1": link("10.5.1.0/32"),
+        "docker0": link("10.5.1.1/24"),
+    },
+    tables=iptables.read(OURS),
+    daemons=(7,),
+)
+
+
+def node(**changes) -> NodeFacts:
+    return replace(HEALTHY, **changes)
+
+
+def links(**changes) -> NodeFacts:
+    names = {name.replace("flannel_", "flannel."): value for name, value in changes.items()}
+    merged = {**HEALTHY.links, **names}
+    return node(links={name: value for name, value in merged.items() if value is not None})
+
+
+def rules(*lines: str, ours: str = OURS) -> NodeFacts:
+    before, after = ours.split("-A FORWARD", 1)
+    return node(
+        tables=iptables.read(before + "".join(f"{x}\n" for x in lines) + "-A FORWARD" + after)
+    )
+
+
+def report(**changes) -> NodeFacts:
+    return node(report=replace(REPORT, **changes))
+
+
+BARE = "*filter\n:FORWARD DROP [0:0]\nCOMMIT\n"
+AWAY = replace(REPORT.store, connected=False, reason="connection refused")
+ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
+
+CASES = [
+    (finding.NO_DAEMON, ERROR, node(report=None, silence="is it running?"), "is it running?"),
+    (finding.NO_DAEMON, ERROR, node(report=None, flanneld=(5,)), "process 5"),
+    (finding.NO_LEASE, ERROR, report(lease=None), "running with"),
+    (problems.STORE, WARNING, report(store=AWAY), "connection refused"),
+    (finding.FORWARDING_OFF, ERROR, node(ip_forward=False), "net.ipv4.ip_forward = 0"),
+    (finding.DEVICE, ERROR, links(flannel_1=None), "missing"),
+    (finding.DEVICE, ERROR, links(flannel_1=link("10.5.1.0/32", up=False)), "down"),
+    (finding.MODULE, ERROR, node(modules={"vxlan": False}), "backend vxlan"),
+    (
+        finding.FORWARD_POLICY,
+        ERROR,
+        node(tables=iptables.read(BARE)),
+        "policy drop of chain FORWARD",
+    ),
+    (finding.OVERLAY_DROPPED, ERROR, rules("-A FORWARD -o docker0 -j REJECT"), "-o docker0"),
+    (finding.OVERLAY_DROPPED, INFO, rules("-A FORWARD -m limit --limit 5/s -j DROP"), "may drop"),
+    (
+        finding.UNDERLAY_DROPPED,
+        ERROR,
+        rules("-A INPUT -p udp -m udp --dport 8472 -j DROP"),
+        "from 192.0.2.2, UDP port 8472",
+    ),
+    (finding.UNDERLAY_DROPPED, ERROR, rules("-A OUTPUT -d 192.0.2.2/32 -j DROP"), "to 192.0.2.2"),
+    (finding.UNDERLAY_DROPPED, INFO, rules("-A INPUT -m recent --set -j DROP"), "may drop"),
+    (finding.BRIDGE, WARNING, links(docker0=link("172.17.0.1/16")), "172.17.0.1/16"),
+    (finding.OTHER_AGENT, WARNING, node(flanneld=(5,)), "process 5"),
+    (finding.OTHER_AGENT, INFO, node(daemons=(7, 8)), "process 8"),
+    (finding.OTHER_AGENT, INFO, links(cilium_vxlan=link()), "Cilium"),
+    (finding.NOT_SEEN, INFO, node(unseen={"nftables": "no permission"}), "no permission"),
+]
+
+
+def test_a_healthy_node_has_no_finding():
+    assert findings(HEALTHY) == []
+
+
+@pytest.mark.parametrize(("code", "severity", "facts", "words"), CASES)
+def test_each_fault_has_its_code_and_its_evidence(code, severity, facts, words):
+    found = findings(facts)
+    assert {one.code for one in found} == {code}
+    assert found[0].severity is severity
+    assert words in " ".join([found[0].text, *found[0].evidence])
+    assert all(one.evidence or one.code == finding.NOT_SEEN for one in found)
+
+
+def test_every_code_is_tried_here_and_in_the_reference():
+    page = (Path(__file__).parents[3] / "docs/reference/problems.md").read_text()
+    assert {code for code, *_ in CASES} - set(problems.CODES) == set(finding.CODES)
+    for code, meaning in finding.CODES.items():
+        assert f"| {code} | {meaning} |" in page
+    assert not set(finding.CODES) & set(problems.CODES)
+
+
+def test_the_device_is_told_once():
+    down = {"flannel.1": DeviceReport(up=False)}
+    facts = replace(
+        links(flannel_1=link(up=False)),
+        report=replace(REPORT, network=replace(REPORT.network, devices=down)),
+    )
+    assert [one.code for one in findings(facts)] == [finding.DEVICE]
+
+
+def test_the_rule_of_a_known_tool_has_that_tools_cure():
+    (found, *_) = findings(
+        rules(":ufw-reject - [0:0]", "-A FORWARD -j ufw-reject", "-A ufw-reject -j DROP")
+    )
+    assert found.code == finding.OVERLAY_DROPPED
+    assert "ufw route allow from 10.5.0.0/16" in found.remedy
+
+
+def test_programs_that_take_packets_before_the_firewall_make_it_a_may():
+    ebpf = replace(REPORT.network, backend="udp", port=8472, datapath=DatapathReport(name="ebpf"))
+    facts = replace(
+        rules("-A INPUT -p udp -m udp --dport 8472 -j DROP"),
+        report=replace(REPORT, network=ebpf),
+    )
+    assert {(one.code, one.severity) for one in findings(facts)} == {
+        (finding.UNDERLAY_DROPPED, INFO)
+    }
+
+
+def test_docker_elsewhere_is_fine_where_another_bridge_has_the_subnet():
+    assert findings(links(docker0=link("172.17.0.1/16"), cni0=link("10.5.1.1/24"))) == []
+
+
+def test_without_a_daemon_the_subnet_file_tells_what_to_look_at():
+    codes = [one.code for one in findings(node(report=None, ip_forward=False))]
+    assert codes == [finding.NO_DAEMON, finding.FORWARDING_OFF]
+
+
+def test_a_node_of_which_nothing_is_known_has_no_daemon_and_nothing_else():
+    assert [one.code for one in findings(NodeFacts())] == [finding.NO_DAEMON]
+
+
+def test_the_port_is_the_one_of_the_config():
+    config = {"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "Port": 4789}}
+    elsewhere = replace(REPORT, config=ConfigReport(effective=config))
+    facts = rules("-A INPUT -p udp -m udp --dport 4789 -j DROP")
+    assert findings(facts) == []
+    (found,) = findings(replace(facts, report=elsewhere))
+    assert (found.code, "4789" in found.text) == (finding.UNDERLAY_DROPPED, True)
+
+
+class TestModule:
+    @pytest.fixture
+    def root(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("os.uname", lambda: type("uname", (), {"release": "6.1"}))
+        (tmp_path / "lib/modules/6.1").mkdir(parents=True)
+        return tmp_path
+
+    def listed(self, root, builtin: str, loadable: str) -> None:
+        (root / "lib/modules/6.1/modules.builtin").write_text(builtin)
+        (root / "lib/modules/6.1/modules.dep").write_text(loadable)
+
+    def test_loaded_built_in_or_to_be_loaded(self, root):
+        self.listed(root, "kernel/drivers/net/tun.ko\n", "kernel/net/vxlan/vxlan.ko.xz: a.ko\n")
+        (root / "sys/module/ipip").mkdir(parents=True)
+        assert [has_module(name, root) for name in ("tun", "vxlan", "ipip")] == [True] * 3
+        assert has_module("geneve", root) is False
+
+    def test_without_a_list_nobody_knows(self, root):
+        assert has_module("vxlan", root) is None
