@@ -1,4 +1,4 @@
-"""HTTP for probes: `/healthz` and `/readyz`.
+"""HTTP for probes and Prometheus: `/healthz`, `/readyz` and `/metrics`.
 
 The server speaks as upstream's does: any method, exact paths, plain text to the byte and no
 newline. It is only there with `--healthz-port`, and from before the network config is known. An
@@ -18,9 +18,11 @@ from typing import Final
 from aiohttp import web
 
 from pyflannel.api.gate import Gate, Limits
+from pyflannel.api.metrics import CONTENT_TYPE, Scrapes
 from pyflannel.core.errors import DeviceUnavailable
 from pyflannel.foreign import shown
 from pyflannel.logs import get_logger
+from pyflannel.report.model import NodeReport
 
 log = get_logger(__name__)
 
@@ -41,11 +43,12 @@ def _plain(text: str, status: int = 200) -> web.Response:
     )
 
 
-def health_app(ready: Callable[[], bool]) -> web.Application:
-    """`/healthz`, `/readyz`, and upstream's 404 for everything else.
+def health_app(ready: Callable[[], bool], scrapes: Scrapes | None = None) -> web.Application:
+    """`/healthz`, `/readyz`, `/metrics`, and upstream's 404 for everything else.
 
     Args:
         ready: whether the node is ready.
+        scrapes: answers `/metrics`; without it there is none.
     """
 
     async def answer(request: web.Request) -> web.Response:
@@ -55,6 +58,9 @@ def health_app(ready: Callable[[], bool]) -> web.Application:
             if ready():
                 return _plain("flanneld is ready")
             return _plain("flanneld is not ready yet", 503)
+        if request.path == "/metrics" and scrapes is not None:
+            body = await scrapes.answer()
+            return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
         missing = _plain("404 page not found\n", 404)
         missing.headers["X-Content-Type-Options"] = "nosniff"
         return missing
@@ -70,10 +76,16 @@ class HealthServer:
     Args:
         ready: whether the node is ready.
         limits: what strangers can hold of it.
+        scrapes: answers `/metrics`; without it there is none.
     """
 
-    def __init__(self, ready: Callable[[], bool], limits: Limits | None = None) -> None:
-        app = health_app(ready)
+    def __init__(
+        self,
+        ready: Callable[[], bool],
+        limits: Limits | None = None,
+        scrapes: Scrapes | None = None,
+    ) -> None:
+        app = health_app(ready, scrapes)
 
         @web.middleware
         async def note(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -116,13 +128,15 @@ class HealthServer:
         await self._runner.cleanup()
 
 
-async def serve_health(ready: Callable[[], bool], host: str, port: int) -> HealthServer:
-    """Starts the health server.
+async def serve_health(
+    ready: Callable[[], bool], report: Callable[[], NodeReport], host: str, port: int
+) -> HealthServer:
+    """Starts the health server, with metrics of the reports.
 
     Raises:
         DeviceUnavailable: the address or the port cannot be had.
     """
-    server = HealthServer(ready)
+    server = HealthServer(ready, scrapes=Scrapes(report))
     await server.start(host, port)
     return server
 

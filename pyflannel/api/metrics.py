@@ -1,0 +1,77 @@
+"""`/metrics`: a report in Prometheus' text format, and the process beside it.
+
+prometheus_client is imported with the first scrape and in a thread: the daemon's start and its
+event loop do not pay for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Final
+
+from pyflannel.report.metrics import Family, families
+from pyflannel.report.model import NodeReport
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+"""The format that every Prometheus reads (its documentation, "Exposition formats")."""
+FRESH_S: Final = 1.0
+"""How long an answer is given again: strangers who ask all the time cost one a second."""
+
+
+class Scrapes:
+    """Answers scrapes, one at a time, each with a report of its second.
+
+    Args:
+        report: makes the node's report with its peers; called in the event loop.
+        now: a monotonic clock, in seconds.
+    """
+
+    def __init__(
+        self, report: Callable[[], NodeReport], now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._report = report
+        self._now = now
+        self._lock = asyncio.Lock()
+        self._made: float | None = None
+        self._answer = b""
+
+    async def answer(self) -> bytes:
+        """The body."""
+        async with self._lock:
+            if self._made is None or self._now() - self._made >= FRESH_S:
+                self._answer = await asyncio.to_thread(render, self._report())
+                self._made = self._now()
+            return self._answer
+
+
+def render(report: NodeReport) -> bytes:
+    """A report in the text format. Safe in a thread: a report is a value."""
+    from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+
+    registry = CollectorRegistry(auto_describe=False)
+    ProcessCollector(registry=registry)
+    registry.register(_Collected(families(report)))
+    return generate_latest(registry)
+
+
+class _Collected:
+    """Families as prometheus_client collects them (its `registry.Collector`)."""
+
+    def __init__(self, found: Iterable[Family]) -> None:
+        self._found = found
+
+    def collect(self) -> Iterable[Metric]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        for family in self._found:
+            names = list(family.samples[0][0])
+            kind = CounterMetricFamily if family.is_counter else GaugeMetricFamily
+            metric = kind(family.name, family.help, labels=names)
+            for labels, value in family.samples:
+                metric.add_metric([labels[name] for name in names], value)
+            yield metric

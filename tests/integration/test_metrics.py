@@ -1,0 +1,31 @@
+"""`/metrics` of a daemon on a node of a lab."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from pyflannel.lab import Lab, LabSpec
+
+pytestmark = [pytest.mark.root, pytest.mark.slow]
+
+ASK = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:9471/metrics').read().decode())"
+
+
+def test_a_node_tells_its_lease_its_store_and_its_peers():
+    with Lab(LabSpec(nodes=2, name="metrics", daemon_args=("--healthz-port=9471",))) as lab:
+        text = lab.node(1).exec([sys.executable, "-c", ASK]).stdout
+        shown = {
+            (sample.name, *sorted(sample.labels.values())): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+        assert shown["pyflannel_ready",] == 1
+        assert shown["pyflannel_store_connected",] == 1
+        assert shown["pyflannel_leases",] == 2
+        assert shown["pyflannel_peers", "unknown"] == 1
+        assert shown["pyflannel_lease_expiry_timestamp_seconds",] > 1e9
+        # Never answered is no verdict.
+        assert not any(name == "pyflannel_peer_up" for name, *_ in shown)
