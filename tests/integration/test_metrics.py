@@ -11,7 +11,9 @@ from pyflannel.lab import Lab, LabSpec
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
-ASK = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:9471/metrics').read().decode())"
+ASK = (
+    "import urllib.request as r; print(r.urlopen('http://127.0.0.1:9471/metrics').read().decode())"
+)
 
 
 def test_a_node_tells_its_lease_its_store_and_its_peers():
