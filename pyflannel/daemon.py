@@ -18,7 +18,7 @@ from typing import Final
 import pyflannel
 from pyflannel import logs
 from pyflannel.aio.clock import SystemClock
-from pyflannel.aio.tasks import finish, forever
+from pyflannel.aio.tasks import finish, first_cause, forever
 from pyflannel.backend.base import BackendContext
 from pyflannel.backend.kinds import KINDS, create
 from pyflannel.core.options import DaemonOptions
@@ -58,13 +58,7 @@ def run_daemon(options: DaemonOptions, warnings: Sequence[str]) -> int:
     try:
         return process.run(partial(_run, options))
     except BaseExceptionGroup as group:
-        raise _first_cause(group) from group
-
-
-def _first_cause(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+        raise first_cause(group) from group
 
 
 async def _run(options: DaemonOptions) -> None:

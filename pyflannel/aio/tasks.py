@@ -94,3 +94,10 @@ async def finish(task: asyncio.Task[Any], *, within: float) -> bool:
     if not task.cancelled():
         task.exception()
     return True
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """What a group of exceptions says in the end: its first one, however deep that is."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -9,6 +9,7 @@ import pytest
 
 from pyflannel import daemon
 from pyflannel.aio.clock import SystemClock
+from pyflannel.aio.tasks import first_cause
 from pyflannel.backend.kinds import KINDS
 from pyflannel.cli.status import ask
 from pyflannel.core.errors import ConfigError, DeviceUnavailable
@@ -94,4 +95,4 @@ def test_a_second_daemon_for_the_same_files_is_refused(options):
 def test_the_first_cause_of_a_group_of_failures_is_what_is_told():
     first = ConfigError("the cause")
     group = BaseExceptionGroup("tasks", [ExceptionGroup("inner", [first, ValueError()])])
-    assert daemon._first_cause(group) is first
+    assert first_cause(group) is first
