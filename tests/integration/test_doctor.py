@@ -74,3 +74,21 @@ def test_faults_of_a_node_are_named_and_gone_when_they_are():
 
         lab.etcd.stop()
         lab.wait(lambda: "PF102" in serious(node), 20, what="the store is missed")
+
+
+def test_a_stopped_daemon_and_rules_of_legacy_iptables_are_named():
+    with Lab(LabSpec(nodes=2, backend="vxlan", name="legacy")) as lab:
+        node = lab.node(1)
+        node.stop_daemon()
+        assert set(serious(node)) == {"PF201"}
+        node.start_daemon()
+        lab.wait(node.is_ready, 10, what="the daemon")
+        made = node.exec(["iptables-legacy", "-P", "FORWARD", "DROP"], check=False)
+        if made.returncode != 0:
+            pytest.skip(f"no legacy iptables here: {made.stderr}")
+        found = serious(node)
+        assert set(found) == {"PF203"}
+        assert found["PF203"]["evidence"] == [
+            "policy drop of chain FORWARD in iptables-legacy filter"
+        ]
+        assert not reaches(lab)
