@@ -360,7 +360,13 @@ class EtcdStore:
             async def send(token: str) -> Watch:
                 return await client.open(endpoint, request, token, OPEN_WATCH_S)
 
-            return endpoint, await self._authorized(endpoint, send, denial_is_doubtful=True)
+            watch = await self._authorized(endpoint, send, denial_is_doubtful=True)
+            try:
+                self._recognise(endpoint, watch.first.header.cluster_id)
+            except EndpointFailure:
+                watch.close()
+                raise
+            return endpoint, watch
 
         return (await self._in_turn(what, attempt, repeat=True)).value
 
@@ -415,7 +421,10 @@ class EtcdStore:
             async def send(token: str) -> gateway.Message:
                 return await self._post(endpoint, path, body, token)
 
-            return parse(await self._authorized(endpoint, send))
+            answer = await self._authorized(endpoint, send)
+            if "header" in answer:  # a renewal's stands deeper, and nothing is decided by it alone
+                self._recognise(endpoint, gateway.parse_header(answer).cluster_id)
+            return parse(answer)
 
         return await self._in_turn(what, attempt, repeat=repeat)
 
@@ -550,10 +559,11 @@ class EtcdStore:
             for where in sorted(named, key=lambda w: -list(named.values()).count(named[w])):
                 self._identity.judge(where, named[where], now)
             ours = [e for e in self._endpoints if named.get(str(e)) == self._identity.home]
-            self._verified.update(ours)
             if ours and self._endpoints[self._preferred] not in ours:
                 # What kept silent just now is not waited for a second time.
                 self._preferred = self._endpoints.index(ours[0])
+            # Of the others nobody would notice if they became a cluster of their own meanwhile.
+            self._verified.update(ours and [self._endpoints[self._preferred]])
 
     async def _cluster_of(self, endpoint: Endpoint) -> int:
         """The id of the cluster that an endpoint belongs to."""
@@ -573,6 +583,18 @@ class EtcdStore:
             log.debug("etcd refuses its status", endpoint=str(endpoint), error=refused)
             self._verified.add(endpoint)
             return
+        self._judge(endpoint, cluster)
+        self._verified.add(endpoint)
+
+    def _recognise(self, endpoint: Endpoint, cluster: int) -> None:
+        """Returns if an answer comes from a cluster that is to be used; as `_verify`.
+
+        A member may be killed, wiped and started again between two answers.
+        """
+        if cluster and self._identity.used not in (0, cluster):
+            self._judge(endpoint, cluster)
+
+    def _judge(self, endpoint: Endpoint, cluster: int) -> None:
         former = self._identity.used
         match self._identity.judge(str(endpoint), cluster, time.monotonic()):
             case Cluster.FOREIGN:
@@ -600,7 +622,6 @@ class EtcdStore:
                 self._abort_watches("our own cluster answers again")
             case _:
                 pass
-        self._verified.add(endpoint)
 
     def _prefer(self, endpoint: Endpoint, failures: dict[str, EndpointFailure]) -> None:
         index = self._endpoints.index(endpoint)
@@ -613,6 +634,8 @@ class EtcdStore:
                 reason=failures.get(former),
             )
             self._preferred = index
+        # One that is not in use names its cluster again before it is: its death goes unnoticed.
+        self._verified &= {endpoint}
 
     def _avoid(self, endpoint: Endpoint) -> None:
         if self._endpoints[self._preferred] == endpoint:

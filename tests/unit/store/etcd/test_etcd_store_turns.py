@@ -586,3 +586,63 @@ class TestListings:
             limit = next_page(limit, [one] * limit)
             seen.append(limit)
         assert seen == pages
+
+
+class TestStrangers:
+    """Who is used has named its cluster when its use began, and not some time before."""
+
+    class Members(EtcdStore):
+        def __init__(self) -> None:
+            hosts = "abc"
+            super().__init__(EtcdOptions(endpoints=tuple(f"http://{host}:1" for host in hosts)))
+            self.cluster_of = dict.fromkeys(hosts, "1")
+            self.down: set[str] = set()
+            self.asked: list[str] = []
+
+        async def _post(self, endpoint, path, body, token):
+            if endpoint.host in self.down:
+                raise REFUSED
+            if path == gateway.RANGE:
+                self.asked.append(endpoint.host)
+            return {"header": HEADER | {"cluster_id": self.cluster_of[endpoint.host]}, "kvs": []}
+
+    @pytest.mark.parametrize("used_before", [False, True])
+    def test_one_that_was_replaced_while_another_was_used_is_not_used(self, used_before):
+        async def main():
+            store = self.Members()
+            try:
+                if used_before:
+                    store.down = {"a"}
+                    await store.get(b"k")
+                    store.down = {"b", "c"}
+                    await store.get(b"k")
+                    store.down = set()
+                await store.get(b"k")
+                assert store.asked.pop() == "a"
+                store.cluster_of["b"] = "2"
+                store.down = {"a", "c"}
+                store.asked.clear()
+                with pytest.raises(StoreUnavailable, match="another cluster"):
+                    await store.get(b"k")
+                assert store.asked == []
+                store.down = {"a"}
+                await store.get(b"k")
+                assert store.asked == ["c"]
+            finally:
+                await store.close()
+
+        asyncio.run(main())
+
+    def test_one_that_is_replaced_between_two_answers_is_left_for_the_others(self):
+        async def main():
+            store = self.Members()
+            try:
+                await store.get(b"k")
+                store.cluster_of["a"] = "2"
+                found = await store.get(b"k")
+                assert found.header.cluster_id == 1
+                assert store.asked == ["a", "a", "b"]
+            finally:
+                await store.close()
+
+        asyncio.run(main())
