@@ -104,7 +104,7 @@ VXLAN_FAULTS: dict[str, Callable[[Node], object]] = {
     "neighbour with wrong MAC": lambda n: n.ip(
         "neigh", "replace", "10.5.2.0", "lladdr", VTEP, "dev", "flannel.1"
     ),
-    "fdb emptied": lambda n: empty_fdb(n),
+    "fdb emptied": empty_fdb,
     "fdb entry with wrong destination": lambda n: n.bridge(
         "fdb", "replace", peer_mac(n), "dev", "flannel.1", "dst", "192.0.2.77", "self"
     ),
