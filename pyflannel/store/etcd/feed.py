@@ -73,6 +73,8 @@ class LeaseFeed:
     Args:
         own: called for each sighting of a key below the prefix that `is_own` accepts, in order;
             with `None` when it is gone. Called before the update is yielded.
+        recovered: called when etcd answers again after it did not. An etcd that was emptied and
+            written again meanwhile may be as far as our watch, which then tells nothing of it.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class LeaseFeed:
         *,
         is_own: Callable[[bytes], bool],
         own: Callable[[KeyValue | None], None],
+        recovered: Callable[[], None],
     ) -> None:
         self._store = store
         self._prefix = prefix
@@ -90,6 +93,7 @@ class LeaseFeed:
         self._clock = clock
         self._is_own = is_own
         self._own = own
+        self._say_recovered = recovered
         self._primed: Listing | None = None
         self._cluster_id = 0
         self._revision = 0
@@ -281,6 +285,7 @@ class LeaseFeed:
             log.info(
                 "etcd answers again", endpoints=self._store.describe(), after_s=round(lasted, 1)
             )
+            self._say_recovered()
 
     async def _failed(self, error: StoreError) -> None:
         self._reconnects += 1

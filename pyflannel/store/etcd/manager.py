@@ -140,7 +140,14 @@ class EtcdLeaseStore:
         remembered = record.load()
         if remembered is not None and remembered.cluster:
             store.expect_cluster(remembered.cluster)
-        self.feed = LeaseFeed(store, prefix, clock, is_own=self._is_own_key, own=self._saw_own)
+        self.feed = LeaseFeed(
+            store,
+            prefix,
+            clock,
+            is_own=self._is_own_key,
+            own=self._saw_own,
+            recovered=self._etcd_is_back,
+        )
 
     @property
     def origin(self) -> ConfigOrigin:
@@ -780,6 +787,10 @@ class EtcdLeaseStore:
 
     def _saw_own(self, kv: KeyValue | None) -> None:
         self._sighting = (kv,)
+        self._news.set()
+
+    def _etcd_is_back(self) -> None:
+        self._holding.doubt(self._clock.monotonic(), "etcd was away")
         self._news.set()
 
     def _listen(self) -> None:

@@ -944,6 +944,26 @@ class TestKeeping:
 
         play(scenario)
 
+    def test_a_key_that_an_outage_took_without_an_event_comes_back_soon(self, play):
+        """An etcd that was emptied and written again may be as far as our watch: that is silent."""
+
+        async def scenario(etcd, make):
+            node = make()
+            before = etcd.backup()
+            lease = await node.start()
+            await etcd.clock.advance(1)
+            node.store.down()
+            await etcd.clock.advance(5)
+            etcd.restore(before)
+            for n in range(20):
+                etcd.put(b"/elsewhere", b"%d" % n)
+            node.store.up()
+            await etcd.clock.advance(15)
+            assert etcd.get(codec.lease_key(PREFIX, lease.key)) is not None
+            assert node.lease.key == lease.key
+
+        play(scenario)
+
     def test_a_damaged_value_is_written_again(self, play):
         async def scenario(etcd, make):
             node = make()
