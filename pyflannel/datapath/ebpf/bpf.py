@@ -37,6 +37,8 @@ LINK_DETACH: Final = 34
 PROG_TYPE_SCHED_CLS: Final = 3
 TCX_INGRESS: Final = 46
 TCX_EGRESS: Final = 47
+NO_INTERFACE: Final = 0x7FFFFFFF
+"""An index that no interface has: the kernel counts up from 1, and up to this one."""
 PSEUDO_MAP_FD: Final = 1
 """Source register of a 64-bit load whose immediate is a map's descriptor."""
 _BPF_F_INGRESS: Final = 1
@@ -334,6 +336,20 @@ def attach_tcx(program: int, ifindex: int, attach_type: int) -> int:
     """
     attr = struct.pack("<4I", program, ifindex, attach_type, 0)
     return _call(LINK_CREATE, attr, "attach", f"tcx program to interface {ifindex}")
+
+
+def has_tcx(program: int, attach_type: int) -> bool:
+    """Whether the kernel can attach a program with tcx; nothing is attached.
+
+    A kernel that can looks for the interface first (kernel/bpf/tcx.c, tcx_link_attach: ENODEV); one
+    before 6.6, or without CONFIG_NET_XGRESS, does not know the attach type (EINVAL). Programs load
+    there nevertheless.
+    """
+    try:
+        os.close(attach_tcx(program, NO_INTERFACE, attach_type))
+    except KernelError as error:
+        return error.errno == errno.ENODEV
+    return True
 
 
 def update_link(link: int, program: int) -> None:

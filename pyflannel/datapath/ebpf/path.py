@@ -60,7 +60,10 @@ def probe() -> Capabilities | str:
     except FlannelError as error:
         return str(error)
     shape = _shape("peers", loaded.maps["peers"].definition)
+    can_attach = all(bpf.has_tcx(loaded.programs[name], side) for name, side in PROGRAMS.items())
     loaded.close()
+    if not can_attach:
+        return "this kernel has no tcx"
     lasting = is_bpffs(BPFFS)
     return Capabilities(
         name="ebpf", outlives_daemon=lasting, meanwhile=lasting and _is_other_release(shape)

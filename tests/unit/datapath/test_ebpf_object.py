@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
+import struct
 import subprocess
 from importlib import resources
 from pathlib import Path
@@ -72,3 +74,16 @@ def test_the_object_is_what_its_source_compiles_to(tmp_path):
     assert again.maps == ours.maps
     for section in SECTIONS:
         assert again.instructions(section, maps) == ours.instructions(section, maps)
+
+
+@pytest.mark.parametrize(("answer", "can"), [(errno.ENODEV, True), (errno.EINVAL, False)])
+def test_a_kernel_that_knows_tcx_looks_for_the_interface_first(monkeypatch, answer, can):
+    asked = []
+
+    def exchange(command, attr):
+        asked.append((command, struct.unpack("<4I", attr)))
+        return -1, answer, b""
+
+    monkeypatch.setattr(bpf, "_exchange", exchange)
+    assert bpf.has_tcx(7, bpf.TCX_EGRESS) is can
+    assert asked == [(bpf.LINK_CREATE, (7, bpf.NO_INTERFACE, bpf.TCX_EGRESS, 0))]
