@@ -69,6 +69,7 @@ class DeviceKeeper:
                 link = None
         if link is not None:
             kept = Kept(link)
+            self._set_sysctls(device)  # before it is up, as for a new one
         else:
             await self._delete_renamed(device)
             kept = Kept(await self._create(device), ["device"])

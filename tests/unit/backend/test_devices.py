@@ -54,6 +54,29 @@ def test_sysctls_are_kept_and_not_only_set_when_the_device_is_made():
     run(scenario())
 
 
+def test_a_device_that_is_there_and_down_has_its_sysctls_before_it_is_up():
+    """flannel0 is opened before it is kept; with IPv6 on, the kernel reports its groups at once."""
+
+    async def scenario() -> None:
+        machine = Machine()
+        node = Keeper(machine)
+        await machine.netlink.create_link(vxlan().create)
+        order = []
+        change = machine.netlink.set_link
+
+        async def set_link(index, **what) -> None:
+            order.append("up" if what.get("up") else "other")
+            await change(index, **what)
+
+        machine.netlink.set_link = set_link
+        node.keeper = DeviceKeeper(machine.netlink, lambda *_: order.append("sysctl") or True)
+        await node.keep(vxlan())
+        assert "up" in order
+        assert "sysctl" in order[: order.index("up")]
+
+    run(scenario())
+
+
 def test_our_device_under_another_name_makes_room_for_itself():
     """It was renamed while no daemon ran."""
 
