@@ -200,4 +200,6 @@ def test_neighbours_learn_of_another_mac_of_the_ipv6_address_at_once(backend, wh
         else:
             bystander.do("ip link set dev eth0 address 02:00:00:00:00:77")
             bystander.do("ip -6 route replace ::/0 via 2001:db8::254 dev eth0")
-        bystander.pings_within(HEALED_S)
+        # The new card's own first question to a peer goes unheard now and then, and the kernel puts
+        # the next after a second or two.
+        bystander.pings_within(HEALED_S + 4)

@@ -94,6 +94,11 @@ class SamplePlan:
         """As in `Plan`."""
         return routes.networks(self.config, Family.V4)
 
+    @property
+    def follows_routes(self) -> bool:
+        """As in `Plan`."""
+        return False
+
     def devices(self, underlay: Link | None) -> Sequence[Device]:
         """As in `Plan`."""
         del underlay
