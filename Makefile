@@ -8,7 +8,9 @@
 BIN := .venv/bin
 # A minute and more each: `make system` runs them, and `make book` the second.
 BY_SYSTEM := book.py containers.py docker_newest.py docker_order.py install.py instances.py \
-	reproducible.py sandbox.py upgrade.py
+	migration.py reproducible.py sandbox.py upgrade.py
+# Of the integration tests, those of a minute and more.
+LONG := bad_input.py etcd_failover.py every_backend.py follow_machines.py lab_trouble.py
 ARGS ?=
 CACHE := $(or $(PYFLANNEL_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/pyflannel)
 
@@ -34,11 +36,14 @@ demo: install
 	@$(BIN)/pyflannel lab demo $(ARGS)
 
 test: install
-	@$(BIN)/python -m pytest $(addprefix --ignore=tests/system/test_,$(BY_SYSTEM)) $(ARGS)
+	@$(BIN)/python -m pytest $(addprefix --ignore=tests/system/test_,$(BY_SYSTEM)) \
+		$(addprefix --ignore=tests/integration/test_,$(LONG)) \
+		--ignore=tests/integration/etcd_cluster $(ARGS)
 
 system: install
 	@PYFLANNEL_LATE_S=180 PYFLANNEL_ALL_ETCDS=1 $(BIN)/python -m pytest \
-		tests/system tests/integration/etcd_cluster $(ARGS)
+		tests/system tests/integration/etcd_cluster \
+		$(addprefix tests/integration/test_,$(LONG)) $(ARGS)
 
 book: install
 	@$(BIN)/python -m pytest -q -s tests/system/test_book.py $(ARGS)
