@@ -28,8 +28,9 @@ class Peer:
         self._ends: list[socket.socket] = []
         self.prepared: list[list[bytes]] = []
 
-    def open(self, buffer_bytes: int, groups: int = 0) -> socket.socket:
+    def open(self, buffer_bytes: int, groups: int = 0, *, near: object = None) -> socket.socket:
         """Stands in for `channel._open`; what was prepared for this socket is there at once."""
+        del near
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         theirs.setblocking(False)
@@ -228,7 +229,9 @@ def test_an_overrun_of_notifications_is_told(peer: Peer, monkeypatch: pytest.Mon
     """What was queued is forgotten with the socket; what comes after it is heard."""
     sockets = iter([Overrun, lambda inner: inner])
     monkeypatch.setattr(
-        channel, "_open", lambda size, groups: next(sockets)(peer.open(size, groups))
+        channel,
+        "_open",
+        lambda size, groups, *, near: next(sockets)(peer.open(size, groups, near=near)),
     )
 
     async def scenario() -> None:
