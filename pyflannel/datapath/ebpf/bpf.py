@@ -47,6 +47,8 @@ _CLONE_REDIRECT: Final = 13
 ATTR_BYTES: Final = 160
 """At least `sizeof(union bpf_attr)`; the kernel wants what it does not know to be zero."""
 LOG_BYTES: Final = 1 << 18
+LOAD_ATTEMPTS: Final = 5
+"""As libbpf has it (sys_bpf_prog_load)."""
 BATCH_ENTRIES: Final = 4096
 """Entries of a map that are asked for at once."""
 ENOTSUPP: Final = 524
@@ -260,6 +262,21 @@ class BpfObject:
         return bytes(code)
 
 
+def _load(attr: bytes, name: str) -> int:
+    """Loads a program; again if a signal came in between.
+
+    The verifier gives up for any signal (kernel/bpf/verifier.c, do_check: EAGAIN), which is no
+    refusal that its log could explain, and writing that takes six times as long.
+    """
+    for left in reversed(range(LOAD_ATTEMPTS)):
+        try:
+            return _call(PROG_LOAD, attr, "load", f"bpf program {name}")
+        except KernelError as error:
+            if error.errno != errno.EAGAIN or not left:
+                raise
+    raise AssertionError("the last attempt returns or raises")
+
+
 def load_program(name: str, code: bytes, license_text: bytes, attach_type: int) -> int:
     """Loads a program for tcx; returns its descriptor.
 
@@ -287,7 +304,7 @@ def load_program(name: str, code: bytes, license_text: bytes, attach_type: int) 
         )
 
     try:
-        return _call(PROG_LOAD, attr(0), "load", f"bpf program {name}")
+        return _load(attr(0), name)
     except NotPermitted:
         raise
     except KernelError as error:

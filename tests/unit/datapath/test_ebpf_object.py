@@ -87,3 +87,18 @@ def test_a_kernel_that_knows_tcx_looks_for_the_interface_first(monkeypatch, answ
     monkeypatch.setattr(bpf, "_exchange", exchange)
     assert bpf.has_tcx(7, bpf.TCX_EGRESS) is can
     assert asked == [(bpf.LINK_CREATE, (7, bpf.NO_INTERFACE, bpf.TCX_EGRESS, 0))]
+
+
+@pytest.mark.parametrize(("signals", "calls"), [(0, 1), (1, 2), (4, 5)])
+def test_a_load_that_a_signal_broke_off_is_done_again_without_the_log(monkeypatch, signals, calls):
+    levels = []
+
+    def exchange(command, attr):
+        assert command == bpf.PROG_LOAD
+        levels.append(struct.unpack_from("<I", attr, 24)[0])
+        broken = len(levels) <= signals
+        return (-1, errno.EAGAIN, b"") if broken else (7, 0, b"")
+
+    monkeypatch.setattr(bpf, "_exchange", exchange)
+    assert bpf.load_program("it", bytes(8), b"GPL", bpf.TCX_EGRESS) == 7
+    assert levels == [0] * calls
