@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
 from pyflannel.datapath.ebpf import bpf, gropair
-from pyflannel.datapath.ebpf.path import HOP, PREFIX, PROGRAMS, SETTINGS, ZERO_KEY
+from pyflannel.datapath.ebpf.path import HOP, OBJECT, PREFIX, PROGRAMS, SETTINGS, ZERO_KEY
 from pyflannel.lab import Lab, LabSpec, bench
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.guest]
@@ -708,6 +709,24 @@ class TestBesideUserSpace:
             assert "bridge" in found
             assert "mtu 1500 " in found
             assert "state DOWN" in found
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_the_verifier_is_soon_through(name):
+    """It runs twice at each start, and nothing else does meanwhile: 10,000 steps take 5 ms."""
+    shipped = bpf.BpfObject(
+        resources.files("pyflannel.datapath.ebpf").joinpath(OBJECT).read_bytes()
+    )
+    with contextlib.ExitStack() as stack:
+        fds = {}
+        for each, definition in shipped.maps.items():
+            fds[each] = bpf.Map.create(each, definition).fd
+            stack.callback(os.close, fds[each])
+        code = shipped.instructions(f"tcx/{name}", fds)
+        program = bpf.load_program(name, code, shipped.license, PROGRAMS[name])
+        stack.callback(os.close, program)
+        told = Path(f"/proc/self/fdinfo/{program}").read_text().split()
+        assert int(told[told.index("verified_insns:") + 1]) < 10_000
 
 
 def test_cleanup_finds_what_a_killed_daemon_left_without_bpffs():

@@ -469,44 +469,45 @@ static __always_inline int is_joinable(struct __sk_buff *skb, const struct iphdr
 	return bpf_ntohs(inner->tot_len) > sizeof(*inner) + (data_offset >> 4) * 4;
 }
 
-/* The sum of `left` bytes from `at` on, added to `sum`; negative if it cannot be had. */
-static __always_inline __s64 sum_bytes(struct __sk_buff *skb, __u32 at, __u32 left, __s64 sum)
+/* The sum of `bytes` bytes from `at` on, added to `sum`; negative if it cannot be had.
+ *
+ * Each piece's place follows from `bytes`, and is not carried from piece to piece: so the verifier has
+ * one state behind each of them. Carried along it had one for every combination: 330,000 steps, 0.35 s. */
+static __always_inline __s64 sum_bytes(struct __sk_buff *skb, __u32 at, __u32 bytes, __s64 sum)
 {
-	__u32 last = 0;
-	__u8 *p, *end;
+	__u32 whole = bytes / SUM_BYTES, last = 0;
+	__u8 *start, *end, *p;
 
-	if (bpf_skb_pull_data(skb, at + left))
+	if (whole > SUM_PIECES || bpf_skb_pull_data(skb, at + bytes))
 		return -1;
-	p = (__u8 *)(long)skb->data + at;
+	start = (__u8 *)(long)skb->data + at;
 	end = (__u8 *)(long)skb->data_end;
-	for (int i = 0; i < SUM_PIECES && left >= SUM_BYTES; i++) {
+	for (__u32 i = 0; i < SUM_PIECES && i < whole; i++) {
+		p = start + i * SUM_BYTES;
 		if (p + SUM_BYTES > end)
 			return -1;
 		sum = bpf_csum_diff(NULL, 0, (void *)p, SUM_BYTES, sum);
-		p += SUM_BYTES;
-		left -= SUM_BYTES;
 	}
-	if (left >= SUM_BYTES)
-		return -1;
 #pragma unroll
 	for (__u32 size = SUM_BYTES / 2; size >= 4; size /= 2) {
-		if (!(left & size))
+		if (!(bytes & size))
 			continue;
+		p = start + (bytes & ~(2 * size - 1));
 		if (p + size > end)
 			return -1;
 		sum = bpf_csum_diff(NULL, 0, (void *)p, size, sum);
-		p += size;
 	}
-	if (left & 2) {
+	if (bytes & 2) {
+		p = start + (bytes & ~3);
 		if (p + 2 > end)
 			return -1;
 		last = p[0] | p[1] << 8;
-		p += 2;
 	}
-	if (left & 1) {
+	if (bytes & 1) {
+		p = start + (bytes & ~1);
 		if (p + 1 > end)
 			return -1;
-		last |= (__u32)p[0] << (left & 2 ? 16 : 0);
+		last |= (__u32)p[0] << (bytes & 2 ? 16 : 0);
 	}
 	return bpf_csum_diff(NULL, 0, &last, sizeof(last), sum);
 }
