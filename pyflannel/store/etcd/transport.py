@@ -302,20 +302,8 @@ def _pool_classes(connections: _Connections) -> dict[str, type[HTTPConnectionPoo
             connections.remove(self)
             super().close()
 
-    class Secure(HTTPSConnection):
-        def connect(self) -> None:
-            super().connect()
-            connections.add(self)
-
-        def send(self, data: Any) -> None:  # noqa: ANN401 - inherited
-            if self.sock is None:
-                self.connect()
-            connections.sent()
-            super().send(data)
-
-        def close(self) -> None:
-            connections.remove(self)
-            super().close()
+    class Secure(Plain, HTTPSConnection):
+        """The same around a connection with TLS: its methods are the next ones of `super()`."""
 
     class PlainPool(HTTPConnectionPool):
         ConnectionCls = Plain
