@@ -22,12 +22,12 @@ from typing import Final
 from pyflannel.backend import routes
 from pyflannel.backend.base import BackendContext, BackendKind
 from pyflannel.backend.engine import Engine
-from pyflannel.backend.network import KernelNetwork, require_families
+from pyflannel.backend.network import KernelNetwork, NodePlan, require_families
 from pyflannel.backend.peers import sites
 from pyflannel.backend.plan import Device, PeerObjects, Table, TableEntry, View
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.fields import Problem
-from pyflannel.core.ip import Family, IPAddress, IPNetwork, SubnetKey
+from pyflannel.core.ip import Family, IPNetwork
 from pyflannel.core.lease import Lease, LeaseAttrs
 from pyflannel.core.underlay import ExternalInterface
 from pyflannel.kernel.base import Link, Route
@@ -59,17 +59,11 @@ def suits(config: NetworkConfig, external: ExternalInterface | None) -> Iterable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HostGwPlan:
-    """Desired state of host-gw; see `Plan`."""
+class HostGwPlan(NodePlan):
+    """Desired state of host-gw; see `Plan`.
 
-    config: NetworkConfig
-    external: ExternalInterface
-    own: SubnetKey | None = None
-
-    @property
-    def underlay(self) -> str:
-        """As in `Plan`."""
-        return self.external.name
+    Paths are not looked at: the kernel itself refuses a gateway that is not on the link.
+    """
 
     @property
     def mtu(self) -> int:
@@ -81,11 +75,6 @@ class HostGwPlan:
         """As in `Plan`."""
         return routes.networks(self.config)
 
-    @property
-    def follows_routes(self) -> bool:
-        """As in `Plan`."""
-        return False
-
     def devices(self, underlay: Link | None) -> Sequence[Device]:
         """As in `Plan`: none."""
         del underlay
@@ -94,16 +83,6 @@ class HostGwPlan:
     def tables(self) -> Sequence[Table]:
         """As in `Plan`."""
         return tuple(Table(Route, family) for family in self.config.families)
-
-    def node_objects(self, view: View) -> Sequence[TableEntry]:
-        """As in `Plan`: none."""
-        del view
-        return ()
-
-    def destinations(self, lease: Lease) -> Sequence[IPAddress]:
-        """As in `Plan`: the kernel itself refuses a gateway that is not on the link."""
-        del lease
-        return ()
 
     def peer_objects(self, lease: Lease, view: View) -> PeerObjects:
         """As in `Plan`: one route for each family that both sides have."""
@@ -122,10 +101,6 @@ class HostGwPlan:
             and routes.is_stray(thing, self.config, self.own, view.underlay)
         )
 
-    def concerns(self, dst: IPNetwork) -> bool:
-        """As in `Plan`."""
-        return routes.inside(dst, self.config, self.own)
-
     def attrs(self, links: Mapping[str, Link]) -> LeaseAttrs:
         """As in `OverlayPlan`."""
         del links
@@ -134,11 +109,6 @@ class HostGwPlan:
             public_ipv6=self.external.public_ipv6,
             backend_type=BACKEND_TYPE,
         )
-
-    def rebased(self, external: ExternalInterface, lease: Lease | None) -> HostGwPlan:
-        """As in `OverlayPlan`."""
-        own = lease.key if lease is not None else self.own
-        return replace(self, external=external, own=own)
 
 
 class HostGwBackend:

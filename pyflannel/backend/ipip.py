@@ -27,7 +27,7 @@ from typing import Final
 from pyflannel.backend import routes
 from pyflannel.backend.base import BackendContext, BackendKind
 from pyflannel.backend.engine import Engine
-from pyflannel.backend.network import KernelNetwork, require_families
+from pyflannel.backend.network import KernelNetwork, NodePlan, require_families
 from pyflannel.backend.peers import public_address, sites
 from pyflannel.backend.plan import Device, PeerObjects, Table, TableEntry, View
 from pyflannel.core.config import NetworkConfig
@@ -109,18 +109,10 @@ def ipip_difference(link: Link, wanted: IpipAttrs) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class IpipPlan:
+class IpipPlan(NodePlan):
     """Desired state of ipip; see `Plan`."""
 
-    config: NetworkConfig
     settings: IpipSettings
-    external: ExternalInterface
-    own: SubnetKey | None = None
-
-    @property
-    def underlay(self) -> str:
-        """As in `Plan`."""
-        return self.external.name
 
     @property
     def mtu(self) -> int:
@@ -158,11 +150,6 @@ class IpipPlan:
         """As in `Plan`."""
         return (Table(Route, Family.V4),)
 
-    def node_objects(self, view: View) -> Sequence[TableEntry]:
-        """As in `Plan`: none."""
-        del view
-        return ()
-
     def destinations(self, lease: Lease) -> Sequence[IPAddress]:
         """As in `Plan`: asked for with DirectRouting only."""
         address = public_address(lease, Family.V4)
@@ -193,10 +180,6 @@ class IpipPlan:
             thing, self.config, self.own, view.underlay, direct=direct
         )
 
-    def concerns(self, dst: IPNetwork) -> bool:
-        """As in `Plan`."""
-        return routes.inside(dst, self.config, self.own)
-
     def attrs(self, links: Mapping[str, Link]) -> LeaseAttrs:
         """As in `OverlayPlan`."""
         del links
@@ -205,11 +188,6 @@ class IpipPlan:
             public_ipv6=self.external.public_ipv6,
             backend_type=BACKEND_TYPE,
         )
-
-    def rebased(self, external: ExternalInterface, lease: Lease | None) -> IpipPlan:
-        """As in `OverlayPlan`."""
-        own = lease.key if lease is not None else self.own
-        return replace(self, external=external, own=own)
 
 
 def _addresses(

@@ -6,15 +6,16 @@ All that differs between those backends is in their plan; the rest is the engine
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
+from pyflannel.backend import routes
 from pyflannel.backend.base import Applied, require_fit
 from pyflannel.backend.engine import Engine
-from pyflannel.backend.plan import Plan
+from pyflannel.backend.plan import Plan, TableEntry, View
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.errors import LeaseError
-from pyflannel.core.ip import Family, IPNetwork
+from pyflannel.core.ip import Family, IPAddress, IPNetwork, SubnetKey
 from pyflannel.core.kind import Kind
 from pyflannel.core.lease import Lease, LeaseAttrs, LeaseEvent
 from pyflannel.core.underlay import ExternalInterface
@@ -42,6 +43,49 @@ class OverlayPlan(Plan, Protocol):
     def rebased(self, external: ExternalInterface, lease: Lease | None) -> Self:
         """The plan for another external interface, which fits, and, if given, another lease."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodePlan:
+    """What the plans of most backends answer alike; a backend's own derives from it.
+
+    A question that `Plan` learns to ask gets its usual answer here, so that backends of other
+    packages go on working.
+    """
+
+    config: NetworkConfig
+    external: ExternalInterface
+    own: SubnetKey | None = None
+    """`None` before there is a lease."""
+
+    @property
+    def underlay(self) -> str:
+        """As in `Plan`."""
+        return self.external.name
+
+    @property
+    def follows_routes(self) -> bool:
+        """As in `Plan`: no."""
+        return False
+
+    def node_objects(self, view: View) -> Sequence[TableEntry]:
+        """As in `Plan`: none."""
+        del view
+        return ()
+
+    def destinations(self, lease: Lease) -> Sequence[IPAddress]:
+        """As in `Plan`: none."""
+        del lease
+        return ()
+
+    def concerns(self, dst: IPNetwork) -> bool:
+        """As in `Plan`: to a subnet of the network that is not ours."""
+        return routes.inside(dst, self.config, self.own)
+
+    def rebased(self, external: ExternalInterface, lease: Lease | None) -> Self:
+        """As in `OverlayPlan`."""
+        own = lease.key if lease is not None else self.own
+        return replace(self, external=external, own=own)
 
 
 class KernelNetwork:

@@ -43,13 +43,13 @@ from typing import Final, Self
 from pyflannel.backend import routes
 from pyflannel.backend.base import BackendContext, BackendKind
 from pyflannel.backend.engine import Engine
-from pyflannel.backend.network import KernelNetwork, require_families
+from pyflannel.backend.network import KernelNetwork, NodePlan, require_families
 from pyflannel.backend.peers import Site, public_address, sites
 from pyflannel.backend.plan import Device, PeerObjects, Table, TableEntry, View
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.errors import ConfigError, FlannelError, KernelError
 from pyflannel.core.fields import Problem, boolean, integer
-from pyflannel.core.ip import Family, IPAddress, IPNetwork, SubnetKey
+from pyflannel.core.ip import Family, IPAddress, IPNetwork
 from pyflannel.core.kind import (
     MAX_DEVICE_NAME,
     MAX_PORT,
@@ -330,21 +330,15 @@ def vxlan_difference(link: Link, wanted: VxlanAttrs) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VxlanPlan:
-    """Desired state of vxlan; see `Plan`."""
+class VxlanPlan(NodePlan):
+    """Desired state of vxlan; see `Plan`.
 
-    config: NetworkConfig
+    Before there is a lease the devices exist, without address and down.
+    """
+
     settings: VxlanSettings
-    external: ExternalInterface
     macs: Mapping[Family, str] = field(default_factory=dict)
     """The VTEP MAC of each enabled family."""
-    own: SubnetKey | None = None
-    """`None` before there is a lease: the devices exist then, without address and down."""
-
-    @property
-    def underlay(self) -> str:
-        """As in `Plan`."""
-        return self.external.name
 
     @property
     def mtu(self) -> int:
@@ -440,11 +434,6 @@ class VxlanPlan:
             )
         )
 
-    def node_objects(self, view: View) -> Sequence[TableEntry]:
-        """As in `Plan`: none but the device's address."""
-        del view
-        return ()
-
     def destinations(self, lease: Lease) -> Sequence[IPAddress]:
         """As in `Plan`: asked for with DirectRouting only."""
         if not self.settings.direct_routing:
@@ -498,10 +487,6 @@ class VxlanPlan:
                     thing, self.config, self.own, view.underlay, direct=direct
                 )
 
-    def concerns(self, dst: IPNetwork) -> bool:
-        """As in `Plan`."""
-        return routes.inside(dst, self.config, self.own)
-
     def attrs(self, links: Mapping[str, Link]) -> LeaseAttrs:
         """As in `OverlayPlan`: with the MAC that the device really has."""
         data: dict[Family, str] = {}
@@ -516,11 +501,6 @@ class VxlanPlan:
             backend_data=data.get(Family.V4),
             backend_v6_data=data.get(Family.V6),
         )
-
-    def rebased(self, external: ExternalInterface, lease: Lease | None) -> VxlanPlan:
-        """As in `OverlayPlan`."""
-        own = lease.key if lease is not None else self.own
-        return replace(self, external=external, own=own)
 
 
 class MacFile:

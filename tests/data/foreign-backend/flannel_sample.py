@@ -21,12 +21,12 @@ from typing import Final
 from pyflannel.backend import routes
 from pyflannel.backend.base import BackendContext, BackendKind
 from pyflannel.backend.engine import Engine
-from pyflannel.backend.network import KernelNetwork, require_families
+from pyflannel.backend.network import KernelNetwork, NodePlan, require_families
 from pyflannel.backend.peers import sites
 from pyflannel.backend.plan import Device, PeerObjects, Table, TableEntry, View
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.fields import Problem, string
-from pyflannel.core.ip import Family, IPAddress, IPNetwork, SubnetKey
+from pyflannel.core.ip import Family, IPNetwork
 from pyflannel.core.kind import DevicePattern, Settings, StateFile, setting
 from pyflannel.core.lease import Lease, LeaseAttrs
 from pyflannel.core.underlay import ExternalInterface
@@ -72,17 +72,8 @@ def device_names(config: NetworkConfig) -> Mapping[Family, str]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SamplePlan:
+class SamplePlan(NodePlan):
     """Desired state; see `Plan`."""
-
-    config: NetworkConfig
-    external: ExternalInterface
-    own: SubnetKey | None = None
-
-    @property
-    def underlay(self) -> str:
-        """As in `Plan`."""
-        return self.external.name
 
     @property
     def mtu(self) -> int:
@@ -93,11 +84,6 @@ class SamplePlan:
     def networks(self) -> Sequence[IPNetwork]:
         """As in `Plan`."""
         return routes.networks(self.config, Family.V4)
-
-    @property
-    def follows_routes(self) -> bool:
-        """As in `Plan`."""
-        return False
 
     def devices(self, underlay: Link | None) -> Sequence[Device]:
         """As in `Plan`."""
@@ -116,16 +102,6 @@ class SamplePlan:
         """As in `Plan`."""
         return (Table(Route, Family.V4),)
 
-    def node_objects(self, view: View) -> Sequence[TableEntry]:
-        """As in `Plan`."""
-        del view
-        return ()
-
-    def destinations(self, lease: Lease) -> Sequence[IPAddress]:
-        """As in `Plan`."""
-        del lease
-        return ()
-
     def peer_objects(self, lease: Lease, view: View) -> PeerObjects:
         """As in `Plan`."""
         found, problem = sites(lease, BACKEND_TYPE, (Family.V4,))
@@ -143,10 +119,6 @@ class SamplePlan:
             and routes.is_stray(thing, self.config, self.own, view.underlay)
         )
 
-    def concerns(self, dst: IPNetwork) -> bool:
-        """As in `Plan`."""
-        return routes.inside(dst, self.config, self.own)
-
     def attrs(self, links: Mapping[str, Link]) -> LeaseAttrs:
         """As in `OverlayPlan`."""
         del links
@@ -156,10 +128,6 @@ class SamplePlan:
             backend_type=BACKEND_TYPE,
             backend_data=json.dumps({"Colour": colour}, separators=(",", ":")),
         )
-
-    def rebased(self, external: ExternalInterface, lease: Lease | None) -> SamplePlan:
-        """As in `OverlayPlan`."""
-        return replace(self, external=external, own=lease.key if lease is not None else self.own)
 
 
 class SampleBackend:
