@@ -233,6 +233,7 @@ KIND: Final = BackendKind(
     settings=IpipSettings,
     families=(Family.V4,),
     overhead=OVERHEAD,
+    module="ipip",
     devices=(DevicePattern(r"flannel\.ipip", "ipip"),),
     device_names=device_names,
     suits=suits,

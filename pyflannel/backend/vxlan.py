@@ -642,6 +642,7 @@ KIND: Final = BackendKind(
     summary="VXLAN, by the kernel; works on any underlay",
     settings=VxlanSettings,
     overhead=OVERHEAD,
+    module="vxlan",
     devices=(
         DevicePattern(r"flannel\.\d+", "vxlan"),
         DevicePattern(r"flannel-v6\.\d+", "vxlan"),

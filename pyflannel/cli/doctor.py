@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Final
 
+from pyflannel.backend.kinds import KINDS
 from pyflannel.cli import status
 from pyflannel.cli.common import Parser
 from pyflannel.core.errors import (
@@ -118,7 +119,8 @@ def _report(path: str, subnet_file: str) -> tuple[NodeReport | None, str]:
 async def _node(report: NodeReport | None, silence: str, subnet_file: str) -> list[finding.Finding]:
     netlink = KernelNetlink()
     try:
-        return node_checks.findings(await gather_node(netlink, report, silence, subnet_file))
+        facts = await gather_node(netlink, KINDS, report, silence, subnet_file)
+        return node_checks.findings(facts)
     finally:
         await netlink.close()
 

@@ -242,6 +242,8 @@ class Kind:
     devices: tuple[DevicePattern, ...] = ()
     """All that it may have made, with whatever settings. `cleanup` removes them, and none of them
     carries an overlay. Names start with `DEVICE_PREFIX`."""
+    module: str = ""
+    """The kernel module that they come from; empty if there are none, or any kernel has it."""
     device_names: Callable[[NetworkConfig], Mapping[Family, str]] = no_device
     """The overlay's device of each enabled family with a given config; no entry where packets leave
     through the external interface."""

@@ -12,7 +12,7 @@ from ipaddress import IPv4Address, IPv4Network
 from itertools import islice
 from typing import Final
 
-from pyflannel.diagnose.facts import WANTED_MODULES, NodeFacts
+from pyflannel.diagnose.facts import NodeFacts, backend_of
 from pyflannel.diagnose.filter import Drop, Hook, Packet, drops
 from pyflannel.diagnose.finding import (
     BRIDGE,
@@ -126,7 +126,7 @@ def _devices(facts: NodeFacts) -> Iterator[Finding]:
 def _modules(facts: NodeFacts) -> Iterator[Finding]:
     for name, there in facts.modules.items():
         if not there:
-            backend = next((b for b, module in WANTED_MODULES.items() if module == name), name)
+            backend = backend_of(facts.report)
             yield Finding(
                 code=MODULE,
                 severity=Severity.ERROR,

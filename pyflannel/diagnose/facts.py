@@ -103,5 +103,13 @@ class NodeFacts:
 
 KERNELS_VXLAN_PORT: Final = 8472
 """Where the config names none: the default of drivers/net/vxlan/vxlan_core.c, `vxlan_port`."""
-WANTED_MODULES: Final[Mapping[str, str]] = {"vxlan": "vxlan", "udp": "tun", "ipip": "ipip"}
-"""The module that a backend's device comes from."""
+
+
+def backend_of(report: NodeReport | None) -> str:
+    """The backend in use, or the one that the network config names; empty if neither is known."""
+    if report is None:
+        return ""
+    if report.network is not None and report.network.backend:
+        return report.network.backend
+    section = report.config.effective.get("Backend") if report.config is not None else None
+    return str(section.get("Type", "")) if isinstance(section, Mapping) else ""

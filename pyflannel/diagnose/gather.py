@@ -10,8 +10,9 @@ from typing import Final
 
 from pyflannel.core import subnetenv
 from pyflannel.core.errors import CommandError, FlannelError
+from pyflannel.core.kind import Kinds
 from pyflannel.diagnose import iptables, nftables
-from pyflannel.diagnose.facts import WANTED_MODULES, LinkFact, NodeFacts
+from pyflannel.diagnose.facts import LinkFact, NodeFacts, backend_of
 from pyflannel.diagnose.filter import Table
 from pyflannel.kernel import process
 from pyflannel.kernel.base import Netlink
@@ -27,12 +28,13 @@ LEGACY_TABLES: Final = Path("/proc/net/ip_tables_names")
 
 
 async def gather(
-    netlink: Netlink, report: NodeReport | None, silence: str, subnet_file: str
+    netlink: Netlink, kinds: Kinds, report: NodeReport | None, silence: str, subnet_file: str
 ) -> NodeFacts:
     """All facts about this node.
 
     Args:
         netlink: of this network namespace.
+        kinds: of backends.
         report: what the daemon says of itself; `None` if none answers.
         silence: why none does.
         subnet_file: of the daemon.
@@ -47,7 +49,7 @@ async def gather(
         ip_forward=_forwards(unseen),
         links=links,
         tables=await _tables(unseen),
-        modules=_modules(report, links),
+        modules=_modules(kinds, report, links, unseen),
         flanneld=tuple(upstream_daemons()),
         daemons=tuple(our_daemons()),
         unseen=unseen,
@@ -88,26 +90,25 @@ async def _links(netlink: Netlink, unseen: dict[str, str]) -> dict[str, LinkFact
     }
 
 
-def _modules(report: NodeReport | None, links: Mapping[str, LinkFact] | None) -> dict[str, bool]:
+def _modules(
+    kinds: Kinds,
+    report: NodeReport | None,
+    links: Mapping[str, LinkFact] | None,
+    unseen: dict[str, str],
+) -> dict[str, bool]:
     """The module that the backend needs, if it is not in use before our eyes."""
-    network = report.network if report is not None else None
-    config = report.config if report is not None else None
-    backend = network.backend if network is not None else ""
-    if not backend and config is not None:
-        section = config.effective.get("Backend")
-        backend = str(section.get("Type", "")) if isinstance(section, Mapping) else ""
-    name = WANTED_MODULES.get(backend)
-    if name is None:
+    try:
+        kind = kinds.get(backend_of(report))
+    except FlannelError as error:
+        unseen["backend"] = str(error)
         return {}
-    if (
-        network is not None
-        and network.devices
-        and links is not None
-        and links.keys() & network.devices
-    ):
+    if kind is None or not kind.module:
         return {}
-    there = has_module(name)
-    return {} if there is None else {name: there}
+    devices = report.network.devices if report is not None and report.network is not None else {}
+    if links is not None and links.keys() & devices:
+        return {}
+    there = has_module(kind.module)
+    return {} if there is None else {kind.module: there}
 
 
 def has_module(name: str, root: Path = Path("/")) -> bool | None:

@@ -211,6 +211,7 @@ KIND: Final = BackendKind(
     families=(Family.V4,),
     overhead=OVERHEAD,
     route_per_peer=False,
+    module="tun",
     devices=(
         DevicePattern(r"flannel\d+", "tun"),
         # Of the eBPF data path.
