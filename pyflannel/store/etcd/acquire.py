@@ -8,11 +8,9 @@ together may write different keys with one IPv6 subnet in them. (Upstream's do, 
 hundred, and keep it.) After its write a node therefore looks again, and the later one gives way.
 
 A lease found for our public IP may belong to a *second live node* with the same address. If neither
-the state directory nor `subnet.env` knows it as ours, its holder is asked: the key is written again
-with the very same content; a live pyflannel that owns it sees a write it did not make and answers
-with one of its own. An answer means that the address is in use; silence for `CHALLENGE_S` means
-that the holder is gone (or is upstream's daemon, which never answers, and is reused as upstream
-would).
+the state directory nor `subnet.env` knows it as ours, its holder is asked (`challenge.py`). An
+answer means that the address is in use. If the holder is silent the lease is reused, as upstream
+would.
 
 The same question is put to the holder of a lease that we recognise as ours and that names another
 address than we have now. As a rule the holder is our own former run, before the address changed.
@@ -38,6 +36,7 @@ from pyflannel.core.lease import Lease, LeaseAttrs
 from pyflannel.logs import get_logger
 from pyflannel.store.etcd import codec
 from pyflannel.store.etcd.base import LeaseStatus, Store
+from pyflannel.store.etcd.challenge import Reply, challenge
 from pyflannel.store.etcd.feed import Listing, list_leases
 
 log = get_logger(__name__)
@@ -47,14 +46,6 @@ PLANNED_AT_ONCE: Final = 5000
 FRESH_S: Final = 5.0
 """Age of a grant beyond which its TTL is no longer taken for what is left. Short against the margin
 of every renewal, long against a few lost races."""
-CHALLENGE_S: Final = 1.0
-"""How long the holder of a lease with our public IP has to show that it is alive. It answers from
-its watch within milliseconds; a second covers a busy node, and is paid only when in doubt."""
-CHALLENGE_POLL_S: Final = 0.1
-ANSWER_INTERVAL_S: Final = 0.3
-"""Least time between two answers to a challenge, so that two owners by mistake can never echo for
-ever; well below the second that a challenger waits. A challenger therefore leaves that time after
-the last write it has seen: a holder that has just answered another one would not answer it."""
 
 
 class Acquisition:
@@ -339,18 +330,10 @@ class Acquisition:
         before = await self._store.get(key)
         if not before.kvs or before.kvs[0].mod_revision != found.revision:
             raise StoreConflict(f"{found.key.describe()} changed while it was looked at")
-        await self._clock.sleep(ANSWER_INTERVAL_S + CHALLENGE_POLL_S)
-        asked = await self._store.put(
-            key, before.kvs[0].value, lease=found.store_lease, if_mod_revision=found.revision
-        )
-        deadline = self._clock.monotonic() + CHALLENGE_S
-        while self._clock.monotonic() < deadline:
-            await self._clock.sleep(CHALLENGE_POLL_S)
-            now = await self._store.get(key)
-            if not now.kvs:
-                raise StoreConflict(f"{found.key.describe()} vanished while it was looked at")
-            if now.kvs[0].mod_revision == asked.revision:
-                continue
+        asked = await challenge(self._store, before.kvs[0], self._clock)
+        if asked.reply is Reply.GONE:
+            raise StoreConflict(f"{found.key.describe()} vanished while it was looked at")
+        if asked.reply is Reply.ANSWER:
             if not same_address:
                 self._foreign.add(found.key)
                 log.warning(

@@ -54,7 +54,6 @@ from pyflannel.store.base import Standing
 from pyflannel.store.configlog import log_problems
 from pyflannel.store.etcd import codec
 from pyflannel.store.etcd.acquire import (
-    ANSWER_INTERVAL_S,
     Acquisition,
     discard_store_lease,
 )
@@ -64,6 +63,7 @@ from pyflannel.store.etcd.base import (
     PutEvent,
     Store,
 )
+from pyflannel.store.etcd.challenge import ANSWER_INTERVAL_S
 from pyflannel.store.etcd.feed import LeaseFeed, Listing, list_leases
 from pyflannel.store.record import LeaseRecord
 

@@ -19,13 +19,9 @@ from pyflannel.core.ip import SubnetKey
 from pyflannel.core.lease import Lease, LeaseAttrs
 from pyflannel.foreign import shown
 from pyflannel.store.etcd import codec
-from pyflannel.store.etcd.acquire import (
-    ANSWER_INTERVAL_S,
-    CHALLENGE_POLL_S,
-    CHALLENGE_S,
-    discard_store_lease,
-)
+from pyflannel.store.etcd.acquire import discard_store_lease
 from pyflannel.store.etcd.base import KeyValue, RangeResult, Store
+from pyflannel.store.etcd.challenge import Reply, challenge
 from pyflannel.store.etcd.feed import list_leases
 
 COMES_BACK: Final = "a living pyflanneld takes it back at once; stop that node first"
@@ -70,27 +66,17 @@ async def release(
         return Done(lease=lease, text=f"would release the {text}")
     revision = kv.mod_revision
     if not force:
-        revision = await _ask_owner(store, name, kv, clock, f"the {text}")
+        asked = await challenge(store, kv, clock)
+        if asked.reply is not Reply.SILENCE:
+            raise LeaseError(
+                f"the {text} is in use: its node is alive; stop that first, or give --force, "
+                "and it takes the subnet back or another one"
+            )
+        revision = asked.revision
     if not await store.delete(name, if_mod_revision=revision):
         raise StoreConflict(f"the {text} changed while it was looked at; nothing was released")
     await discard_store_lease(store, kv.lease)
     return Done(lease=lease, text=f"released the {text}; {COMES_BACK}")
-
-
-async def _ask_owner(store: Store, name: bytes, kv: KeyValue, clock: Clock, what: str) -> int:
-    """The revision at which the key stands when its owner did not answer; see `acquire`."""
-    await clock.sleep(ANSWER_INTERVAL_S + CHALLENGE_POLL_S)
-    asked = await store.put(name, kv.value, lease=kv.lease, if_mod_revision=kv.mod_revision)
-    deadline = clock.monotonic() + CHALLENGE_S
-    while clock.monotonic() < deadline:
-        await clock.sleep(CHALLENGE_POLL_S)
-        now = _only(await store.get(name))
-        if now is None or now.mod_revision != asked.revision:
-            raise LeaseError(
-                f"{what} is in use: its node is alive; stop that first, or give --force, "
-                "and it takes the subnet back or another one"
-            )
-    return asked.revision
 
 
 async def reserve(
