@@ -43,6 +43,9 @@ were measured after the start), and there is to be room for a second lab beside 
 _LOCK_WAIT_S: Final = 5.0
 """How long a command waits for another one that is building or taking down the same lab."""
 
+_REMOVALS: Final = 10
+"""How often a directory is removed again in which something was written meanwhile."""
+
 
 @dataclass(slots=True)
 class LabState:
@@ -174,9 +177,15 @@ class StateDirectory:
     def remove(self, state: LabState) -> None:
         """Removes what the lab has on disk; what is gone already is no error."""
         # The name is random and ours alone; a symbolic link put there is not followed by rmtree.
-        if state.lab_id in state.etcd_data.name or state.etcd_data.is_relative_to(self.path):
+        if state.lab_id in state.etcd_data.name:
             shutil.rmtree(state.etcd_data, ignore_errors=True)
-        shutil.rmtree(self.path, ignore_errors=True)
+        # Away from the name first, as it came. Removed in place, a directory in which a node's last
+        # process still wrote something stayed behind without its state file: neither a lab, nor a
+        # free name.
+        doomed = self._base / f".{self.name}.{state.lab_id}"
+        with contextlib.suppress(OSError):
+            self.path.rename(doomed)
+        _remove_tree(doomed)
         with contextlib.suppress(OSError):
             self._base.rmdir()  # only succeeds for the last lab
 
@@ -227,9 +236,19 @@ class StateDirectory:
         return self.path / "etcd"
 
 
+def _remove_tree(path: Path) -> None:
+    """Removes a directory into which somebody may still be writing."""
+    for _ in range(_REMOVALS):
+        shutil.rmtree(path, ignore_errors=True)
+        if not path.exists():
+            return
+        time.sleep(0.05)
+
+
 def all_labs(base: Path | None = None) -> list[str]:
     """Names of the labs that are up, or half up."""
     where = base if base is not None else base_directory()
     if not where.is_dir():
         return []
-    return sorted(entry.parent.name for entry in where.glob("*/state.json"))
+    # Hidden ones are on their way in or out.
+    return sorted(entry.parent.name for entry in where.glob("[!.]*/state.json"))

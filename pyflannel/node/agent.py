@@ -322,9 +322,10 @@ class Node:
     # Ready
 
     def _announce(self) -> None:
-        self._parts.notifier.ready()
         missing = not self._parts.files.complete.is_set()
         self._show_phase()
+        # In one message: who waits for READY reads the status line next.
+        self._parts.notifier.ready(self.phase)
         log.info("running, but subnet.env is missing" if missing else "flannel is ready")
 
     async def _announce_late(self) -> None:

@@ -86,9 +86,11 @@ class FakeManager(Notifier):
         super().__init__("/nowhere")
         self.told: list[str] = []
         self.line = ""
+        self.line_at_ready = ""
 
     def ready(self, status: str = "") -> OSError | None:
         self.told.append("READY")
+        self.line_at_ready = status
         return None
 
     def status(self, text: str) -> OSError | None:

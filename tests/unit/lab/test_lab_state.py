@@ -52,6 +52,15 @@ class TestStateDirectory:
         directory.remove(directory.create(LabSpec(name="box")))
         assert all_labs(directory.path.parent) == ["other"]
 
+    def test_what_cannot_be_removed_keeps_no_name(self, directory, monkeypatch):
+        """A node's last process may still be writing into the directory."""
+        former = directory.create(LabSpec(name="box"))
+        monkeypatch.setattr(state.shutil, "rmtree", lambda *_, **__: None)
+        monkeypatch.setattr(state, "_REMOVALS", 1)
+        directory.remove(former)
+        assert all_labs(directory.path.parent) == []
+        assert directory.create(LabSpec(name="box")).lab_id != former.lab_id
+
     def test_an_etcd_directory_that_is_not_the_labs_is_not_removed(self, directory, tmp_path):
         state = directory.create(LabSpec(name="box"))
         state.etcd_data = tmp_path / "precious"

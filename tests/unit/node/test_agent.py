@@ -144,6 +144,7 @@ class TestLateReadiness:
                 node.files.full = False
                 await node.advance(2)
                 assert node.manager.told[-1] == "READY"
+                assert "running with subnet 10.5." in node.manager.line_at_ready
                 assert node.agent.ready
                 assert problems(node.report()) == ()
             finally:
