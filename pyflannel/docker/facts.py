@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import re
-import subprocess
 from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import Final
 
 from pyflannel.core import subnetenv
-from pyflannel.core.errors import FlannelError
+from pyflannel.core.errors import CommandError, FlannelError
 from pyflannel.docker import options as docker_options
 from pyflannel.docker import unitfile
 from pyflannel.docker.checks import AGENT, DROP_IN, DockerFacts
@@ -22,6 +21,7 @@ from pyflannel.docker.unitfile import Unit
 from pyflannel.kernel.base import Netlink
 from pyflannel.kernel.files import inside
 from pyflannel.kernel.lock import upstream_daemons
+from pyflannel.kernel.process import run
 
 UNIT: Final = "docker.service"
 BRIDGE: Final = "docker0"
@@ -87,7 +87,7 @@ async def gather(
     subnet = read_text(inside(root, subnet_file))
     env = None if subnet is None else subnetenv.parse(subnet)
     addresses, mtu = await _bridge(netlink)
-    forwarding = _rules("FORWARD")
+    forwarding = await _rules("FORWARD")
     policy = _POLICY.search("\n".join(forwarding))
     forward = read_text(Path("/proc/sys/net/ipv4/ip_forward"))
     unit = read_unit(root)
@@ -107,14 +107,14 @@ async def gather(
         bridge_mtu=mtu,
         bridges=await _bridges(netlink, env.subnet if env is not None else None),
         direct=direct_routing(root, unit.command_line) if unit is not None else Direct.NOTHING,
-        own_nftables=bool(_printed("nft", "list", "table", "ip", "docker-bridges")),
+        own_nftables=bool(await _printed("nft", "list", "table", "ip", "docker-bridges")),
         forward_policy=policy[1] if policy else None,
         forward_rules=any("FLANNEL-FWD" in rule for rule in forwarding),
         docker_rules=(
-            *_rules("PREROUTING", "raw"),
+            *await _rules("PREROUTING", "raw"),
             *forwarding,
-            *_rules("DOCKER-USER"),
-            *_rules("DOCKER"),
+            *await _rules("DOCKER-USER"),
+            *await _rules("DOCKER"),
         ),
         ip_forward=None if forward is None else forward.strip() == "1",
     )
@@ -168,15 +168,15 @@ def _dockerd() -> tuple[str, ...] | None:
     return None
 
 
-def _rules(chain: str, table: str = "filter") -> tuple[str, ...]:
+async def _rules(chain: str, table: str = "filter") -> tuple[str, ...]:
     """The rules of an IPv4 chain; none if there is no such chain, or iptables does not tell."""
-    return _printed("iptables", "-w", "2", "-t", table, "-S", chain)
+    return await _printed("iptables", "-w", "2", "-t", table, "-S", chain)
 
 
-def _printed(*command: str) -> tuple[str, ...]:
+async def _printed(*command: str) -> tuple[str, ...]:
     """The lines that a command prints; none if it fails, or takes too long."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=CHILD_S, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+        done = await run(command, timeout_s=CHILD_S)
+    except CommandError:
         return ()
-    return tuple(done.stdout.splitlines()) if done.returncode == 0 else ()
+    return tuple(done.stdout.decode(errors="replace").splitlines()) if done.returncode == 0 else ()
