@@ -60,7 +60,8 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy pyflannel tests/typing
-	$(BIN)/mypy -p tests.kernels
+	$(BIN)/mypy -p tests.kernels -p bench
+	$(BIN)/mypy tools/*.py
 	$(BIN)/lint-imports
 
 bench: install

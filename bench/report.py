@@ -34,7 +34,7 @@ def machine() -> dict[str, object]:
         if line.startswith("model name"):
             model = line.partition(":")[2].strip()
             break
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in ("pyflannel", "uvloop", "aiohttp", "pyroute2", "etcd3gw"):
         try:
             versions[name] = version(name)

@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pyflannel.lab import Lab, LabSpec, Underlay, traffic
 from pyflannel.lab.nodes import Node
@@ -174,7 +174,9 @@ def _start_loop(program: str, node: Node, peer: Node) -> subprocess.Popen[str]:
     return loop
 
 
-def _pair(rig: Rig, active: str, passive: str, *arguments: str) -> tuple[dict, dict]:
+def _pair(
+    rig: Rig, active: str, passive: str, *arguments: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
     import json
 
     source, _ = rig.end(1)

@@ -67,4 +67,4 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 if __name__ == "__main__":
-    Path(*(sys.argv[1:] or [DOCUMENT])).write_text(document())
+    Path(sys.argv[1] if sys.argv[1:] else DOCUMENT).write_text(document())

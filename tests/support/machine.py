@@ -102,7 +102,7 @@ def run(*command: str | Path, check: bool = True, timeout: float = 60.0, stdin: 
     return done.stdout
 
 
-def until(what: str, probe: Callable[[], T], timeout: float = 20.0) -> T:
+def until(what: str, probe: Callable[[], T], timeout: float = 60.0) -> T:
     """Polls until the probe gives something true, and gives that."""
     deadline = time.monotonic() + timeout
     while True:
