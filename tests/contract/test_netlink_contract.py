@@ -41,7 +41,8 @@ from pyflannel.kernel.base import (
     VxlanAttrs,
 )
 from pyflannel.kernel.netlink import KernelNetlink
-from pyflannel.testing.fakenetlink import FakeNetlink, Hop
+from pyflannel.testing.fakenetlink import FakeNetlink
+from pyflannel.testing.fakeroutes import Hop
 from tests.support.netns import in_new_netns, without_fallback
 
 MAC = "0e:00:00:00:00:02"

@@ -10,7 +10,8 @@ import pytest
 from pyflannel.core.errors import DeviceUnavailable, KernelError, NotPermitted
 from pyflannel.core.ip import Family
 from pyflannel.kernel.base import Address, Delete, FdbEntry, LinkSpec, Neighbour, Route, Set, Topic
-from pyflannel.testing.fakenetlink import FakeNetlink, Hop
+from pyflannel.testing.fakenetlink import FakeNetlink
+from pyflannel.testing.fakeroutes import Hop
 
 MAC = "0e:00:00:00:00:02"
 
