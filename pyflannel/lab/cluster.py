@@ -337,7 +337,9 @@ class Lab:
                 state = self._directory.load()
                 self._take_down(state)
         except NoSuchLab:
-            pass
+            # Somebody may have removed the directory of a lab that is up.
+            if self._state is not None:
+                self._take_down(self._state)
         self._forget()
 
     def remember(self, role: str, process: ProcessRef) -> None:

@@ -238,7 +238,8 @@ class Node:
 
     def close(self) -> None:
         """Reaps the daemon if this process started it and it has ended."""
-        self._reap()
+        if self._child is not None:
+            self._child.poll()
 
     def release(self) -> None:
         """Lets go of a daemon that is to outlive this process."""

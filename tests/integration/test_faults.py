@@ -16,6 +16,7 @@ import pytest
 
 from pyflannel.lab import Lab, LabSpec, faults
 from pyflannel.lab.ping import ping_all
+from tests.support.load import Stopwatch
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -127,7 +128,7 @@ class Campaign:
         )
         done = {blow[0]: names for blow, names in zip(blows, effects, strict=True)}
         self.done += [name for names in done.values() for name in names]
-        begin = time.monotonic()
+        begin, watch = time.monotonic(), Stopwatch()
         for version, pods in self.pods.items():
             matrix = ping_all(pods, count=1, deadline_s=10.0)
             assert matrix.ok, f"IPv{version} after {done}: {matrix.failures()}"
@@ -140,7 +141,8 @@ class Campaign:
             f"{network - begin:.2f}, all {everything - begin:.2f}: {done}"
         )
         print(line)
-        if max(pinged, network) - begin > HEALED_S or everything - begin > RULES_S:
+        healed_s, rules_s = watch.within(HEALED_S), watch.within(RULES_S)
+        if max(pinged, network) - begin > healed_s or everything - begin > rules_s:
             self.slow.append(line)
             print(self.late, self.lab.logs(30))
         for (number, _, batch), now in zip(

@@ -213,6 +213,14 @@ class TestAccidents:
         Lab(spec(), base=base).down()
         assert not base.exists()
 
+    def test_a_lab_whose_directory_was_removed_by_others_ends_all_the_same(self, base):
+        lab = Lab(spec(), base=base)
+        lab.up()
+        traces = Traces(base, "t")
+        shutil.rmtree(base)
+        lab.down()
+        assert traces.left() == []
+
     def test_an_up_that_is_interrupted_cleans_up(self, base):
         with never_ready(base) as making:
             traces = Traces(base)

@@ -144,10 +144,11 @@ def test_with_a_full_disk_the_start_ends_when_the_files_could_be_written(site):
     node = site.nodes[0]
     node.run("systemctl", "stop", "pyflannel")
     directories = ("/run/flannel", "/var/lib/pyflannel")
+    size = 16 << 10  # room for the files, a page each
     with drop_in(node, "TimeoutStartSec=5"):
         for directory in directories:
-            node.run("mount", "-t", "tmpfs", "-o", "size=4k", "none", directory)
-            node.run("sh", "-c", f"head -c 4096 /dev/zero >{directory}/ballast")
+            node.run("mount", "-t", "tmpfs", "-o", f"size={size}", "none", directory)
+            node.shell(f"head -c {size} /dev/zero >{directory}/ballast || :")
         try:
             node.run("systemctl", "start", "--no-block", "pyflannel")
             until("it says why", lambda: "ENOSPC" in node.show("StatusText"))
@@ -300,7 +301,8 @@ class TestUnderTraffic:
         ((sent, received),) = counted
         print(f"kill -9, {backend}: {sent - received} of {sent} pings lost")
         assert b.subnet() == subnet
-        assert received == sent
+        # A process that carries packets may die with one in its hands.
+        assert sent - received <= (backend in {"udp native", "udp python"})
 
 
 def test_an_upgrade_keeps_config_subnet_and_traffic(site, package):
