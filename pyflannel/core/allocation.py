@@ -1,12 +1,13 @@
 """Which subnet this node asks for: the one it holds, the one it had, else a free one.
 
-1. A lease is *recognised* as ours: it is the one that our own record names (subnet, etcd lease, and
+1. A lease is *recognised* as ours: it is one that our own record names (subnet, etcd lease, and
    an address that we published), or it has our VTEP MAC. Its public IP may be a former one; the
-   containers of this node live in it.
+   containers of this node live in it. The record names the one that we had, and the one that we
+   were about to write when we were killed.
 2. A lease has our public IP: it is ours, whoever wrote it (a former run, an operator's
    reservation). But an address may come to this node from another one (a virtual address that
    failed over), and with it the other one's lease. So where we have a record, only a reservation,
-   or the lease of the previous subnet, is taken for ours by its address.
+   or the lease of a subnet that was ours, is taken for ours by its address.
 3. `subnet.env`, a lost lease or the record names a *previous* subnet: it is taken back if it is
    free and fits.
 4. A free one is drawn at random among the lowest hundred.
@@ -46,7 +47,7 @@ seldom want the same one, few enough that the network fills from the bottom."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Former:
-    """The lease of this node's former run, as the state directory remembers it."""
+    """A lease of this node's former run, as the state directory remembers it."""
 
     key: SubnetKey
     store_lease: int
@@ -133,6 +134,7 @@ def plan(
     previous: SubnetKey | None,
     rng: Random,
     former: Former | None = None,
+    intended: Former | None = None,
     foreign: Collection[SubnetKey] = (),
 ) -> Plan:
     """Decides which subnet this node asks for.
@@ -143,21 +145,31 @@ def plan(
         attrs: ours; only the public addresses and VTEP MACs are looked at.
         previous: the subnet that this node had before, if it remembers one.
         rng: draws among the free ones.
-        former: what our own record says.
+        former: the lease that our own record says we had.
+        intended: the one that it says we were about to write.
         foreign: keys that looked like ours, and whose holder has turned out to be alive.
 
     Raises:
         SubnetsExhausted: no lease is ours, and nothing is free.
     """
     known = list(leases)
-    own = own_leases(known, attrs, config, previous=previous, former=former, foreign=foreign)
+    own = own_leases(
+        known,
+        attrs,
+        config,
+        previous=previous,
+        former=former,
+        intended=intended,
+        foreign=foreign,
+    )
     fitting = [lease for lease in own if is_compatible(lease.key, config)]
     incompatible = tuple(lease for lease in own if not is_compatible(lease.key, config))
     if fitting:
         superseded = tuple(
             lease
             for lease in fitting[1:]
-            if not lease.is_reservation and _is_recognised(lease, attrs, attrs.macs(), former)
+            if not lease.is_reservation
+            and _is_recognised(lease, attrs, attrs.macs(), former, intended)
         )
         return Plan(step=Reuse(fitting[0]), incompatible=incompatible, superseded=superseded)
     going = {lease.key for lease in incompatible}
@@ -181,36 +193,48 @@ def own_leases(
     *,
     previous: SubnetKey | None = None,
     former: Former | None = None,
+    intended: Former | None = None,
     foreign: Collection[SubnetKey] = (),
 ) -> list[Lease]:
     """The leases that are this node's, the one to be used first; arguments as for `plan`.
 
-    Those that were recognised come first: our record's, then those with our VTEP MAC, the newest
-    first. Then those that have our public IP, in etcd's order: that of the keys' bytes.
+    Those that were recognised come first: our record's (what we were about to write is newer than
+    what we had), then those with our VTEP MAC, the newest first. Then those that have our public
+    IP, in etcd's order: that of the keys' bytes.
 
     Where IPv4 is disabled every node has the public IP 0.0.0.0, so there the IPv6 one decides.
     (Upstream compares IPv4 even then, and every node takes the first node's lease for its own.)
     """
     candidates = [lease for lease in leases if lease.key not in foreign]
     macs = attrs.macs()
-    recognised = [lease for lease in candidates if _is_recognised(lease, attrs, macs, former)]
+    recognised = [
+        lease for lease in candidates if _is_recognised(lease, attrs, macs, former, intended)
+    ]
     recognised.sort(
-        key=lambda lease: (former is None or not former.is_of(lease, attrs), -lease.revision)
+        key=lambda lease: (
+            intended is None or not intended.is_of(lease, attrs),
+            former is None or not former.is_of(lease, attrs),
+            -lease.revision,
+        )
     )
     by_address = [
         lease
         for lease in candidates
         if lease not in recognised
         and is_under_our_address(lease, attrs, config)
-        and (former is None or lease.is_reservation or lease.key == previous)
+        and (former is None or lease.is_reservation or lease.key in (previous, former.key))
     ]
     return recognised + sorted(by_address, key=lambda lease: str(lease.key))
 
 
 def _is_recognised(
-    lease: Lease, attrs: LeaseAttrs, macs: frozenset[str], former: Former | None
+    lease: Lease,
+    attrs: LeaseAttrs,
+    macs: frozenset[str],
+    former: Former | None,
+    intended: Former | None,
 ) -> bool:
-    if former is not None and former.is_of(lease, attrs):
+    if any(named is not None and named.is_of(lease, attrs) for named in (former, intended)):
         return True
     return lease.attrs.has_mac_of(macs)
 

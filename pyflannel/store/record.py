@@ -3,20 +3,22 @@
 Etcd knows leases by public IP only, so a daemon that finds "its" lease cannot tell its own former
 run from a second node with the same address, and one whose address has changed finds none. This
 small file in the state directory can: it names the etcd lease that we wrote, and the addresses that
-it was written with. Losing it costs a second at the next start (the other holder, if there is one,
-is asked for a sign of life), or the subnet if the address has changed as well; so no failure here
-is fatal.
+it was written with. The same is noted of a lease that is about to be written, before it is: a node
+that is killed between etcd's answer and its own note finds it all the same. Losing the file costs
+a second at the next start (the other holder, if there is one, is asked for a sign of life), or the
+subnet if the address has changed as well; so no failure here is fatal.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from pyflannel.core.allocation import Former
 from pyflannel.core.errors import FlannelError
-from pyflannel.core.ip import IPAddress, SubnetKey, parse_ip, parse_subnet_key
+from pyflannel.core.ip import IPAddress, parse_ip, parse_subnet_key
 from pyflannel.core.lease import Lease
 from pyflannel.kernel.files import (
     FileMissing,
@@ -34,21 +36,16 @@ FILE_NAME = "lease.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Remembered:
-    """The lease of the former run."""
+    """What a former run has noted."""
 
-    key: SubnetKey
-    store_lease: int
-    prefix: str
-    """The etcd prefix it was under."""
+    former: Former | None
+    """The lease that it had, if it had one."""
+    intended: Former | None = None
+    """The lease that it was about to write, if it did not note what came of it."""
     public: tuple[IPAddress, ...] = ()
     """The addresses it was published with, IPv4 first; empty in a file of the first release."""
     cluster: int = 0
     """The id of the etcd cluster it was in, 0 if that is not known."""
-
-    @property
-    def former(self) -> Former:
-        """The same in the words of `core.allocation`."""
-        return Former(key=self.key, store_lease=self.store_lease, public=frozenset(self.public))
 
 
 class LeaseRecord:
@@ -85,38 +82,40 @@ class LeaseRecord:
             raise ValueError("JSON that is nested too deeply") from None
         if not isinstance(entry, dict):
             raise ValueError("no JSON object")  # noqa: TRY004 - what the file holds
-        subnet, store_lease, prefix = (entry.get(n) for n in ("subnet", "etcd_lease", "prefix"))
-        if not isinstance(subnet, str) or not isinstance(prefix, str):
-            raise ValueError("subnet or prefix is missing or no string")  # noqa: TRY004
-        if not isinstance(store_lease, int) or not 0 <= store_lease < 1 << 63:
-            raise ValueError(f"etcd_lease {str(store_lease)[:40]} is no id of an etcd lease")
-        key = parse_subnet_key(subnet)
-        if key is None:
-            raise ValueError(f"subnet {subnet[:80]!r} names none")
-        listed = entry.get("public", [])
-        if not isinstance(listed, list) or not all(isinstance(text, str) for text in listed):
-            raise ValueError("public is no list of addresses")
-        public = tuple(parse_ip(text) for text in listed)
-        if prefix != self._prefix:
-            return None
+        prefix, intended = entry.get("prefix"), entry.get("intended")
+        if not isinstance(prefix, str):
+            raise ValueError("prefix is missing or no string")  # noqa: TRY004
         cluster = entry.get("cluster", 0)
         if not isinstance(cluster, int) or not 0 <= cluster < 1 << 64:
             raise ValueError(f"cluster {str(cluster)[:40]} is no id of an etcd cluster")
-        return Remembered(
-            key=key, store_lease=store_lease, prefix=prefix, public=public, cluster=cluster
-        )
+        had = None
+        public: tuple[IPAddress, ...] = ()
+        if entry.get("subnet") is not None or intended is None:
+            had, public = _parse_lease(entry)
+        about = None if intended is None else _parse_lease(intended)[0]
+        if prefix != self._prefix:
+            return None
+        return Remembered(former=had, intended=about, public=public, cluster=cluster)
+
+    def intend(self, lease: Lease) -> None:
+        """Notes a lease that is about to be written; what came of it is noted by `save`.
+
+        A full or read-only disk is no reason not to write it.
+        """
+        content = read_text_if_exists(self._path)
+        entry: dict[str, object] = {"subnet": None, "etcd_lease": 0, "prefix": self._prefix}
+        if isinstance(content, FileText):
+            # What cannot be read, or is about another prefix, is replaced, as by `save`.
+            with contextlib.suppress(ValueError):
+                if self._parse(content.text) is not None:
+                    entry = json.loads(content.text)
+        self._note({**entry, "intended": _entry(lease)})
 
     def save(self, lease: Lease, cluster: int = 0) -> None:
         """Remembers a lease. A full or read-only disk is logged once and is no reason to stop."""
-        entry = {
-            "subnet": str(lease.key),
-            "etcd_lease": lease.store_lease,
-            "prefix": self._prefix,
-            "public": [
-                str(ip) for ip in (lease.attrs.public_ip, lease.attrs.public_ipv6) if ip is not None
-            ],
-            "cluster": cluster,
-        }
+        self._note({**_entry(lease), "prefix": self._prefix, "cluster": cluster})
+
+    def _note(self, entry: dict[str, object]) -> None:
         failing = self._unwritten is not None
         self._unwritten = (json.dumps(entry) + "\n").encode()
         self._write(failing=failing)
@@ -138,3 +137,35 @@ class LeaseRecord:
             self._unwritten = None
             if failing:
                 log.info("lease record is written again", path=self._path)
+
+
+def _entry(lease: Lease) -> dict[str, object]:
+    ips = (lease.attrs.public_ip, lease.attrs.public_ipv6)
+    return {
+        "subnet": str(lease.key),
+        "etcd_lease": lease.store_lease,
+        "public": [str(ip) for ip in ips if ip is not None],
+    }
+
+
+def _parse_lease(entry: object) -> tuple[Former, tuple[IPAddress, ...]]:
+    """A lease, and its addresses in their order.
+
+    Raises:
+        ValueError: it is not what `_entry` gives.
+    """
+    if not isinstance(entry, dict):
+        raise ValueError("a lease is no JSON object")  # noqa: TRY004 - what the file holds
+    subnet, store_lease = entry.get("subnet"), entry.get("etcd_lease")
+    if not isinstance(subnet, str):
+        raise ValueError("subnet is missing or no string")  # noqa: TRY004
+    if not isinstance(store_lease, int) or not 0 <= store_lease < 1 << 63:
+        raise ValueError(f"etcd_lease {str(store_lease)[:40]} is no id of an etcd lease")
+    key = parse_subnet_key(subnet)
+    if key is None:
+        raise ValueError(f"subnet {subnet[:80]!r} names none")
+    listed = entry.get("public", [])
+    if not isinstance(listed, list) or not all(isinstance(text, str) for text in listed):
+        raise ValueError("public is no list of addresses")
+    public = tuple(parse_ip(text) for text in listed)
+    return Former(key=key, store_lease=store_lease, public=frozenset(public)), public

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
+import threading
 
 import pytest
 
 from pyflannel.lab import Lab, LabSpec, faults
 from pyflannel.lab.ping import ping_all
+from pyflannel.lab.topology import ETCD_ENDPOINT
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -143,3 +147,80 @@ def test_a_virtual_address_that_failed_over_brings_no_subnet_along():
         lab.wait(first.is_ready, 10, what="ready")
         assert subnet_of(first) == mine
         assert key_of(lab, second).mod_revision == stranded.mod_revision
+
+
+class Swallower:
+    """A way to etcd on which no answer comes back any more once a transaction was asked for."""
+
+    def __init__(self, node) -> None:
+        self._node = node
+        host, _, port = ETCD_ENDPOINT.removeprefix("http://").rpartition(":")
+        self._etcd = (host, int(port))
+        self._swallows = threading.Event()
+        self._open: list[socket.socket] = []
+        self._listener = self._socket()
+        self._listener.bind(("127.0.0.1", 0))
+        self._listener.listen()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _socket(self) -> socket.socket:
+        made = self._node.space.socket(socket.AF_INET, socket.SOCK_STREAM)
+        self._open.append(made)
+        return made
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                self._open.append(client)
+                server = self._socket()
+                server.connect(self._etcd)
+                for pump in (self._ask, self._answer):
+                    threading.Thread(target=pump, args=(client, server), daemon=True).start()
+
+    def _ask(self, client: socket.socket, server: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := client.recv(65536):
+                if b"POST /v3/kv/txn" in data:
+                    self._swallows.set()
+                server.sendall(data)
+            server.shutdown(socket.SHUT_WR)
+
+    def _answer(self, client: socket.socket, server: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := server.recv(65536):
+                if not self._swallows.is_set():
+                    client.sendall(data)
+            client.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        for one in self._open:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+
+
+def test_a_node_that_is_killed_when_its_key_is_there_has_that_subnet_at_the_next_start():
+    """Its former subnet is another node's by now; the answer to its write never reaches it."""
+    with Lab(LabSpec(nodes=1, backend="host-gw", name="killed")) as lab:
+        node = lab.node(1)
+        former = key_of(lab, node)
+        node.stop_daemon()
+        node.path("/run/flannel/subnet.env").unlink()
+        lab.etcd.put(former.key, former.value.replace(node.address, "192.0.2.99"))
+        way = Swallower(node)
+        try:
+            node.start_daemon([f"--etcd-endpoints={way.endpoint}"])
+            lab.wait(lambda: len(lab.etcd.leases()) == 2, 10, what="its key in etcd")
+            node.kill()
+        finally:
+            way.close()
+        (written,) = [one for one in lab.etcd.leases() if one.key != former.key]
+        node.start_daemon()
+        lab.wait(node.is_ready, 10, what="ready")
+        assert written.key.endswith("/" + subnet_of(node))
+        assert {one.key for one in lab.etcd.leases()} == {former.key, written.key}

@@ -23,7 +23,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -55,6 +55,8 @@ class Acquisition:
         ttl_s: of the etcd lease; one that is found with another is replaced.
         previous: the subnet that `subnet.env` or a lost lease names.
         former: the lease that the state directory knows as ours.
+        intended: the one that it knows we were about to write.
+        intend: told of a lease on a new etcd lease before it is written.
         listed: a listing of all leases made a moment ago, for the first attempt. That it may be
             stale does no harm, since every write is conditional.
     """
@@ -70,6 +72,8 @@ class Acquisition:
         ttl_s: int,
         previous: SubnetKey | None,
         former: allocation.Former | None,
+        intended: allocation.Former | None = None,
+        intend: Callable[[Lease], None] = lambda _: None,
         listed: Listing | None = None,
     ) -> None:
         self._store = store
@@ -81,6 +85,8 @@ class Acquisition:
         self._random = rng
         self._previous = previous
         self._former = former
+        self._intended = intended
+        self._intend = intend
         self._foreign: set[SubnetKey] = set()
         self._granted: LeaseStatus | None = None
         self._granted_at = 0.0
@@ -147,6 +153,7 @@ class Acquisition:
             previous=self._previous,
             rng=self._random,
             former=self._former,
+            intended=self._intended,
             foreign=self._foreign,
         )
         return await asyncio.to_thread(work) if len(leases) > PLANNED_AT_ONCE else work()
@@ -176,6 +183,7 @@ class Acquisition:
         else:
             granted = await self._grant()
             mine = replace(mine, store_lease=granted.id)
+            self._intend(mine)
             revision = await self._write(mine, if_revision=revision)
             self.term = (self._granted_at, granted.ttl)
             self._granted = None
@@ -208,6 +216,7 @@ class Acquisition:
             )
         granted = await self._grant()
         lease = Lease(key=key, attrs=attrs, store_lease=granted.id)
+        self._intend(lease)
         lease = replace(lease, revision=await self._write(lease, if_revision=0))
         return await self._finish(lease, attrs)
 
@@ -319,10 +328,9 @@ class Acquisition:
             PublicIPInUse: it is, and has the very address that we have.
         """
         same_address = allocation.is_under_our_address(found, attrs, self.config)
-        known = found.key == self._previous or (
-            self._former is not None
-            and found.store_lease != 0
-            and found.store_lease == self._former.store_lease
+        known = found.key == self._previous or any(
+            named is not None and found.store_lease == named.store_lease != 0
+            for named in (self._former, self._intended)
         )
         if same_address and known:
             return found.revision

@@ -283,6 +283,7 @@ class EtcdLeaseStore:
             config,
             previous=self._previous,
             former=remembered.former if remembered is not None else None,
+            intended=remembered.intended if remembered is not None else None,
         )
         if not own or not allocation.is_under_our_address(own[0], attrs, config):
             return None
@@ -559,6 +560,8 @@ class EtcdLeaseStore:
             ttl_s=ttl_s,
             previous=self._previous,
             former=remembered.former if remembered is not None else None,
+            intended=remembered.intended if remembered is not None else None,
+            intend=self._record.intend,
             listed=listed,
         )
 
@@ -699,8 +702,10 @@ class EtcdLeaseStore:
         """
         sent = self._clock.monotonic()
         granted = await self._store.grant(self._ttl_s())
+        mine = replace(seen, store_lease=granted.id)
+        self._record.intend(mine)
         try:
-            await self._publish(replace(seen, store_lease=granted.id))
+            await self._publish(mine)
         except StoreError:
             await discard_store_lease(self._store, granted.id)
             raise

@@ -377,6 +377,26 @@ class TestRecognition:
         made = plan(CONFIG, [current], NOW, "10.0.9.0-24", former=FORMER)
         assert made.step == Reuse(current)
 
+    def test_our_former_subnet_under_our_address_is_ours_on_whatever_etcd_lease(self):
+        """Upstream's daemon ran here meanwhile, and a reboot took subnet.env away."""
+        current = lease("10.0.7.0-24", NOW, store_lease=8)
+        assert plan(CONFIG, [current], NOW, former=FORMER).step == Reuse(current)
+
+    def test_what_we_were_about_to_write_is_ours_and_goes_before_what_we_had(self):
+        intended = Former(key=key("10.0.9.0-24"), store_lease=9, public=FORMER.public)
+        had, written = lease("10.0.7.0-24", ME), lease("10.0.9.0-24", ME, store_lease=9)
+        made = plan(CONFIG, [had, written], NOW, former=FORMER, intended=intended)
+        assert made.step == Reuse(written)
+        assert made.superseded == (had,)
+        made = plan(CONFIG, [had], NOW, former=FORMER, intended=intended)
+        assert made.step == Reuse(had)
+
+    def test_what_we_did_not_come_to_write_says_nothing_about_our_address(self):
+        """At a first start: the lease under our address is of a daemon before us."""
+        intended = Former(key=key("10.0.7.0-24"), store_lease=9, public=FORMER.public)
+        theirs = lease("10.0.7.0-24", NOW, store_lease=8)
+        assert plan(CONFIG, [theirs], NOW, intended=intended).step == Reuse(theirs)
+
     @pytest.mark.parametrize(
         ("held", "more"),
         [

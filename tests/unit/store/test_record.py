@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
 import pytest
 
+from pyflannel.core.allocation import Former
 from pyflannel.core.ip import SubnetKey
 from pyflannel.core.lease import Lease, LeaseAttrs
+from pyflannel.core.traces import LEASE_RECORD, is_record
 from pyflannel.store.record import FILE_NAME, LeaseRecord, Remembered
 
 ATTRS = LeaseAttrs(public_ip=IPv4Address("192.0.2.1"), public_ipv6=IPv6Address("2001:db8::1"))
@@ -20,19 +23,51 @@ def test_what_was_saved_is_loaded_with_the_addresses_it_was_published_with(tmp_p
     LeaseRecord(str(tmp_path), "/net").save(LEASE)
     loaded = LeaseRecord(str(tmp_path), "/net").load()
     assert loaded == Remembered(
-        key=LEASE.key,
-        store_lease=LEASE.store_lease,
-        prefix="/net",
+        former=Former(
+            key=LEASE.key,
+            store_lease=LEASE.store_lease,
+            public=frozenset({ATTRS.public_ip, ATTRS.public_ipv6}),
+        ),
         public=(ATTRS.public_ip, ATTRS.public_ipv6),
     )
-    assert loaded.former.public == {ATTRS.public_ip, ATTRS.public_ipv6}
+
+
+def test_what_is_about_to_be_written_is_noted_beside_what_is_there(tmp_path):
+    record = LeaseRecord(str(tmp_path), "/net")
+    record.save(LEASE, cluster=7)
+    had = record.load()
+    intended = replace(LEASE, key=SubnetKey(IPv4Network("10.0.2.0/24")), store_lease=9)
+    record.intend(intended)
+    loaded = LeaseRecord(str(tmp_path), "/net").load()
+    assert loaded == replace(
+        had,
+        intended=Former(key=intended.key, store_lease=9, public=had.former.public),
+    )
+    record.save(intended)
+    assert LeaseRecord(str(tmp_path), "/net").load().intended is None
+
+
+def test_at_a_first_start_there_is_only_what_is_about_to_be_written(tmp_path):
+    LeaseRecord(str(tmp_path), "/net").intend(LEASE)
+    loaded = LeaseRecord(str(tmp_path), "/net").load()
+    assert loaded.former is None
+    assert is_record((tmp_path / FILE_NAME).read_text(), LEASE_RECORD)
+    assert (loaded.intended.key, loaded.intended.store_lease) == (LEASE.key, LEASE.store_lease)
+
+
+def test_what_another_prefix_had_is_not_kept_beside_it(tmp_path):
+    LeaseRecord(str(tmp_path), "/other").save(LEASE)
+    LeaseRecord(str(tmp_path), "/net").intend(LEASE)
+    assert LeaseRecord(str(tmp_path), "/other").load() is None
+    assert LeaseRecord(str(tmp_path), "/net").load().former is None
 
 
 def test_a_file_without_addresses_is_still_good(tmp_path):
     entry = {"subnet": "10.0.7.0-24", "etcd_lease": 7, "prefix": "/net"}
     (tmp_path / FILE_NAME).write_text(json.dumps(entry))
     loaded = LeaseRecord(str(tmp_path), "/net").load()
-    assert (str(loaded.key), loaded.store_lease, loaded.public) == ("10.0.7.0-24", 7, ())
+    assert (str(loaded.former.key), loaded.former.store_lease) == ("10.0.7.0-24", 7)
+    assert loaded.public == ()
 
 
 def test_the_cluster_is_remembered_and_a_record_of_before_has_none(tmp_path):
@@ -66,6 +101,8 @@ def test_another_prefix_is_another_lease(tmp_path):
         '{"subnet":"10.0.1.0-24","etcd_lease":7,"prefix":"/net","public":["nonsense"]}',
         '{"subnet":"10.0.1.0-24","etcd_lease":7,"prefix":"/net","public":[7]}',
         '{"subnet":"10.0.1.0-24","etcd_lease":7,"prefix":"/net","public":7}',
+        '{"subnet":"10.0.1.0-24","etcd_lease":7,"prefix":"/net","intended":7}',
+        '{"intended":{"subnet":"10.0.1.0-24"},"prefix":"/net"}',
         "x" * (2 << 20),
         "\0",
     ],
