@@ -6,10 +6,12 @@ current revision. A watch that breaks goes on at the cursor; a compacted cursor 
 snapshot, which the receiver compares by value.
 
 A restored etcd is noticed by its cluster id, or by a revision smaller than one we have seen: a
-watch from a future revision would be accepted and stay silent for ever. Right after a restore the
-store may lack leases of nodes that are alive and about to write them again; tearing their routes
-down for that moment would turn a store's mishap into an outage. So leases that vanished in a
-restore stay for `RESTORE_GRACE_S`, and are then judged by a snapshot of their own.
+watch from a future revision would be accepted and stay silent for ever. One that was emptied under
+its old id, and written again beyond our cursor before we were back, shows neither; so after each
+outage the newest key that we know is read, and if it is not as we know it, everything. Right after
+a restore the store may lack leases of nodes that are alive and about to write them again; tearing
+their routes down for that moment would turn a store's mishap into an outage. So leases that
+vanished in a restore stay for `RESTORE_GRACE_S`, and are then judged by a snapshot of their own.
 """
 
 from __future__ import annotations
@@ -73,8 +75,7 @@ class LeaseFeed:
     Args:
         own: called for each sighting of a key below the prefix that `is_own` accepts, in order;
             with `None` when it is gone. Called before the update is yielded.
-        recovered: called when etcd answers again after it did not. An etcd that was emptied and
-            written again meanwhile may be as far as our watch, which then tells nothing of it.
+        recovered: called when etcd answers again after it did not.
     """
 
     def __init__(
@@ -98,6 +99,8 @@ class LeaseFeed:
         self._cluster_id = 0
         self._revision = 0
         self._known: dict[SubnetKey, Lease] = {}
+        self._deleted = (b"", 0)
+        self._was_away = False
         self._bad: Announcer[bytes] = Announcer()
         self._backoff = Backoff()
         self._trouble = TroubleLog()
@@ -147,6 +150,9 @@ class LeaseFeed:
                         cursor = None
                         await self._clock.sleep(self._backoff.next())
                         break
+                    if self._was_away and not await self._has_our_history():
+                        cursor = None
+                        break
                     self._recovered()
                     if response.events:
                         rest = 0 if response.more else 1
@@ -194,7 +200,7 @@ class LeaseFeed:
         primed = listing is not None
         if listing is None:
             listing = await list_leases(self._store, self._prefix)
-        restored = self._is_restored(listing.header)
+        restored = self._is_restored(listing)
         self._cluster_id = listing.header.cluster_id
         self._revision = listing.header.revision
         self._recovered()
@@ -209,7 +215,7 @@ class LeaseFeed:
             missing = {key: lease for key, lease in self._known.items() if key not in found}
             if missing:
                 log.warning(
-                    "etcd was restored and lacks leases; keeping them for a while",
+                    "etcd lacks leases after an outage or a restore; keeping them for a while",
                     missing=len(missing),
                     grace_s=RESTORE_GRACE_S,
                 )
@@ -232,6 +238,7 @@ class LeaseFeed:
                 if self._is_own(event.key):
                     self._own(None)
                 self._bad.forget(event.key)
+                self._deleted = (event.key, event.mod_revision)
                 key = codec.parse_key(self._prefix, event.key)
                 if key is not None:
                     self._known.pop(key, None)
@@ -264,9 +271,38 @@ class LeaseFeed:
         """
         return header.cluster_id != self._cluster_id or header.revision < cursor - 1
 
-    def _is_restored(self, header: Header) -> bool:
+    async def _has_our_history(self) -> bool:
+        """Whether what a watch tells from our cursor on is what follows on what we know."""
+        newest = self._newest()
+        if newest is None:
+            return False
+        found = await self._store.get(codec.lease_key(self._prefix, newest.key))
+        if not found.kvs or not _is(newest, codec.decode_lease(self._prefix, found.kvs[0])):
+            return False
+        key, revision = self._deleted
+        if revision > newest.revision and (await self._store.get(key)).kvs:
+            return False
+        self._was_away = False
+        return True
+
+    def _newest(self) -> Lease | None:
+        """Of the leases that we know the one that was written last."""
+        return max(self._known.values(), key=lambda lease: lease.revision, default=None)
+
+    def _is_restored(self, listing: Listing) -> bool:
+        header = listing.header
         other = self._cluster_id not in (0, header.cluster_id)
         older = header.revision < self._revision
+        newest = self._newest() if self._was_away else None
+        present = listing.by_key.get(newest.key) if newest is not None else None
+        differs = newest is not None and not _is(newest, present)
+        self._was_away = False
+        if differs and not (other or older):
+            log.info(
+                "etcd may have been restored while it was away, listing all leases again",
+                subnet=newest.key.describe() if newest is not None else None,
+                reason="gone" if present is None else "written again",
+            )
         if other or older:
             log.warning(
                 "etcd was restored or replaced, listing all leases again",
@@ -275,7 +311,7 @@ class LeaseFeed:
                 revision=header.revision,
                 former_revision=self._revision,
             )
-        return other or older
+        return other or older or differs
 
     def _recovered(self) -> None:
         self._backoff.reset()
@@ -289,6 +325,7 @@ class LeaseFeed:
 
     async def _failed(self, error: StoreError) -> None:
         self._reconnects += 1
+        self._was_away = True
         occasion = self._trouble.failed(self._clock.monotonic(), error.kind, str(error))
         if occasion is not None:
             log.warning(_LOST[occasion], endpoints=self._store.describe(), error=error)
@@ -333,6 +370,19 @@ class Listing:
         keys = (codec.parse_key(prefix, bad.key) for bad in self.bad)
         nobodys = (Lease(key=key, attrs=LeaseAttrs()) for key in keys if key is not None)
         return (*self.by_key.values(), *nobodys)
+
+
+def _is(known: Lease, found: Lease | BadKey | None) -> bool:
+    """Whether a lease is there by the very write that we know.
+
+    The revision alone does not say so: another history has the same numbers. The etcd lease does.
+    """
+    return (
+        isinstance(found, Lease)
+        and found == known
+        and found.store_lease == known.store_lease
+        and found.revision == known.revision
+    )
 
 
 async def list_leases(store: Store, prefix: str) -> Listing:

@@ -240,3 +240,24 @@ class TestStrangers:
         with EtcdServer(tmp_path / "one", binary=binary) as server:
             server.put(codec.config_key(PREFIX), CONFIG)
             play(scenario(server))
+
+    def test_what_was_written_before_we_were_back_is_seen(self, binary, tmp_path):
+        """Emptied, its cluster id is the same; and it is further than our watch by then."""
+
+        async def scenario(server: EtcdServer):
+            node = Node(tmp_path / "state", (server.endpoint,), 1)
+            peer = subnet(251)
+            async with running(node):
+                await until("the first snapshot", lambda: node.seen, 10)
+                # In the loop, so that the node does nothing meanwhile.
+                server.kill()
+                server.wipe()
+                server.start()
+                server.put(codec.lease_key(PREFIX, peer), PEER)
+                for _ in range(20):
+                    server.put(codec.config_key(PREFIX), CONFIG)
+                await until("the peer", lambda: peer in node.seen, 20)
+
+        with EtcdServer(tmp_path / "one", binary=binary) as server:
+            server.put(codec.config_key(PREFIX), CONFIG)
+            play(scenario(server))
