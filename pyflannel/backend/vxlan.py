@@ -41,7 +41,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from pyflannel.backend import routes
-from pyflannel.backend.base import BackendContext, BackendKind
+from pyflannel.backend.base import Applied, BackendContext, BackendKind
 from pyflannel.backend.engine import Engine
 from pyflannel.backend.network import KernelNetwork, NodePlan, require_families
 from pyflannel.backend.peers import Site, public_address, sites
@@ -54,6 +54,7 @@ from pyflannel.core.kind import (
     MAX_DEVICE_NAME,
     MAX_PORT,
     DevicePattern,
+    Kind,
     Range,
     Settings,
     StateFile,
@@ -487,6 +488,11 @@ class VxlanPlan(NodePlan):
                     thing, self.config, self.own, view.underlay, direct=direct
                 )
 
+    @property
+    def macs_by_device(self) -> Mapping[str, str]:
+        """The MACs that the devices are to have."""
+        return {self.name(family): mac for family, mac in self.macs.items()}
+
     def attrs(self, links: Mapping[str, Link]) -> LeaseAttrs:
         """As in `OverlayPlan`: with the MAC that the device really has."""
         data: dict[Family, str] = {}
@@ -511,6 +517,8 @@ class MacFile:
 
     def __init__(self, state_dir: str) -> None:
         self._path = Path(state_dir) / MAC_FILE
+        self._written: dict[str, object] = {}
+        self._failing = False
 
     def load(self, external: ExternalInterface) -> dict[str, str]:
         """MACs by device name, as written by this node at this address; else nothing."""
@@ -532,19 +540,47 @@ class MacFile:
             )
             return {}
 
-    def save(self, external: ExternalInterface, macs: Mapping[str, str]) -> None:
-        """Writes if anything changed."""
-        if self.load(external) == macs:
+    def keep(self, external: ExternalInterface, macs: Mapping[str, str]) -> None:
+        """Writes if anything has changed, or could not be written; to be called now and then."""
+        content: dict[str, object] = {"public_ip": _where(external), "macs": dict(macs)}
+        if content == self._written:
             return
-        content = {"public_ip": _where(external), "macs": dict(macs)}
-        try:
-            write_atomically(self._path, json.dumps(content).encode() + b"\n", private=True)
-        except FlannelError as error:
-            log.warning("VTEP MAC not remembered over a reboot", reason=str(error))
+        if self._written or self.load(external) != macs:
+            try:
+                write_atomically(self._path, json.dumps(content).encode() + b"\n", private=True)
+            except FlannelError as error:
+                if not self._failing:
+                    log.warning("VTEP MAC not remembered over a reboot", reason=str(error))
+                self._failing = True
+                return
+        if self._failing:
+            log.info("VTEP MAC is remembered over a reboot again", path=str(self._path))
+        self._written, self._failing = content, False
 
 
 def _where(external: ExternalInterface) -> str:
     return str(external.public_ip or external.public_ipv6)
+
+
+class VxlanNetwork(KernelNetwork):
+    """A kernel network that also keeps the state file."""
+
+    def __init__(self, kind: Kind, engine: Engine, plan: VxlanPlan, file: MacFile) -> None:
+        super().__init__(kind, engine, plan)
+        self._vxlan = plan
+        self._file = file
+
+    async def apply(self, *, full: bool) -> Applied:
+        """As in `Network`."""
+        if full:
+            self._file.keep(self._vxlan.external, self._vxlan.macs_by_device)
+        return await super().apply(full=full)
+
+    async def rebase(self, underlay: ExternalInterface, lease: Lease | None = None) -> LeaseAttrs:
+        """As in `Network`."""
+        attrs = await super().rebase(underlay, lease)
+        self._vxlan = self._vxlan.rebased(underlay, lease)
+        return attrs
 
 
 class VxlanBackend:
@@ -580,7 +616,7 @@ class VxlanBackend:
         await self._ensure_devices()
         return self._plan.attrs(self._engine.links)
 
-    async def attach(self, lease: Lease) -> KernelNetwork:
+    async def attach(self, lease: Lease) -> VxlanNetwork:
         """As in `Backend`.
 
         Raises:
@@ -591,7 +627,7 @@ class VxlanBackend:
         plan = replace(self._plan, own=lease.key)
         self._engine.follow(plan)
         await self._ensure_devices()
-        return KernelNetwork(KIND, self._engine, plan)
+        return VxlanNetwork(KIND, self._engine, plan, self._file)
 
     async def _ensure_devices(self) -> None:
         await self._engine.ensure_devices()
@@ -605,10 +641,7 @@ class VxlanBackend:
                     errno.EBUSY,
                     f"something keeps changing it to {link.mac}",
                 )
-        self._file.save(
-            self._plan.external,
-            {self._plan.name(family): mac for family, mac in self._plan.macs.items()},
-        )
+        self._file.keep(self._plan.external, self._plan.macs_by_device)
 
     async def _choose_mac(
         self, family: Family, remembered: Mapping[str, str], previous: LeaseAttrs | None

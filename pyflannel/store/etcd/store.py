@@ -2,6 +2,8 @@
 
 **Endpoints.** Requests go to the endpoint that answered last. If it gives no answer within its
 deadline (dead, frozen, without a quorum), the next one is asked, and remembered if it does better.
+While none is in use (at a start, after a failure), those of our cluster are asked who they are at
+nearly the same time, and the first to answer is used: silent ones would cost a second each.
 `StoreUnavailable` is raised only when none answered, and then names each with its reason.
 
 **Writes.** One that got no answer may have been carried out, now or later. What can be repeated
@@ -21,6 +23,7 @@ before the first watch; both imports run in the store's own threads.
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib
 import random
 import threading
@@ -30,6 +33,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
+from pyflannel.aio.race import first_to_answer
 from pyflannel.aio.threads import ThreadPool
 from pyflannel.core.errors import (
     StoreCompacted,
@@ -89,6 +93,11 @@ OPEN_WATCH_S: Final = 2.0
 """To connect and to be told that a watch exists."""
 FILES_EVERY_S: Final = 1.0
 """Between two looks at the certificates' files, made with requests only: three stats."""
+HEAD_START_S: Final = 0.15
+"""How long the endpoint that is first in line is asked alone. It answers within milliseconds, but
+the first request of all imports its library."""
+LOOK_AROUND_S: Final = 0.5
+"""For all of them to answer who they are, before they are asked in turn all the same."""
 HOME_EVERY_S: Final = 30.0
 """Between two looks for our own cluster while a stranger is used."""
 IDLE_S: Final = 5.0
@@ -438,6 +447,7 @@ class EtcdStore:
         """
         self._follow_files()
         await self._introduce(what)
+        await self._look_around()
         failures: dict[str, EndpointFailure] = {}
         unsure = False
         for endpoint in self._order():
@@ -564,6 +574,33 @@ class EtcdStore:
                 self._preferred = self._endpoints.index(ours[0])
             # Of the others nobody would notice if they became a cluster of their own meanwhile.
             self._verified.update(ours and [self._endpoints[self._preferred]])
+
+    async def _look_around(self) -> None:
+        """While no endpoint is in use, prefers the one of our cluster that is the first to answer.
+
+        Where none does, nothing is changed.
+        """
+        if self._verified or not self._identity.home or len(self._endpoints) == 1:
+            return
+        async with self._introduced:
+            if self._verified:
+                return
+            order = self._order()
+            first = await first_to_answer(
+                [functools.partial(self._is_of_ours, endpoint) for endpoint in order],
+                head_start_s=HEAD_START_S,
+                within_s=LOOK_AROUND_S,
+            )
+            if first is not None:
+                self._judge(order[first], self._identity.home)
+                self._prefer(order[first], {})
+                self._verified.add(order[first])
+
+    async def _is_of_ours(self, endpoint: Endpoint) -> bool:
+        try:
+            return await self._cluster_of(endpoint) == self._identity.home
+        except (EndpointFailure, Refused):
+            return False
 
     async def _cluster_of(self, endpoint: Endpoint) -> int:
         """The id of the cluster that an endpoint belongs to."""

@@ -283,7 +283,7 @@ def test_the_mac_survives_a_restart_a_reboot_and_the_loss_of_the_state_file(tmp_
 def test_a_cloned_disk_does_not_bring_the_mac_along(tmp_path):
     """The file counts only at the address it was written at."""
     external = Machine().external()
-    MacFile(str(tmp_path)).save(external, {"flannel.1": mac(5)})
+    MacFile(str(tmp_path)).keep(external, {"flannel.1": mac(5)})
     assert MacFile(str(tmp_path)).load(external) == {"flannel.1": mac(5)}
     elsewhere = replace(external, public_ip=IPv4Address("192.0.2.66"))
     assert MacFile(str(tmp_path)).load(elsewhere) == {}
@@ -314,6 +314,46 @@ def test_a_state_directory_that_cannot_be_written_is_a_warning(tmp_path, caplog)
 
     run(scenario())
     assert "not remembered" in caplog.text
+
+
+def test_what_could_not_be_remembered_is_once_the_disk_has_room(tmp_path, caplog):
+    """A file in the directory's place stands for a disk that takes nothing."""
+    state = tmp_path / "state"
+    state.touch()
+
+    async def scenario() -> None:
+        made = backend(Machine(), state)
+        attrs = await made.prepare(None)
+        network = await made.attach(lease(1, "vxlan"))
+        for _ in range(3):
+            await network.apply(full=True)
+        said = [record.levelname for record in caplog.records if "remembered" in record.message]
+        assert said == ["WARNING"]
+        state.unlink()
+        await network.apply(full=True)
+        assert await backend(Machine(), state, seed=2).prepare(None) == attrs
+        before = (state / "vtep-mac.json").stat().st_mtime_ns
+        await network.apply(full=True)
+        assert (state / "vtep-mac.json").stat().st_mtime_ns == before
+
+    run(scenario())
+
+
+def test_under_another_address_the_mac_is_remembered_too(tmp_path):
+    """The file counts only at the address that it names."""
+
+    async def scenario() -> None:
+        machine = Machine()
+        made = backend(machine, tmp_path)
+        attrs = await made.prepare(None)
+        network = await made.attach(lease(1, "vxlan"))
+        moved = replace(machine.external(), public_ip=IPv4Address("192.0.2.66"))
+        await network.rebase(moved)
+        await network.apply(full=True)
+        name = "flannel.1"
+        assert MacFile(str(tmp_path)).load(moved) == {name: published(attrs)}
+
+    run(scenario())
 
 
 def test_a_device_with_wrong_settings_is_replaced_and_keeps_its_mac(tmp_path):

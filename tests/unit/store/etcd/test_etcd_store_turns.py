@@ -19,6 +19,7 @@ from pyflannel.core.errors import (
 )
 from pyflannel.core.options import EtcdOptions
 from pyflannel.store.etcd import gateway
+from pyflannel.store.etcd import store as store_module
 from pyflannel.store.etcd.auth import Tokens
 from pyflannel.store.etcd.base import MAX_VALUE_BYTES, KeyValue
 from pyflannel.store.etcd.failures import AnswerTooLong, Code, EndpointFailure, Refused
@@ -83,6 +84,16 @@ class Scripted(EtcdStore):
         if isinstance(reply, Exception):
             raise reply
         return reply(body) if callable(reply) else reply
+
+
+def play_any(store: EtcdStore, work: Callable[[Any], Coroutine[Any, Any, Any]]) -> None:
+    async def main() -> None:
+        try:
+            await work(store)
+        finally:
+            await store.close()
+
+    asyncio.run(main())
 
 
 def play(store: Scripted, work: Callable[[Scripted], Coroutine[Any, Any, Any]]) -> Any:
@@ -586,6 +597,54 @@ class TestListings:
             limit = next_page(limit, [one] * limit)
             seen.append(limit)
         assert seen == pages
+
+
+class TestSilentOnes:
+    """Black holes: whoever asks them waits for nothing, for a second each."""
+
+    class Store(EtcdStore):
+        """Endpoints that never answer, but for some."""
+
+        def __init__(self, answering: str, *, cluster: int = 1) -> None:
+            super().__init__(EtcdOptions(endpoints=tuple(f"http://{host}:1" for host in "abcd")))
+            self.answering = answering
+            self.asked: list[str] = []
+            self._names = cluster
+
+        async def _post(self, endpoint, path, body, token):
+            self.asked.append(endpoint.host)
+            if endpoint.host not in self.answering:
+                await asyncio.Event().wait()
+            return {**found(), "header": {**HEADER, "cluster_id": str(self._names)}}
+
+    @pytest.fixture(autouse=True)
+    def at_once(self, monkeypatch):
+        monkeypatch.setattr(store_module, "HEAD_START_S", 0.0)
+
+    @pytest.mark.parametrize("answering", ["a", "b", "d"])
+    def test_they_do_not_hold_a_start_up(self, answering):
+        async def work(store):
+            await asyncio.wait_for(store.get(b"k"), 5)
+            store.asked.clear()
+            await store.get(b"k")
+            assert store.asked == [answering]
+
+        store = self.Store(answering)
+        store.expect_cluster(1)
+        play_any(store, work)
+
+    def test_who_answers_for_another_cluster_is_not_preferred(self, monkeypatch):
+        """It is judged in its turn, with all that is known of the others."""
+        monkeypatch.setattr(store_module, "LOOK_AROUND_S", 0.0)
+
+        async def work(store):
+            await store._look_around()
+            assert store._verified == set()
+            assert store._preferred == 0
+
+        store = self.Store("b", cluster=2)
+        store.expect_cluster(1)
+        play_any(store, work)
 
 
 class TestStrangers:

@@ -1045,6 +1045,18 @@ class TestKeeping:
 
         play(scenario)
 
+    def test_a_record_that_a_full_disk_did_not_take_is_written_within_a_check(self, play, tmp_path):
+        """A file in the directory's place stands for the disk."""
+        (tmp_path / "full").touch()
+
+        async def scenario(etcd, make):
+            await make("full").start()
+            (tmp_path / "full").unlink()
+            await etcd.clock.advance(CHECK_S)
+            assert LeaseRecord(str(tmp_path / "full"), PREFIX).load() is not None
+
+        play(scenario)
+
 
 class TestRefusedWhileRunning:
     """A role that is revoked, a password that is changed: the node goes on trying."""
