@@ -97,7 +97,7 @@ class Agent:
 
     @property
     def ready(self) -> bool:
-        """Whether `subnet.env` has been written; this never goes back."""
+        """Whether `subnet.env` names our subnet; goes back only if another node has taken it."""
         return self._parts.files.ready_since is not None
 
     async def start(self, stack: contextlib.AsyncExitStack) -> Node:
@@ -309,6 +309,7 @@ class Node:
             forever(group, "driver", self._driver.run())
             forever(group, "leases", self._watch_leases())
             forever(group, "own lease", self._keep_lease())
+            forever(group, "lost subnet", self._watch_standing())
             forever(group, "environment files", self._parts.files.guard())
             forever(group, "underlay", self._follower.run())
             forever(group, "own attributes", self._republish())
@@ -383,6 +384,20 @@ class Node:
             self._show_phase()
             if attrs != lease.attrs:
                 self._publish(attrs)
+
+    async def _watch_standing(self) -> None:
+        """Has the files name our subnet only while no other node has it."""
+        files = self._parts.files
+        while True:
+            await self._clock.sleep(HEADLINE_S)
+            if self._store.standing().taken:
+                if not files.withdrawn:
+                    files.withdraw("another node has the subnet, and there is none for this one")
+                    self.phase = f"without a subnet; {self._lease.key.describe()} was taken"
+            elif files.withdrawn:
+                # The same subnet again; another one is told by the store.
+                self._write_files()
+                self._show_phase()
 
     async def _republish(self) -> None:
         """Publishes what the backend wants in the lease when that has changed."""

@@ -9,6 +9,9 @@ judged when it has not changed between two looks: somebody may be writing it at 
 
 A disk that is full or read-only is no reason to stop carrying packets: it is said once, retried,
 and the node is not ready until `subnet.env` is there.
+
+They are taken back when the subnet that they name is another node's and there is none for us: who
+starts a container by them would give it an address of the other node.
 """
 
 from __future__ import annotations
@@ -61,6 +64,10 @@ class Disk(Protocol):
         """`None` if there is nothing, not even what a symbolic link leads to."""
         ...
 
+    def remove(self, path: Path) -> None:
+        """Removes a file; raises `OSError`."""
+        ...
+
 
 class RealDisk:
     """The machine's."""
@@ -80,6 +87,10 @@ class RealDisk:
         except OSError:
             return None
         return (found.st_ino, found.st_size, found.st_mtime_ns)
+
+    def remove(self, path: Path) -> None:
+        """As in `Disk`."""
+        path.unlink()
 
 
 class EnvFiles:
@@ -103,7 +114,8 @@ class EnvFiles:
         self.complete = asyncio.Event()
         """Set once all of them have been written."""
         self.ready_since: float | None = None
-        """When `subnet.env` was first written, in seconds since the epoch."""
+        """When `subnet.env` was first written, in seconds since the epoch; `None` also while it is
+        withdrawn."""
 
     def set(self, subnet_file: str, subnet_env: bytes, docker_file: str, docker_env: bytes) -> None:
         """Says what the files must hold and writes them at once; a failure is logged, not raised.
@@ -120,6 +132,32 @@ class EnvFiles:
         for path in self._contents:
             self._write(path)
         self._judge()
+
+    @property
+    def withdrawn(self) -> bool:
+        """Whether they were taken back, and not written since."""
+        return self._primary is not None and not self._contents
+
+    def withdraw(self, why: str) -> None:
+        """Takes them back: what they say is not true any more, and nothing else is.
+
+        The node is not ready until they are written again. What does not say what we wrote is
+        somebody else's, and stays.
+        """
+        contents, self._contents = self._contents, {}
+        for path, content in contents.items():
+            found = self._disk.read(path)
+            if not isinstance(found, FileText) or self._judges[path](found.text, content.decode()):
+                continue
+            try:
+                self._disk.remove(path)
+            except OSError as error:
+                log.error("environment file not removed", path=path, error=error)
+            else:
+                log.error(f"environment file removed: {why}", path=path)
+        self._failed.clear()
+        self._good.clear()
+        self.ready_since = None
 
     async def guard(self) -> None:
         """Writes again what was deleted, damaged or could not be written. Runs for ever."""

@@ -51,6 +51,8 @@ class Standing:
     """Why it is not held, or cannot be read or renewed, as it is at present."""
     since: float | None = None
     """When the reason began, in seconds since the epoch."""
+    taken: bool = False
+    """Another node has our subnet, and there is none for us at present."""
 
 
 class LeaseStore(Protocol):

@@ -262,3 +262,38 @@ class TestSecrets:
             )
         assert wrong in seen
         assert "TLS" in seen or "https" in seen
+
+
+def test_a_subnet_that_was_taken_in_a_full_network_is_named_nowhere_as_ours():
+    """Not ready, and no files that a container could be started by, until it is free again."""
+    network = {"Network": "10.0.0.0/16", "SubnetMin": "10.0.1.0", "SubnetMax": "10.0.1.0"}
+    config = {**network, "Backend": {"Type": "host-gw"}}
+    with Lab(
+        LabSpec(nodes=1, config=config, name="taken", daemon_args=("--healthz-port=8471",))
+    ) as lab:
+        node = lab.node(1)
+        ask = [
+            "curl",
+            "-s",
+            "-o",
+            "/dev/null",
+            "-w",
+            "%{http_code}",
+            "http://127.0.0.1:8471/readyz",
+        ]
+
+        def status() -> int:
+            command = [sys.executable, "-m", "pyflannel.cli.pyflannel", "status"]
+            return node.exec(command, check=False).returncode
+
+        lab.wait(lambda: node.exec(ask, check=False).stdout == "200", 10, what="ready")
+        lab.wait(lambda: status() == 0, 10, what="all fine")
+        key = lease_key(node)
+        lab.etcd.put(key, '{"PublicIP":"192.0.2.99","PublicIPv6":null,"BackendType":"host-gw"}')
+        lab.wait(lambda: node.exec(ask, check=False).stdout == "503", 15, what="not ready")
+        assert not node.path("/run/flannel/subnet.env").exists()
+        assert status() == 3
+        lab.etcd.delete(key)
+        lab.wait(lambda: node.exec(ask, check=False).stdout == "200", 10, what="ready again")
+        assert lease_key(node) == key
+        lab.wait(lambda: status() == 0, 10, what="all fine again")

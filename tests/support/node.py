@@ -123,6 +123,9 @@ class Files:
         content = self.content.get(path)
         return (0, len(content), hash(content)) if content is not None else None
 
+    def remove(self, path: Path) -> None:
+        del self.content[path]
+
 
 class WholeNode:
     """One node, from its start to its end."""

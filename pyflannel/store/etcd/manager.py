@@ -126,6 +126,8 @@ class EtcdLeaseStore:
         self._lost: Lease | None = None
         self._lost_why = ""
         self._lost_at = 0.0
+        self._lost_to_another = False
+        self._taken = False
         self._wanted = LeaseAttrs()
         self._holding = Holding(clock.monotonic(), margin_s=renew_margin_s, rng=self._random)
         self._trouble = TroubleLog()
@@ -397,6 +399,7 @@ class EtcdLeaseStore:
             confirmed=confirmed,
             reason="; ".join(reasons),
             since=None if since is None else epoch + since,
+            taken=self._taken,
         )
 
     async def close(self) -> None:
@@ -470,6 +473,11 @@ class EtcdLeaseStore:
             self._complain(do, error)
             if do is Do.ATTEMPT:
                 self._waits_for_room = isinstance(error, SubnetsExhausted)
+                # In a full network our former subnet, which is taken back before any other, is
+                # among those that the others have.
+                self._taken = self._lost is not None and (
+                    self._lost_to_another or self._waits_for_room
+                )
                 self._listen()
         else:
             self._content()
@@ -533,7 +541,7 @@ class EtcdLeaseStore:
         if acquisition.listed is not None and self._lost is None:
             self.feed.prime(acquisition.listed)
         await self._stop_seeking()
-        former, self._lost = self._lost, None
+        former, self._lost, self._taken = self._lost, None, False
         if former is not None:
             if lease.store_lease != former.store_lease:
                 await discard_store_lease(self._store, former.store_lease)
@@ -718,6 +726,7 @@ class EtcdLeaseStore:
         log.error("subnet lease lost, getting it back", subnet=ours.key.describe(), reason=why)
         self._tell(f"lease {ours.key.describe()} lost: {why}")
         self._lost, self._lost_why, self._lost_at = ours, why, self._clock.monotonic()
+        self._lost_to_another = to_another
         self._previous = None if to_another else ours.key
         self._holding.lost(self._clock.monotonic(), why)
 

@@ -124,6 +124,59 @@ class TestStart:
             asyncio.run(main())
 
 
+class TestTakenSubnet:
+    """Another node has our subnet, and the network is full."""
+
+    FULL = CONFIG.replace(b"}}", b'},"SubnetMin":"10.5.9.0","SubnetMax":"10.5.9.0"}')
+
+    def test_the_files_do_not_name_it_and_the_node_is_not_ready_until_it_is_back(self, play):
+        async def scenario(node: WholeNode) -> None:
+            key = codec.lease_key(PREFIX, node.lease_store.lease.key)
+            assert node.agent.ready
+            node.take_own_key("192.0.2.99")
+            await node.advance(10)
+            assert not node.agent.ready
+            assert node.subnet_env == ""
+            assert DOCKER_FILE not in node.files.content
+            assert {"PF101", "PF111"} <= set(codes(node))
+            assert "was taken" in headline(node.report()) or "out of subnets" in headline(
+                node.report()
+            )
+            node.etcd.delete(key)
+            await node.advance(5)
+            assert node.agent.ready
+            assert "FLANNEL_SUBNET=10.5.9.1/24" in node.subnet_env
+            assert DOCKER_FILE in node.files.content
+            assert problems(node.report()) == ()
+
+        play(scenario, config=self.FULL)
+
+    def test_so_it_is_if_the_other_came_after_our_key_was_gone(self, play):
+        async def scenario(node: WholeNode) -> None:
+            node.store.refuse(StoreDenied("not for you"), "put", "grant")
+            node.lose_own_key()
+            await node.advance(5)
+            assert node.subnet_env, "nobody has it yet"
+            node.put_peer(9)
+            node.store.allow()
+            await node.advance(40)
+            assert node.subnet_env == ""
+            assert not node.agent.ready
+
+        play(scenario, config=self.FULL)
+
+    def test_where_there_is_another_subnet_the_files_are_never_without_one(self, play):
+        async def scenario(node: WholeNode) -> None:
+            former = node.subnet
+            node.take_own_key("192.0.2.99")
+            for _ in range(100):
+                await node.advance(0.1)
+                assert node.subnet_env
+            assert node.subnet != former
+
+        play(scenario)
+
+
 class TestLateReadiness:
     """READY can wait for the files, on whose account other units are ordered after ours."""
 

@@ -123,3 +123,25 @@ def test_a_directory_in_the_place_of_a_file_is_a_problem_and_no_end(kept):
     kept.looks(1)
     assert kept.subnet.read_bytes() == SUBNET_ENV
     assert kept.files.failures == ""
+
+
+def test_files_that_are_taken_back_are_gone_until_they_are_set_again(kept):
+    assert kept.files.ready_since is not None
+    kept.files.withdraw("the subnet is another node's")
+    assert kept.files.withdrawn
+    assert kept.files.ready_since is None
+    assert kept.looks(3) == 0
+    assert not kept.subnet.exists()
+    assert not kept.docker.exists()
+    kept.files.set(str(kept.subnet), SUBNET_ENV, str(kept.docker), DOCKER_ENV)
+    assert not kept.files.withdrawn
+    assert kept.files.ready_since is not None
+    assert kept.subnet.read_bytes() == SUBNET_ENV
+
+
+def test_what_somebody_else_has_put_in_their_place_is_not_taken_away(kept):
+    theirs = SUBNET_ENV.replace(b"10.0.7.1", b"10.0.8.1")
+    kept.subnet.write_bytes(theirs)
+    kept.files.withdraw("the subnet is another node's")
+    assert kept.subnet.read_bytes() == theirs
+    assert not kept.docker.exists()
