@@ -287,9 +287,11 @@ its plain port, and sometimes on a client without the certificate that it wants.
 
 
 def _hung_up(error: BaseException) -> bool:
-    # `ServerDisconnectedError` is aiohttp's; by name, so that aiohttp need not be imported here.
+    # aiohttp's are known by name, so that aiohttp need not be imported here. The second is that of
+    # a watch whose member died: it ends between two chunks, without the last one.
     kinds = (ConnectionResetError, BrokenPipeError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
-    return isinstance(error, kinds) or type(error).__name__ == "ServerDisconnectedError"
+    aiohttps = ("ServerDisconnectedError", "ClientPayloadError")
+    return isinstance(error, kinds) or type(error).__name__ in aiohttps
 
 
 def tls_reason(error: BaseException) -> str:

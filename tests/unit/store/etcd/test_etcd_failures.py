@@ -7,7 +7,9 @@ import http.client
 import socket
 import ssl
 
+import aiohttp
 import pytest
+from aiohttp.http_exceptions import TransferEncodingError
 
 from pyflannel.core.errors import (
     StoreConfigError,
@@ -80,6 +82,13 @@ def test_a_server_that_hangs_up_on_plain_http_may_expect_tls():
     assert "write https://" in explain(Wrapped(hung_up), tls=False)
     assert "write http://" in explain(Wrapped(hung_up), tls=True)
     assert explain(Wrapped(hung_up), tls=None) == "it closed the connection"
+
+
+def test_a_watch_that_ends_between_two_chunks_is_a_closed_connection():
+    """What aiohttp says of it has two lines, and nothing in them means anything to people."""
+    torn = aiohttp.ClientPayloadError("Response payload is not completed")
+    torn.__cause__ = TransferEncodingError("Not enough data to satisfy transfer length header.")
+    assert explain(torn, tls=None) == "it closed the connection"
 
 
 def test_an_exception_of_aiohttp_that_only_looks_like_one_of_tls_hides_nothing():
