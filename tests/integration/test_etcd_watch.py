@@ -308,3 +308,33 @@ def test_after_reconnect_requests_work_and_open_watches_end_at_once(server):
             assert [event.kv.value for event in await events(stream, 1)] == [b"2"]
 
     run(server, work)
+
+
+def test_two_silent_watches_ask_their_member_together(server):
+    """A node has two; they were most of what a cluster at rest cost etcd."""
+
+    def asked() -> float:
+        name = 'grpc_server_started_total{grpc_method="Status"'
+        return sum(n for key, n in server.metrics().items() if key.startswith(name))
+
+    async def work(store: EtcdStore) -> None:
+        start_at = (await store.get(b"one")).header.revision + 1
+        async with (
+            aclosing(store.watch_prefix(b"one", start_at)) as one,
+            aclosing(store.watch_prefix(b"other", start_at)) as other,
+        ):
+            await anext(one)
+            await asyncio.sleep(0.25)
+            await anext(other)
+            waiting = [asyncio.ensure_future(anext(stream)) for stream in (one, other)]
+            before, start = await asyncio.to_thread(asked), time.monotonic()
+            await asyncio.sleep(5)
+            passed = time.monotonic() - start
+            made = await asyncio.to_thread(asked) - before
+            assert not any(task.done() for task in waiting)
+            assert 0 < made <= passed / 0.5 + 1
+            await store.put(b"one", b"v")
+            await store.put(b"other", b"v")
+            await asyncio.gather(*waiting)
+
+    run(server, work, idle=0.5)
