@@ -24,6 +24,8 @@ arch=$(dpkg --print-architecture)
 export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || date +%s)}
 # A umask of 077 would make a package that only root can use.
 umask 022
+# Names are sorted and dates are printed the same way whoever builds.
+export LC_ALL=C.UTF-8 TZ=UTC
 
 rm -rf "$stage" "$stage-wheel"
 mkdir -p "$stage" dist
@@ -47,8 +49,10 @@ here=$(realpath "$stage")
 grep -rlIZ --exclude-dir=site-packages "$here" "$stage/$home" | xargs -0 -r sed -i "s|$here||g"
 # Of the libraries' commands nobody needs any.
 find "$stage/$home/bin" -mindepth 1 ! -name 'python*' ! -name 'pyflannel*' -delete
-# What was installed there has the paths of this machine in its hashes, and is changed or gone now.
-find "$stage/$home" -path '*.dist-info/RECORD' -exec sed -i '\|^\.\./\.\./\.\./bin/|d' {} +
+# What was installed there has the paths of this machine in its hashes, and is changed or gone now:
+# commands, and where the wheel was.
+find "$stage/$home" -path '*.dist-info/RECORD' \
+    -exec sed -i '\|^\.\./\.\./\.\./bin/|d; \|\.dist-info/direct_url\.json,|d' {} +
 # Units and samples have their places below, the rest nobody needs.
 rm -rf "$stage/$home/include" "$stage/$home/share" "$stage/$home/.gitignore"
 find "$stage/$home" -path '*.dist-info/direct_url.json' -delete
@@ -114,12 +118,15 @@ find "$stage/usr/share/man" -type f -exec gzip -9n {} +
 
 install -m 755 packaging/deb/{preinst,postinst,prerm,postrm} "$stage/DEBIAN/"
 echo /etc/default/pyflannel >"$stage/DEBIAN/conffiles"
+# Counted as dpkg-gencontrol does: what a file occupies depends on the builder's file system.
+size=$(find "$stage" -mindepth 1 -path "$stage/DEBIAN" -prune -o -printf '%y %s\n' |
+    awk '{ size += $1 == "f" ? int(($2 + 1023) / 1024) : 1 } END { print size }')
 cat >"$stage/DEBIAN/control" <<CONTROL
 Package: pyflannel
 Version: $version
 Architecture: $arch
 Maintainer: The pyflannel maintainers <pyflannel@localhost>
-Installed-Size: $(du -sk "$stage" | cut -f 1)
+Installed-Size: $size
 Depends: python3 (>= $series), python3 (<< $following), libc6, iproute2
 Recommends: iptables, nftables
 Suggests: docker.io, etcd-server
@@ -132,7 +139,7 @@ Description: flannel's overlay network agent, in Python
 CONTROL
 (cd "$stage" && find . -path ./DEBIAN -prune -o -type f -printf '%P\0' | sort -z |
     xargs -0 md5sum >DEBIAN/md5sums)
-find "$stage" -newermt "@$SOURCE_DATE_EPOCH" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
+find "$stage" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 
 output=dist/pyflannel_${version}_$arch.deb
 dpkg-deb --root-owner-group -Zxz --build "$stage" "$output" >/dev/null

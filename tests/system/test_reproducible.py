@@ -1,4 +1,4 @@
-"""The wheel is the same bytes wherever it is built; the package says what it is made of."""
+"""Wheel and package are the same bytes wherever they are built; the package says what is in it."""
 
 from __future__ import annotations
 
@@ -17,20 +17,31 @@ EPOCH = "1750000000"
 BUILD = """
 umask "$1"
 .venv/bin/python -m build --no-isolation --wheel --outdir dist . >/dev/null
+tools/build-deb.sh >/dev/null
+"""
+BUILDER = """#!/bin/sh
+# The tools import the package: that of this tree, which the builds do not see.
+case $1 in tools/*) export PYTHONPATH="$PWD" ;; esac
+exec {python} "$@"
 """
 
 
-def build(place, umask, **environment):
-    """Made of what is tracked here in a directory of its own; gives the contents by name."""
+def build(place, umask, date, **environment):
+    """Made of what is tracked here in a directory of its own; gives the contents by name.
+
+    Args:
+        date: of every file there, as touch(1) reads it.
+    """
     place.mkdir(parents=True)
     tracked = run("git", "-C", ROOT, "ls-files", "--cached", "--others", "--exclude-standard")
     for name in tracked.splitlines():
         if (ROOT / name).is_file():
             (place / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, place / name)
+    run("find", place, "-exec", "touch", "-d", date, "{}", "+")
     (place / ".venv/bin").mkdir(parents=True)
     builder = place / ".venv/bin/python"
-    builder.write_text(f'#!/bin/sh\nexec {ROOT}/.venv/bin/python "$@"\n')
+    builder.write_text(BUILDER.format(python=ROOT / ".venv/bin/python"))
     builder.chmod(0o755)
     done = subprocess.run(
         ["bash", "-ec", BUILD, "build", umask],
@@ -49,16 +60,18 @@ def build(place, umask, **environment):
 @pytest.fixture(scope="module")
 def builds(tmp_path_factory):
     base = tmp_path_factory.mktemp("reproducible")
-    first = build(base / "a", "022", TZ="UTC", LC_ALL="C.UTF-8")
-    second = build(base / "another/place", "077", TZ="Asia/Tokyo", LC_ALL="C", HOME=str(base))
+    first = build(base / "a", "022", "2026-01-01", TZ="UTC", LC_ALL="C.UTF-8")
+    second = build(
+        base / "another/place", "077", "2021-07-07", TZ="Asia/Tokyo", LC_ALL="C", HOME=str(base)
+    )
     yield first, second
     shutil.rmtree(base, ignore_errors=True)
 
 
-def test_a_wheel_built_twice_in_different_places_is_the_same_bytes(builds):
+@pytest.mark.parametrize("suffix", [".whl", ".deb"])
+def test_what_is_built_twice_in_different_places_is_the_same_bytes(builds, suffix):
     first, second = builds
-    (name,) = first
-    assert name.endswith(".whl")
+    (name,) = (name for name in first if name.endswith(suffix))
     assert first.keys() == second.keys()
     assert first[name] == second[name]
 
