@@ -26,6 +26,7 @@ from pyflannel.kernel import ndisc
 from pyflannel.kernel.lock import SingleInstance, upstream_daemons
 from pyflannel.kernel.lookup import find_interface, follow_interface
 from pyflannel.kernel.netlink import KernelNetlink
+from pyflannel.kernel.surroundings import look_for_obstacles
 from pyflannel.logs import get_logger
 from pyflannel.node import process
 from pyflannel.node.agent import Agent
@@ -112,7 +113,8 @@ def _parts(options: DaemonOptions, notifier: Notifier, stack: contextlib.AsyncEx
         if waiting.set(what) and what:
             notifier.status(what)
 
-    store = open_store(options, KINDS, former.previous_subnet, clock, tell)
+    obstacles = partial(look_for_obstacles, netlink, ours=KINDS.is_device)
+    store = open_store(options, KINDS, former.previous_subnet, clock, tell, obstacles)
     stack.push_async_callback(store.close)
     return Parts(
         store=store,

@@ -13,8 +13,8 @@ engine knows *how*:
    and addresses corrected one by one.
 2. Tables (`tables.py`): read back when they may have changed, each into a `DeltaMap` of desired and
    actual.
-3. Surroundings (`surroundings.py`): addresses of all links and routes of others. A peer whose
-   subnet would get in their way is left out until they are gone (`core/overlap.py` decides).
+3. Surroundings (`kernel/surroundings.py`): addresses of all links and routes of others. A peer
+   whose subnet would get in their way is left out until they are gone (`core/overlap.py` decides).
 4. Paths, for plans that ask for them (direct routing): route look-ups of the peers' underlay
    addresses, repeated when routes that are not ours changed.
 5. The difference, in one batch: wrong duplicates away; sets, dependencies first (neighbour, FDB
@@ -45,7 +45,6 @@ from pyflannel.backend.base import Applied, BackendContext, PartlyApplied, Sysct
 from pyflannel.backend.devices import DeviceKeeper
 from pyflannel.backend.plan import Device, PeerObjects, Plan, Table, TableEntry, View
 from pyflannel.backend.routes import explain
-from pyflannel.backend.surroundings import survey
 from pyflannel.backend.tables import (
     KIND,
     RANK,
@@ -59,7 +58,15 @@ from pyflannel.backend.tables import (
 from pyflannel.core.errors import FlannelError, KernelError
 from pyflannel.core.ip import Family, IPAddress, IPNetwork, SubnetKey, family_of
 from pyflannel.core.lease import Lease, LeaseAdded, LeaseEvent
-from pyflannel.core.overlap import Conflict, Judge, Surroundings, overlap
+from pyflannel.core.overlap import (
+    ANOTHER_SUBNET,
+    CHANGE_NETWORK,
+    DELETE_LEASE,
+    Conflict,
+    Judge,
+    Surroundings,
+    overlap,
+)
 from pyflannel.kernel.base import (
     Address,
     Delete,
@@ -74,6 +81,7 @@ from pyflannel.kernel.base import (
     Topic,
 )
 from pyflannel.kernel.ownership import LISTED, is_kernels, is_near, is_protected
+from pyflannel.kernel.surroundings import obstacles, own_devices, survey
 from pyflannel.kernel.sysctl import try_write_sysctl
 from pyflannel.logs import get_logger
 from pyflannel.report.model import DeviceReport, NetworkReport
@@ -84,8 +92,6 @@ YIELD_EVERY: Final = 500
 """Peers computed before other tasks get a turn: about 5 ms of work."""
 NAMED_WARNINGS: Final = 20
 """Overlaps of one kind that get a log line each; all of them stand in the status."""
-CHANGE_NETWORK: Final = "choose a Network that overlaps nothing which this node reaches otherwise"
-"""The way out of an overlap."""
 
 
 @dataclass(slots=True)
@@ -174,7 +180,7 @@ class Engine:
         self._addresses: list[Address] = []
         self._routes: dict[Family, list[Route]] = {}
         self._others: dict[Family, list[Route]] = {}
-        self._names: dict[int, str] = {}
+        self._links: dict[int, Link] = {}
         self._around = Surroundings()
         self._judge = Judge(self._around)
         self._conflicts: dict[Owner, tuple[Conflict, ...]] = {}
@@ -182,6 +188,7 @@ class Engine:
         self._of_flannel: frozenset[int] = frozenset()
         self._warned: set[Conflict] = set()
         self._overlaps: list[str] = []
+        self._own_overlap = ""
         self._peers: dict[SubnetKey, Lease] = {}
         self._objects: dict[Owner, tuple[TableEntry, ...]] = {}
         self._pending: dict[Owner, None] = {}
@@ -521,7 +528,7 @@ class Engine:
         if left != SubnetKey(None):
             objects = self._plan.peer_objects(replace(lease, key=left), self._view).objects
         reason = "; ".join(str(conflict) for conflict in bad)
-        return PeerObjects(objects, f"{reason}; delete its lease, or {CHANGE_NETWORK}")
+        return PeerObjects(objects, f"{reason}; {DELETE_LEASE}")
 
     def _warn(self, owner: SubnetKey, conflict: Conflict) -> None:
         """Says once that a peer is carried all the same."""
@@ -580,27 +587,59 @@ class Engine:
         if seen == self._seen:
             return self._around
         self._seen = seen
+        every = [route for listed in routes for route in listed]
+        self._judge_own(own, every, ours, store)
         return survey(
             self._addresses,
-            [route for listed in routes for route in listed],
+            every,
             own=own,
             ours=ours,
             networks=self._plan.networks,
             store=store,
-            names=self._names,
+            names={index: link.name for index, link in self._links.items()},
         )
 
-    async def _learn_names(self) -> None:
-        """Names of the links that matter; asked for when there is one that is not yet known."""
-        indexes = {a.index for a in self._addresses if self._is_near(a.interface.network)}
-        if not indexes <= self._names.keys():
-            links = await self._netlink.links()
-            self._names = {link.index: link.name for link in links}
-            self._of_flannel = frozenset(
-                link.index
-                for link in links
-                if link.name in self._specs or self._is_own_device(link.name, link.kind)
+    def _judge_own(
+        self,
+        own: SubnetKey | None,
+        routes: Sequence[Route],
+        ours: Collection[int],
+        store: Collection[IPAddress],
+    ) -> None:
+        """Says when this node's own subnet gets in the way of something, and when that is over.
+
+        The containers live in it, so it is kept until the next start.
+        """
+        underlay = self._view.underlay
+        found = obstacles(
+            self._addresses,
+            routes,
+            self._links.values(),
+            ours=ours,
+            underlay={underlay.index} if underlay is not None else (),
+            networks=self._plan.networks,
+            store=store,
+        )
+        conflict = found.of_kept(own) if own is not None else None
+        text = str(conflict) if conflict is not None else ""
+        if text and text != self._own_overlap:
+            log.error(
+                "this node's own subnet overlaps what the node is connected to",
+                overlap=text,
+                remedy=ANOTHER_SUBNET,
             )
+        elif self._own_overlap and not text:
+            log.info("this node's own subnet overlaps nothing any more")
+        self._own_overlap = text
+
+    async def _learn_names(self) -> None:
+        """The links that matter; asked for when there is one that is not yet known."""
+        indexes = {a.index for a in self._addresses if self._is_near(a.interface.network)}
+        if not indexes <= self._links.keys():
+            links = await self._netlink.links()
+            self._links = {link.index: link for link in links}
+            named = {link.index for link in links if link.name in self._specs}
+            self._of_flannel = own_devices(links, self._is_own_device) | named
 
     def _say_overlaps(self) -> None:
         """Says once of each thing that a cluster network overlaps that it does."""
@@ -802,6 +841,7 @@ class Engine:
             objects=dict(objects),
             ignored={_describe(owner): text for owner, text in self._problems.items()},
             overlaps=tuple(self._overlaps),
+            own_overlap=self._own_overlap,
             failing=failing,
         )
 

@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import os
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import NoReturn, TypeVar
 
 from pyflannel.cli import unit
@@ -114,12 +114,16 @@ def split_etcd(argv: Sequence[str]) -> tuple[EtcdOptions, list[str]]:
 
 def etcd_words(flags: Sequence[str]) -> list[str]:
     """Those of the daemon's flags that every command understands."""
-    names = {flag.name for flag in ETCD_FLAGS}
+    return words_of(flags, [flag.name for flag in ETCD_FLAGS])
+
+
+def words_of(argv: Sequence[str], names: Collection[str]) -> list[str]:
+    """The words of some flags, all of which take a value, wherever they stand."""
     found: list[str] = []
     takes_value = False
-    for word in flags:
+    for word in argv:
         name, equals, _ = word.partition("=")
-        if takes_value or name.lstrip("-") in names:
+        if takes_value or (name.startswith("-") and name.lstrip("-") in names):
             found.append(word)
             takes_value = not takes_value and not equals
     return found

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +15,7 @@ from pyflannel.cli.backends import help_text
 from pyflannel.cli.common import Parser, split_etcd, with_store
 from pyflannel.cli.order import command_first
 from pyflannel.cli.streams import write_bytes
-from pyflannel.core.config import Parsed, effective, parse_network_config
+from pyflannel.core.config import NetworkConfig, Parsed, effective, parse_network_config
 from pyflannel.core.errors import EXIT_CONFIG, EXIT_OK, ConfigError, UsageError
 from pyflannel.core.fields import Problem
 from pyflannel.core.trust import command_warning
@@ -47,11 +48,18 @@ Example:
   pyflannel config get --json --etcd-prefix=/other/network""",
     "check": """Says what is wrong with FILE, and how the daemons understand it. Needs no etcd.
 
-Exit code 78 if the config has an error.
+With --node it is compared with this machine as well: the interface and what the backend asks of
+it, and what Network and all leases overlap (connected prefixes, addresses, next hops, etcd). The
+daemon's options are those of its unit; --iface, --iface-regex, --iface-can-reach, --public-ip,
+--public-ipv6, --subnet-file, --state-dir and --datapath may be given here too. Leases are read from
+etcd; if it does not answer, that is a warning.
+
+Exit code 78 if there is an error.
 
 Example:
   pyflannel config check network.json
-  pyflannel config get | pyflannel config check - --json""",
+  pyflannel config get | pyflannel config check - --json
+  pyflannel config check network.json --node --etcd-endpoints=http://192.0.2.10:2379""",
 }
 """What each action's --help begins with."""
 
@@ -59,8 +67,16 @@ Example:
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
     options, rest = split_etcd(argv)
+    node_words: list[str] = []
+    if "--node" in rest:
+        # Looking at a machine is more to import than looking at a file.
+        from pyflannel.cli import nodecheck
+
+        node_words, rest = nodecheck.split_node(rest)
     words = command_first(rest, PAGES, ())
     given = _parser(words).parse_args(words)
+    if given.node and given.action != "check":
+        raise UsageError("--node goes with config check")
     if given.action == "get":
         if given.file is not None:
             raise UsageError("config get takes no FILE")
@@ -73,9 +89,12 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError(f"config {given.action} needs a FILE ('-' is standard input)")
     raw = _read(given.file)
     if given.action == "check":
-        return _check(raw, as_json=given.json)
+        if not given.node:
+            return _check(raw, as_json=given.json)
+        on_node = partial(nodecheck.check, words=node_words, etcd=options)
+        return _check(raw, as_json=given.json, on_node=on_node)
     parsed = parse_network_config(raw, KINDS)
-    _print_problems(parsed)
+    _print_problems(_problems(parsed))
     if parsed.config is None and not given.force:
         print("pyflannel config: nothing was written", file=sys.stderr)
         return EXIT_CONFIG
@@ -91,7 +110,7 @@ def _parser(words: Sequence[str]) -> Parser:
     more = None if action == "get" else lambda: help_text(KINDS)
     prog, about = f"pyflannel config {action}".rstrip(), PAGES.get(action, DESCRIPTION)
     usage = None if not action else f"{prog} [OPTION]..." + ("" if action == "get" else " FILE")
-    parser = Parser(prog, about, etcd=action != "check", more=more)
+    parser = Parser(prog, about, etcd=True, more=more)
     parser.usage = usage
     shown = argparse.SUPPRESS if action else None
     parser.add_argument("action", choices=tuple(PAGES), help=shown)
@@ -99,6 +118,11 @@ def _parser(words: Sequence[str]) -> Parser:
         "file", nargs="?", metavar="FILE", help=shown if action == "get" else "'-' is stdin"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--node",
+        action="store_true",
+        help="check: compare with this machine" if action in ("", "check") else argparse.SUPPRESS,
+    )
     if action in ("", "set"):
         parser.add_argument(
             "--force", action="store_true", help="set: write it although it has errors"
@@ -126,8 +150,16 @@ def _show(raw: bytes, *, as_json: bool) -> int:
     return EXIT_OK
 
 
-def _check(raw: bytes, *, as_json: bool) -> int:
+def _check(
+    raw: bytes,
+    *,
+    as_json: bool,
+    on_node: Callable[[NetworkConfig], Sequence[Problem]] | None = None,
+) -> int:
     parsed = parse_network_config(raw, KINDS)
+    problems = list(_problems(parsed))
+    if on_node is not None and parsed.config is not None:
+        problems += on_node(parsed.config)
     if as_json:
         report = {
             "config": effective(parsed.config) if parsed.config is not None else None,
@@ -138,15 +170,15 @@ def _check(raw: bytes, *, as_json: bool) -> int:
                     "message": problem.message,
                     "remedy": problem.remedy,
                 }
-                for problem in _problems(parsed)
+                for problem in problems
             ],
         }
         print(json.dumps(report, indent=2))
     else:
-        _print_problems(parsed)
+        _print_problems(problems)
         if parsed.config is not None:
             print(json.dumps(effective(parsed.config), indent=2))
-    return EXIT_OK if parsed.config is not None else EXIT_CONFIG
+    return EXIT_CONFIG if any(problem.is_error for problem in problems) else EXIT_OK
 
 
 def _problems(parsed: Parsed) -> tuple[Problem, ...]:
@@ -155,6 +187,6 @@ def _problems(parsed: Parsed) -> tuple[Problem, ...]:
     return parsed.problems if warning is None else (*parsed.problems, warning)
 
 
-def _print_problems(parsed: Parsed) -> None:
-    for problem in _problems(parsed):
+def _print_problems(problems: Sequence[Problem]) -> None:
+    for problem in problems:
         print(f"{problem.severity}: {shown(problem, MOST_IN_LOG)}", file=sys.stderr)

@@ -13,7 +13,9 @@
 4. A free one is drawn at random among the lowest hundred.
 
 What is ours and does not fit the config has to go, and so has a second one that was recognised.
-Steps 2 (for every lease), 3 and 4 are upstream's.
+A subnet that this node is connected to otherwise (`core.overlap.Obstacles`) is not taken in any of
+these steps: a lease of ours is given back then, and a reservation left to its author. Steps 2 (for
+every lease), 3 and 4 are upstream's.
 
 Everything here is a function of the config and of the leases read; nothing is written. Between the
 decision and the write somebody else may take the subnet: the write is conditional, and after a lost
@@ -22,14 +24,14 @@ race the caller reads and plans again.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from random import Random
 from typing import Final
 
 from pyflannel.core.config import NetworkConfig
-from pyflannel.core.errors import SubnetsExhausted
+from pyflannel.core.errors import SubnetsExhausted, SubnetsOverlap
 from pyflannel.core.ip import (
     Family,
     IPAddress,
@@ -39,6 +41,7 @@ from pyflannel.core.ip import (
     format_network,
 )
 from pyflannel.core.lease import Lease, LeaseAttrs
+from pyflannel.core.overlap import CHANGE_NETWORK, Conflict, Obstacles
 
 CANDIDATES: Final = 100
 """How many free subnets are drawn from. Upstream's number: enough that nodes which start together
@@ -106,6 +109,9 @@ class Plan:
     superseded: tuple[Lease, ...] = ()
     """Further leases that were recognised as ours, to be deleted when we have the one of `step`:
     two with one VTEP MAC contradict each other."""
+    overlapping: tuple[tuple[Lease, Conflict], ...] = ()
+    """Leases of ours that are in the way of what this node is connected to, to be deleted first,
+    but for reservations."""
     previous_refused: str = ""
     """Why the previous subnet was not taken, as a sentence for the log; empty if there was no need
     to look at it."""
@@ -136,6 +142,7 @@ def plan(
     former: Former | None = None,
     intended: Former | None = None,
     foreign: Collection[SubnetKey] = (),
+    obstacles: Obstacles | None = None,
 ) -> Plan:
     """Decides which subnet this node asks for.
 
@@ -148,9 +155,11 @@ def plan(
         former: the lease that our own record says we had.
         intended: the one that it says we were about to write.
         foreign: keys that looked like ours, and whose holder has turned out to be alive.
+        obstacles: what this node is connected to; `None` if that is not known.
 
     Raises:
         SubnetsExhausted: no lease is ours, and nothing is free.
+        SubnetsOverlap: the same, and no other node's leases are to blame.
     """
     known = list(leases)
     own = own_leases(
@@ -162,8 +171,15 @@ def plan(
         intended=intended,
         foreign=foreign,
     )
-    fitting = [lease for lease in own if is_compatible(lease.key, config)]
     incompatible = tuple(lease for lease in own if not is_compatible(lease.key, config))
+    fitting: list[Lease] = []
+    overlapping: list[tuple[Lease, Conflict]] = []
+    for lease in own:
+        conflict = obstacles.of_kept(lease.key) if obstacles is not None else None
+        if conflict is not None and lease not in incompatible:
+            overlapping.append((lease, conflict))
+        elif lease not in incompatible:
+            fitting.append(lease)
     if fitting:
         superseded = tuple(
             lease
@@ -171,19 +187,31 @@ def plan(
             if not lease.is_reservation
             and _is_recognised(lease, attrs, attrs.macs(), former, intended)
         )
-        return Plan(step=Reuse(fitting[0]), incompatible=incompatible, superseded=superseded)
+        return Plan(
+            step=Reuse(fitting[0]),
+            incompatible=incompatible,
+            superseded=superseded,
+            overlapping=tuple(overlapping),
+        )
     going = {lease.key for lease in incompatible}
     staying = [lease for lease in known if lease.key not in going]
     refused = ""
     for key in (previous, former.key if former is not None else None):
         if key is None or key in foreign:
             continue
-        why_not = _why_not_previous(key, config, staying)
+        why_not = _why_not_previous(key, config, staying, obstacles)
         if not why_not:
-            return Plan(step=TakePrevious(key), incompatible=incompatible)
+            return Plan(
+                step=TakePrevious(key), incompatible=incompatible, overlapping=tuple(overlapping)
+            )
         refused = refused or why_not
-    free = choose(config, [lease.key for lease in staying], rng)
-    return Plan(step=TakeFree(free), incompatible=incompatible, previous_refused=refused)
+    free = choose(config, [lease.key for lease in staying], rng, obstacles)
+    return Plan(
+        step=TakeFree(free),
+        incompatible=incompatible,
+        overlapping=tuple(overlapping),
+        previous_refused=refused,
+    )
 
 
 def own_leases(
@@ -266,9 +294,17 @@ def is_compatible(key: SubnetKey, config: NetworkConfig) -> bool:
     return True
 
 
-def _why_not_previous(previous: SubnetKey, config: NetworkConfig, taken: Iterable[Lease]) -> str:
+def _why_not_previous(
+    previous: SubnetKey,
+    config: NetworkConfig,
+    taken: Iterable[Lease],
+    obstacles: Obstacles | None,
+) -> str:
     if not is_compatible(previous, config):
         return f"previous subnet {previous.describe()} does not fit the current config"
+    conflict = obstacles.of_kept(previous) if obstacles is not None else None
+    if conflict is not None:
+        return f"previous subnet {conflict}"
     for other in taken:
         mine = overlap(previous, other.key)
         if mine is not None:
@@ -295,24 +331,31 @@ def _overlap(one: IPNetwork, other: IPNetwork) -> bool:
     return isinstance(other, IPv6Network) and one.overlaps(other)
 
 
-def choose(config: NetworkConfig, leases: Iterable[SubnetKey], rng: Random) -> SubnetKey:
+def choose(
+    config: NetworkConfig,
+    leases: Iterable[SubnetKey],
+    rng: Random,
+    obstacles: Obstacles | None = None,
+) -> SubnetKey:
     """A free subnet of every enabled family, each drawn on its own.
 
     Args:
         config: a valid config.
         leases: keys of all leases that are there.
         rng: draws, uniformly, among the candidates.
+        obstacles: what this node is connected to; `None` if that is not known.
 
     Raises:
         SubnetsExhausted: a family has no free subnet.
+        SubnetsOverlap: a family has none whatever is leased.
     """
     taken = list(leases)
     drawn: dict[Family, IPNetwork] = {}
+    refused = obstacles.of_new if obstacles is not None else _nothing
     for family in config.families:
-        free = candidates(config, taken, family)
+        free = candidates(config, taken, family, refused=refused)
         if not free:
-            space = _Space.of(config, family)
-            raise SubnetsExhausted(space.total, space.total, space.describe())
+            raise _none_left(config, taken, family, refused)
         drawn[family] = rng.choice(free)
     v4, v6 = drawn.get(Family.V4), drawn.get(Family.V6)
     return SubnetKey(
@@ -320,16 +363,47 @@ def choose(config: NetworkConfig, leases: Iterable[SubnetKey], rng: Random) -> S
     )
 
 
+def _nothing(_subnet: IPNetwork) -> Conflict | None:
+    return None
+
+
+def _none_left(
+    config: NetworkConfig,
+    taken: Iterable[SubnetKey],
+    family: Family,
+    refused: Callable[[IPNetwork], Conflict | None],
+) -> SubnetsExhausted | SubnetsOverlap:
+    """Says by what the subnets are taken: by leases, by what this node is connected to, or both."""
+    space = _Space.of(config, family)
+    if not candidates(config, (), family, 1, refused=refused):
+        for subnet in candidates(config, (), family, 1):
+            return SubnetsOverlap(
+                f"no subnet in {space.describe()} can be this node's: {refused(subnet)}; "
+                f"{CHANGE_NETWORK}"
+            )
+    free = candidates(config, taken, family)
+    others = ""
+    if free:
+        others = f", {len(free)} overlap what this node is connected to ({refused(free[0])})"
+    return SubnetsExhausted(space.total - len(free), space.total, space.describe(), others)
+
+
 def candidates(
-    config: NetworkConfig, leases: Iterable[SubnetKey], family: Family, limit: int = CANDIDATES
+    config: NetworkConfig,
+    leases: Iterable[SubnetKey],
+    family: Family,
+    limit: int = CANDIDATES,
+    *,
+    refused: Callable[[IPNetwork], Conflict | None] = _nothing,
 ) -> list[IPNetwork]:
     """The lowest free subnets of one family between Min and Max, in order, at most `limit`.
 
-    A candidate that overlaps a lease of any length is not free. The walk is over *slots*, the
-    address divided by the size of a subnet: a lease of our length or longer lies in one slot, which
-    is a member of a set; a shorter one covers a run of slots, which is jumped over in one step. So
-    the cost is that of looking at each lease once, however wide the network. It ends at Max, also
-    where the next address would be beyond the address space (upstream's wraps to 0.0.0.0 there).
+    A candidate that overlaps a lease of any length, or is refused, is not free. The walk is over
+    *slots*, the address divided by the size of a subnet: a lease of our length or longer lies in
+    one slot, which is a member of a set; a shorter one covers a run of slots, which is jumped over
+    in one step. So the cost is that of looking at each lease once, however wide the network. It
+    ends at Max, also where the next address would be beyond the address space (upstream's wraps to
+    0.0.0.0 there).
     """
     space = _Space.of(config, family)
     shift = space.shift
@@ -350,7 +424,9 @@ def candidates(
     for slot in _free_slots(space.first >> shift, space.last >> shift, single, runs):
         if len(found) == limit:
             break
-        found.append(space.subnet(slot))
+        subnet = space.subnet(slot)
+        if refused(subnet) is None:
+            found.append(subnet)
     return found
 
 

@@ -120,6 +120,12 @@ class NetworkConfig:
         """The cluster network of one family."""
         return self.network if family is Family.V4 else self.ipv6_network
 
+    @property
+    def networks(self) -> tuple[IPNetwork, ...]:
+        """The cluster networks of the enabled families, IPv4 first."""
+        found = (self.network_of(family) for family in self.families)
+        return tuple(network for network in found if network is not None)
+
     def allots_differently(self, other: NetworkConfig) -> bool:
         """Whether the other config is the same overlay and differs only in how it is divided.
 

@@ -59,13 +59,19 @@ class SubnetsExhausted(LeaseError):
     The message starts with upstream's text `out of subnets`, for those who grep for it.
     """
 
-    def __init__(self, taken: int, total: int, where: str) -> None:
+    def __init__(self, taken: int, total: int, where: str, others: str = "") -> None:
         self.taken = taken
         self.total = total
         super().__init__(
-            f"out of subnets: {taken} of {total} subnets in {where} are taken; "
+            f"out of subnets: {taken} of {total} subnets in {where} are taken{others}; "
             "widen SubnetMin..SubnetMax, or remove leases of nodes that are gone"
         )
+
+
+class SubnetsOverlap(LeaseError):
+    """Every subnet that this node could have is in the way of what the node is connected to."""
+
+    exit_code = EXIT_CONFIG
 
 
 class PublicIPInUse(LeaseError):

@@ -32,7 +32,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from pyflannel.core.ip import IPAddress, IPNetwork
+from pyflannel.core.ip import Family, IPAddress, IPNetwork, SubnetKey
+
+CHANGE_NETWORK: Final = "choose a Network that overlaps nothing which this node reaches otherwise"
+"""The way out of an overlap."""
+DELETE_LEASE: Final = f"delete its lease, or {CHANGE_NETWORK}"
+"""The way out where it is a peer's subnet."""
+ANOTHER_SUBNET: Final = f"restart pyflanneld, which then takes another subnet, or {CHANGE_NETWORK}"
+"""The way out where it is the own subnet of a node that runs."""
 
 
 class Kind(enum.IntEnum):
@@ -138,6 +145,12 @@ class Judge:
         wider = next(self._wider(subnet), None)
         return None if wider is None else Conflict(Kind.INSIDE, subnet, wider)
 
+    def own(self, subnet: IPNetwork) -> Conflict | None:
+        """Why this node must not have a subnet; `None` if it may. For surroundings without one."""
+        found = (point for point in self._inside(subnet) if point.kind in _FORBIDDEN_HERE)
+        worst = min(found, key=lambda point: point.kind, default=None)
+        return None if worst is None else Conflict(worst.kind, subnet, worst.other)
+
     def network(self, network: IPNetwork) -> list[Conflict]:
         """All that a cluster network overlaps, the worst first; each is worth a warning."""
         found = [Conflict(point.kind, network, point.other) for point in self._inside(network)]
@@ -184,6 +197,31 @@ class Judge:
                 other = self._around.connected.get(subnet.supernet(new_prefix=length))
                 if other is not None:
                     yield other
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacles:
+    """What keeps a subnet from being this node's own."""
+
+    new: Judge
+    """Of subnets that this node does not have: everything counts, somebody's bridge as well."""
+    kept: Judge
+    """Of those that it has already: without the devices of containers, which are in it rightly."""
+
+    def of_new(self, subnet: IPNetwork) -> Conflict | None:
+        """Why a subnet is not to be taken."""
+        return self.new.own(subnet)
+
+    def of_kept(self, key: SubnetKey) -> Conflict | None:
+        """Why a lease of this node is not to be kept."""
+        subnets = (key.subnet(family) for family in Family)
+        found = (self.kept.own(subnet) for subnet in subnets if subnet is not None)
+        return next((conflict for conflict in found if conflict is not None), None)
+
+
+_FORBIDDEN_HERE: Final = frozenset({Kind.CONNECTED, Kind.ADDRESS, Kind.STORE})
+"""What an own subnet must not take away. A next hop in it is somebody's route into the containers,
+and a route for exactly it gives way to the bridge's."""
 
 
 def _points(around: Surroundings) -> Iterator[_Point]:

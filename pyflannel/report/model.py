@@ -171,6 +171,8 @@ class NetworkReport:
     """Peers that are left out, in whole or in part, with the reason."""
     overlaps: Sequence[str] = ()
     """What is carried although it overlaps something of this machine, with both sides."""
+    own_overlap: str = ""
+    """What of this machine the node's own subnet takes away, with both sides; empty if nothing."""
     failing: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     """What could not be applied, with the kernel's answer; it is retried."""
     failing_since: Mapping[str, float] = field(default_factory=dict)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from pyflannel.core.overlap import ANOTHER_SUBNET
 from pyflannel.report.model import NodeReport, Problem, Severity
 from pyflannel.report.words import clock_time, left
 
@@ -26,6 +27,7 @@ NOT_APPLIED: Final = "PF132"
 PEER_IGNORED: Final = "PF133"
 NO_DATAPATH: Final = "PF134"
 OVERLAP: Final = "PF135"
+OWN_OVERLAP: Final = "PF136"
 RULES: Final = "PF141"
 FILE: Final = "PF151"
 PART: Final = "PF161"
@@ -45,6 +47,7 @@ CODES: Final = {
     PEER_IGNORED: "a peer is left out",
     NO_DATAPATH: "no data path carries the packets of backend udp",
     OVERLAP: "a subnet that is carried overlaps a prefix of this machine",
+    OWN_OVERLAP: "this node's own subnet overlaps what the node is connected to",
     RULES: "the masquerade and forward rules are not in place",
     FILE: "an environment file could not be written",
     PART: "a part of the daemon that packets do not need fails",
@@ -207,6 +210,13 @@ def _network(report: NodeReport) -> Iterator[Problem]:
             code=PEER_IGNORED,
             subject=f"peer {subnet}" if "/" in subnet else subnet,
             text=f"left out: {reason}",
+        )
+    if network.own_overlap:
+        yield Problem(
+            code=OWN_OVERLAP,
+            subject="own subnet",
+            text=f"{network.own_overlap}: containers and what is there cannot reach each other",
+            remedy=ANOTHER_SUBNET,
         )
     for overlap in network.overlaps:
         yield Problem(code=OVERLAP, severity=Severity.INFO, subject="overlap", text=overlap)

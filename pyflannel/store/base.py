@@ -26,15 +26,33 @@ changed or not. A subnet that another node holds is never written.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from pyflannel.core.config import NetworkConfig
-from pyflannel.core.ip import IPAddress
+from pyflannel.core.ip import IPAddress, IPNetwork
 from pyflannel.core.lease import Lease, LeaseAttrs, LeaseUpdate
+from pyflannel.core.overlap import Obstacles
 from pyflannel.core.trust import ConfigOrigin
 from pyflannel.report.model import StoreReport
+
+FindObstacles = Callable[
+    [Collection[IPNetwork], Collection[IPAddress], Collection[IPAddress]],
+    Awaitable[Obstacles | None],
+]
+"""Looks what keeps a subnet from being this node's: given the cluster networks, the addresses of
+the store and those that the node publishes. `None` if it cannot tell. See
+`kernel.surroundings.look_for_obstacles`."""
+
+
+async def no_obstacles(
+    networks: Collection[IPNetwork],
+    store: Collection[IPAddress],
+    public: Collection[IPAddress],
+) -> None:
+    """A `FindObstacles` that knows of none."""
+    del networks, store, public
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +137,8 @@ class LeaseStore(Protocol):
 
         Raises:
             StoreDenied: the store refuses us.
+            SubnetsOverlap: every subnet that there is for this node is in the way of what the node
+                is connected to.
             NetworkConfigChanged: another network config is valid than the one waited under. The
                 caller reads it with `network_config`, derives anew what hangs on it, and calls
                 again.

@@ -9,7 +9,7 @@ from pyflannel.core.ip import SubnetKey
 from pyflannel.core.kind import Kinds
 from pyflannel.core.options import DaemonOptions
 from pyflannel.logs import get_logger
-from pyflannel.store.base import LeaseStore
+from pyflannel.store.base import FindObstacles, LeaseStore
 from pyflannel.store.record import LeaseRecord
 
 log = get_logger(__name__)
@@ -21,6 +21,7 @@ def open_store(
     previous: SubnetKey | None,
     clock: Clock,
     tell: Callable[[str], None],
+    obstacles: FindObstacles,
 ) -> LeaseStore:
     """The store that the options name. Nothing is asked of it yet.
 
@@ -30,6 +31,7 @@ def open_store(
         previous: the subnet that `subnet.env` names.
         clock: the time.
         tell: told in words what is being waited for, and `""` when that is over.
+        obstacles: looks what a subnet must not take away from this node.
 
     Raises:
         StoreConfigError: the way to the store is configured wrongly.
@@ -43,6 +45,7 @@ def open_store(
             node_name=options.node_name,
             kinds=kinds,
             clock=clock,
+            obstacles=obstacles,
             tell=tell,
         )
     from pyflannel.store.etcd.manager import EtcdLeaseStore
@@ -64,5 +67,6 @@ def open_store(
         previous=previous,
         renew_margin_s=options.subnet_lease_renew_margin * 60.0,
         lease_ttl_s=options.lease_ttl,
+        obstacles=obstacles,
         tell=tell,
     )

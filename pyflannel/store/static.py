@@ -24,16 +24,17 @@ from typing import Final
 
 from pyflannel.aio.clock import Clock
 from pyflannel.core.config import NetworkConfig
-from pyflannel.core.errors import LeaseError
+from pyflannel.core.errors import LeaseError, SubnetsOverlap
 from pyflannel.core.ip import IPAddress
 from pyflannel.core.kind import Kinds
 from pyflannel.core.lease import Lease, LeaseAttrs, LeaseUpdate, Snapshot
+from pyflannel.core.overlap import CHANGE_NETWORK
 from pyflannel.core.staticnet import StaticNetwork, StaticNode, parse_static
 from pyflannel.core.trust import ConfigOrigin
 from pyflannel.kernel.files import FileText, FileUnreadable, read_text_if_exists
 from pyflannel.logs import get_logger
 from pyflannel.report.model import StoreReport
-from pyflannel.store.base import Standing
+from pyflannel.store.base import FindObstacles, Standing, no_obstacles
 from pyflannel.store.configlog import log_problems
 
 log = get_logger(__name__)
@@ -65,6 +66,7 @@ class StaticLeaseStore:
         node_name: which of its nodes we are; empty to go by our public address.
         kinds: the backends that a network config may ask for.
         clock: the time.
+        obstacles: looks what a subnet must not take away from this node.
         tell: told in words what is being waited for, and `""` when that is over.
     """
 
@@ -75,12 +77,14 @@ class StaticLeaseStore:
         node_name: str,
         kinds: Kinds,
         clock: Clock,
+        obstacles: FindObstacles = no_obstacles,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._path = Path(path)
         self._name = node_name
         self._kinds = kinds
         self._clock = clock
+        self._find_obstacles = obstacles
         self._tell = tell
         self._seen: _Identity | None = None
         self._network: StaticNetwork | None = None
@@ -150,6 +154,7 @@ class StaticLeaseStore:
             self._look()
             node = self._find(attrs)
             if node is not None:
+                await self._make_room(node.lease)
                 self._tell("")
                 self._lease = node.lease
                 log.info(
@@ -158,6 +163,23 @@ class StaticLeaseStore:
                 return node.lease
             self._tell(f"waiting for {self._path} to name this node: {self._unknown()}")
             await self._clock.sleep(LOOK_S)
+
+    async def _make_room(self, lease: Lease) -> None:
+        """Makes sure that the subnet takes nothing away from this node; there is no other one.
+
+        Raises:
+            SubnetsOverlap: it would.
+        """
+        attrs = self._attrs
+        public = [ip for ip in (attrs.public_ip, attrs.public_ipv6) if ip is not None]
+        networks = self._held_network().config.networks
+        found = await self._find_obstacles(networks, (), public)
+        conflict = found.of_kept(lease.key) if found is not None else None
+        if conflict is not None:
+            raise SubnetsOverlap(
+                f"{self._path} gives this node a subnet that it cannot have: {conflict}; give it "
+                f"another one there, or {CHANGE_NETWORK}"
+            )
 
     async def keep(self) -> AsyncIterator[Lease]:
         """As in `LeaseStore`. A node that the file no longer names keeps what it has."""

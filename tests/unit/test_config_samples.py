@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
@@ -33,3 +35,28 @@ def test_samples_of_dual_stack_backends_show_dual_stack() -> None:
         if config.families == (Family.V4, Family.V6):
             dual.add(config.backend_type)
     assert dual == {"vxlan", "host-gw"}
+
+
+DEFAULTS = {
+    "Azure's virtual networks": "10.0.0.0/16",
+    "VirtualBox": "10.0.2.0/24",
+    "home routers": "10.0.0.0/22",
+    "k3s": "10.42.0.0/15",
+    "Podman": "10.88.0.0/16",
+    "Kubernetes' services": "10.96.0.0/12",
+    "docker and AWS": "172.16.0.0/12",
+    "home routers, libvirt": "192.168.0.0/16",
+    "carriers, Tailscale": "100.64.0.0/10",
+}
+"""What machines are connected to where nobody has chosen anything."""
+README = Path(__file__).parents[2] / "README.md"
+
+
+@pytest.mark.parametrize("path", [*SAMPLES, README], ids=lambda path: path.name)
+def test_a_sample_overlaps_nothing_that_a_lan_has_by_default(path: Path) -> None:
+    named = re.findall(r'"Network": *"([^"]+)"', path.read_text())
+    assert named or path == README
+    for text in named:
+        network = IPv4Network(text)
+        met = [who for who, net in DEFAULTS.items() if network.overlaps(IPv4Network(net))]
+        assert met == []

@@ -29,7 +29,7 @@ def options(tmp_path, monkeypatch):
     etcd.put(codec.config_key(PREFIX), CONFIG)
     machine = WholeNode(tmp_path, etcd=etcd)
 
-    def store(options, kinds, previous, clock, tell):
+    def store(options, kinds, previous, clock, tell, obstacles):
         del options, clock
         record = LeaseRecord(str(tmp_path), PREFIX)
         return EtcdLeaseStore(
@@ -39,6 +39,7 @@ def options(tmp_path, monkeypatch):
             clock=SystemClock(),
             record=record,
             previous=previous,
+            obstacles=obstacles,
             tell=tell,
         )
 

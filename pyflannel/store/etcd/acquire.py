@@ -23,7 +23,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -33,6 +33,7 @@ from pyflannel.core.config import NetworkConfig
 from pyflannel.core.errors import PublicIPInUse, StoreConflict, StoreError, StoreLeaseNotFound
 from pyflannel.core.ip import SubnetKey, format_network
 from pyflannel.core.lease import Lease, LeaseAttrs
+from pyflannel.core.overlap import CHANGE_NETWORK, Conflict, Obstacles
 from pyflannel.logs import get_logger
 from pyflannel.store.etcd import codec
 from pyflannel.store.etcd.base import LeaseStatus, Store
@@ -57,6 +58,8 @@ class Acquisition:
         former: the lease that the state directory knows as ours.
         intended: the one that it knows we were about to write.
         intend: told of a lease on a new etcd lease before it is written.
+        obstacles: looks what this node is connected to, under a network config; asked at each
+            attempt.
         listed: a listing of all leases made a moment ago, for the first attempt. That it may be
             stale does no harm, since every write is conditional.
     """
@@ -72,6 +75,7 @@ class Acquisition:
         ttl_s: int,
         previous: SubnetKey | None,
         former: allocation.Former | None,
+        obstacles: Callable[[NetworkConfig, LeaseAttrs], Awaitable[Obstacles | None]],
         intended: allocation.Former | None = None,
         intend: Callable[[Lease], None] = lambda _: None,
         listed: Listing | None = None,
@@ -87,6 +91,7 @@ class Acquisition:
         self._former = former
         self._intended = intended
         self._intend = intend
+        self._look_for_obstacles = obstacles
         self._foreign: set[SubnetKey] = set()
         self._granted: LeaseStatus | None = None
         self._granted_at = 0.0
@@ -103,6 +108,7 @@ class Acquisition:
         Raises:
             StoreConflict: somebody else was faster; try again.
             SubnetsExhausted: nothing is free.
+            SubnetsOverlap: nothing can be had, whatever becomes free.
             PublicIPInUse: another live node holds a lease under our public IP.
             StoreError: etcd failed; what was written is found by the next attempt.
         """
@@ -126,6 +132,8 @@ class Acquisition:
             log.warning(f"{plan.previous_refused}, ignoring it")
         for stale in plan.incompatible:
             await self._drop_incompatible(stale, attrs)
+        for overlapping, conflict in plan.overlapping:
+            await self._drop_overlapping(overlapping, conflict, attrs)
         if plan.reuse is None:
             return await self._create(plan.key, attrs, is_previous=plan.is_previous)
         lease = await self._reuse(plan.reuse, attrs)
@@ -145,6 +153,7 @@ class Acquisition:
         return None
 
     async def _plan(self, leases: Sequence[Lease], attrs: LeaseAttrs) -> allocation.Plan:
+        obstacles = await self._look_for_obstacles(self.config, attrs)
         work = functools.partial(
             allocation.plan,
             self.config,
@@ -155,6 +164,7 @@ class Acquisition:
             former=self._former,
             intended=self._intended,
             foreign=self._foreign,
+            obstacles=obstacles,
         )
         return await asyncio.to_thread(work) if len(leases) > PLANNED_AT_ONCE else work()
 
@@ -298,18 +308,45 @@ class Acquisition:
             "but not compatible with current config, deleting",
             subnet=stale.key.describe(),
         )
+        await self._delete(stale, revision)
+
+    async def _drop_overlapping(self, stale: Lease, conflict: Conflict, attrs: LeaseAttrs) -> None:
+        """Gives a lease back that takes something else away from this node.
+
+        A reservation was written by somebody who wants this node to have it: it stays until they
+        move it, and the node takes another subnet meanwhile.
+        """
+        reason, subnet = str(conflict), stale.key.describe()
+        if stale.is_reservation:
+            log.warning(
+                "the reservation for this node is not used, another subnet is taken",
+                subnet=subnet,
+                reason=reason,
+                remedy=f"release it and reserve another subnet, or {CHANGE_NETWORK}",
+            )
+            return
+        revision = await self._challenge(stale, attrs)
+        log.warning(
+            "the subnet of this node is given back, another one is taken",
+            subnet=subnet,
+            reason=reason,
+            remedy=CHANGE_NETWORK,
+        )
+        await self._delete(stale, revision)
+
+    async def _delete(self, stale: Lease, revision: int) -> bool:
+        """Deletes a lease if it still is as it was at a revision, and its etcd lease with it."""
         key = codec.lease_key(self._prefix, stale.key)
-        if await self._store.delete(key, if_mod_revision=revision):
+        gone = await self._store.delete(key, if_mod_revision=revision)
+        if gone:
             await discard_store_lease(self._store, stale.store_lease)
+        return gone
 
     async def _drop_superseded(self, stale: Lease, attrs: LeaseAttrs) -> None:
         """Deletes a second lease of ours; what fails is left to its time limit."""
         try:
-            revision = await self._challenge(stale, attrs)
-            key = codec.lease_key(self._prefix, stale.key)
-            if await self._store.delete(key, if_mod_revision=revision):
+            if await self._delete(stale, await self._challenge(stale, attrs)):
                 log.warning("deleted another lease of this node", subnet=stale.key.describe())
-                await discard_store_lease(self._store, stale.store_lease)
         except (StoreError, PublicIPInUse) as error:
             log.warning(
                 "another lease of this node is left to its time limit",

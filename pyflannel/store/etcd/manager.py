@@ -38,11 +38,13 @@ from pyflannel.core.errors import (
     StoreError,
     StoreLeaseNotFound,
     SubnetsExhausted,
+    SubnetsOverlap,
 )
 from pyflannel.core.holding import Answer, Belief, Do, Holding
 from pyflannel.core.ip import IPAddress, SubnetKey
 from pyflannel.core.kind import Kinds
 from pyflannel.core.lease import Lease, LeaseAttrs, LeaseUpdate
+from pyflannel.core.overlap import Obstacles
 from pyflannel.core.ownership import Verdict, judge
 from pyflannel.core.renewal import DEFAULT_LEASE_TTL_S, margin_for
 from pyflannel.core.trouble import TroubleLog
@@ -50,7 +52,7 @@ from pyflannel.core.trust import ConfigOrigin
 from pyflannel.foreign import escape, shown
 from pyflannel.logs import get_logger
 from pyflannel.report.model import StoreReport
-from pyflannel.store.base import Standing
+from pyflannel.store.base import FindObstacles, Standing, no_obstacles
 from pyflannel.store.configlog import log_problems
 from pyflannel.store.etcd import codec
 from pyflannel.store.etcd.acquire import (
@@ -90,6 +92,7 @@ class EtcdLeaseStore:
         renew_margin_s: renew this long before the lease would expire; of a TTL other than
             upstream's at most a third.
         lease_ttl_s: what is asked for, 0 for what the network config says.
+        obstacles: looks what a subnet must not take away from this node.
         tell: told in words what is being waited for, and `""` when it is over.
     """
 
@@ -104,6 +107,7 @@ class EtcdLeaseStore:
         previous: SubnetKey | None = None,
         renew_margin_s: float = 3600.0,
         lease_ttl_s: int = 0,
+        obstacles: FindObstacles = no_obstacles,
         rng: random.Random | None = None,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
@@ -115,6 +119,7 @@ class EtcdLeaseStore:
         self._previous = previous
         self._margin_s = renew_margin_s
         self._lease_ttl_s = lease_ttl_s
+        self._find_obstacles = obstacles
         self._random = rng or random.Random()  # noqa: S311 - spreads choices, protects nothing
         self._tell_waiting = tell
         self._told = ""
@@ -301,6 +306,7 @@ class EtcdLeaseStore:
         Raises:
             StoreDenied, StoreConfigError: etcd refuses us, or cannot be spoken to the way that is
                 configured. No lease is held yet, so waiting is no better than ending.
+            SubnetsOverlap: as in `LeaseStore`.
             NetworkConfigChanged: there is another valid network config than the one waited under.
                 The caller reads it with `network_config`, derives anew what hangs on it, and calls
                 again.
@@ -467,7 +473,7 @@ class EtcdLeaseStore:
             log.info("the network is divided differently now, trying at once", change=change)
             self._take_config(config)
         except (StoreError, LeaseError) as error:
-            if starting and isinstance(error, StoreDenied | StoreConfigError):
+            if starting and isinstance(error, StoreDenied | StoreConfigError | SubnetsOverlap):
                 raise
             self._holding.failed(self._clock.monotonic(), do, _answer(error))
             self._complain(do, error)
@@ -570,7 +576,14 @@ class EtcdLeaseStore:
             former=remembered.former if remembered is not None else None,
             intended=remembered.intended if remembered is not None else None,
             intend=self._record.intend,
+            obstacles=self._obstacles,
             listed=listed,
+        )
+
+    async def _obstacles(self, config: NetworkConfig, attrs: LeaseAttrs) -> Obstacles | None:
+        published = (attrs.public_ip, attrs.public_ipv6)
+        return await self._find_obstacles(
+            config.networks, self.addresses(), [ip for ip in published if ip is not None]
         )
 
     async def _look(self) -> None:
@@ -910,7 +923,7 @@ def _answer(error: StoreError | LeaseError) -> Answer:
             return Answer.RACED
         case StoreLeaseNotFound():
             return Answer.LEASE_ENDED
-        case SubnetsExhausted():
+        case SubnetsExhausted() | SubnetsOverlap():
             return Answer.FULL
         case PublicIPInUse():
             return Answer.IN_USE

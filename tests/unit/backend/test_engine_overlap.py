@@ -432,3 +432,26 @@ def test_udp_carries_peers_that_are_in_the_way_of_something():
         assert await node.routes() == [str(NETWORK)]
 
     run(scenario())
+
+
+def test_an_own_subnet_that_overlaps_is_said_kept_and_said_to_be_over(caplog):
+    """The containers live in it; only a bridge among them is in nobody's way."""
+    caplog.set_level("INFO")
+
+    async def scenario() -> None:
+        node = Node()
+        node.link("docker0", "10.5.1.1/24", kind="bridge")
+        await node.engine.apply(full=True)
+        assert node.engine.report().own_overlap == ""
+        index = node.link("lan0", "10.5.1.7/25")
+        await node.engine.apply(full=True)
+        assert "10.5.1.7/25 of lan0" in node.engine.report().own_overlap
+        await node.engine.apply(full=True)
+        node.netlink.meddle(Delete(Address(index=index, interface=IPv4Interface("10.5.1.7/25"))))
+        await node.engine.apply(full=True)
+        assert node.engine.report().own_overlap == ""
+
+    run(scenario())
+    (line,) = said(caplog, "this node's own subnet overlaps what")
+    assert "restart pyflanneld" in line
+    assert len(said(caplog, "this node's own subnet overlaps nothing")) == 1

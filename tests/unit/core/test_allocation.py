@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from pyflannel.core import allocation
 from pyflannel.core.allocation import Former, Reuse, TakeFree, TakePrevious
 from pyflannel.core.config import NetworkConfig
-from pyflannel.core.errors import SubnetsExhausted
+from pyflannel.core.errors import SubnetsExhausted, SubnetsOverlap
 from pyflannel.core.ip import Family, SubnetKey, parse_subnet_key
 from pyflannel.core.lease import Lease, LeaseAttrs
+from pyflannel.core.overlap import Judge, Obstacles, Surroundings
 
 CONFIG = NetworkConfig(
     network=IPv4Network("10.0.0.0/16"),
@@ -461,3 +462,77 @@ class TestRecognition:
         made = plan(CONFIG, [old], NOW, "10.0.7.0-24", former=FORMER, foreign={old.key})
         assert isinstance(made.step, TakeFree)
         assert made.key != old.key
+
+
+def lan(*prefixes: str, bridges: tuple[str, ...] = ()) -> Obstacles:
+    """Connected prefixes of a node; of a subnet that it has, bridges are none."""
+
+    def judge(texts):
+        return Judge(Surroundings(connected={ip_network(t): f"{t} of eth0" for t in texts}))
+
+    return Obstacles(new=judge((*prefixes, *bridges)), kept=judge(prefixes))
+
+
+class TestObstacles:
+    """The own subnet neither equals nor contains what the node is connected to."""
+
+    def test_a_free_subnet_is_drawn_beside_it(self):
+        around = lan("10.0.1.0/24", "10.0.3.0/25", bridges=("10.0.2.0/24",))
+        drawn = {plan(CONFIG, [], seed=seed, obstacles=around).key for seed in range(200)}
+        assert drawn == {key(f"10.0.{n}.0-24") for n in range(4, 21)}
+
+    def test_an_own_lease_in_its_way_is_given_back_and_another_one_is_taken(self):
+        mine = lease("10.0.7.0-24", ME)
+        made = plan(CONFIG, [mine], previous="10.0.7.0-24", obstacles=lan("10.0.7.0/24"))
+        assert isinstance(made.step, TakeFree)
+        assert made.key != mine.key
+        ((given_back, conflict),) = made.overlapping
+        assert given_back == mine
+        assert "10.0.7.0/24 of eth0" in str(conflict)
+        assert made.incompatible == ()
+
+    def test_of_two_own_leases_the_one_that_is_in_nobodys_way_is_used(self):
+        bad, good = lease("10.0.7.0-24", ME), lease("10.0.9.0-24", ME)
+        made = plan(CONFIG, [bad, good], obstacles=lan("10.0.7.0/24"))
+        assert made.step == Reuse(good)
+        assert [one for one, _ in made.overlapping] == [bad]
+
+    def test_the_bridge_of_the_containers_takes_no_subnet_from_its_node(self):
+        mine = lease("10.0.7.0-24", ME)
+        around = lan(bridges=("10.0.7.0/24",))
+        assert plan(CONFIG, [mine], obstacles=around).step == Reuse(mine)
+        made = plan(CONFIG, [], previous="10.0.7.0-24", obstacles=around)
+        assert made.step == TakePrevious(mine.key)
+
+    def test_a_previous_subnet_in_its_way_is_refused_with_both_sides(self):
+        made = plan(CONFIG, [], previous="10.0.7.0-24", obstacles=lan("10.0.7.0/26"))
+        assert isinstance(made.step, TakeFree)
+        assert made.previous_refused == (
+            "previous subnet 10.0.7.0/24 equals or contains the connected prefix "
+            "10.0.7.0/26 of eth0"
+        )
+
+    def test_none_is_left_whatever_is_leased(self):
+        tiny = replace(CONFIG, subnet_max=IPv4Address("10.0.2.0"))
+        with pytest.raises(SubnetsOverlap) as told:
+            plan(tiny, [], obstacles=lan("10.0.1.0/24", "10.0.2.7/32"))
+        assert told.value.exit_code == 78
+        assert "10.0.1.0/24 of eth0; choose a Network" in str(told.value)
+
+    def test_that_others_have_them_as_well_makes_no_difference(self):
+        tiny = replace(CONFIG, subnet_max=IPv4Address("10.0.1.0"))
+        with pytest.raises(SubnetsOverlap):
+            plan(tiny, [lease("10.0.0.0-22")], obstacles=lan("10.0.1.0/24"))
+
+    def test_none_is_left_because_others_have_the_rest(self):
+        """Which may end, so it is waited for."""
+        tiny = replace(CONFIG, subnet_max=IPv4Address("10.0.2.0"))
+        with pytest.raises(SubnetsExhausted) as told:
+            plan(tiny, [lease("10.0.2.0-24")], obstacles=lan("10.0.1.0/24"))
+        assert "1 of 2 subnets" in str(told.value)
+        assert "1 overlap what this node is connected to (10.0.1.0/24" in str(told.value)
+
+    def test_each_family_counts(self):
+        held = lease("10.0.7.0-24&fd00:0:0:7::-64", ME)
+        made = plan(DUAL, [held], obstacles=lan("fd00:0:0:7::/64"))
+        assert [one for one, _ in made.overlapping] == [held]

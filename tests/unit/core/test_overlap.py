@@ -168,3 +168,21 @@ def test_the_verdict_is_that_of_the_plain_rule(
 def test_overlap_is_that_of_ipaddress(a, b):
     assert overlap(a, b) is a.overlaps(b)
     assert not overlap(a, IPv6Network("::/0"))
+
+
+@pytest.mark.parametrize(
+    ("subnet", "kind"),
+    [
+        ("10.99.0.0/16", Kind.CONNECTED),
+        ("10.96.0.0/12", Kind.CONNECTED),
+        ("10.99.0.0/24", Kind.ADDRESS),
+        ("10.200.0.0/24", Kind.STORE),
+        # What a peer may not have, and this node may: the container's bridge has the better route.
+        ("10.99.255.0/24", None),
+        ("10.6.0.0/24", None),
+        ("10.99.7.0/24", None),
+    ],
+)
+def test_what_this_nodes_own_subnet_must_not_take_away(subnet, kind):
+    conflict = HOST.own(net(subnet))
+    assert (conflict.kind if conflict is not None else None) is kind

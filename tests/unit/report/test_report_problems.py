@@ -53,6 +53,7 @@ def network(**changes) -> NodeReport:
 
 
 CASES = [
+    (rules.OWN_OVERLAP, network(own_overlap="10.5.1.0/24 contains 10.5.1.7"), "10.5.1.7"),
     (rules.STORE, broken(store=AWAY), "connection refused"),
     (rules.STORE, broken(store=replace(AWAY, kind="static", where="/etc/n.json")), "/etc/n.json"),
     (rules.CONFIG, broken(config=ConfigReport(pending="it was deleted")), "deleted"),

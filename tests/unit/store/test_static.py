@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 from contextlib import suppress
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
 from pyflannel.backend.kinds import KINDS
+from pyflannel.core.errors import SubnetsOverlap
 from pyflannel.core.lease import LeaseAttrs, Snapshot
+from pyflannel.core.overlap import Judge, Obstacles, Surroundings
+from pyflannel.store.base import no_obstacles
 from pyflannel.store.static import LOOK_S, StaticLeaseStore
 from pyflannel.testing.fakeclock import FakeClock
 from tests.unit.core.test_staticnet import CONFIG, node
@@ -22,12 +25,17 @@ SECOND = 1.0
 class Follower:
     """A store over a file, and what it has told."""
 
-    def __init__(self, directory, name: str = "") -> None:
+    def __init__(self, directory, name: str = "", obstacles=no_obstacles) -> None:
         self.path = directory / "network.json"
         self.clock = FakeClock()
         self.told: list[str] = []
         self.store = StaticLeaseStore(
-            str(self.path), node_name=name, kinds=KINDS, clock=self.clock, tell=self.told.append
+            str(self.path),
+            node_name=name,
+            kinds=KINDS,
+            clock=self.clock,
+            obstacles=obstacles,
+            tell=self.told.append,
         )
         self.seen: list[list[str]] = []
         self.moves: list[str] = []
@@ -233,3 +241,22 @@ def test_by_name_the_interface_is_chosen_by_the_address_in_the_file(play):
         assert follower.store.published() == [IPv4Address("192.0.2.1")]
 
     play(scenario, name="n1")
+
+
+def test_a_subnet_that_takes_something_away_from_the_node_ends_the_start(tmp_path):
+    """There is no other one to be taken."""
+    lan = Judge(Surroundings(connected={IPv4Network("10.244.1.0/25"): "10.244.1.7/25 of eth1"}))
+
+    async def look(networks, store, public) -> Obstacles:
+        assert networks == (IPv4Network("10.244.0.0/16"),)
+        assert list(public) == [IPv4Address("192.0.2.1")]
+        return Obstacles(new=lan, kept=lan)
+
+    async def main() -> None:
+        follower = Follower(tmp_path, obstacles=look)
+        follower.write(node(1), node(2))
+        with pytest.raises(SubnetsOverlap, match=r"10\.244\.1\.7/25 of eth1; give it another"):
+            await follower.start()
+        await follower.stop()
+
+    asyncio.run(main())

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface
 
-from pyflannel.backend.surroundings import survey
 from pyflannel.core.ip import IPAddress
-from pyflannel.core.overlap import Surroundings
-from pyflannel.kernel.base import RTPROT_BOOT, RTPROT_KERNEL, Address, Route
+from pyflannel.core.overlap import Kind, Obstacles, Surroundings
+from pyflannel.kernel.base import RTPROT_BOOT, RTPROT_KERNEL, Address, Link, Route
+from pyflannel.kernel.surroundings import obstacles, survey
 from tests.support.overlay import ME, NETWORK, key
 
 OURS, ETH0, DOCKER0 = 9, 2, 3
@@ -97,3 +97,54 @@ def test_routes_into_the_network_are_kept_only_where_the_store_is_in_it():
     static = Route(dst=IPv4Network("10.5.200.0/24"), gateway=IPv4Address("192.0.2.2"), oif=ETH0)
     assert not around(static).passed
     assert around(static, store=(IPv4Address("10.5.200.9"),)).passed == {static.dst}
+
+
+VETH = 5
+LINKS = [
+    Link(index=ETH0, name="eth0"),
+    Link(index=DOCKER0, name="docker0", kind="bridge"),
+    Link(index=VETH, name="veth1", kind="veth"),
+    Link(index=OURS, name="flannel.1", kind="vxlan"),
+]
+MINE = key(ME).v4
+
+
+def in_the_way(*things: Address | Route, underlay: int = ETH0) -> Obstacles:
+    return obstacles(
+        [thing for thing in things if isinstance(thing, Address)],
+        [thing for thing in things if isinstance(thing, Route)],
+        LINKS,
+        ours={OURS},
+        underlay={underlay},
+        networks=(NETWORK,),
+        store=(),
+    )
+
+
+def test_a_lan_is_in_the_way_of_a_subnet_whether_it_is_new_or_had_already():
+    found = in_the_way(address("10.5.1.7/24"))
+    for conflict in (found.of_new(MINE), found.of_kept(key(ME))):
+        assert conflict is not None
+        assert conflict.kind is Kind.CONNECTED
+        assert str(conflict).endswith("10.5.1.7/24 of eth0")
+
+
+def test_devices_of_containers_are_in_nobodys_way_in_a_subnet_that_the_node_has():
+    """But nobody else's bridge is to be covered by a new one."""
+    pod = Route(dst=IPv4Network("10.5.1.9/32"), oif=VETH, protocol=RTPROT_KERNEL, scope=253)
+    for thing in (address("10.5.1.1/24", DOCKER0), address("10.5.1.1/32", VETH), pod):
+        found = in_the_way(thing)
+        assert found.of_kept(key(ME)) is None
+        assert found.of_new(MINE) is not None
+    assert in_the_way(address("10.5.1.1/32", OURS)).of_new(MINE) is None
+
+
+def test_a_bridge_that_leads_to_the_other_nodes_is_none_of_containers():
+    found = in_the_way(address("10.5.1.1/24", DOCKER0), underlay=DOCKER0)
+    assert found.of_kept(key(ME)) is not None
+
+
+def test_a_subnet_inside_a_wider_prefix_may_be_had():
+    found = in_the_way(address("10.1.2.3/8"))
+    assert found.of_new(MINE) is None
+    assert found.of_kept(key(ME)) is None
