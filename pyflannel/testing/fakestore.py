@@ -342,6 +342,8 @@ class FakeStore:
         """Names of the methods called, in order."""
         self.reconnected: list[str] = []
         """Why connections were to be made anew."""
+        self.v2: set[bytes] | None = None
+        """Keys in the store of the v2 API; `None` if etcd does not serve it."""
         self._troubles: defaultdict[str, deque[_Trouble]] = defaultdict(deque)
         self._before: defaultdict[str, deque[Callable[[], None]]] = defaultdict(deque)
         self._refused: dict[str, StoreError] = {}
@@ -435,6 +437,12 @@ class FakeStore:
         kv = self.etcd.get(key)
         leave()
         return RangeResult(header=self.etcd.header, kvs=(kv,) if kv is not None else ())
+
+    async def holds_v2(self, key: bytes) -> bool | None:
+        """As in `Store`."""
+        self.calls.append("holds_v2")
+        await asyncio.sleep(0)
+        return None if self.v2 is None or self._down or self._frozen else key in self.v2
 
     async def range_prefix(self, prefix: bytes) -> RangeResult:
         """As in `Store`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing
 from pathlib import Path
@@ -97,6 +98,7 @@ def world(request: pytest.FixtureRequest, servers: Callable[[str], EtcdServer]) 
     return FakeWorld() if request.param == "fake" else RealWorld(servers(request.param))
 
 
+KEY = b"/coreos.com/network/config"
 _counter = itertools.count()
 
 
@@ -530,3 +532,36 @@ def test_the_two_etcds_are_what_they_are_called() -> None:
     assert packaged is not None
     assert debian == Path("/usr/bin/etcd")
     assert packaged != debian
+
+
+def test_without_the_v2_api_nothing_is_known_of_its_keys(world, prefix):
+    async def work(store: Store) -> None:
+        assert await store.holds_v2(prefix + b"config") is None
+
+    play(world, work)
+
+
+@pytest.mark.slow
+def test_the_v2_api_is_another_store(tmp_path):
+    """Debian's etcd is of 3.4, the last but one that has it."""
+    binary = find_etcd(packaged=False)
+    assert binary is not None
+    with EtcdServer(tmp_path / "etcd", binary=binary, options=["--enable-v2"]) as server:
+
+        async def work() -> None:
+            store = EtcdStore(EtcdOptions(endpoints=(server.endpoint,)))
+            try:
+                assert await store.holds_v2(KEY) is False
+                await store.put(KEY, b"{}")
+                assert await store.holds_v2(KEY) is False
+                request = urllib.request.Request(
+                    f"{server.endpoint}/v2/keys{KEY.decode()}", b"value=%7B%7D", method="PUT"
+                )
+                await asyncio.to_thread(lambda: urllib.request.urlopen(request).close())
+                assert await store.holds_v2(KEY) is True
+                await asyncio.to_thread(server.stop)
+                assert await store.holds_v2(KEY) is None
+            finally:
+                await store.close()
+
+        asyncio.run(work())

@@ -153,6 +153,13 @@ class Store(Protocol):
         """Ends an etcd lease and deletes its keys; one that is gone already is well ended."""
         ...
 
+    async def holds_v2(self, key: bytes) -> bool | None:
+        """Whether the store of etcd's v2 API, which is another one, has a key.
+
+        `None` if etcd does not serve that API or does not tell; no failure raises.
+        """
+        ...
+
     def watch_prefix(
         self, prefix: bytes, start_revision: int
     ) -> AsyncGenerator[WatchResponse, None]:

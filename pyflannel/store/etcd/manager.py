@@ -208,13 +208,15 @@ class EtcdLeaseStore:
             if not found.kvs:
                 waiting = f"waiting for the network config {shown(key)} in etcd"
                 if news("missing", "missing", waiting):
+                    in_v2 = await self._store.holds_v2(key)
                     log.warning(
                         "Couldn't fetch network config: flannel config not found in etcd store. "
                         "Did you create your config using etcdv3 API?",
                         endpoints=self._store.describe(),
                         prefix=self._prefix,
                         key=shown(key),
-                        remedy=self._set_command(),
+                        v2="the key is in etcd's v2 store, which is not read" if in_v2 else None,
+                        remedy=self._set_command(from_v2=bool(in_v2)),
                     )
             else:
                 parsed = parse_network_config(found.kvs[0].value, self._kinds)
@@ -233,11 +235,20 @@ class EtcdLeaseStore:
                     log_problems(parsed.problems, shown(key))
             await self._clock.sleep(CONFIG_RETRY_S)
 
-    def _set_command(self) -> str:
+    def _set_command(self, *, from_v2: bool) -> str:
         """The command that writes the config where this node reads it."""
         endpoints = self._store.describe().replace(", ", ",")
-        words = [f"--etcd-endpoints={endpoints}", f"--etcd-prefix={escape(self._prefix)}", "FILE"]
-        return shlex.join(["pyflannel", "config", "set", *words])
+        words = [f"--etcd-endpoints={endpoints}", f"--etcd-prefix={escape(self._prefix)}"]
+        command = ["pyflannel", "config", "set", "-" if from_v2 else "FILE", *words]
+        if not from_v2:
+            return shlex.join(command)
+        get = [
+            "etcdctl",
+            f"--endpoints={endpoints}",
+            "get",
+            codec.config_key(self._prefix).decode(),
+        ]
+        return f"ETCDCTL_API=2 {shlex.join(get)} | {shlex.join(command)}"
 
     def _tell(self, waiting_for: str) -> None:
         """Reports what is waited for, when that has changed."""

@@ -338,6 +338,14 @@ class EtcdStore:
         with suppress(StoreLeaseNotFound):
             await self._read(f"revoke lease {lease:x}", gateway.REVOKE, body, gateway.parse_header)
 
+    async def holds_v2(self, key: bytes) -> bool | None:
+        """As in `Store`: asks the endpoint that answered last."""
+        endpoint = self._endpoints[self._preferred]
+        with suppress(StoreError, EndpointFailure, TimeoutError):
+            async with asyncio.timeout(ENDPOINT_S):
+                return await self._threads.run(lambda: self._client(endpoint).holds_v2(key))
+        return None
+
     async def watch_prefix(
         self, prefix: bytes, start_revision: int
     ) -> AsyncGenerator[WatchResponse, None]:

@@ -28,7 +28,7 @@ from requests.adapters import HTTPAdapter
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
-from pyflannel.store.etcd import gateway
+from pyflannel.store.etcd import gateway, v2
 from pyflannel.store.etcd.endpoints import Endpoint
 from pyflannel.store.etcd.failures import (
     AnswerTooLong,
@@ -151,6 +151,24 @@ class EndpointClient:
             dropped=unsure and not silent,
             silent=silent,
         )
+
+    def holds_v2(self, key: bytes) -> bool | None:
+        """Whether the store of the v2 API has a key; see `v2.holds`. No failure raises."""
+        host = f"[{self.endpoint.host}]" if ":" in self.endpoint.host else self.endpoint.host
+        url = f"{self.endpoint.scheme}://{host}:{self.endpoint.port}{v2.path(key)}"
+        self._session.local.progress = [0.0]
+        try:
+            answer = self._session.get(url, timeout=(CONNECT_S, ANSWER_S), allow_redirects=False)
+        except (
+            AnswerTooLong,
+            requests.RequestException,
+            urllib3.exceptions.HTTPError,
+            http.client.HTTPException,
+            OSError,
+            ValueError,
+        ):
+            return None
+        return v2.holds(answer.status_code, answer.text)
 
     def reached(self) -> frozenset[str]:
         """Addresses that the endpoint was reached at so far."""

@@ -1510,3 +1510,24 @@ def test_the_remedy_for_a_missing_config_writes_it_where_it_is_read(play, caplog
 
     with caplog.at_level("WARNING"):
         play(scenario)
+
+
+@pytest.mark.parametrize(("held", "told"), [(None, False), (set(), False), ({"config"}, True)])
+def test_a_config_in_the_store_of_the_v2_api_is_told_with_the_way_to_copy_it(
+    play, caplog, held, told
+) -> None:
+    async def scenario(etcd, make) -> None:
+        etcd.delete(codec.config_key(PREFIX))
+        node = make()
+        node.store.v2 = held and {codec.config_key(PREFIX)}
+        waiting = asyncio.create_task(node.manager.network_config())
+        await etcd.clock.advance(30)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert node.store.calls.count("holds_v2") == 1, "once for each line in the log"
+        fields = caplog.records[-1].pyflannel_fields
+        assert (fields["v2"] is not None) is told
+        assert (f"get {PREFIX}/config | pyflannel config set -" in fields["remedy"]) is told
+
+    with caplog.at_level("WARNING"):
+        play(scenario)
