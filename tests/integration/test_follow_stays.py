@@ -152,6 +152,24 @@ ip route replace default nhid 5
 """,
         "ip route replace default via 192.0.2.254 dev eth0; ip nexthop del id 5",
     ),
+    "the default route has two next hops, and the better one leads elsewhere": (
+        """
+ip link add tun7 type veth peer name t7p
+ip link set tun7 up
+ip link set t7p up
+ip route replace default nexthop via 192.0.2.254 dev eth0 nexthop dev tun7 weight 9
+ip nexthop add id 8 dev tun7
+ip nexthop add id 9 via 192.0.2.254 dev eth0
+ip nexthop add id 10 group 8,9/9,1
+ip route add default nhid 10 metric 50
+""",
+        """
+ip link del tun7
+ip route del default metric 50 2>/dev/null || true
+ip nexthop flush
+ip route replace default via 192.0.2.254 dev eth0
+""",
+    ),
     "the IPv6 address is deprecated": (
         "ip addr change 2001:db8::1/64 dev eth0 valid_lft forever preferred_lft 0",
         "ip addr change 2001:db8::1/64 dev eth0 valid_lft forever preferred_lft forever",
