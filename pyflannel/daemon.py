@@ -80,7 +80,8 @@ async def _run(options: DaemonOptions) -> None:
                 from pyflannel.api.health import serve_health
 
                 ip, port = options.healthz_ip, options.healthz_port
-                health = await serve_health(lambda: agent.ready, agent.report, ip, port)
+                report = agent.report if options.metrics else None
+                health = await serve_health(lambda: agent.ready, report, ip, port)
                 stack.push_async_callback(health.cleanup)
             node = await agent.start(stack)
         gc.collect()

@@ -18,6 +18,9 @@ MOST_IN_LOG: Final = 2000
 """Characters shown of one event or field of a log line, and of one sentence on stderr. A command's
 output fits; journald's own limit for a line is 48 KiB (journald.conf, `LineMax=`)."""
 
+MOST_LINES: Final = 200
+"""Lines shown of a traceback: the last ones, where it says what happened."""
+
 _NAMED: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
@@ -33,6 +36,17 @@ def shown(value: object, most: int = MOST) -> str:
         most: characters of the value; of a longer one the beginning, its length behind it.
     """
     return escape(cut(value, most))
+
+
+def shown_lines(text: str) -> str:
+    """Several lines, each as `shown` makes it; of too many the last ones.
+
+    For tracebacks: the message of an exception holds what somebody wrote.
+    """
+    lines = text.split("\n")
+    left_out = len(lines) - MOST_LINES
+    kept = [shown(line, MOST_IN_LOG) for line in lines[-MOST_LINES:]]
+    return "\n".join([f"({left_out} lines before)", *kept] if left_out > 0 else kept)
 
 
 def cut(value: object, most: int = MOST) -> str:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Mapping
 from typing import Final, TextIO
 
-from pyflannel.foreign import MOST_IN_LOG, cut, escape, shown
+from pyflannel.foreign import MOST_IN_LOG, cut, escape, shown, shown_lines
 
 _FIELDS: Final = "pyflannel_fields"
 _PRIORITIES: Final = (
@@ -217,7 +217,9 @@ def _timestamp(record: logging.LogRecord) -> str:
 
 
 def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
-    return "\n" + formatter.formatException(record.exc_info) if record.exc_info else ""
+    if not record.exc_info:
+        return ""
+    return "\n" + shown_lines(formatter.formatException(record.exc_info))
 
 
 def set_up(style: str, *, verbosity: int = 0, stream: TextIO | None = None) -> None:

@@ -129,14 +129,20 @@ class HealthServer:
 
 
 async def serve_health(
-    ready: Callable[[], bool], report: Callable[[], NodeReport], host: str, port: int
+    ready: Callable[[], bool], report: Callable[[], NodeReport] | None, host: str, port: int
 ) -> HealthServer:
-    """Starts the health server, with metrics of the reports.
+    """Starts the health server.
+
+    Args:
+        ready: whether the node is ready.
+        report: what `/metrics` is made of; `None` for no metrics.
+        host: the address to listen on.
+        port: the port.
 
     Raises:
         DeviceUnavailable: the address or the port cannot be had.
     """
-    server = HealthServer(ready, scrapes=Scrapes(report))
+    server = HealthServer(ready, scrapes=Scrapes(report) if report is not None else None)
     await server.start(host, port)
     return server
 

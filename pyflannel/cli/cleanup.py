@@ -96,11 +96,11 @@ def main(argv: Sequence[str]) -> int:
     else:
         verb = "would remove" if given.dry_run else "removed"
         for what in removed:
-            print(f"{verb} {what}")
+            print(shown(f"{verb} {what}", MOST_IN_LOG))
         for what, why in failed.items():
-            print(f"NOT removed: {what}: {why}")
+            print(shown(f"NOT removed: {what}: {why}", MOST_IN_LOG))
         for what, why in left.items():
-            print(f"left alone: {what}: {why}")
+            print(shown(f"left alone: {what}: {why}", MOST_IN_LOG))
         if not found:
             print("nothing of flannel's is here")
     return EXIT_UNAVAILABLE if failed else EXIT_OK

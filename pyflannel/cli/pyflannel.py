@@ -22,7 +22,7 @@ from pyflannel.cli import streams
 from pyflannel.cli.order import command_first
 from pyflannel.core.errors import EXIT_DEFECT, EXIT_UNAVAILABLE, EXIT_USAGE, FlannelError
 from pyflannel.core.options import ETCD_FLAGS
-from pyflannel.foreign import MOST_IN_LOG, shown
+from pyflannel.foreign import MOST_IN_LOG, shown, shown_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ def guarded(program: str, module: str, argv: list[str]) -> int:
     except Exception as error:  # noqa: BLE001 - the border of the process
         import traceback
 
-        traceback.print_exc()
+        print(shown_lines(traceback.format_exc()), end="", file=sys.stderr)
         print(f"{program}: defect: {shown(repr(error), MOST_IN_LOG)}", file=sys.stderr)
         return EXIT_DEFECT
 

@@ -50,7 +50,7 @@ from typing import NoReturn
 import pyflannel
 from pyflannel.cli import streams
 from pyflannel.core.errors import EXIT_DEFECT, EXIT_OK, FlannelError
-from pyflannel.foreign import MOST_IN_LOG, shown
+from pyflannel.foreign import MOST_IN_LOG, shown, shown_lines
 
 SECRET_VARIABLES = ("FLANNELD_ETCD_PASSWORD", "FLANNEL_OPTIONS")
 """Variables with the password of the etcd user in them; no command that we run needs it."""
@@ -84,6 +84,10 @@ def run(argv: Sequence[str]) -> int:
         for name in SECRET_VARIABLES:
             os.environ.pop(name, None)  # children inherit the rest
         check_limits()
+        if parsed.options.etcd.has_secrets:
+            from pyflannel.kernel.limits import forbid_core_dumps
+
+            forbid_core_dumps()
 
         from pyflannel.daemon import run_daemon
 
@@ -99,7 +103,7 @@ def run(argv: Sequence[str]) -> int:
         from pyflannel import logs
 
         said = f"pyflanneld: defect: {shown(repr(error), MOST_IN_LOG)}"
-        logs.say(logging.ERROR, traceback.format_exc() + said)
+        logs.say(logging.ERROR, shown_lines(traceback.format_exc()) + said)
         return EXIT_DEFECT
 
 

@@ -70,17 +70,18 @@ def subnet_file() -> str:
     return os.environ.get("FLANNELD_SUBNET_FILE") or DaemonOptions().subnet_file
 
 
-def _other_release(shown: Mapping[str, Any]) -> int:
+def _other_release(answer: Mapping[str, Any]) -> int:
     """A daemon from before an upgrade: its answer is printed as it came."""
-    print(json.dumps(shown, indent=2))
+    print(json.dumps(answer, indent=2))
+    version = escaped(answer.get("version", "unknown"), 40)
     print(
-        f"pyflannel: the daemon is of another release ({shown.get('version', 'unknown')}), its "
-        "status is shown as it came; restart pyflanneld",
+        f"pyflannel: the daemon is of another release ({version}), its status is shown as it "
+        "came; restart pyflanneld",
         file=sys.stderr,
     )
-    if not shown.get("ready"):
+    if not answer.get("ready"):
         return EXIT_NOT_READY
-    return EXIT_PROBLEMS if shown.get("problems") else EXIT_OK
+    return EXIT_PROBLEMS if answer.get("problems") else EXIT_OK
 
 
 def ask(path: str, subnet_file: str = "") -> dict[str, Any]:

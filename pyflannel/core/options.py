@@ -50,6 +50,11 @@ class EtcdOptions:
     password_file: str = ""
     """File whose one line is the password; empty for none."""
 
+    @property
+    def has_secrets(self) -> bool:
+        """Whether a password or a private key is among what etcd is reached with."""
+        return bool(self.username or self.password or self.password_file or self.keyfile)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonOptions:
@@ -97,6 +102,8 @@ class DaemonOptions:
     node_name: str = ""
     """Which of its nodes we are; empty to go by our public address."""
     log_format: str = "auto"
+    metrics: bool = True
+    """Whether the health port answers `/metrics`."""
     allow_extension: bool = False
     """Whether a network config from etcd may have backend extension, which runs its commands."""
     ready_when: str = "started"
@@ -401,6 +408,14 @@ FLAGS: Final = (
         "from any port (a NAT between the nodes), or anybody's",
         since="pyflannel",
         choices=("peers", "any-port", "any"),
+    ),
+    Flag(
+        name="metrics",
+        kind=Kind.BOOL,
+        default=_DEFAULTS.metrics,
+        help="answer /metrics on the health port, which tells subnets and public IPs; "
+        "false for flannel's 404",
+        since="pyflannel",
     ),
     Flag(
         name="allow-extension",
@@ -738,6 +753,7 @@ def _daemon_options(flags: Flags) -> DaemonOptions:
         v=flags.number("v"),
         datapath=flags.text("datapath"),
         udp_accept=flags.text("udp-accept"),
+        metrics=flags.switch("metrics"),
         allow_extension=flags.switch("allow-extension"),
         instance=flags.text("instance"),
         docker_opts_file=flags.text("docker-opts-file"),

@@ -33,6 +33,17 @@ def raise_files() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
+def forbid_core_dumps() -> None:
+    """Has the kernel write no core of this process and of its children, whatever ends them.
+
+    systemd-coredump keeps to it too: it is told the limit (`%c` of core_pattern).
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    # The unit has set it, and forbids to set limits.
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+
+
 def _soft(which: int) -> int | None:
     soft, _ = resource.getrlimit(which)
     return None if soft == resource.RLIM_INFINITY else soft

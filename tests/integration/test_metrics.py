@@ -31,3 +31,17 @@ def test_a_node_tells_its_lease_its_store_and_its_peers():
         assert shown["pyflannel_lease_expiry_timestamp_seconds",] > 1e9
         # Never answered is no verdict.
         assert not any(name == "pyflannel_peer_up" for name, *_ in shown)
+
+
+def test_without_them_the_port_has_what_upstreams_has():
+    asked = ASK.replace("r.urlopen", "r.build_opener(H).open").replace(
+        "import urllib.request as r;",
+        "import urllib.request as r; H = type('H', (r.HTTPErrorProcessor,),"
+        " {'http_response': lambda s, q, a: a});",
+    )
+    flags = ("--healthz-port=9471", "--metrics=false")
+    with Lab(LabSpec(nodes=1, name="nometrics", daemon_args=flags)) as lab:
+        node = lab.node(1)
+        assert node.exec([sys.executable, "-c", asked]).stdout.strip() == "404 page not found"
+        healthy = asked.replace("/metrics", "/healthz")
+        assert node.exec([sys.executable, "-c", healthy]).stdout.strip() == "flanneld is running"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyflannel.foreign import MOST, cut, escape, shown
+from pyflannel.foreign import MOST, MOST_IN_LOG, MOST_LINES, cut, escape, shown, shown_lines
 from tests.support.hostile import HOSTILE
 
 
@@ -45,3 +45,18 @@ def test_a_long_one_is_cut_and_its_length_told() -> None:
     assert shown("x" * 300) == "x" * MOST + "… (300 characters)"
     assert cut("\n" * 3, 2) == "\n\n… (3 characters)"
     assert escape("x" * 300) == "x" * 300
+
+
+@given(st.text())
+def test_of_many_lines_each_is_printable_and_stays_a_line(text: str) -> None:
+    lines = shown_lines(text).split("\n")
+    assert len(lines) == min(text.count("\n") + 1, MOST_LINES + 1)
+    assert all(line.isprintable() for line in lines)
+
+
+def test_of_too_many_lines_the_last_are_shown_and_the_others_counted() -> None:
+    text = "\n".join(str(number) for number in range(1000))
+    before = 1000 - MOST_LINES
+    assert shown_lines(text).startswith(f"({before} lines before)\n{before}\n")
+    assert shown_lines(text).endswith("\n999")
+    assert len(shown_lines("x" * 100_000)) < 2 * MOST_IN_LOG

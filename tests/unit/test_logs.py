@@ -150,3 +150,22 @@ def test_elsewhere_last_words_are_bare(capsys, monkeypatch):
     monkeypatch.delenv("JOURNAL_STREAM", raising=False)
     logs.say(logging.ERROR, "why")
     assert capsys.readouterr().err == "why\n"
+
+
+@pytest.mark.parametrize(
+    "formatter", [logs.TextFormatter(color=False), logs.KeyValueFormatter(), logs.JsonFormatter()]
+)
+def test_what_others_wrote_is_escaped_and_cut_in_a_traceback_too(formatter):
+    """An exception's message may be a value from etcd."""
+
+    def fail() -> None:
+        raise ValueError("\x1b]0;owned\x07\u202e" + "x" * 100_000)
+
+    try:
+        fail()
+    except ValueError:
+        record = logging.LogRecord("pyflannel", logging.ERROR, "", 0, "defect", (), sys.exc_info())
+    text = formatter.format(record)
+    assert all(line.isprintable() for line in text.split("\n"))
+    assert len(text) < 10_000
+    assert "ValueError" in text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from pyflannel.cli import status
 from pyflannel.report.model import (
     DeviceReport,
     Failure,
@@ -29,3 +30,12 @@ def test_nothing_a_daemon_repeats_reaches_the_terminal_raw(text: str) -> None:
     )
     assert is_fit(page(report))
     assert is_fit(headline(report))
+
+
+def test_an_answer_of_another_release_reaches_the_terminal_escaped(monkeypatch, capsys) -> None:
+    answer = {"version": "\x1b]0;owned\x07", "ready": True}
+    monkeypatch.setattr(status, "ask", lambda *_: answer)
+    assert status.main([]) == 0
+    out, err = capsys.readouterr()
+    assert is_fit(out + err)
+    assert "another release (\\x1b" in err

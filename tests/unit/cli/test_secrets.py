@@ -12,6 +12,7 @@ from pyflannel.cli import pyflanneld, start
 from pyflannel.core.errors import UsageError
 from pyflannel.core.options import DaemonOptions, EtcdOptions, RunDaemon, parse_daemon
 from pyflannel.core.sysconfig import translate
+from pyflannel.kernel import limits
 
 SECRET = "S3cret"
 URL = f"http://root:{SECRET}@h:1"
@@ -109,3 +110,22 @@ def test_what_the_daemon_runs_does_not_inherit_one(monkeypatch: pytest.MonkeyPat
     assert pyflanneld.run(["pyflanneld"]) == 0
     assert SECRET not in str(seen)
     assert seen
+
+
+@pytest.mark.parametrize(
+    ("argv", "forbidden"),
+    [
+        ([], False),
+        (["-etcd-username=flannel", "-etcd-password-file=/etc/secret"], True),
+        (["-etcd-keyfile=/etc/key", "-etcd-certfile=/etc/cert"], True),
+    ],
+)
+def test_a_daemon_with_secrets_dumps_no_core(
+    argv: list[str], forbidden: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where no unit sees to it."""
+    done: list[str] = []
+    monkeypatch.setattr(limits, "forbid_core_dumps", lambda: done.append("forbidden"))
+    monkeypatch.setattr(daemon, "run_daemon", lambda *_: 0)
+    assert pyflanneld.run(["pyflanneld", *argv]) == 0
+    assert done == ["forbidden"] * forbidden

@@ -38,6 +38,7 @@ OURS = {
     "datapath", "udp-accept", "docker-opts-file", "docker-opts-keys", "status-socket", "state-dir",
     "log-format", "ready-when", "allow-extension", "static-network", "node-name", "status-group",
     "etcd-password-file", "instance", "lease-ttl", "release-on-exit",
+    "metrics",
 }  # fmt: skip
 
 
@@ -100,7 +101,7 @@ def test_every_option_comes_from_its_flag() -> None:
         "-iptables-forward-rules=false", "-ip-blackhole-route", "-v=3", "-datapath=python",
         "-udp-accept=any", "-docker-opts-file=", "-docker-opts-keys=A,B",
         "-status-socket=/x", "-state-dir=/y", "-log-format=json", "-ready-when=files",
-        "-lease-ttl=600", "-release-on-exit",
+        "-lease-ttl=600", "-release-on-exit", "-metrics=false",
         "-allow-extension", "-status-group=adm", FLANNELD_ETCD_PASSWORD="w",
     ) == DaemonOptions(
         etcd=EtcdOptions(
@@ -114,7 +115,7 @@ def test_every_option_comes_from_its_flag() -> None:
         ip_blackhole_route=True, v=3, datapath="python", udp_accept="any", docker_opts_file="",
         docker_opts_keys=("A", "B"), status_socket="/x", state_dir="/y", log_format="json",
         ready_when="files", allow_extension=True, status_group="adm", lease_ttl=600,
-        release_on_exit=True,
+        release_on_exit=True, metrics=False,
     )  # fmt: skip
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from pyflannel.kernel.limits import read_limits
@@ -38,3 +41,13 @@ def test_version_one_has_a_hierarchy_of_its_own(groups):
 def test_without_control_groups_there_is_no_limit(groups):
     assert groups("0::/\n").tasks is None
     assert groups("").tasks is None
+
+
+def test_no_core_is_dumped_where_that_is_forbidden():
+    code = (
+        "import resource; from pyflannel.kernel.limits import forbid_core_dumps;"
+        "forbid_core_dumps(); print(resource.getrlimit(resource.RLIMIT_CORE)[0])"
+    )
+    command = ["sh", "-c", 'ulimit -S -c unlimited; exec "$@"', "sh", sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    assert done.stdout == "0\n"
