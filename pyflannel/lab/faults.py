@@ -286,7 +286,8 @@ def _faults() -> Iterable[Fault]:
         Fault(
             name="device renamed",
             repair="device",
-            script="ip link set dev $DEV name other0",
+            # Before Linux 6.2 a device that is up cannot be renamed.
+            script=_at_once("link set dev $DEV down", "link set dev $DEV name other0"),
             backends=_VXLAN,
             upheaval=True,
         ),

@@ -66,6 +66,13 @@ def empty_fdb(node):
         node.bridge("fdb", "del", line.split()[0], "dev", "flannel.1", "self")
 
 
+def rename(node: Node) -> None:
+    """Before Linux 6.2 a device must be down for that; at once, or the daemon has it up again."""
+    commands = "link set flannel.1 down\nlink set flannel.1 name other\n"
+    argv = ["ip", "-n", node.ns, "-batch", "-"]
+    subprocess.run(argv, input=commands, text=True, timeout=30, check=True)
+
+
 def altered_fdb_entry(verb, attribute, value):
     """A fault: the peer's FDB entry, right but for one attribute that ours never have."""
     entry = ("dev", "flannel.1", "dst", "192.0.2.2", attribute, value, "self", "permanent")
@@ -132,7 +139,7 @@ VXLAN_FAULTS: dict[str, Callable[[Node], object]] = {
     "MTU changed": lambda n: n.ip("link", "set", "flannel.1", "mtu", "1300"),
     "queue length changed": lambda n: n.ip("link", "set", "flannel.1", "txqueuelen", "77"),
     "device deleted": lambda n: n.ip("link", "del", "flannel.1"),
-    "device renamed": lambda n: n.ip("link", "set", "flannel.1", "name", "other"),
+    "device renamed": rename,
     "device of another VNI in its place": lambda n: recreate(n, "id", "9"),
     "device that learns in its place": lambda n: recreate(n, "id", "1", "learning"),
     "underlay down and up": lambda n: (
