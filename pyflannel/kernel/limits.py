@@ -1,8 +1,10 @@
-"""Reads the limits that hold for this process, and raises the one that it may raise."""
+"""Reads the limits that hold for this process, and raises those that it needs and may raise."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 import resource
 from pathlib import Path
 from typing import Final
@@ -42,6 +44,38 @@ def forbid_core_dumps() -> None:
     # The unit has set it, and forbids to set limits.
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+
+
+def raise_locked_memory() -> bool:
+    """Lifts the limit of locked memory as far as it may be lifted; whether that was any further."""
+    before = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    no_limit = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    as_allowed = (before[1], before[1])  # without CAP_SYS_RESOURCE
+    for wanted in (no_limit, as_allowed):
+        if wanted == before:
+            return False
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, wanted)
+            return True
+    return False
+
+
+def locked_memory() -> int | None:
+    """Bytes of memory that this process may lock; `None` = no limit."""
+    return _soft(resource.RLIMIT_MEMLOCK)
+
+
+def linux_version(release: str = "") -> tuple[int, int]:
+    """Major and minor version of the running kernel; (0, 0) if its release does not begin so.
+
+    For messages and for what was measured. What a kernel can do is asked of the kernel:
+    distributions carry features back.
+
+    Args:
+        release: as `uname -r` has it, if not that of this machine.
+    """
+    found = re.match(r"(\d+)\.(\d+)", release or os.uname().release)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 def _soft(which: int) -> int | None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from pyflannel.core.errors import DatapathError, KernelError, NotPermitted
+from pyflannel.kernel import limits
 
 SYSCALL: Final = {"x86_64": 321, "aarch64": 280, "riscv64": 280}
 MAP_CREATE: Final = 0
@@ -46,6 +47,7 @@ _CLONE_REDIRECT: Final = 13
 """`bpf_clone_redirect` in `enum bpf_func_id`."""
 ATTR_BYTES: Final = 160
 """At least `sizeof(union bpf_attr)`; the kernel wants what it does not know to be zero."""
+ACCOUNTED_BY_CGROUP: Final = (5, 11)
 LOG_BYTES: Final = 1 << 18
 LOAD_ATTEMPTS: Final = 5
 """As libbpf has it (sys_bpf_prog_load)."""
@@ -70,11 +72,33 @@ def _exchange(command: int, attr: bytes) -> tuple[int, int, bytes]:
 
 def _call(command: int, attr: bytes, operation: str, subject: str) -> int:
     result, code, _ = _exchange(command, attr)
+    if code == errno.EPERM and counts_locked_memory() and limits.raise_locked_memory():
+        result, code, _ = _exchange(command, attr)
     if result >= 0:
         return result
     if code in (errno.EPERM, errno.EACCES):
-        raise NotPermitted(operation, subject, code, "needs CAP_BPF and CAP_NET_ADMIN")
+        raise NotPermitted(operation, subject, code, _what_is_missing())
     raise KernelError(operation, subject, code)
+
+
+def counts_locked_memory() -> bool:
+    """Whether the kernel counts maps and programs as locked memory, and says EPERM at the limit.
+
+    Since 5.11 they are the control group's memory (commit 97306be45fbe). 64 KiB was the limit that
+    most had; our maps are 5 MB.
+    """
+    return limits.linux_version() < ACCOUNTED_BY_CGROUP
+
+
+def _what_is_missing() -> str:
+    needed = "needs CAP_BPF and CAP_NET_ADMIN"
+    limit = limits.locked_memory()
+    if limit is None or not counts_locked_memory():
+        return needed
+    return (
+        f"the limit of locked memory is {limit >> 10} KiB, and before Linux 5.11 it is BPF's too: "
+        f"LimitMEMLOCK=infinity in the unit, or ulimit -l unlimited; otherwise it {needed}"
+    )
 
 
 def _buffer(data: bytes | int) -> ctypes.Array[ctypes.c_char]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pyflannel.core.errors import DatapathError
+from pyflannel.core.errors import DatapathError, NotPermitted
 from pyflannel.datapath.ebpf import bpf
 from pyflannel.datapath.ebpf.path import (
     COUNTED,
@@ -102,3 +102,36 @@ def test_a_load_that_a_signal_broke_off_is_done_again_without_the_log(monkeypatc
     monkeypatch.setattr(bpf, "_exchange", exchange)
     assert bpf.load_program("it", bytes(8), b"GPL", bpf.TCX_EGRESS) == 7
     assert levels == [0] * calls
+
+
+@pytest.mark.parametrize(
+    ("version", "can_raise", "limit", "says", "calls"),
+    [
+        ((5, 10), True, None, "", 2),
+        ((5, 10), False, 65536, "64 KiB.*LimitMEMLOCK=infinity", 1),
+        ((5, 10), False, None, "needs CAP_BPF", 1),
+        ((6, 1), True, 65536, "^((?!KiB).)*needs CAP_BPF", 1),
+    ],
+)
+def test_before_5_11_the_limit_of_locked_memory_is_raised_or_named(
+    monkeypatch, version, can_raise, limit, says, calls
+):
+    """The kernel's answer is EPERM for both, the limit and the rights."""
+    answers = iter([(-1, errno.EPERM, b""), (7, 0, b"")])
+    asked = []
+
+    def exchange(command, attr):
+        asked.append(command)
+        return next(answers)
+
+    monkeypatch.setattr(bpf, "_exchange", exchange)
+    monkeypatch.setattr(bpf.limits, "linux_version", lambda: version)
+    monkeypatch.setattr(bpf.limits, "raise_locked_memory", lambda: can_raise)
+    monkeypatch.setattr(bpf.limits, "locked_memory", lambda: limit)
+    definition = bpf.MapDefinition(2, 4, 4, 1, 0)
+    if says:
+        with pytest.raises(NotPermitted, match=says):
+            bpf.Map.create("m", definition)
+    else:
+        assert bpf.Map.create("m", definition).fd == 7
+    assert asked == [bpf.MAP_CREATE] * calls

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 
 import pytest
 
-from pyflannel.kernel.limits import read_limits
+from pyflannel.kernel.limits import linux_version, locked_memory, raise_locked_memory, read_limits
 
 
 @pytest.fixture
@@ -51,3 +52,43 @@ def test_no_core_is_dumped_where_that_is_forbidden():
     command = ["sh", "-c", 'ulimit -S -c unlimited; exec "$@"', "sh", sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
     assert done.stdout == "0\n"
+
+
+@pytest.mark.parametrize(
+    ("release", "version"),
+    [("5.10.0-46-amd64", (5, 10)), ("6.12.118+deb13-amd64", (6, 12)), ("what", (0, 0))],
+)
+def test_the_version_is_read_from_the_release(release, version):
+    assert linux_version(release) == version
+
+
+NO_LIMIT = resource.RLIM_INFINITY
+
+
+@pytest.mark.parametrize(
+    ("privileged", "before", "raised", "after"),
+    [
+        (True, (1 << 16, 1 << 16), True, (NO_LIMIT, NO_LIMIT)),
+        (False, (1 << 16, 1 << 23), True, (1 << 23, 1 << 23)),
+        (False, (1 << 16, 1 << 16), False, (1 << 16, 1 << 16)),
+        (True, (NO_LIMIT, NO_LIMIT), False, (NO_LIMIT, NO_LIMIT)),
+        (False, (1 << 16, NO_LIMIT), True, (NO_LIMIT, NO_LIMIT)),
+    ],
+)
+def test_locked_memory_is_raised_as_far_as_it_may_be(
+    monkeypatch, privileged, before, raised, after
+):
+    now = before
+
+    def setrlimit(which, wanted):
+        nonlocal now
+        assert which == resource.RLIMIT_MEMLOCK
+        if not privileged and NO_LIMIT in wanted and now[1] != NO_LIMIT:
+            raise ValueError("not allowed to raise maximum limit")
+        now = wanted
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: now)
+    monkeypatch.setattr(resource, "setrlimit", setrlimit)
+    assert raise_locked_memory() is raised
+    assert now == after
+    assert locked_memory() == (None if after[0] == NO_LIMIT else after[0])
