@@ -45,6 +45,8 @@ system: install
 	@PYFLANNEL_LATE_S=180 PYFLANNEL_ALL_ETCDS=1 $(BIN)/python -m pytest \
 		tests/system tests/integration/etcd_cluster \
 		$(addprefix tests/integration/test_,$(LONG)) $(ARGS)
+	@PYFLANNEL_EBPF_ATTACH=clsact $(BIN)/python -m pytest -q tests/integration/test_ebpf_datapath.py \
+		tests/contract/test_datapath_contract.py -k "test_ebpf_datapath or ebpf"
 
 book: install
 	@$(BIN)/python -m pytest -q -s tests/system/test_book.py $(ARGS)

@@ -222,7 +222,7 @@ async def _remove_drop_in(file: OwnFile) -> None:
 
 
 def _bpf_traces() -> list[Trace]:
-    from pyflannel.datapath.ebpf import path as ebpf
+    from pyflannel.datapath.ebpf import survey as ebpf
 
     async def remove() -> None:
         ebpf.remove_leftovers()

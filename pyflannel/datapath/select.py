@@ -82,8 +82,8 @@ IMPLEMENTATIONS: Final[Mapping[str, Implementation]] = {
     "ebpf": Implementation(
         "pyflannel.datapath.ebpf",
         "EbpfDatapath",
-        "it needs Linux 6.6 with CONFIG_BPF_SYSCALL and CONFIG_NET_XGRESS, and CAP_BPF with "
-        "CAP_NET_ADMIN",
+        "it needs Linux 5.10 with CONFIG_BPF_SYSCALL, tcx (CONFIG_NET_XGRESS) or tc's clsact and "
+        "bpf (modules sch_ingress and cls_bpf), and CAP_BPF with CAP_NET_ADMIN",
     ),
     "native": Implementation(
         "pyflannel.datapath.native",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Sequence
 from dataclasses import replace
@@ -240,8 +239,8 @@ class UdpNetwork:
     async def _open_tun(self) -> None:
         choice = self._choose()
         capabilities = choice.factory.capabilities
-        if not capabilities.outlives_daemon and os.access(f"{BPFFS}/pyflannel", os.F_OK):
-            _remove_pinned()
+        if not capabilities.outlives_daemon:
+            _remove_programs()
         store = self._context.fd_store
         kept = store.take(DEVICE)
         if kept is not None:
@@ -355,7 +354,7 @@ class UdpNetwork:
             self._tun = None
 
 
-def _remove_pinned() -> None:
+def _remove_programs() -> None:
     """Detaches programs that an earlier run with the eBPF data path has left forwarding."""
     from pyflannel.datapath.ebpf import remove_leftovers
 

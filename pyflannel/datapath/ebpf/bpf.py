@@ -1,6 +1,6 @@
 """bpf(2) and BPF object files, without libbpf and without a compiler on the node.
 
-Just what three tcx programs and three maps need: an ELF reader for sections, symbols and map
+Just what a few programs and three maps need: an ELF reader for sections, symbols and map
 relocations (no BTF, no CO-RE), and the system call through ctypes. Attribute layouts are those of
 `union bpf_attr` (include/uapi/linux/bpf.h); all of it little endian, as is the object.
 """
@@ -31,6 +31,7 @@ OBJ_PIN: Final = 6
 OBJ_GET: Final = 7
 PROG_TEST_RUN: Final = 10
 OBJ_GET_INFO_BY_FD: Final = 15
+PROG_QUERY: Final = 16
 MAP_LOOKUP_BATCH: Final = 24
 LINK_CREATE: Final = 28
 LINK_UPDATE: Final = 29
@@ -45,6 +46,10 @@ PSEUDO_MAP_FD: Final = 1
 _BPF_F_INGRESS: Final = 1
 _CLONE_REDIRECT: Final = 13
 """`bpf_clone_redirect` in `enum bpf_func_id`."""
+ASK_THE_NEXT: Final = struct.pack("<BxhiBxhi", 0xB7, 0, -1, 0x95, 0, 0)
+"""A program that leaves each packet to the next program or filter: r0 = TC_ACT_UNSPEC; exit."""
+PROGRAMS_AT_A_SIDE: Final = 64
+"""The most that tcx takes (include/linux/bpf_mprog.h, BPF_MPROG_MAX)."""
 ATTR_BYTES: Final = 160
 """At least `sizeof(union bpf_attr)`; the kernel wants what it does not know to be zero."""
 ACCOUNTED_BY_CGROUP: Final = (5, 11)
@@ -391,6 +396,24 @@ def has_tcx(program: int, attach_type: int) -> bool:
     except KernelError as error:
         return error.errno == errno.ENODEV
     return True
+
+
+def attached_tcx(ifindex: int, attach_type: int) -> list[int]:
+    """Ids of all programs at one side of a device, in the order in which they are asked.
+
+    Raises:
+        KernelError: there is no such device. Not without tcx: then there are none.
+    """
+    ids = _buffer(4 * PROGRAMS_AT_A_SIDE)
+    # target_ifindex, attach_type, query_flags, attach_flags, prog_ids, count
+    attr = struct.pack("<IIIIQI", ifindex, attach_type, 0, 0, ctypes.addressof(ids), len(ids) // 4)
+    result, code, answer = _exchange(PROG_QUERY, attr)
+    if result < 0:
+        if code in (errno.EINVAL, errno.ENOENT):
+            return []
+        raise KernelError("list", f"tcx programs of interface {ifindex}", code)
+    (count,) = struct.unpack_from("<I", answer, 24)
+    return list(struct.unpack_from(f"<{count}I", ids.raw))
 
 
 def update_link(link: int, program: int) -> None:

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import os
 import socket
 import struct
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Final
 
 from pyflannel.core.errors import DatapathError, FlannelError, KernelError
 from pyflannel.core.lpm import RouteTable
 from pyflannel.datapath.base import Capabilities, Datapath, DatapathConfig
-from pyflannel.datapath.ebpf import bpf, gropair, pins
-from pyflannel.datapath.ebpf.links import Links, keep_pinned
-from pyflannel.datapath.ebpf.pins import BPFFS
+from pyflannel.datapath.ebpf import attachment, bpf, gropair, pins
+from pyflannel.datapath.ebpf.attachment import Attachment
+from pyflannel.datapath.ebpf.programs import PROGRAMS, Programs
 from pyflannel.datapath.python import PythonDatapath
 from pyflannel.logs import get_logger
 
 log = get_logger(__name__)
 
-BPF_FS_MAGIC: Final = 0xCAFE4A11
-"""linux/magic.h."""
-OBJECT: Final = "flannel.bpf.o"
 SETTINGS: Final = struct.Struct("=4s4s4sIIII16s16sHHBB6s6s12sBx")
 """`struct settings` in flannel.bpf.c; addresses and port in network byte order."""
 PREFIX: Final = struct.Struct("=I4s")
@@ -43,138 +37,6 @@ COUNTED: Final = (
 """The first of `enum counter` in flannel.bpf.c, by the names of `datapath.base.COUNTERS`."""
 STRIP_TESTS: Final = len(COUNTED)
 """The last one: test frames that came through (`gropair.py`)."""
-PROGRAMS: Final = {
-    "overlay_out": bpf.TCX_EGRESS,
-    "underlay_in": bpf.TCX_INGRESS,
-    "pair_in": bpf.TCX_INGRESS,
-    "gro_in": bpf.TCX_INGRESS,
-    "strip_out": bpf.TCX_EGRESS,
-}
-"""Each program, and at which side of its device."""
-
-
-def probe() -> Capabilities | str:
-    """Loads the programs without attaching them: the one honest test of kernel and rights."""
-    try:
-        loaded = _Programs(None)
-    except FlannelError as error:
-        return str(error)
-    shape = _shape("peers", loaded.maps["peers"].definition)
-    can_attach = all(bpf.has_tcx(loaded.programs[name], side) for name, side in PROGRAMS.items())
-    loaded.close()
-    if not can_attach:
-        return "this kernel has no tcx"
-    lasting = is_bpffs(BPFFS)
-    return Capabilities(
-        name="ebpf", outlives_daemon=lasting, meanwhile=lasting and _is_other_release(shape)
-    )
-
-
-def _is_other_release(peers: str) -> bool:
-    """Whether a peer table is pinned and none in the shape of ours.
-
-    Those of other releases stay: the way back to one finds its table, and loses no packet either.
-    """
-    directory = pins.pin_directory()
-    if not pins.is_there(directory):
-        return False
-    found = {path.name for path in directory.glob("peers-*")}
-    return bool(found) and peers not in found
-
-
-def _shape(name: str, definition: bpf.MapDefinition) -> str:
-    """What a map's pin is called.
-
-    After an update that changes the definition a map of the old shape is not mistaken for ours.
-    """
-    d = definition
-    return "-".join((name, *(str(n) for n in (d.key_bytes, d.value_bytes, d.entries))))
-
-
-def is_bpffs(path: str) -> bool:
-    """Whether a BPF file system that we may write to is mounted there.
-
-    In the unit's sandbox it is our directory in it alone.
-    """
-    own = Path(path, pins.DIRECTORY)
-    return _is_writable_bpffs(str(own) if own.is_dir() else path)
-
-
-def _is_writable_bpffs(path: str) -> bool:
-    buffer = ctypes.create_string_buffer(256)
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.statfs(path.encode(), buffer) != 0:
-        return False
-    (kind,) = struct.unpack_from("=l", buffer.raw)
-    return kind & 0xFFFFFFFF == BPF_FS_MAGIC and os.access(path, os.W_OK)
-
-
-def leftovers(base: str = BPFFS) -> list[str]:
-    """What `remove_leftovers` would take away, in words."""
-    directory = pins.pin_directory(base)
-    found = [f"eBPF programs and maps in {directory}"] if pins.is_there(directory) else []
-    return found + ([f"rule iif {gropair.SENDER}"] if gropair.has_rule() else [])
-
-
-def remove_leftovers(base: str = BPFFS) -> bool:
-    """Detaches what an earlier run left in this network namespace; whether there was anything."""
-    found = pins.remove(pins.pin_directory(base))
-    with contextlib.suppress(KernelError):
-        found |= gropair.remove()
-    return found
-
-
-class _Programs:
-    """The object's maps and programs, loaded; owns their descriptors.
-
-    Args:
-        directory: where maps of an earlier run may be pinned, and ours will be.
-    """
-
-    def __init__(self, directory: Path | None) -> None:
-        self._directory = directory
-        self.maps: dict[str, bpf.Map] = {}
-        self._pins: dict[str, Path] = {}
-        self.programs: dict[str, int] = {}
-        data = resources.files(__package__).joinpath(OBJECT).read_bytes()
-        self._object = bpf.BpfObject(data)
-        try:
-            for name, definition in self._object.maps.items():
-                self.maps[name] = self._map(name, definition)
-            fds = {name: each.fd for name, each in self.maps.items()}
-            for name, where in PROGRAMS.items():
-                code = self._object.instructions(f"tcx/{name}", fds)
-                self.programs[name] = bpf.load_program(name, code, self._object.license, where)
-        except BaseException:
-            self.close()
-            raise
-
-    def _map(self, name: str, definition: bpf.MapDefinition) -> bpf.Map:
-        if self._directory is None:
-            return bpf.Map.create(name, definition)
-        self._pins[name] = path = self._directory / _shape(name, definition)
-        fd = bpf.get_pinned(str(path))
-        if fd is not None:
-            return bpf.Map(fd, name, definition)
-        made = bpf.Map.create(name, definition)
-        bpf.pin(made.fd, str(path))
-        return made
-
-    def mend_pins(self) -> list[str]:
-        """Pins what is not pinned any more; the names.
-
-        Raises:
-            KernelError, OSError: naming what cannot be pinned.
-        """
-        return [name for name, path in self._pins.items() if keep_pinned(self.maps[name].fd, path)]
-
-    def close(self) -> None:
-        """Closes all descriptors; what is pinned or attached stays."""
-        for each in self.maps.values():
-            each.close()
-        for fd in self.programs.values():
-            os.close(fd)
-        self.programs.clear()
 
 
 class EbpfDatapath:
@@ -184,8 +46,9 @@ class EbpfDatapath:
         self._config = config
         self._slow: Datapath = PythonDatapath(config)
         self._pins = self._pin_directory()
-        self._loaded: _Programs | None = None
-        self._links: Links | None = None
+        self._loaded: Programs | None = None
+        self._attachment: Attachment | None = None
+        self._way = "tcx"
         self._trouble = "not started"
         self._gro: gropair.GroPair | None = None
         self._token = bytes(gropair.TOKEN_BYTES)
@@ -203,7 +66,7 @@ class EbpfDatapath:
             name="ebpf",
             outlives_daemon=self._pins is not None,
             offloads={
-                "tcx": f"off ({self._trouble})" if self._trouble else "on",
+                self._way: f"off ({self._trouble})" if self._trouble else "on",
                 "gro": "on" if self._gro is not None else "off (no veth pair)",
                 "finish": (
                     "on"
@@ -234,8 +97,9 @@ class EbpfDatapath:
         except OSError as error:
             names = f"{config.underlay_name}, {config.tun_name}"
             raise DatapathError(f"ebpf data path: no interface of {names}") from error
-        self._loaded = loaded = _Programs(self._pins)
-        self._links = Links(loaded.programs, PROGRAMS, self._pins)
+        self._loaded = loaded = Programs(self._pins)
+        self._attachment = attachment.attach(loaded.programs, PROGRAMS, self._pins)
+        self._way = self._attachment.name
         self._overlay, self._underlay = overlay, underlay
         if not self._adopt(loaded):
             # Before a program of ours runs in a link of another release's.
@@ -243,10 +107,13 @@ class EbpfDatapath:
         self._build_pair()
         self._write_settings()
         self._use_third_way(self._try_third_way(opened=False))
+        former = attachment.remove_others(self._attachment, self._pins)
+        if former:
+            log.info("programs were attached another way before", removed=", ".join(former))
         self._trouble = ""
         self._slow.start()
 
-    def _adopt(self, loaded: _Programs) -> bool:
+    def _adopt(self, loaded: Programs) -> bool:
         """Takes over what an earlier run has left in the pinned maps; packets are on their way.
 
         Returns:
@@ -288,19 +155,19 @@ class EbpfDatapath:
                 "strip_out": self._gro.receiver,
             }
         # Before anything leads there. Until the settings name a pair, nothing does.
-        assert self._links is not None  # noqa: S101
-        self._links.place(places)
+        assert self._attachment is not None  # noqa: S101
+        self._attachment.place(places)
         if self._gro != before:
             self._write_settings()
         return wrong
 
     def repair(self) -> list[str]:
         """Compares everything of ours in the kernel with what it is to be, and mends it."""
-        if self._loaded is None or self._links is None:
+        if self._loaded is None or self._attachment is None:
             return []
         mended: list[str] = []
         trouble = ""
-        for mend in (self._mend_pair, self._mend_links, self._mend_maps):
+        for mend in (self._mend_pair, self._mend_attachment, self._mend_maps):
             try:
                 mended += mend()
             except (FlannelError, OSError) as error:
@@ -319,9 +186,9 @@ class EbpfDatapath:
         wrong = self._build_pair()
         return ["gro pair"] if self._gro is not None and (wrong or self._gro != before) else []
 
-    def _mend_links(self) -> list[str]:
-        assert self._links is not None  # noqa: S101
-        return self._links.mend()
+    def _mend_attachment(self) -> list[str]:
+        assert self._attachment is not None  # noqa: S101
+        return self._attachment.mend()
 
     def _mend_maps(self) -> list[str]:
         """The maps' pins, the peers and the settings."""
@@ -416,9 +283,9 @@ class EbpfDatapath:
     def stop(self) -> None:
         """Stops the user-space path; the programs stay if they are pinned."""
         self._slow.stop()
-        if self._links is not None:
-            self._links.close()
-            self._links = None
+        if self._attachment is not None:
+            self._attachment.close()
+            self._attachment = None
             self._trouble = "stopped"
         if self._loaded is not None:
             self._loaded.close()
@@ -431,7 +298,7 @@ class EbpfDatapath:
 
     def _pin_directory(self) -> Path | None:
         base = self._config.pin_dir
-        if not base or not is_bpffs(base):
+        if not base or not pins.is_bpffs(base):
             return None
         directory = pins.pin_directory(base)
         reason = pins.make(directory)

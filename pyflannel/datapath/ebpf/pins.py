@@ -7,15 +7,39 @@ directory whose files we would delete. A place that others can write is neither 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import stat
+import struct
 from pathlib import Path
 from typing import Final
+
+from pyflannel.datapath.ebpf import bpf
 
 BPFFS: Final = "/sys/fs/bpf"
 DIRECTORY: Final = "pyflannel"
 """Ours in it."""
+BPF_FS_MAGIC: Final = 0xCAFE4A11
+"""linux/magic.h."""
 _BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
+
+
+def is_bpffs(path: str) -> bool:
+    """Whether a BPF file system that we may write to is mounted there.
+
+    In the unit's sandbox it is our directory in it alone.
+    """
+    own = Path(path, DIRECTORY)
+    return _is_writable_bpffs(str(own) if own.is_dir() else path)
+
+
+def _is_writable_bpffs(path: str) -> bool:
+    buffer = ctypes.create_string_buffer(256)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.statfs(path.encode(), buffer) != 0:
+        return False
+    (kind,) = struct.unpack_from("=l", buffer.raw)
+    return kind & 0xFFFFFFFF == BPF_FS_MAGIC and os.access(path, os.W_OK)
 
 
 def pin_directory(base: str = BPFFS) -> Path:
@@ -67,6 +91,25 @@ def make(directory: Path) -> str:
 def is_there(directory: Path) -> bool:
     """Whether there is a pin directory of ours."""
     return not obstacle(directory) and os.path.isdir(directory)  # noqa: PTH112 - never raises
+
+
+def keep_pinned(fd: int, path: Path) -> bool:
+    """Sees to it that a map, program or link is pinned under a path of ours; whether it was not.
+
+    Raises:
+        KernelError, OSError: it cannot be pinned.
+    """
+    there = bpf.get_pinned(str(path))
+    if there is not None:
+        try:
+            if bpf.object_id(there) == bpf.object_id(fd):
+                return False
+        finally:
+            os.close(there)
+        path.unlink()
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    bpf.pin(fd, str(path))
+    return True
 
 
 def remove(directory: Path) -> bool:

@@ -16,12 +16,11 @@ from pyflannel.datapath.ebpf import bpf
 from pyflannel.datapath.ebpf.path import (
     COUNTED,
     HOP,
-    OBJECT,
     PREFIX,
-    PROGRAMS,
     SETTINGS,
     STRIP_TESTS,
 )
+from pyflannel.datapath.ebpf.programs import OBJECT, PROGRAMS
 
 ROOT = Path(__file__).parents[3]
 SECTIONS = [f"tcx/{name}" for name in PROGRAMS]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pyflannel.datapath.ebpf import path, pins
+from pyflannel.datapath.ebpf import pins, survey
 
 
 @pytest.fixture
@@ -121,5 +121,5 @@ def test_another_releases_table_is_told_by_its_shape(tmp_path, monkeypatch, pinn
     directory.mkdir(parents=True, mode=0o700)
     for name in pinned:
         (directory / name).touch()
-    monkeypatch.setattr(path.pins, "pin_directory", lambda: directory)
-    assert path._is_other_release("peers-8-40-65536") is other
+    monkeypatch.setattr(survey.pins, "pin_directory", lambda: directory)
+    assert survey._is_other_release("peers-8-40-65536") is other

@@ -1,8 +1,4 @@
-"""Where the programs run, and what is pinned: desired state, compared with the kernel's.
-
-Everybody with root can detach a program, delete a pin or the whole directory. Nothing announces it,
-and the packets only become slower, or die with the daemon; so it is looked at on every full pass,
-and put right.
+"""Programs at devices by tcx: an `Attachment`.
 
 Each program has one *link* (kernel/bpf/tcx.c), which attaches it while a descriptor or a pin of the
 link exists. An earlier run's link is taken over by its pin: our program is put in the place of the
@@ -11,39 +7,55 @@ one that runs in it, without a gap.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 from pyflannel.core.errors import KernelError
 from pyflannel.datapath.ebpf import bpf
+from pyflannel.datapath.ebpf.pins import keep_pinned
 
 PIN: Final = "link-{}-{}"
 """A link's pin: program, ifindex."""
 
 
-def keep_pinned(fd: int, path: Path) -> bool:
-    """Sees to it that a map or link is pinned under a path of ours; whether that was needed.
+def try_out() -> None:
+    """Attaches a program that does nothing to the loopback device, and detaches it again.
 
     Raises:
-        KernelError, OSError: it cannot be pinned.
+        KernelError: EINVAL where the kernel has no tcx.
     """
-    there = bpf.get_pinned(str(path))
-    if there is not None:
+    for side in (bpf.TCX_INGRESS, bpf.TCX_EGRESS):
+        program = bpf.load_program("probe", bpf.ASK_THE_NEXT, b"Apache-2.0\0", side)
         try:
-            if bpf.object_id(there) == bpf.object_id(fd):
-                return False
+            os.close(bpf.attach_tcx(program, socket.if_nametoindex("lo"), side))
         finally:
-            os.close(there)
-        path.unlink()
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    bpf.pin(fd, str(path))
-    return True
+            os.close(program)
 
 
-class Links:
-    """The links of all programs.
+def remove(pins: Path | None) -> list[str]:
+    """Detaches what is pinned in a directory of ours, in words."""
+    found = sorted(pins.glob(PIN.format("*", "*"))) if pins is not None else []
+    for pin in found:
+        _detach(pin)
+    return [f"tcx {pin.name}" for pin in found]
+
+
+def _detach(pin: Path) -> None:
+    """Has a pinned link end now: when its last descriptor goes, the kernel takes its time."""
+    link = bpf.get_pinned(str(pin))
+    if link is not None:
+        with contextlib.suppress(KernelError):  # it is no link
+            bpf.detach(link)
+        os.close(link)
+    pin.unlink(missing_ok=True)
+
+
+class TcxLinks:
+    """The links of all programs; see `Attachment` for the contract.
 
     Args:
         programs: name → descriptor; the caller's.
@@ -60,15 +72,13 @@ class Links:
         self._wanted: dict[str, int] = {}
         self._links: dict[tuple[str, int], int] = {}
 
+    @property
+    def name(self) -> str:
+        """What it is called in status."""
+        return "tcx"
+
     def place(self, places: Mapping[str, int]) -> None:
-        """Puts each program at its device, and takes away those at former ones.
-
-        Args:
-            places: program → ifindex.
-
-        Raises:
-            KernelError: a program cannot be attached; the others may be.
-        """
+        """As in `Attachment`."""
         self._wanted = dict(places)
         for name, ifindex in places.items():
             if (name, ifindex) not in self._links:
@@ -76,11 +86,7 @@ class Links:
         self._forget_others()
 
     def mend(self) -> list[str]:
-        """Attaches what is not attached any more, and pins what is not pinned; what was put right.
-
-        Raises:
-            KernelError, OSError: naming what cannot be put right.
-        """
+        """As in `Attachment`."""
         mended = []
         for name, ifindex in self._wanted.items():
             link = self._links.get((name, ifindex))
@@ -134,6 +140,6 @@ class Links:
             os.close(self._links.pop(place))
         if self._pins is not None:
             names = {PIN.format(*place) for place in self._wanted.items()}
-            for pin in self._pins.glob("link-*"):
+            for pin in self._pins.glob(PIN.format("*", "*")):
                 if pin.name not in names:
-                    pin.unlink(missing_ok=True)
+                    _detach(pin)
