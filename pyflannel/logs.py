@@ -2,8 +2,9 @@
 
 `log.info("lease acquired", subnet=…, expires=…)`: the phrase is fixed, the values are fields that
 are named alike everywhere. Three renderings: text for a terminal, `key=value` lines otherwise, JSON
-on request. On the way to systemd's journal each line begins with its priority, which the journal
-takes off, and its own clock is left out: the journal has one.
+on request. To systemd's journal each goes as an entry with its priority and, where it has them, the
+fields PEER and CODE; its own clock is left out: the journal has one. Where that way is shut, lines
+on stderr begin with their priority, which the journal takes off.
 Secrets never get here; should one slip into a field, `redact` hides it by its name.
 Events and values are escaped and bounded (`pyflannel.foreign`), whoever wrote them.
 """
@@ -19,6 +20,7 @@ from collections.abc import Mapping
 from typing import Final, TextIO
 
 from pyflannel.foreign import MOST_IN_LOG, cut, escape, shown, shown_lines
+from pyflannel.journal import SOCKET, JournalHandler
 
 _FIELDS: Final = "pyflannel_fields"
 _PRIORITIES: Final = (
@@ -163,12 +165,26 @@ class JournalFormatter(logging.Formatter):
         return with_priority(record.levelno, self._lines.format(record))
 
 
+def _priority(level: int) -> int:
+    return next((code for floor, code in _PRIORITIES if level >= floor), _DEBUG_PRIORITY)
+
+
+_IN_JOURNAL: Final = ("peer", "code")
+"""Fields of ours that are fields of the journal: `PEER=`, `CODE=`. The line has all."""
+
+
+def _journal_fields(record: logging.LogRecord, text: str) -> dict[str, str]:
+    fields = _fields(record)
+    named = {name.upper(): cut(fields[name], MOST_IN_LOG) for name in _IN_JOURNAL if name in fields}
+    return {"MESSAGE": text, "PRIORITY": str(_priority(record.levelno)), **named}
+
+
 def with_priority(level: int, text: str) -> str:
     """The text, each line with the priority of a level of `logging` in front.
 
     The journal takes each line for an entry of its own (systemd.exec(5), `SyslogLevelPrefix=`).
     """
-    priority = next((code for floor, code in _PRIORITIES if level >= floor), _DEBUG_PRIORITY)
+    priority = _priority(level)
     return "\n".join(f"<{priority}>{line}" for line in text.split("\n"))
 
 
@@ -222,13 +238,20 @@ def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
     return "\n" + shown_lines(formatter.formatException(record.exc_info))
 
 
-def set_up(style: str, *, verbosity: int = 0, stream: TextIO | None = None) -> None:
+def set_up(
+    style: str,
+    *,
+    verbosity: int = 0,
+    stream: TextIO | None = None,
+    journal_socket: str = SOCKET,
+) -> None:
     """Sends our logs to `stream` (stderr).
 
     Args:
         style: `auto` (text on a terminal, key=value lines otherwise), `text` or `json`. On a stream
             that is no terminal `text` gives the key=value lines as well. If the stream is the
             journal, lines have their priority, and those that are not JSON no time.
+        journal_socket: where the journal takes entries with fields.
         verbosity: 0 = info and above; 1 and more = debug (upstream's `-v`).
     """
     out = stream if stream is not None else sys.stderr
@@ -240,10 +263,15 @@ def set_up(style: str, *, verbosity: int = 0, stream: TextIO | None = None) -> N
         formatter = TextFormatter(color=True)
     else:
         formatter = KeyValueFormatter(clock=not journal)
+    lines = formatter
     if journal:
-        formatter = JournalFormatter(formatter)
-    handler = logging.StreamHandler(out)
+        formatter = JournalFormatter(lines)
+    handler: logging.Handler = logging.StreamHandler(out)
     handler.setFormatter(formatter)
+    if journal:
+        # With fields; what the journal's socket does not take still goes the way of stderr.
+        handler = JournalHandler(handler, _journal_fields, path=journal_socket)
+        handler.setFormatter(lines)
     root = logging.getLogger("pyflannel")
     root.handlers[:] = [handler]
     root.propagate = False

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator
 
@@ -13,6 +14,7 @@ import pytest
 
 from pyflannel import logs
 from pyflannel.foreign import MOST_IN_LOG
+from pyflannel.journal import entry
 from tests.support.hostile import HOSTILE
 
 Write = Callable[..., str]
@@ -97,7 +99,7 @@ class TestJournal:
         return stream.read().splitlines()
 
     def test_the_level_is_the_priority_and_the_time_is_the_journals(self, journal):
-        logs.set_up("auto", verbosity=1, stream=journal)
+        logs.set_up("auto", verbosity=1, stream=journal, journal_socket="/nowhere")
         log = logs.get_logger("pyflannel.x")
         log.debug("d")
         log.info("i", subnet="10.5.1.0/24")
@@ -110,8 +112,34 @@ class TestJournal:
             "<3>level=error event=e",
         ]
 
+    def test_entries_have_their_peer_and_their_code_as_fields(self, journal, tmp_path):
+        path = str(tmp_path / "socket")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as there:
+            there.bind(path)
+            there.settimeout(5)
+            logs.set_up("auto", stream=journal, journal_socket=path)
+            log = logs.get_logger("pyflannel.x")
+            log.warning("w", peer="10.5.7.0/24", code="PF171", other=1)
+            log.info("i")
+            first, second = (there.recv(65_536).decode().splitlines() for _ in range(2))
+        assert self.written(journal) == []
+        assert set(first) == {
+            "SYSLOG_IDENTIFIER=pyflanneld",
+            "MESSAGE=level=warning event=w peer=10.5.7.0/24 code=PF171 other=1",
+            "PRIORITY=4",
+            "PEER=10.5.7.0/24",
+            "CODE=PF171",
+        }
+        assert "PRIORITY=6" in second
+        assert not any(line.startswith(("PEER", "CODE")) for line in second)
+
+    def test_a_value_with_a_newline_cannot_make_a_field(self):
+        found = entry({"MESSAGE": "a\nCODE=PF171", "PRIORITY": "4"})
+        size = len("a\nCODE=PF171").to_bytes(8, "little")
+        assert found == b"MESSAGE\n" + size + b"a\nCODE=PF171\nPRIORITY=4\n"
+
     def test_a_traceback_stays_in_the_line_of_its_priority(self, journal):
-        logs.set_up("auto", stream=journal)
+        logs.set_up("auto", stream=journal, journal_socket="/nowhere")
         try:
             int("a\nb")
         except ValueError:
@@ -120,7 +148,7 @@ class TestJournal:
         assert line.startswith("<3>level=error event=defect traceback=")
 
     def test_json_keeps_its_time_and_is_json_behind_the_priority(self, journal):
-        logs.set_up("json", stream=journal)
+        logs.set_up("json", stream=journal, journal_socket="/nowhere")
         logs.get_logger("pyflannel.x").warning("w")
         (line,) = self.written(journal)
         assert line.startswith("<4>{")
