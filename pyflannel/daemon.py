@@ -23,6 +23,7 @@ from pyflannel.backend.base import BackendContext
 from pyflannel.backend.kinds import KINDS, create
 from pyflannel.core.options import DaemonOptions
 from pyflannel.kernel import ndisc
+from pyflannel.kernel.icmp import EchoSocket
 from pyflannel.kernel.lock import SingleInstance, upstream_daemons
 from pyflannel.kernel.lookup import find_interface, follow_interface
 from pyflannel.kernel.netlink import KernelNetlink
@@ -146,5 +147,6 @@ def _parts(options: DaemonOptions, notifier: Notifier, stack: contextlib.AsyncEx
         former=former,
         waiting=waiting,
         is_restart=is_restart,
+        open_echoes=EchoSocket,
         attached=fd_store.drop_rest,
     )

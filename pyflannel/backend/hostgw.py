@@ -28,6 +28,7 @@ from pyflannel.backend.plan import Device, PeerObjects, Table, TableEntry, View
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.fields import Problem
 from pyflannel.core.ip import Family, IPNetwork
+from pyflannel.core.kind import Probed
 from pyflannel.core.lease import Lease, LeaseAttrs
 from pyflannel.core.underlay import ExternalInterface
 from pyflannel.kernel.base import Link, Route
@@ -135,6 +136,7 @@ KIND: Final = BackendKind(
     name=BACKEND_TYPE,
     summary="plain routes via the peers' addresses; all nodes must share a link",
     overhead=OVERHEAD,
+    probed=Probed.NODE,
     suits=suits,
     create=HostGwBackend,
 )

@@ -34,7 +34,7 @@ from pyflannel.core.config import NetworkConfig
 from pyflannel.core.errors import ConfigError
 from pyflannel.core.fields import Problem, boolean
 from pyflannel.core.ip import Family, IPAddress, IPNetwork, SubnetKey
-from pyflannel.core.kind import DevicePattern, Settings, setting
+from pyflannel.core.kind import DevicePattern, Probed, Settings, setting
 from pyflannel.core.lease import Lease, LeaseAttrs
 from pyflannel.core.underlay import ExternalInterface
 from pyflannel.kernel.base import IpipAttrs, Link, LinkSpec, Route
@@ -233,6 +233,7 @@ KIND: Final = BackendKind(
     settings=IpipSettings,
     families=(Family.V4,),
     overhead=OVERHEAD,
+    probed=Probed.TUNNEL,
     module="ipip",
     devices=(DevicePattern(r"flannel\.ipip", "ipip"),),
     device_names=device_names,

@@ -55,6 +55,7 @@ from pyflannel.core.kind import (
     MAX_PORT,
     DevicePattern,
     Kind,
+    Probed,
     Range,
     Settings,
     StateFile,
@@ -675,6 +676,7 @@ KIND: Final = BackendKind(
     summary="VXLAN, by the kernel; works on any underlay",
     settings=VxlanSettings,
     overhead=OVERHEAD,
+    probed=Probed.TUNNEL,
     module="vxlan",
     devices=(
         DevicePattern(r"flannel\.\d+", "vxlan"),

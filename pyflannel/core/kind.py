@@ -16,6 +16,7 @@ interface, the daemon with the one it has chosen, when it starts and whenever th
 
 from __future__ import annotations
 
+import enum
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -204,6 +205,17 @@ class StateFile:
     """It is a JSON object with at least these. One without is not ours, and `cleanup` leaves it."""
 
 
+class Probed(enum.StrEnum):
+    """What of a peer the probes ask; see `pyflannel.probe.targets`."""
+
+    TUNNEL = "tunnel"
+    """The first address of its subnet, which its overlay device has, and the node beside it."""
+    NODE = "node"
+    """The node at its public address: there is no tunnel."""
+    NOTHING = "nothing"
+    """Its packets are not our business."""
+
+
 def no_device(config: NetworkConfig) -> Mapping[Family, str]:
     """For kinds that have none."""
     del config
@@ -237,6 +249,8 @@ class Kind:
     """Bytes it adds to a packet, by the family of the underlay."""
     moves_packets: bool = True
     """Whether its packets are our business; with alloc and extension they are somebody else's."""
+    probed: Probed = Probed.NOTHING
+    """What of a peer is asked whether it answers."""
     route_per_peer: bool = True
     """Whether each peer has a route of its own in the kernel, or one serves the whole network."""
     devices: tuple[DevicePattern, ...] = ()

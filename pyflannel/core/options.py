@@ -24,6 +24,8 @@ MIN_RENEW_MARGIN: Final = 1
 MAX_RENEW_MARGIN: Final = 1439
 """Minutes; a lease lasts 24 hours, so 1440 would mean to renew without pause."""
 MAX_PORT: Final = 0xFFFF
+MAX_PROBE_INTERVAL_S: Final = 3600
+"""A peer that is asked less often might as well not be asked."""
 
 _KUBE: Final = "taking subnets from Kubernetes"
 _INSTANCE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}", re.ASCII)
@@ -104,6 +106,8 @@ class DaemonOptions:
     log_format: str = "auto"
     metrics: bool = True
     """Whether the health port answers `/metrics`."""
+    probe_interval: int = 10
+    """Seconds between two probes of a peer where there are few; 0 for none."""
     allow_extension: bool = False
     """Whether a network config from etcd may have backend extension, which runs its commands."""
     ready_when: str = "started"
@@ -426,6 +430,14 @@ FLAGS: Final = (
         since="pyflannel",
     ),
     Flag(
+        name="probe-interval",
+        kind=Kind.INT,
+        default=_DEFAULTS.probe_interval,
+        help="seconds between two probes of a peer, an echo through the tunnel and now and then "
+        "one beside it; longer where there are more than 20 peers; 0 for none",
+        since="pyflannel",
+    ),
+    Flag(
         name="instance",
         kind=Kind.STRING,
         default=_DEFAULTS.instance,
@@ -704,6 +716,12 @@ def _check_values(flags: Flags) -> list[str]:
     resync = flags.number("iptables-resync")
     if resync <= 0:
         errors.append(f"-iptables-resync is {resync}, expected seconds, at least 1")
+    probes = flags.number("probe-interval")
+    if not 0 <= probes <= MAX_PROBE_INTERVAL_S:
+        errors.append(
+            f"-probe-interval is {probes}, expected seconds up to {MAX_PROBE_INTERVAL_S}, or 0 for "
+            "no probes"
+        )
     port = flags.number("healthz-port")
     if port > MAX_PORT:
         errors.append(f"-healthz-port is {port}, expected a port up to {MAX_PORT}, or 0 for none")
@@ -755,6 +773,7 @@ def _daemon_options(flags: Flags) -> DaemonOptions:
         udp_accept=flags.text("udp-accept"),
         metrics=flags.switch("metrics"),
         allow_extension=flags.switch("allow-extension"),
+        probe_interval=flags.number("probe-interval"),
         instance=flags.text("instance"),
         docker_opts_file=flags.text("docker-opts-file"),
         docker_opts_keys=tuple(flags.text("docker-opts-keys").split(",")),

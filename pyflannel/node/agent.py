@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -33,7 +33,7 @@ from pyflannel.core.announce import Announcer
 from pyflannel.core.config import NetworkConfig, effective, parse_network_config
 from pyflannel.core.errors import NetworkConfigChanged, StoreDenied, StoreError
 from pyflannel.core.ip import Family, SubnetKey
-from pyflannel.core.lease import Identity, LeaseAttrs, LeaseTable, Snapshot
+from pyflannel.core.lease import Identity, LeaseAttrs, LeaseEvent, LeaseTable, Snapshot
 from pyflannel.core.trust import check_commands
 from pyflannel.core.underlay import ExternalInterface
 from pyflannel.docker import options as docker_options
@@ -43,6 +43,7 @@ from pyflannel.node.firewall import Firewall
 from pyflannel.node.follow import UnderlayFollower
 from pyflannel.node.former import remove_former
 from pyflannel.node.parts import Parts, Settings, Started
+from pyflannel.node.probing import Probing, seen
 from pyflannel.node.progress import PROGRAM_FIRST_S, Progress
 from pyflannel.node.reports import (
     config_report,
@@ -60,6 +61,7 @@ from pyflannel.report.model import (
     NetworkReport,
     NodeReport,
     PeerReport,
+    ProbeReport,
     RulesReport,
     StoreReport,
     UnderlayReport,
@@ -216,6 +218,7 @@ class Agent:
             rules=node.rules_report() if node is not None else None,
             files=parts.files.report(),
             failing=self._failures(),
+            probes=node.probe_report() if node is not None else None,
             peers=node.peer_reports() if node is not None and peers else (),
         )
 
@@ -276,6 +279,14 @@ class Node:
         stack.callback(manager.close)
         self._firewall = Firewall(manager, other, self._rules(), parts.clock)
         self._blackhole = BlackholeKeeper(parts.netlink, lambda: self._lease.key, parts.clock)
+        self._probing = Probing(
+            parts,
+            started.config,
+            settings.probe_interval_s,
+            peers=lambda: self._table.peers,
+            network=self.network_report,
+            underlay=lambda: self._underlay,
+        )
         self._pending_config = Trouble(parts.clock)
         self._docker_trouble = Trouble(parts.clock)
         self._unpublished = asyncio.Event()
@@ -318,6 +329,7 @@ class Node:
                 work = self._blackhole.run(self._settings.rules_period_s)
                 forever(group, "blackhole route", work)
             forever(group, "network config", self._later(self._watch_config))
+            forever(group, "probes", self._later(self._probing.run))
             forever(group, "docker's chain", self._later(self._keep_dockers_chain))
 
     # Ready
@@ -349,7 +361,7 @@ class Node:
             # Also what changed of our own (an address, the etcd lease) without another subnet.
             events = self._table.set_own(self._identity()) + self._table.apply(update)
             if events:
-                self._driver.submit(events)
+                self._submit(events)
             if isinstance(update, Snapshot):
                 self._driver.synced()
                 if not self._programmed.is_set():
@@ -365,6 +377,10 @@ class Node:
                         others_not_logged=self._rejected.take_withheld(),
                     )
 
+    def _submit(self, events: Sequence[LeaseEvent]) -> None:
+        self._driver.submit(events)
+        self._probing.changed(events)
+
     def _identity(self) -> Identity:
         """What is ours in the store: what we published, and what we are about to publish."""
         return Identity.of(self._store.lease or self._lease, self._driver.attrs)
@@ -377,7 +393,7 @@ class Node:
     async def _keep_lease(self) -> None:
         async for lease in self._store.keep():
             self._lease = lease
-            self._driver.submit(self._table.set_own(self._identity()))
+            self._submit(self._table.set_own(self._identity()))
             attrs = await self._driver.rebase(self._underlay, lease)
             await self._firewall.replace(self._rules())
             self._write_files()
@@ -405,7 +421,7 @@ class Node:
             await self._unpublished.wait()
             self._unpublished.clear()
             await self._store.publish(self._wanted)
-            self._driver.submit(self._table.set_own(self._identity()))
+            self._submit(self._table.set_own(self._identity()))
 
     def _attrs_changed(self, attrs: LeaseAttrs) -> None:
         log.warning("own lease needs other attributes, publishing them", data=attrs.backend_data)
@@ -531,11 +547,16 @@ class Node:
         """The traffic rules."""
         return self._firewall.report()
 
+    def probe_report(self) -> ProbeReport:
+        """The probes of the peers."""
+        return self._probing.report()
+
     def peer_reports(self) -> tuple[PeerReport, ...]:
         """A record for each peer, by subnet."""
-        network = self._driver.report()
+        network, views = self._driver.report(), self._probing.views()
+        backend = self._config.backend_type
         return tuple(
-            peer_report(lease, self._config.backend_type, network)
+            seen(peer_report(lease, backend, network), views.get(lease.key))
             for _, lease in sorted(self._table.peers.items(), key=lambda item: peer_order(item[1]))
         )
 

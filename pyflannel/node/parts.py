@@ -19,6 +19,7 @@ from pyflannel.docker import options as docker_options
 from pyflannel.kernel.base import Netlink
 from pyflannel.node.envfiles import EnvFiles
 from pyflannel.node.trouble import Trouble
+from pyflannel.probe.prober import Echoes
 from pyflannel.store.base import LeaseStore
 from pyflannel.systemd import Notifier
 from pyflannel.traffic.base import TrafficManager
@@ -70,7 +71,8 @@ class Settings:
     """Where word is left that must outlive a reboot."""
     ready_when_files: bool = False
     """READY waits for the environment files, too."""
-
+    probe_interval_s: float = 0.0
+    """Between two probes of a peer; 0 for none."""
     release_on_exit: bool = False
     """Give the subnet back at an orderly end that is no restart."""
 
@@ -88,6 +90,7 @@ class Settings:
             rules_period_s=float(options.iptables_resync),
             state_dir=options.state_dir,
             ready_when_files=options.ready_when == "files",
+            probe_interval_s=float(options.probe_interval),
             release_on_exit=options.release_on_exit,
         )
 
@@ -116,6 +119,8 @@ class Parts:
     """What the store waits for; the store's `tell` sets it."""
     is_restart: Callable[[], Awaitable[bool]]
     """Whether we are stopped only to be started again; see `node.restart`."""
+    open_echoes: Callable[[Family], Echoes] | None = None
+    """Gives the edge of the probes; without one no peer is probed."""
     attached: Callable[[], None] = lambda: None
     """Called when the backend has taken what it can use of a former run."""
 

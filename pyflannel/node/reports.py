@@ -82,7 +82,13 @@ def peer_report(lease: Lease, backend: str, network: NetworkReport) -> PeerRepor
         backend=lease.attrs.backend_type or backend,
         state="ignored" if ignored else "failing" if failing else "unknown",
         reason=ignored or failing,
+        way=_way(backend, network),
     )
+
+
+def _way(backend: str, network: NetworkReport) -> str:
+    path = network.datapath
+    return f"{backend}/{path.name}" if path is not None and path.name else backend
 
 
 def peer_order(lease: Lease) -> tuple[int, int]:

@@ -21,9 +21,9 @@ MOST_PEERS: Final = 250
 """Peers with series of their own, those with trouble first. Each has up to about ten, and each node
 tells of each: 250 nodes make half a million, which one Prometheus holds with ease; their number
 grows with the square."""
-STATES: Final = ("up", "down", "unknown", "ignored", "failing")
+STATES: Final = ("up", "small-only", "down", "unknown", "ignored", "failing")
 """Of a peer, as in `PeerReport.state`."""
-_VERDICTS: Final = {"up": 1.0, "down": 0.0}
+_VERDICTS: Final = {"up": 1.0, "small-only": 1.0, "down": 0.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +92,19 @@ def _node(report: NodeReport) -> Iterator[Family]:
         "What pyflannel status finds wrong now.",
         [({"severity": each.value}, float(severities[each])) for each in Severity],
     )
+    probes = report.probes
+    yield _one(
+        "pyflannel_probe_interval_seconds",
+        "Between two probes of a peer; 0 if none are sent.",
+        probes.interval_s if probes is not None else None,
+    )
+    if probes is not None:
+        results = (("answered", probes.answered), ("lost", probes.lost), ("void", probes.void))
+        yield Family(
+            "pyflannel_probes_total",
+            "Echoes to peers by what became of them; void if this machine stood still.",
+            [({"result": name}, float(count)) for name, count in results],
+        )
     states = Counter(peer.state for peer in report.peers)
     yield Family(
         "pyflannel_peers",
@@ -120,6 +133,21 @@ def _peers(peers: Sequence[PeerReport]) -> Iterator[Family]:
         "pyflannel_peer_rtt_seconds",
         "Round trip of a probe through the tunnel.",
         [(names, peer.rtt_s) for names, peer in labelled if peer.rtt_s is not None],
+    )
+    yield Family(
+        "pyflannel_peer_loss_ratio",
+        "Share of the last 20 probes through the tunnel that were not answered.",
+        [(names, peer.loss) for names, peer in labelled if peer.loss is not None],
+    )
+    yield Family(
+        "pyflannel_peer_last_heard_timestamp_seconds",
+        "When a peer last answered a probe through the tunnel.",
+        [(names, peer.last_heard) for names, peer in labelled if peer.last_heard is not None],
+    )
+    yield Family(
+        "pyflannel_peer_mtu_bytes",
+        "Largest packet that a probe saw arrive.",
+        [(names, float(peer.mtu)) for names, peer in labelled if peer.mtu is not None],
     )
     yield Family(
         "pyflannel_peer_bytes_total",

@@ -248,10 +248,17 @@ class PeerReport:
     host: str | None = None
     backend: str = ""
     state: str = "unknown"
-    """`ignored` if it is left out, `failing` if it could not be programmed; else `unknown` until
-    a probe has been answered."""
+    """`ignored` if it is left out, `failing` if it could not be programmed; else by its probes:
+    `unknown` until one was answered, `up`, `small-only` (large packets do not pass), `down`."""
     reason: str = ""
-    """Why it is ignored or failing."""
+    """Why it is not simply up."""
+    cause: str = ""
+    """Of a peer that is down: `away` (the node does not answer beside the tunnel either), `tunnel`
+    (it does), `unclear` (it never did)."""
+    since: float | None = None
+    """When the state became what it is; `None` before the first answer."""
+    way: str = ""
+    """What carries packets to it: the backend; with udp and a data path `udp/ebpf` and so on."""
     last_heard: float | None = None
     rtt_s: float | None = None
     loss: float | None = None
@@ -262,6 +269,42 @@ class PeerReport:
     bytes_out: int | None = None
     drops: Mapping[str, int] | None = None
     """Packets by reason."""
+    underlay_heard: float | None = None
+    """When the node last answered ping beside the tunnel."""
+    underlay_rtt_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeFailure:
+    """A peer whose probes fail."""
+
+    state: str = ""
+    """`down` or `small-only`."""
+    cause: str = ""
+    """As `PeerReport.cause`."""
+    text: str = ""
+    since: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeReport:
+    """Our own probes of the peers."""
+
+    probed: str = ""
+    """`tunnel`, `node` (plain routes: the peers' public addresses) or `nothing`."""
+    interval_s: float = 0.0
+    """Between two probes of a peer; 0 if they are off."""
+    states: Mapping[str, int] = field(default_factory=dict)
+    """Peers that are probed, by `unknown`, `up`, `small-only`, `down`."""
+    sent: int = 0
+    answered: int = 0
+    lost: int = 0
+    void: int = 0
+    """Neither: this machine stood still meanwhile."""
+    refused: str = ""
+    """Why none can be sent."""
+    failing: Mapping[str, ProbeFailure] = field(default_factory=dict)
+    """By subnet; the first hundred."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -288,6 +331,7 @@ class NodeReport:
     files: FilesReport = field(default_factory=FilesReport)
     failing: Mapping[str, Failure] = field(default_factory=dict)
     """Other parts that fail, by name: the status socket, the blackhole route."""
+    probes: ProbeReport | None = None
     peers: Sequence[PeerReport] = ()
     """By subnet. Empty too where nobody asked for it."""
 

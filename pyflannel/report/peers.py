@@ -73,7 +73,10 @@ def _heard(peer: PeerReport, now: float) -> str:
 
 
 def _rtt(peer: PeerReport, _now: float) -> str:
-    return "" if peer.rtt_s is None else f"{peer.rtt_s * 1000:.1f} ms"
+    if peer.rtt_s is None:
+        return ""
+    # A hundredth of a millisecond counts on one link, and nowhere else.
+    return f"{peer.rtt_s * 1000:.{2 if peer.rtt_s < 0.001 else 1}f} ms"
 
 
 def _loss(peer: PeerReport, _now: float) -> str:

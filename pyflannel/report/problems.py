@@ -7,11 +7,11 @@ listed in `docs/reference/problems.md`, which a test compares with `CODES`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from pyflannel.core.overlap import ANOTHER_SUBNET
-from pyflannel.report.model import NodeReport, Problem, Severity
+from pyflannel.report.model import NodeReport, ProbeFailure, Problem, Severity
 from pyflannel.report.words import clock_time, left
 
 WAITING: Final = "PF101"
@@ -31,6 +31,9 @@ OWN_OVERLAP: Final = "PF136"
 RULES: Final = "PF141"
 FILE: Final = "PF151"
 PART: Final = "PF161"
+PEER_DOWN: Final = "PF171"
+PEER_SMALL_ONLY: Final = "PF172"
+CUT_OFF: Final = "PF173"
 DEFECT: Final = "PF199"
 
 CODES: Final = {
@@ -51,6 +54,9 @@ CODES: Final = {
     RULES: "the masquerade and forward rules are not in place",
     FILE: "an environment file could not be written",
     PART: "a part of the daemon that packets do not need fails",
+    PEER_DOWN: "a peer that answered probes does not any more",
+    PEER_SMALL_ONLY: "large packets do not reach a peer, small ones do",
+    CUT_OFF: "most of the peers that answered do not any more",
     DEFECT: "the daemon has met a defect of its own",
 }
 """Every code, with what it means in a phrase."""
@@ -255,6 +261,71 @@ def _parts(report: NodeReport) -> Iterator[Problem]:
         yield Problem(code=PART, subject=name, since=failure.since, text=failure.text)
 
 
+CUT_OFF_FROM: Final = 4
+"""Peers that have answered. Of fewer, more than half may well be away at once."""
+MOST_TOLD: Final = 10
+"""Peers with a problem each; more are one."""
+
+
+def _peers(report: NodeReport) -> Iterator[Problem]:
+    probes = report.probes
+    if probes is None:
+        return
+    down = {name: one for name, one in probes.failing.items() if one.state == "down"}
+    count = probes.states.get("down", 0)
+    heard = count + probes.states.get("up", 0) + probes.states.get("small-only", 0)
+    if heard >= CUT_OFF_FROM and count > heard / 2:
+        yield Problem(
+            code=CUT_OFF,
+            severity=Severity.ERROR,
+            subject="peers",
+            since=min((one.since for one in down.values() if one.since is not None), default=None),
+            text=f"{count} of {heard} peers that answered do not any more, so it is this node that "
+            f"is cut off, or the network around it. The first: {next(iter(down.values())).text}"
+            if down
+            else f"{count} of {heard} peers that answered do not any more",
+            remedy="pyflannel doctor looks for the cause on this node",
+        )
+    else:
+        yield from _failing_peers(
+            PEER_DOWN,
+            down,
+            "Containers there cannot be reached from here",
+            "pyflannel ping {} tries the way layer by layer",
+        )
+    yield from _failing_peers(
+        PEER_SMALL_ONLY,
+        {name: one for name, one in probes.failing.items() if one.state == "small-only"},
+        "Connections open and then hang",
+        "the way between the nodes carries less than their interfaces say: set MTU in the Backend "
+        "of the network config, or find the link; pyflannel ping {} finds what passes",
+    )
+
+
+def _failing_peers(
+    code: str, failing: Mapping[str, ProbeFailure], so_what: str, remedy: str
+) -> Iterator[Problem]:
+    if len(failing) <= MOST_TOLD:
+        for name, one in failing.items():
+            yield Problem(
+                code=code,
+                subject=f"peer {name}",
+                since=one.since,
+                text=f"{one.text}. {so_what}.",
+                remedy=remedy.format(name),
+            )
+        return
+    first = ", ".join(list(failing)[:3])
+    yield Problem(
+        code=code,
+        subject="peers",
+        since=min((one.since for one in failing.values() if one.since is not None), default=None),
+        text=f"{len(failing)} peers, {first} among them: {next(iter(failing.values())).text}. "
+        f"{so_what}.",
+        remedy=remedy.format(next(iter(failing))) + "; pyflannel peers names all",
+    )
+
+
 def _defects(report: NodeReport) -> Iterator[Problem]:
     if report.network is not None and report.network.defects:
         yield Problem(
@@ -276,6 +347,7 @@ _CHECKS: Final[tuple[Callable[[NodeReport], Iterator[Problem]], ...]] = (
     _files,
     _config,
     _parts,
+    _peers,
     _defects,
     _rejected,
 )

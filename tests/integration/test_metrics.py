@@ -16,9 +16,19 @@ ASK = (
 )
 
 
+def scrape(lab: Lab) -> str:
+    return lab.node(1).exec([sys.executable, "-c", ASK]).stdout
+
+
+def peer(lab: Lab) -> list[str]:
+    """The labels of node 2, in order of their values."""
+    return sorted(["192.0.2.2", lab.node(2).subnet_env()["FLANNEL_SUBNET"].replace(".1/", ".0/")])
+
+
 def test_a_node_tells_its_lease_its_store_and_its_peers():
     with Lab(LabSpec(nodes=2, name="metrics", daemon_args=("--healthz-port=9471",))) as lab:
-        text = lab.node(1).exec([sys.executable, "-c", ASK]).stdout
+        lab.wait(lambda: "pyflannel_peer_up{" in scrape(lab), 10, what="the first answer")
+        text = scrape(lab)
         shown = {
             (sample.name, *sorted(sample.labels.values())): sample.value
             for family in text_string_to_metric_families(text)
@@ -27,10 +37,10 @@ def test_a_node_tells_its_lease_its_store_and_its_peers():
         assert shown["pyflannel_ready",] == 1
         assert shown["pyflannel_store_connected",] == 1
         assert shown["pyflannel_leases",] == 2
-        assert shown["pyflannel_peers", "unknown"] == 1
+        assert (shown["pyflannel_peers", "unknown"], shown["pyflannel_peers", "up"]) == (0, 1)
+        assert 0 < shown["pyflannel_peer_rtt_seconds", *peer(lab)] < 1
         assert shown["pyflannel_lease_expiry_timestamp_seconds",] > 1e9
-        # Never answered is no verdict.
-        assert not any(name == "pyflannel_peer_up" for name, *_ in shown)
+        assert shown["pyflannel_peer_up", *peer(lab)] == 1
 
 
 def test_without_them_the_port_has_what_upstreams_has():

@@ -36,6 +36,7 @@ from pyflannel.systemd import Notifier
 from pyflannel.testing.fakeclock import FakeClock, settle
 from pyflannel.testing.fakestore import FakeEtcd, FakeStore
 from pyflannel.traffic.base import RulesApplied
+from tests.support.echoes import FakeEchoes
 from tests.support.overlay import Machine
 
 PREFIX = "/coreos.com/network"
@@ -139,6 +140,7 @@ class WholeNode:
         ready_when_files: bool = False,
         ip_masq: bool = True,
         release_on_exit: bool = False,
+        probe_interval_s: float = 0.0,
     ) -> None:
         self.etcd = etcd if etcd is not None else FakeEtcd(FakeClock())
         self.clock = self.etcd.clock
@@ -158,6 +160,7 @@ class WholeNode:
         self.files = Files()
         self.announced: list[str] = []
         self.restarting = False
+        self.echoes = FakeEchoes(self.clock)
         self.firewall, self.other_firewall = FakeFirewall(), FakeFirewall()
         options = DaemonOptions(state_dir=str(state_dir))
         waiting = Trouble(self.clock)
@@ -196,6 +199,7 @@ class WholeNode:
                 former=SubnetEnv(),
                 waiting=waiting,
                 is_restart=self._is_restart,
+                open_echoes=lambda _family: self.echoes,
             ),
             Settings(
                 subnet_file=str(SUBNET_FILE),
@@ -204,6 +208,7 @@ class WholeNode:
                 ready_when_files=ready_when_files,
                 state_dir=str(state_dir),
                 release_on_exit=release_on_exit,
+                probe_interval_s=probe_interval_s,
             ),
         )
         self.stack = contextlib.AsyncExitStack()

@@ -40,7 +40,7 @@ from pyflannel.backend.plan import Device, PeerObjects, Table, TableEntry, View
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.fields import Problem, integer
 from pyflannel.core.ip import Family, IPAddress, IPNetwork, SubnetKey
-from pyflannel.core.kind import MAX_PORT, DevicePattern, Range, Settings, setting
+from pyflannel.core.kind import MAX_PORT, DevicePattern, Probed, Range, Settings, setting
 from pyflannel.core.lease import Lease, LeaseAttrs
 from pyflannel.core.underlay import ExternalInterface
 from pyflannel.kernel.base import Link, Route
@@ -210,6 +210,7 @@ KIND: Final = BackendKind(
     settings=UdpSettings,
     families=(Family.V4,),
     overhead=OVERHEAD,
+    probed=Probed.TUNNEL,
     route_per_peer=False,
     module="tun",
     devices=(

@@ -38,7 +38,7 @@ OURS = {
     "datapath", "udp-accept", "docker-opts-file", "docker-opts-keys", "status-socket", "state-dir",
     "log-format", "ready-when", "allow-extension", "static-network", "node-name", "status-group",
     "etcd-password-file", "instance", "lease-ttl", "release-on-exit",
-    "metrics",
+    "metrics", "probe-interval",
 }  # fmt: skip
 
 
@@ -59,6 +59,14 @@ def refuse(*args: str, **env: str) -> FlannelError:
     with pytest.raises(FlannelError) as caught:
         parse_daemon(["pyflanneld", *args], env)
     return caught.value
+
+
+def test_the_interval_of_probes_has_bounds_and_0_is_off() -> None:
+    assert options().probe_interval == 10
+    assert options("--probe-interval=0").probe_interval == 0
+    assert options(FLANNELD_PROBE_INTERVAL="30").probe_interval == 30
+    for wrong in ("-1", "3601"):
+        assert "-probe-interval" in str(refuse(f"--probe-interval={wrong}"))
 
 
 def test_the_table_has_every_flag_of_upstream_and_ours_once() -> None:

@@ -472,3 +472,67 @@ def test_the_headline_is_sent_only_when_it_has_changed(play, monkeypatch):
         assert 1 <= len(lines) <= 5
 
     play(scenario)
+
+
+class TestProbes:
+    """What peers answer is in the node's report, and what is wrong comes of it."""
+
+    def test_who_answers_is_up_and_who_does_not_any_more_is_a_problem(self, play):
+        async def scenario(node: WholeNode) -> None:
+            node.put_peer(200)
+            await node.advance(30)
+            (peer,) = node.report().peers
+            assert (peer.state, peer.way, peer.loss) == ("up", "host-gw", 0)
+            assert problems(node.report()) == ()
+            node.echoes.silent = {"192.0.2.200"}
+            await node.advance(16)
+            (peer,) = node.report().peers
+            assert (peer.state, peer.cause) == ("down", "away")
+            (problem,) = problems(node.report())
+            assert (problem.code, problem.subject) == ("PF171", "peer 10.5.200.0/24")
+            assert "10.5.200.0/24" in node.manager.line
+            assert "10.5.200.0/24" in await node.routes()  # a probe decides nothing
+            node.echoes.silent = set()
+            await node.advance(16)
+            assert problems(node.report()) == ()
+
+        play(scenario, probe_interval_s=10.0)
+
+    def test_a_peer_without_a_lease_is_not_asked_any_more(self, play):
+        async def scenario(node: WholeNode) -> None:
+            node.put_peer(200)
+            await node.advance(30)
+            node.etcd.delete(f"{PREFIX}/subnets/10.5.200.0-24".encode())
+            await node.advance(2)
+            node.echoes.sent.clear()
+            await node.advance(60)
+            assert node.echoes.sent == []
+            assert node.report().probes.states["up"] == 0
+
+        play(scenario, probe_interval_s=10.0)
+
+    def test_a_peer_that_is_left_out_is_not_asked_until_it_is_in(self, play):
+        async def scenario(node: WholeNode) -> None:
+            # Not on our link, so host-gw has no route for it.
+            node.put_peer(200, "198.51.100.7")
+            await node.advance(60)
+            (peer,) = node.report().peers
+            assert peer.state in {"ignored", "failing"}
+            node.echoes.sent.clear()
+            await node.advance(60)
+            assert node.echoes.sent == []
+            node.put_peer(200)
+            await node.advance(60)
+            assert node.report().peers[0].state == "up"
+
+        play(scenario, probe_interval_s=10.0)
+
+    def test_off_is_off(self, play):
+        async def scenario(node: WholeNode) -> None:
+            node.put_peer(200)
+            await node.advance(60)
+            assert node.echoes.sent == []
+            assert node.report().peers[0].state == "unknown"
+            assert node.report().probes.interval_s == 0
+
+        play(scenario)

@@ -13,13 +13,24 @@ from pyflannel.report.model import (
     NetworkReport,
     NodeReport,
     PeerReport,
+    ProbeReport,
     RulesReport,
     StoreReport,
 )
 
 NOW = 1_700_000_000.0
 KNOWN = PeerReport(subnet="10.5.7.0/24", public_ip="192.0.2.7")
-MEASURED = replace(KNOWN, state="up", rtt_s=0.25, bytes_in=10, bytes_out=0, drops={"no route": 2})
+MEASURED = replace(
+    KNOWN,
+    state="up",
+    rtt_s=0.25,
+    loss=0.5,
+    last_heard=NOW - 4,
+    mtu=1450,
+    bytes_in=10,
+    bytes_out=0,
+    drops={"no route": 2},
+)
 FULL = NodeReport(
     version="1.2",
     now=NOW,
@@ -29,6 +40,7 @@ FULL = NodeReport(
     network=NetworkReport(repaired={"route": 3}),
     rules=RulesReport(repairs=4),
     files=FilesReport(restored=5),
+    probes=ProbeReport(interval_s=10.0, answered=7, lost=2, void=1),
     peers=[KNOWN, replace(MEASURED, subnet="10.5.8.0/24", public_ip="192.0.2.8")],
 )
 
@@ -47,19 +59,24 @@ def test_what_a_node_says_of_itself():
     assert shown["pyflannel_leases"] == {(): 3}
     assert shown["pyflannel_store_connected"] == {(): 0}
     assert shown["pyflannel_lease_expiry_timestamp_seconds"] == {(): NOW + 60}
+    assert shown["pyflannel_probe_interval_seconds"] == {(): 10}
+    assert shown["pyflannel_probes_total"] == {("answered",): 7, ("lost",): 2, ("void",): 1}
     assert shown["pyflannel_heals_total"] == {("files",): 5, ("route",): 3, ("rules",): 4}
     assert shown["pyflannel_problems"] == {("info",): 0, ("warning",): 1, ("error",): 0}
 
 
 def test_every_state_of_peers_is_there_and_a_new_one_too():
-    shown = values(FULL, peers=[KNOWN, replace(KNOWN, state="small-only")])["pyflannel_peers"]
-    assert shown == {(state,): 0 for state in STATES} | {("unknown",): 1, ("small-only",): 1}
+    shown = values(FULL, peers=[KNOWN, replace(KNOWN, state="leaving")])["pyflannel_peers"]
+    assert shown == {(state,): 0 for state in STATES} | {("unknown",): 1, ("leaving",): 1}
 
 
 def test_a_peer_has_series_of_what_was_measured_and_of_nothing_else():
     shown, who = values(FULL), ("10.5.8.0/24", "192.0.2.8")
     assert shown["pyflannel_peer_up"] == {who: 1}
     assert shown["pyflannel_peer_rtt_seconds"] == {who: 0.25}
+    assert shown["pyflannel_peer_loss_ratio"] == {who: 0.5}
+    assert shown["pyflannel_peer_last_heard_timestamp_seconds"] == {who: NOW - 4}
+    assert shown["pyflannel_peer_mtu_bytes"] == {who: 1450}
     assert shown["pyflannel_peer_bytes_total"] == {(*who, "in"): 10, (*who, "out"): 0}
     assert shown["pyflannel_peer_drops_total"] == {(*who, "no route"): 2}
     assert not any(name.startswith("pyflannel_peer_") for name in values(FULL, peers=[KNOWN]))

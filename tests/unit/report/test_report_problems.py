@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -16,6 +17,8 @@ from pyflannel.report.model import (
     LeaseReport,
     NetworkReport,
     NodeReport,
+    ProbeFailure,
+    ProbeReport,
     RulesReport,
     Severity,
     StoreReport,
@@ -52,6 +55,11 @@ def network(**changes) -> NodeReport:
     return broken(network=replace(FINE.network, **changes))
 
 
+def probed(failing: dict[str, ProbeFailure], up: int = 0) -> NodeReport:
+    states = Counter(one.state for one in failing.values())
+    return broken(probes=ProbeReport(states={**states, "up": up}, failing=failing))
+
+
 CASES = [
     (rules.OWN_OVERLAP, network(own_overlap="10.5.1.0/24 contains 10.5.1.7"), "10.5.1.7"),
     (rules.STORE, broken(store=AWAY), "connection refused"),
@@ -83,6 +91,26 @@ CASES = [
     (rules.RULES, broken(rules=RulesReport(failing="no iptables")), "no iptables"),
     (rules.FILE, broken(files=FilesReport(states={"/run/x": "ENOSPC"})), "ENOSPC"),
     (rules.PART, broken(failing={"status socket": Failure(text="taken")}), "taken"),
+    (
+        rules.PEER_DOWN,
+        probed({"10.5.2.0/24": ProbeFailure(state="down", text="the node is away")}, up=2),
+        "the node is away",
+    ),
+    (
+        rules.PEER_DOWN,
+        probed({f"10.5.{n}.0/24": ProbeFailure(state="down") for n in range(11)}, up=11),
+        "11 peers",
+    ),
+    (
+        rules.PEER_SMALL_ONLY,
+        probed({"10.5.2.0/24": ProbeFailure(state="small-only", text="of 1450 bytes do not")}),
+        "of 1450 bytes do not",
+    ),
+    (
+        rules.CUT_OFF,
+        probed({f"10.5.{n}.0/24": ProbeFailure(state="down") for n in range(3)}, up=2),
+        "3 of 5 peers",
+    ),
     (rules.DEFECT, network(defects=2), "2 defects"),
     (rules.WAITING, NodeReport(now=NOW, waiting_for="waiting for etcd"), "waiting for etcd"),
     (
@@ -107,6 +135,20 @@ def test_each_kind_of_trouble_has_its_code_and_says_why(code, report, words):
     assert words in found.text or words in found.subject
     assert found.code in page(report)
     assert words in page(report).replace("\n  ", " ")
+
+
+def test_each_of_few_peers_is_a_problem_and_half_of_three_nodes_is_no_cut():
+    down = {f"10.5.{n}.0/24": ProbeFailure(state="down", since=NOW - 9) for n in range(2)}
+    found = problems(probed(down, up=1))
+    assert [one.code for one in found] == [rules.PEER_DOWN] * 2
+    assert [one.subject for one in found] == ["peer 10.5.0.0/24", "peer 10.5.1.0/24"]
+    assert {one.since for one in found} == {NOW - 9}
+    assert "pyflannel ping 10.5.0.0/24" in found[0].remedy
+
+
+def test_unknown_peers_and_probes_that_are_off_are_no_problem():
+    assert problems(broken(probes=ProbeReport(states={"unknown": 9}))) == ()
+    assert problems(broken(probes=ProbeReport())) == ()
 
 
 def test_every_code_is_tried_here():

@@ -1,0 +1,133 @@
+"""A node's probes of its peers: whom to ask, and what the answers add to its report."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Final, NoReturn
+
+from pyflannel.aio.tasks import forever
+from pyflannel.core.config import NetworkConfig
+from pyflannel.core.ip import Family, SubnetKey
+from pyflannel.core.kind import Kind, Probed
+from pyflannel.core.lease import Lease, LeaseAdded, LeaseEvent, LeaseRemoved
+from pyflannel.core.underlay import ExternalInterface
+from pyflannel.node.parts import Parts
+from pyflannel.probe.judge import State
+from pyflannel.probe.prober import PeerView, Prober
+from pyflannel.probe.targets import Target, targets
+from pyflannel.report.model import NetworkReport, PeerReport, ProbeReport
+
+SILENT_S: Final = 10.0
+"""Between two looks at who is left out."""
+
+
+class Probing:
+    """Probes while a node runs.
+
+    Args:
+        parts: as the agent's.
+        config: the network config in force.
+        interval_s: between two probes of a peer; 0 for none.
+        peers: the peers' leases, as they are now.
+        network: the overlay, as it is now.
+        underlay: the external interface, as it is now.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        config: NetworkConfig,
+        interval_s: float,
+        peers: Callable[[], Mapping[SubnetKey, Lease]],
+        network: Callable[[], NetworkReport],
+        underlay: Callable[[], ExternalInterface],
+    ) -> None:
+        kind = parts.kinds.get(config.backend_type)
+        self._families = _families(config, kind)
+        self._probed = kind.probed if kind is not None else Probed.NOTHING
+        self._overhead = kind.overhead if kind is not None else {}
+        self._peers = peers
+        self._network = network
+        self._underlay = underlay
+        self._clock = parts.clock
+        self._silent: frozenset[str] = frozenset()
+        self._prober: Prober | None = None
+        if interval_s > 0 and self._probed is not Probed.NOTHING and parts.open_echoes is not None:
+            self._prober = Prober(interval_s, parts.clock, parts.open_echoes, self._mtu)
+
+    def changed(self, events: Iterable[LeaseEvent]) -> None:
+        """Peers came, went or are other ones."""
+        if self._prober is not None:
+            gone = {each.lease.key: () for each in events if isinstance(each, LeaseRemoved)}
+            there = [each.lease for each in events if isinstance(each, LeaseAdded)]
+            self._prober.update({**gone, **self._targets(there)})
+
+    async def run(self) -> NoReturn:
+        """Probes until cancelled, or sleeps where nothing is to be probed."""
+        if self._prober is None:
+            await asyncio.Event().wait()
+        assert self._prober is not None  # noqa: S101 - nobody sets that event
+        async with asyncio.TaskGroup() as group:
+            forever(group, "echoes", self._prober.run())
+            forever(group, "left out", self._mind_silent(self._prober))
+        raise AssertionError("an endless task ended")
+
+    async def _mind_silent(self, prober: Prober) -> NoReturn:
+        """What is not programmed is not asked: the question would leave by the default route."""
+        while True:
+            network = self._network()
+            failing = (name.removeprefix("peer ") for name in network.failing)
+            silent = frozenset([*network.ignored, *failing])
+            if silent != self._silent:
+                names, self._silent = silent ^ self._silent, silent
+                peers = self._peers().values()
+                prober.update(self._targets([p for p in peers if p.key.describe() in names]))
+            await self._clock.sleep(SILENT_S)
+
+    def _targets(self, leases: Sequence[Lease]) -> dict[SubnetKey, Sequence[Target]]:
+        return {
+            lease.key: ()
+            if self._silent and lease.key.describe() in self._silent
+            else tuple(targets(lease, self._probed, self._families))
+            for lease in leases
+        }
+
+    def _mtu(self, family: Family) -> int:
+        # Of each family's own tunnel: what containers are told is one number for both.
+        return self._underlay().mtu - self._overhead.get(family, 0)
+
+    def report(self) -> ProbeReport:
+        """The probes."""
+        if self._prober is None:
+            return ProbeReport(probed=self._probed.value)
+        return replace(self._prober.report(), probed=self._probed.value)
+
+    def views(self) -> Mapping[SubnetKey, PeerView]:
+        """What is known of each peer that is probed."""
+        return self._prober.views() if self._prober is not None else {}
+
+
+def seen(peer: PeerReport, view: PeerView | None) -> PeerReport:
+    """A peer's record with what its probes say."""
+    if view is None:
+        return peer
+    told = replace(
+        peer,
+        last_heard=view.heard,
+        rtt_s=view.rtt_s,
+        loss=view.loss,
+        mtu=view.mtu,
+        underlay_heard=view.underlay_heard,
+        underlay_rtt_s=view.underlay_rtt_s,
+    )
+    if peer.state != State.UNKNOWN:
+        return told
+    return replace(
+        told, state=view.state.value, reason=view.reason, cause=view.cause.value, since=view.since
+    )
+
+
+def _families(config: NetworkConfig, kind: Kind | None) -> tuple[Family, ...]:
+    return tuple(each for each in config.families if kind is not None and each in kind.families)

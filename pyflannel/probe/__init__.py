@@ -1,0 +1,1 @@
+"""Probes of the peers: when they are sent, what their answers mean, and the thin edge to ICMP."""

@@ -1,0 +1,118 @@
+"""When which peer is probed. Pure: told the time, asked for what is due.
+
+Each peer has its turn once an interval, at a time of its own that varies by a tenth, so that nodes
+which started together do not probe together. The interval grows with the number of peers, and a
+bucket of tokens bounds what a node sends, whatever happens.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections.abc import Callable, Collection, Hashable
+from typing import Final, Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+
+FEW: Final = 20
+"""Peers up to which the interval is what was asked for."""
+MOST_PER_S: Final = 50.0
+"""Packets a node may send."""
+BURST: Final = 10.0
+PACKETS_PER_TURN: Final = 1.3
+"""One through the tunnel, one beside it every sixth turn, a large one every tenth; rounded up."""
+JITTER: Final = 0.1
+FIRST_PER_S: Final = 25.0
+"""Peers that are probed for the first time, a second: half of the packets are for others."""
+
+
+def interval(base_s: float, peers: int) -> float:
+    """Seconds between two turns of a peer.
+
+    Args:
+        base_s: for few peers.
+        peers: how many there are: 10 s become 26 s with 100, 49 s with 1,000, 130 s with 5,000.
+    """
+    stretched = base_s * (1 + math.log(peers / FEW)) if peers > FEW else base_s
+    return max(stretched, peers * PACKETS_PER_TURN / MOST_PER_S)
+
+
+class Schedule(Generic[K]):
+    """Turns of peers.
+
+    Args:
+        base_s: seconds between two turns of a peer where there are few.
+        random: gives numbers from 0 to 1.
+        now: monotonic seconds.
+    """
+
+    def __init__(self, base_s: float, random: Callable[[], float], now: float) -> None:
+        self._base_s = base_s
+        self._random = random
+        self._order = itertools.count()
+        self._turns: list[tuple[float, int, K]] = []
+        self._current: dict[K, int] = {}
+        """The one entry of each key that counts; those before are passed over."""
+        self._tokens = BURST
+        self._filled = now
+
+    @property
+    def interval_s(self) -> float:
+        """Between two turns of a peer, now."""
+        return interval(self._base_s, len(self._current))
+
+    def add(self, keys: Collection[K], now: float) -> None:
+        """New ones, which have their first turn soon, spread, and then once an interval."""
+        spread = min(self.interval_s or self._base_s, 1 + len(keys) / FIRST_PER_S)
+        for key in keys:
+            self._enter(key, now + self._random() * spread)
+
+    def remove(self, key: K) -> None:
+        """Somebody who has no turn any more."""
+        self._current.pop(key, None)
+
+    def soon(self, key: K, now: float) -> None:
+        """Has somebody's next turn at once."""
+        if key in self._current:
+            self._enter(key, now)
+
+    def due(self, now: float) -> K | None:
+        """Whose turn it is, with its next one entered; `None` if it is nobody's, or too many were.
+
+        The caller tells with `sent` how many packets the turn took.
+        """
+        self._fill(now)
+        while self._turns:
+            when, entry, key = self._turns[0]
+            if self._current.get(key) != entry:
+                heapq.heappop(self._turns)
+                continue
+            if when > now or self._tokens < 1:
+                return None
+            heapq.heappop(self._turns)
+            jitter = 1 + JITTER * (2 * self._random() - 1)
+            self._enter(key, now + self.interval_s * jitter)
+            return key
+        return None
+
+    def sent(self, packets: int) -> None:
+        """That many packets have left."""
+        self._tokens -= packets
+
+    def next(self) -> float | None:
+        """When there is something to do again, in monotonic seconds; `None` if never."""
+        while self._turns and self._current.get(self._turns[0][2]) != self._turns[0][1]:
+            heapq.heappop(self._turns)
+        if not self._turns:
+            return None
+        wait = max(0.0, 1 - self._tokens) / MOST_PER_S
+        return max(self._turns[0][0], self._filled + wait)
+
+    def _enter(self, key: K, when: float) -> None:
+        entry = self._current[key] = next(self._order)
+        heapq.heappush(self._turns, (when, entry, key))
+
+    def _fill(self, now: float) -> None:
+        self._tokens = min(BURST, self._tokens + (now - self._filled) * MOST_PER_S)
+        self._filled = now
