@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 
@@ -12,6 +13,7 @@ from pyflannel.core.errors import EXIT_OK, DeviceUnavailable, NotPermitted
 from pyflannel.foreign import MOST_IN_LOG, shown
 from pyflannel.report.codec import decode
 from pyflannel.report.model import SCHEMA, NodeReport
+from pyflannel.report.paint import painted, wanted
 from pyflannel.report.peers import by_trouble, table, troubled
 from pyflannel.report.text import wrapped
 
@@ -43,7 +45,8 @@ def main(argv: Sequence[str]) -> int:
     if given.json:
         print(json.dumps(answer.get("peers", []), indent=2))
     else:
-        print(render(decode(answer)))
+        text = render(decode(answer))
+        print(painted(text) if wanted(os.environ, terminal=sys.stdout.isatty()) else text)
     return EXIT_OK
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import http.client
 import json
 import os
@@ -22,6 +23,7 @@ from pyflannel.foreign import shown as escaped
 from pyflannel.kernel.lock import is_held
 from pyflannel.report.codec import decode
 from pyflannel.report.model import SCHEMA
+from pyflannel.report.paint import painted, wanted
 from pyflannel.report.text import page, verdict
 
 TIMEOUT_S = 5.0
@@ -29,9 +31,15 @@ SOCKET_APPEARS_S = 3.0
 """The daemon makes its socket within half a second of its start, and again within a second when it
 is deleted; the rest is for a busy machine."""
 POLL_S = 0.02
+WATCH_S = 2.0
+LEAST_WATCH_S = 0.1
+CLEAR = "\x1b[H\x1b[2J"
+"""Cursor home, erase the screen (ECMA-48 CUP, ED)."""
 
 
 DESCRIPTION = """This node, as its daemon sees it: the verdict, what is wrong, then part by part.
+
+Colours on a terminal only (NO_COLOR=1: none). With --watch and --json one object a line.
 
 Exit code 0 if all is fine, 1 if the node works with problems, 3 if it is not ready, or there is no
 daemon, or it may not be asked."""
@@ -43,8 +51,40 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
     parser = Parser("pyflannel status", DESCRIPTION)
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--watch",
+        metavar="SECONDS",
+        nargs="?",
+        type=seconds,
+        const=WATCH_S,
+        help=f"again and again, every {WATCH_S:g} s, until Ctrl-C",
+    )
     add_socket_option(parser)
     given = parser.parse_args(argv)
+    if given.watch is None:
+        return show(given)
+    while True:
+        if sys.stdout.isatty() and not given.json:
+            print(CLEAR, end="")
+        show(given)
+        sys.stdout.flush()
+        time.sleep(given.watch)
+
+
+def seconds(text: str) -> float:
+    """A positive number of seconds, for argparse.
+
+    Raises:
+        ValueError: it is none.
+    """
+    value = float(text)
+    if not LEAST_WATCH_S <= value < float("inf"):
+        raise ValueError(text)
+    return value
+
+
+def show(given: argparse.Namespace) -> int:
+    """Asks once and prints the answer; returns the exit code."""
     try:
         shown = ask(given.status_socket, subnet_file())
     except (DeviceUnavailable, NotPermitted) as error:
@@ -53,7 +93,12 @@ def main(argv: Sequence[str]) -> int:
     if shown.get("schema") != SCHEMA:
         return _other_release(shown)
     report = decode(shown)
-    print(json.dumps(shown, indent=2) if given.json else page(report))
+    if given.json:
+        print(json.dumps(shown, indent=None if given.watch else 2))
+    else:
+        terminal = sys.stdout.isatty()
+        paint = wanted(os.environ, terminal=terminal)
+        print(painted(page(report)) if paint else page(report))
     if not report.ready:
         return EXIT_NOT_READY
     return EXIT_PROBLEMS if verdict(report) is not None else EXIT_OK

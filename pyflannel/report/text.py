@@ -8,6 +8,7 @@ is not shown, everything else is.
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Final
 
@@ -59,6 +60,7 @@ def page(report: NodeReport) -> str:
     for problem in found:
         lines += _problem(problem, report.now)
     lines += _peer_table(report)
+    lines += _section("probes", _probes(report))
     lines += _section("lease", _lease(report))
     lines += _section("store", _store(report))
     lines += _section("underlay", _underlay(report))
@@ -107,7 +109,9 @@ def _peer_table(report: NodeReport) -> list[str]:
     more = len(report.peers) - len(first)
     if more:
         lines.append(f"{INDENT}and {more} more: pyflannel peers")
-    return ["peers:", *lines] if lines else []
+    counts = Counter(peer.state for peer in report.peers)
+    summary = ", ".join(f"{count} {state}" for state, count in counts.most_common())
+    return [f"peers: {summary}", *lines] if lines else []
 
 
 Row = tuple[str, str]
@@ -119,6 +123,29 @@ def _section(title: str, rows: Iterator[Row]) -> list[str]:
         return []
     width = max(len(name) for name, _ in known)
     return [f"{title}:", *(f"{INDENT}{name.ljust(width)}  {text}" for name, text in known)]
+
+
+def _probes(report: NodeReport) -> Iterator[Row]:
+    probes = report.probes
+    if probes is None or not report.peers:
+        return
+    asked = _ASKED.get(probes.probed, "")
+    if not asked:
+        yield "asked", "nothing: something else carries the packets of this backend"
+    elif not probes.interval_s:
+        yield "asked", "nothing: --probe-interval is 0"
+    elif probes.refused:
+        yield "asked", f"nothing: {probes.refused}"
+    else:
+        yield "asked", f"{asked}, every {probes.interval_s:.0f} s"
+        void = f", {probes.void} void" if probes.void else ""
+        yield "answers", f"{probes.answered}, {probes.lost} lost{void}"
+
+
+_ASKED: Final = {
+    "tunnel": "each peer through the tunnel, and now and then beside it",
+    "node": "each peer at its public address (there is no tunnel)",
+}
 
 
 def _lease(report: NodeReport) -> Iterator[Row]:
