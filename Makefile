@@ -11,7 +11,7 @@ BY_SYSTEM := book.py containers.py docker_newest.py docker_order.py install.py i
 	migration.py reproducible.py sandbox.py upgrade.py
 # Of the integration tests, those of a minute and more.
 LONG := bad_input.py do_no_harm_everywhere.py etcd_failover.py every_backend.py follow_machines.py \
-	lab_trouble.py probes.py
+	lab_trouble.py ping_and_trace.py probes.py
 ARGS ?=
 CACHE := $(or $(PYFLANNEL_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/pyflannel)
 

@@ -1,0 +1,123 @@
+"""What the answers of a peer's layers say together. Values in, values out.
+
+A layer is one thing that was asked: the node beside the tunnel, its overlay address through the
+tunnel, a large packet, its bridge, a pod, a port. Each needs what the ones before it need, and one
+thing more; so the first that fails names the place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Ask(StrEnum):
+    """What is asked, in this order."""
+
+    BESIDE = "beside the tunnel"
+    TUNNEL = "through the tunnel"
+    LARGE = "large packet"
+    BRIDGE = "its bridge"
+    POD = "pod"
+    POD_LARGE = "large packet to the pod"
+    TCP = "TCP"
+
+
+class Outcome(StrEnum):
+    """What became of it."""
+
+    OK = "ok"
+    LOST = "lost"
+    NOT_TRIED = "not tried"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """One thing that was asked."""
+
+    ask: Ask
+    target: str
+    outcome: Outcome
+    detail: str = ""
+    """The round trip, how many were lost, why it was not tried."""
+    passed: int | None = None
+    """Of a large packet: bytes of the largest that was answered."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What follows."""
+
+    well: bool
+    text: str
+    remedy: str = ""
+
+
+def verdict(layers: Sequence[Layer], carrier: str, unprogrammed: str = "") -> Verdict:
+    """The first thing that is wrong, or that nothing is.
+
+    Args:
+        layers: in order, without those that were not asked for.
+        carrier: what the overlay's packets look like on the way: `UDP port 8472`, `IP protocol 4`;
+            empty if there is no tunnel.
+        unprogrammed: why this node has no way to the peer; empty if it has one.
+    """
+    if unprogrammed:
+        return Verdict(
+            well=False,
+            text=f"this node has no way to that peer: {unprogrammed}",
+            remedy="pyflannel status says more",
+        )
+    lost = {layer.ask: layer for layer in layers if layer.outcome is Outcome.LOST}
+    answered = {layer.ask for layer in layers if layer.outcome is Outcome.OK}
+    for found in _faults(lost, answered, carrier):
+        return found
+    return Verdict(well=True, text="every layer that was asked answers")
+
+
+def _faults(lost: dict[Ask, Layer], answered: set[Ask], carrier: str) -> Iterator[Verdict]:
+    behind = answered & {Ask.POD, Ask.TCP, Ask.BRIDGE}
+    if Ask.TUNNEL in lost and not behind:
+        if Ask.BESIDE in answered:
+            yield Verdict(
+                well=False,
+                text="the node answers and its overlay address does not: the tunnel between the "
+                f"two is broken. Most often a firewall drops {carrier or 'the packets'}, on either "
+                "node or between them; or the peer's daemon never ran",
+                remedy="pyflannel doctor on both nodes; open it in the provider's firewall, both "
+                "ways",
+            )
+        yield Verdict(
+            well=False,
+            text="neither the node nor its overlay address answers: the node is away, or ping is "
+            "dropped everywhere on the way",
+            remedy="look at that node",
+        )
+    for ask in (Ask.LARGE, Ask.POD_LARGE):
+        if ask in lost and (Ask.TUNNEL in answered or Ask.POD in answered):
+            passed = lost[ask].passed
+            most = f"; the largest that passed had {passed} bytes" if passed is not None else ""
+            yield Verdict(
+                well=False,
+                text=f"small packets pass, large ones do not{most}: the way between the nodes "
+                "carries less than their interfaces say",
+                remedy="set MTU in the Backend of the network config, or find the link",
+            )
+    if Ask.POD in lost and Ask.TCP not in answered:
+        yield Verdict(
+            well=False,
+            text="the peer answers and the pod does not: the way ends on the peer, in its forward "
+            "chains or at the bridge, or there is no such pod",
+            remedy="pyflannel doctor on the peer",
+        )
+    if Ask.TCP in lost:
+        yield Verdict(
+            well=False,
+            text="ping passes and TCP does not: a firewall drops that port, or a checksum that a "
+            "device should finish is wrong when it arrives",
+            remedy="try another --port; then ethtool -K DEVICE tx-checksum-ip-generic off for the "
+            "tunnel's device, on both nodes",
+        )
+    if Ask.BESIDE in lost and not carrier:
+        yield Verdict(well=False, text="the node does not answer ping", remedy="look at that node")
