@@ -1,0 +1,1 @@
+"""What flannel keeps on Kubernetes' node objects, and who is a peer by it. Pure."""
