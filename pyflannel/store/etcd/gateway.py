@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from typing import Final, TypeAlias, cast
 
 from pyflannel.core.errors import StoreCompacted
+from pyflannel.store import lines
 from pyflannel.store.etcd.base import (
     MAX_VALUE_BYTES,
     DeleteEvent,
@@ -287,42 +288,11 @@ def parse_watch_line(line: bytes) -> WatchResponse:
     return WatchResponse(header=parse_header(result), events=events, more=more)
 
 
-class LineSplitter:
-    """Cuts a stream of chunks into lines, in time proportional to their length.
-
-    A watch's message may be larger than any reader's buffer (aiohttp's gives up at 512 KiB), and
-    comes in chunks that respect no boundary.
-    """
+class LineSplitter(lines.LineSplitter):
+    """Cuts a watch into lines; one that is too long is an `EndpointFailure`."""
 
     def __init__(self, limit: int = MAX_LINE_BYTES) -> None:
-        self._limit = limit
-        self._parts: list[bytes] = []
-        self._held = 0
-
-    def feed(self, chunk: bytes) -> list[bytes]:
-        """The lines that are complete now, without line ends; empty ones are left out.
-
-        Raises:
-            EndpointFailure: a line is longer than the limit.
-        """
-        *complete, rest = chunk.split(b"\n")
-        lines: list[bytes] = []
-        for piece in complete:
-            self._hold(piece)
-            line = b"".join(self._parts)
-            if line.strip():
-                lines.append(line)
-            self._parts.clear()
-            self._held = 0
-        self._hold(rest)
-        return lines
-
-    def _hold(self, piece: bytes) -> None:
-        self._held += len(piece)
-        if self._held > self._limit:
-            raise EndpointFailure(f"it sends a message of more than {self._limit} bytes")
-        if piece:
-            self._parts.append(piece)
+        super().__init__(limit, EndpointFailure)
 
 
 def _key_value(message: Message) -> KeyValue:

@@ -26,13 +26,13 @@ from collections.abc import Mapping
 from typing import Final, cast
 
 import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
 
 from pyflannel.aio.threads import ThreadPool
 from pyflannel.store.etcd import gateway
 from pyflannel.store.etcd.base import WatchResponse
 from pyflannel.store.etcd.endpoints import Endpoint
 from pyflannel.store.etcd.failures import EndpointFailure, NoGateway, explain, not_etcd
+from pyflannel.store.resolver import Resolver
 
 CONNECT_S: Final = 1.0
 """As for single requests."""
@@ -55,7 +55,7 @@ class WatchClient:
     def __init__(self, context: ssl.SSLContext | None, threads: ThreadPool) -> None:
         connector = aiohttp.TCPConnector(
             ssl=context if context is not None else True,
-            resolver=_Resolver(threads),
+            resolver=Resolver(threads),
             # Each watch has a connection to itself, for as long as it lasts.
             force_close=True,
         )
@@ -194,32 +194,3 @@ def _keep_alive(response: aiohttp.ClientResponse) -> None:
     if sock is not None:
         for level, option, value in _KEEPALIVE:
             sock.setsockopt(level, option, value)
-
-
-class _Resolver(AbstractResolver):
-    """Looks names up in our own threads: those of the loop are waited for at its end."""
-
-    def __init__(self, threads: ThreadPool) -> None:
-        self._threads = threads
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        """All addresses of a host."""
-        found = await self._threads.run(
-            lambda: socket.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
-        )
-        return [
-            ResolveResult(
-                hostname=host,
-                host=str(address[0]),
-                port=port,
-                family=of,
-                proto=protocol,
-                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
-            )
-            for of, _, protocol, _, address in found
-        ]
-
-    async def close(self) -> None:
-        """Nothing: the threads are the store's."""
