@@ -74,7 +74,7 @@ bench: install
 # What holds for every system that pyflannel runs on is left out of the conditions.
 lock: install
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade \
-		--python-version 3.11 --group dev --extra decode --output-file requirements.lock pyproject.toml
+		--python-version 3.11 --group dev --extra decode --extra kubernetes --output-file requirements.lock pyproject.toml
 	@$(BIN)/python tools/lockfile.py requirements.lock
 
 clean:
