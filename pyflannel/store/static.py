@@ -4,58 +4,38 @@ The file (`core/staticnet.py`) is the same on all nodes, brought there by whatev
 distribute files. It says who has which subnet, so there is nothing to win, to renew or to publish;
 what is left is to find ourselves in it and to follow it.
 
-Following: the file is looked at four times a second. A stat(2) follows symbolic links, so a file
-that is written anew, one that is renamed over, and a link that is swapped (as ConfigMaps do it) all
-look the same: another identity or time. Notifications are not used, because a directory that is
-replaced under a link takes its watch along.
-
-A file that is broken, or gone, changes nothing: what it said before stays in force, and the reason
-is in the report. It is believed to be broken when it is so at two looks in a row, since one that is
-being written in place is broken for a moment.
+How the file is followed, and what becomes of one that is broken: `store/followed.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from pyflannel.aio.clock import Clock
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.errors import LeaseError, SubnetsOverlap
+from pyflannel.core.fields import Problem
 from pyflannel.core.ip import IPAddress
 from pyflannel.core.kind import Kinds
 from pyflannel.core.lease import Lease, LeaseAttrs, LeaseUpdate, Snapshot
 from pyflannel.core.overlap import CHANGE_NETWORK
 from pyflannel.core.staticnet import StaticNetwork, StaticNode, parse_static
 from pyflannel.core.trust import ConfigOrigin
-from pyflannel.kernel.files import FileText, FileUnreadable, read_text_if_exists
 from pyflannel.logs import get_logger
 from pyflannel.report.model import StoreReport
 from pyflannel.store.base import FindObstacles, Standing, no_obstacles
-from pyflannel.store.configlog import log_problems
+from pyflannel.store.followed import LOOK_S, FollowedFile
 
 log = get_logger(__name__)
 
-LOOK_S: Final = 0.25
-"""Between two looks at the file. A change is followed within two of them and the time to read it,
-well within the second that is promised; four stat(2) calls a second cost nothing measurable."""
 MOST_BYTES: Final = 16 << 20
 """Of the file: 100,000 nodes with 160 bytes each."""
 ADDRESSES_SHOWN: Final = 8
 """Addresses that the message about an unknown node names."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Identity:
-    """Which file it was, and when it was written."""
-
-    device: int
-    inode: int
-    size: int
-    written_ns: int
 
 
 class StaticLeaseStore:
@@ -80,19 +60,19 @@ class StaticLeaseStore:
         obstacles: FindObstacles = no_obstacles,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._path = Path(path)
+        self._file = FollowedFile(
+            Path(path),
+            partial(_parse, kinds=kinds),
+            clock,
+            name="static network file",
+            remedy=f"pyflannel static check {path}",
+            most_bytes=MOST_BYTES,
+        )
         self._name = node_name
-        self._kinds = kinds
         self._clock = clock
         self._find_obstacles = obstacles
         self._tell = tell
-        self._seen: _Identity | None = None
-        self._network: StaticNetwork | None = None
-        self._generation = 0
         self._changed = asyncio.Condition()
-        self._suspect = ""
-        self._broken = ""
-        self._since: float | None = None
         self._attrs = LeaseAttrs()
         self._lease: Lease | None = None
         self._missing = ""
@@ -112,7 +92,7 @@ class StaticLeaseStore:
 
     def published(self) -> Sequence[IPAddress]:
         """As in `LeaseStore`: the addresses that the file gives to the node of our name."""
-        self._look()
+        self._file.look()
         node = self._find(LeaseAttrs()) if self._name else None
         if node is None:
             return ()
@@ -122,11 +102,11 @@ class StaticLeaseStore:
     async def network_config(self) -> NetworkConfig:
         """As in `LeaseStore`. Nobody can refuse us here."""
         while True:
-            self._look()
-            if self._network is not None:
+            self._file.look()
+            if self._file.value is not None:
                 self._tell("")
-                return self._network.config
-            self._tell(f"waiting for a valid {self._path}: {self._broken or self._suspect}")
+                return self._file.value.config
+            self._tell(f"waiting for a valid {self._file.path}: {self._file.doubt}")
             await self._clock.sleep(LOOK_S)
 
     async def watch_config(self) -> AsyncIterator[bytes | None]:
@@ -151,7 +131,7 @@ class StaticLeaseStore:
         """As in `LeaseStore`: waits until the file names this node."""
         self._attrs = attrs
         while True:
-            self._look()
+            self._file.look()
             node = self._find(attrs)
             if node is not None:
                 await self._make_room(node.lease)
@@ -161,7 +141,7 @@ class StaticLeaseStore:
                     "subnet is given by the static network file", subnet=node.lease.key.describe()
                 )
                 return node.lease
-            self._tell(f"waiting for {self._path} to name this node: {self._unknown()}")
+            self._tell(f"waiting for {self._file.path} to name this node: {self._unknown()}")
             await self._clock.sleep(LOOK_S)
 
     async def _make_room(self, lease: Lease) -> None:
@@ -177,8 +157,8 @@ class StaticLeaseStore:
         conflict = found.of_kept(lease.key) if found is not None else None
         if conflict is not None:
             raise SubnetsOverlap(
-                f"{self._path} gives this node a subnet that it cannot have: {conflict}; give it "
-                f"another one there, or {CHANGE_NETWORK}"
+                f"{self._file.path} gives this node a subnet that it cannot have: {conflict}; "
+                f"give it another one there, or {CHANGE_NETWORK}"
             )
 
     async def keep(self) -> AsyncIterator[Lease]:
@@ -212,14 +192,14 @@ class StaticLeaseStore:
         """As in `LeaseStore`: a snapshot of the file each time that it changes."""
         async for network in self._networks():
             self._snapshots += 1
-            yield Snapshot(tuple(node.lease for node in network.nodes), self._generation)
+            yield Snapshot(tuple(node.lease for node in network.nodes), self._file.generation)
 
     def reconnect(self, why: str) -> None:
         """As in `LeaseStore`: there is no connection."""
 
     def describe(self) -> str:
         """As in `LeaseStore`."""
-        return str(self._path)
+        return str(self._file.path)
 
     def addresses(self) -> Collection[IPAddress]:
         """As in `LeaseStore`: a file has none."""
@@ -229,11 +209,11 @@ class StaticLeaseStore:
         """As in `LeaseStore`."""
         return StoreReport(
             kind="static",
-            where=str(self._path),
-            connected=None if self._since is None else not self._broken,
-            since=self._since,
-            reason=self._broken,
-            revision=self._generation,
+            where=str(self._file.path),
+            connected=None if self._file.since is None else not self._file.broken,
+            since=self._file.since,
+            reason=self._file.broken,
+            revision=self._file.generation,
             snapshots=self._snapshots,
         )
 
@@ -252,59 +232,10 @@ class StaticLeaseStore:
 
     # Looking
 
-    def _look(self) -> bool:
-        """Reads the file if it is another one than before; whether there is news."""
-        identity = _identify(self._path)
-        if identity is not None and identity == self._seen and not self._suspect:
-            return False
-        content = read_text_if_exists(self._path, most_bytes=MOST_BYTES)
-        if not isinstance(content, FileText):
-            reason = content.reason if isinstance(content, FileUnreadable) else "it is not there"
-            self._doubt(reason)
-            return False
-        parsed = parse_static(content.text, self._kinds)
-        if parsed.network is None:
-            first = parsed.errors[0]
-            self._doubt(str(first))
-            return False
-        self._seen = identity
-        self._suspect = ""
-        recovered = bool(self._broken)
-        self._set_state("")
-        if recovered:
-            log.info("static network file is right again", path=self._path)
-        if parsed.network == self._network:
-            return False
-        self._network = parsed.network
-        self._generation += 1
-        log_problems(parsed.problems, str(self._path))
-        return True
-
-    def _doubt(self, reason: str) -> None:
-        """Believes a failure when it is met twice in a row."""
-        if self._suspect != reason:
-            self._suspect = reason
-            return
-        if self._broken != reason:
-            log.error(
-                "static network file cannot be used; what it said before stays in force"
-                if self._network is not None
-                else "static network file cannot be used, waiting",
-                path=self._path,
-                reason=reason,
-                remedy=f"pyflannel static check {self._path}",
-            )
-        self._set_state(reason)
-
-    def _set_state(self, broken: str) -> None:
-        if self._since is None or bool(broken) != bool(self._broken):
-            self._since = self._clock.time()
-        self._broken = broken
-
     async def _follow(self) -> None:
         """Looks at the file for as long as somebody listens."""
         while True:
-            if self._look():
+            if self._file.look():
                 async with self._changed:
                     self._changed.notify_all()
             await self._clock.sleep(LOOK_S)
@@ -316,20 +247,20 @@ class StaticLeaseStore:
         known = 0
         while True:
             async with self._changed:
-                while self._generation == known:
+                while self._file.generation == known:
                     await self._changed.wait()
-                known, network = self._generation, self._held_network()
+                known, network = self._file.generation, self._held_network()
             yield network
 
     def _held_network(self) -> StaticNetwork:
-        if self._network is None:
+        if self._file.value is None:
             raise LeaseError("the static network file has not been read yet")
-        return self._network
+        return self._file.value
 
     # Finding ourselves
 
     def _find(self, attrs: LeaseAttrs) -> StaticNode | None:
-        return self._network.find(self._name, attrs) if self._network is not None else None
+        return self._file.value.find(self._name, attrs) if self._file.value is not None else None
 
     def _unknown(self) -> str:
         if self._name:
@@ -339,7 +270,7 @@ class StaticLeaseStore:
         ]
         there = [
             str(node.lease.attrs.public_ip or node.lease.attrs.public_ipv6)
-            for node in (self._network.nodes if self._network is not None else ())
+            for node in (self._file.value.nodes if self._file.value is not None else ())
         ]
         shown = ", ".join(there[:ADDRESSES_SHOWN]) + (" …" if len(there) > ADDRESSES_SHOWN else "")
         return (
@@ -366,9 +297,6 @@ class StaticLeaseStore:
         self._missing = reason
 
 
-def _identify(path: Path) -> _Identity | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return _Identity(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+def _parse(text: str, *, kinds: Kinds) -> tuple[StaticNetwork | None, Sequence[Problem]]:
+    parsed = parse_static(text, kinds)
+    return parsed.network, parsed.problems
