@@ -90,13 +90,7 @@ def is_stray(
     """
     if underlay is None or not inside(route.dst, config, own):
         return False
-    start = route.dst.network_address
-    low: IPAddress
-    high: IPAddress
-    if route.dst.version == 4:
-        length, low, high = config.subnet_len, config.subnet_min, config.subnet_max
-    else:
-        length, low, high = config.ipv6_subnet_len, config.ipv6_subnet_min, config.ipv6_subnet_max
+    length, low, high = _allotted(config, own, family_of(route.dst))
     return (
         route.type == RTN_UNICAST
         and route.protocol == RTPROT_BOOT
@@ -107,8 +101,25 @@ def is_stray(
         and route.gateway is not None
         and ((direct and route.oif == underlay.index) or _is_to_vtep(route))
         and route.dst.prefixlen == length
-        and int(low) <= int(start) <= int(high)
+        and low <= int(route.dst.network_address) <= high
     )
+
+
+def _allotted(config: NetworkConfig, own: SubnetKey | None, family: Family) -> tuple[int, int, int]:
+    """The prefix length of nodes' subnets, the first and the last of them.
+
+    Where the store gives subnets by itself, they are as long as ours and anywhere in the network:
+    Kubernetes has one `--node-cidr-mask-size` a family.
+    """
+    length, low, high = (
+        (config.subnet_len, int(config.subnet_min), int(config.subnet_max))
+        if family is Family.V4
+        else (config.ipv6_subnet_len, int(config.ipv6_subnet_min), int(config.ipv6_subnet_max))
+    )
+    network, subnet = config.network_of(family), own.subnet(family) if own is not None else None
+    if length or network is None or subnet is None:
+        return length, low, high
+    return subnet.prefixlen, int(network.network_address), int(network.broadcast_address)
 
 
 def _is_to_vtep(route: Route) -> bool:

@@ -76,7 +76,7 @@ class NetworkConfig:
     network: IPv4Network | None = None
     """Cluster prefix, host bits masked off."""
     subnet_len: int = 0
-    """Prefix length of a node's subnet."""
+    """Prefix length of a node's subnet; 0 where the store does not allot by it (Kubernetes)."""
     subnet_min: IPv4Address = UNSET_V4
     """First subnet that may be leased, by its address."""
     subnet_max: IPv4Address = UNSET_V4
@@ -161,14 +161,14 @@ class Parsed:
         return tuple(p for p in self.problems if p.severity is Severity.WARNING)
 
 
-def parse_network_config(text: bytes | str, kinds: Kinds, *, validate: bool = True) -> Parsed:
+def parse_network_config(text: bytes | str, kinds: Kinds, *, allots: bool = True) -> Parsed:
     """Reads a network config and says everything that is wrong with it. Never raises.
 
     Args:
         text: the value of `<prefix>/config`, or the content of a file.
         kinds: the backends there are.
-        validate: whether to check the values against each other and fill in the derived ones, as
-            upstream does for a config from etcd. (A config from Kubernetes is only decoded.)
+        allots: whether subnets are given by SubnetLen, SubnetMin and SubnetMax. With Kubernetes
+            they are the nodes' podCIDRs: whatever stands there is ignored, as by upstream.
     """
     try:
         value = loads_go(text)
@@ -180,7 +180,7 @@ def parse_network_config(text: bytes | str, kinds: Kinds, *, validate: bool = Tr
     if not isinstance(value, JsonObject):
         wanted = f'write {{"Network": "{_V4.example}"}}'
         return _refuse(f"the config is {show(value)}, expected a JSON object", wanted)
-    return _Parser(value, kinds, validate=validate).run()
+    return _Parser(value, kinds, allots=allots).run()
 
 
 def load_network_config(text: bytes | str, kinds: Kinds) -> NetworkConfig:
@@ -207,19 +207,21 @@ def effective(config: NetworkConfig) -> dict[str, object]:
         "LeaseTTL": config.lease_ttl,
     }
     if config.enable_ipv4 and config.network is not None:
-        values |= {
-            "Network": _spell_network(config.network),
-            "SubnetLen": config.subnet_len,
-            "SubnetMin": spell_ip(config.subnet_min),
-            "SubnetMax": spell_ip(config.subnet_max),
-        }
+        values["Network"] = _spell_network(config.network)
+        if config.subnet_len:
+            values |= {
+                "SubnetLen": config.subnet_len,
+                "SubnetMin": spell_ip(config.subnet_min),
+                "SubnetMax": spell_ip(config.subnet_max),
+            }
     if config.enable_ipv6 and config.ipv6_network is not None:
-        values |= {
-            "IPv6Network": _spell_network(config.ipv6_network),
-            "IPv6SubnetLen": config.ipv6_subnet_len,
-            "IPv6SubnetMin": spell_ip(config.ipv6_subnet_min),
-            "IPv6SubnetMax": spell_ip(config.ipv6_subnet_max),
-        }
+        values["IPv6Network"] = _spell_network(config.ipv6_network)
+        if config.ipv6_subnet_len:
+            values |= {
+                "IPv6SubnetLen": config.ipv6_subnet_len,
+                "IPv6SubnetMin": spell_ip(config.ipv6_subnet_min),
+                "IPv6SubnetMax": spell_ip(config.ipv6_subnet_max),
+            }
     values["Backend"] = {"Type": config.backend_type, **config.backend.encode()}
     return values
 
@@ -342,11 +344,11 @@ class _Pool:
 class _Parser:
     """One run over one object."""
 
-    def __init__(self, members: JsonObject, kinds: Kinds, *, validate: bool) -> None:
+    def __init__(self, members: JsonObject, kinds: Kinds, *, allots: bool) -> None:
         self._kinds = kinds
         self._reader = ObjectReader(members)
         self._members = members
-        self._validate = validate
+        self._allots = allots
         self._problems: list[Problem] = []
         self._guesses: dict[str, str] = {}
         """Unknown keys by the known key that was probably meant."""
@@ -364,12 +366,11 @@ class _Parser:
         self._note_unknown()
         self._problems += self._reader.problems()
 
-        if self._validate:
-            for rules in (_V4, _V6):
-                if enabled[rules.family]:
-                    self._check_pool(rules, pools[rules.family])
-                else:
-                    self._note_unused(rules, pools[rules.family])
+        for rules in (_V4, _V6):
+            if enabled[rules.family]:
+                self._check_pool(rules, pools[rules.family])
+            else:
+                self._note_unused(rules, pools[rules.family])
         if not any(enabled.values()):
             self._error(
                 "EnableIPv4",
@@ -385,7 +386,7 @@ class _Parser:
             )
         broken = any(problem.is_error for problem in self._problems)
         v4, v6 = (
-            pools[f] if not broken and (enabled[f] or not self._validate) else _Pool(None, 0, 0, 0)
+            pools[f] if not broken and enabled[f] else _Pool(None, 0, 0, 0)
             for f in (Family.V4, Family.V6)
         )
         kind, settings = self._check_backend(backend_type, members)
@@ -414,6 +415,8 @@ class _Parser:
         """The family's four keys as they stand there, 0 for what is missing."""
         read = self._reader.read
         address = _address_decoder(rules)
+        if not self._allots:
+            return self._read_network_alone(rules)
         # Go decodes the IPv6 bounds through pointers, so that `null` means "not given" for them;
         # the IPv4 ones and the networks are values with a parser of their own, which refuses it.
         bounds_may_be_null = rules.family is Family.V6
@@ -425,6 +428,20 @@ class _Parser:
             for name in ("SubnetMin", "SubnetMax")
         )
         return _Pool(network, length, int(low or 0), int(high or 0))
+
+    def _read_network_alone(self, rules: _Rules) -> _Pool:
+        network = self._reader.read(
+            rules.key("Network"), _network_decoder(rules), None, nullable=False
+        )
+        for name in ("SubnetLen", "SubnetMin", "SubnetMax"):
+            key = rules.key(name)
+            self._reader.read(key, lambda value: value, None)
+            if key in self._reader.given:
+                text = f"{key} is ignored: a node's subnet is its podCIDR"
+                self._warn(
+                    key, text, "remove it; kube-controller-manager has --node-cidr-mask-size"
+                )
+        return _Pool(network, 0, 0, 0)
 
     def _read_backend(self) -> tuple[str, Mapping[str, object]]:
         """The canonical type and the members of `Backend`."""
@@ -481,6 +498,8 @@ class _Parser:
             return
         self._note_host_bits(rules, pool.network)
         self._refuse_reserved(rules, pool.network)
+        if not self._allots:
+            return
         before = len(self._problems)
         self._check_length(rules, pool, pool.network)
         length_is_good = len(self._problems) == before

@@ -64,6 +64,34 @@ def test_any_other_route_is_somebody_elses(foreign):
     assert not routes.is_stray(foreign, CONFIG, key(1, ipv6=True), ETH0)
 
 
+class TestWithoutAllotment:
+    """With Kubernetes the podCIDRs are the subnets: as long as ours, anywhere in the network."""
+
+    CONFIG = replace(
+        CONFIG,
+        subnet_len=0,
+        subnet_min=IPv4Address(0),
+        subnet_max=IPv4Address(0),
+        ipv6_subnet_len=0,
+        ipv6_subnet_min=IPv6Address(0),
+        ipv6_subnet_max=IPv6Address(0),
+    )
+
+    @pytest.mark.parametrize(
+        "route", [OURS, OURS6, replace(OURS, dst=IPv4Network("10.5.0.0/24"))], ids=str
+    )
+    def test_a_route_to_another_podcidr_is_ours(self, route):
+        assert routes.is_stray(route, self.CONFIG, key(1, ipv6=True), ETH0)
+
+    @pytest.mark.parametrize("cidr", ["10.5.7.0/25", "10.6.7.0/24", "10.5.1.0/24"])
+    def test_another_length_or_network_is_somebody_elses(self, cidr):
+        route = replace(OURS, dst=IPv4Network(cidr))
+        assert not routes.is_stray(route, self.CONFIG, key(1, ipv6=True), ETH0)
+
+    def test_nothing_is_ours_before_there_is_a_lease(self):
+        assert not routes.is_stray(OURS, self.CONFIG, None, ETH0)
+
+
 def test_without_the_external_interface_nothing_is_ours():
     assert not routes.is_stray(OURS, CONFIG, key(1), None)
 

@@ -143,14 +143,26 @@ class TestDerivedValues:
         assert good(Network="10.3.0.0/16").families == (Family.V4,)
         assert subnet_count(good(Network="10.3.0.0/16"), Family.V6) == 0
 
-    def test_nothing_is_validated_for_a_config_from_kubernetes(self) -> None:
-        """There the node's PodCIDR decides, and SubnetLen 31 was always accepted."""
-        text = '{"Network":"10.3.0.0/16","SubnetLen":31,"Backend":{"Type":"alloc"}}'
-        config = parse_network_config(text, KINDS, validate=False).config
-        assert config is not None
-        assert config.subnet_len == 31
-        assert config.subnet_min == IPv4Address(0)
-        assert parse_network_config(text, KINDS).config is None
+    @pytest.mark.parametrize("value", ["31", '"nonsense"', "null", "-1", "[]"])
+    @pytest.mark.parametrize("key", ["SubnetLen", "SubnetMin", "SubnetMax"])
+    def test_with_kubernetes_a_podcidr_is_the_subnet_whatever_stands_here(self, key, value) -> None:
+        """Upstream ignores all of it, nonsense too."""
+        text = f'{{"Network":"10.3.0.0/16","{key}":{value},"Backend":{{"Type":"alloc"}}}}'
+        parsed = parse_network_config(text, KINDS, allots=False)
+        assert parsed.config is not None
+        assert parsed.config.subnet_len == 0
+        assert [problem.key for problem in parsed.warnings] == [key]
+        shown = effective(parsed.config)
+        assert "SubnetLen" not in shown
+        again = parse_network_config(json.dumps(shown), KINDS, allots=False)
+        assert again == Parsed(parsed.config, ())
+
+    @pytest.mark.parametrize(
+        "text",
+        ["{}", '{"Network":"10.3.0.0"}', '{"Network":"127.0.0.0/8"}', '{"Network":"0.0.0.0/0"}'],
+    )
+    def test_with_kubernetes_the_rest_is_checked_as_ever(self, text) -> None:
+        assert parse_network_config(text, KINDS, allots=False).config is None
 
 
 class TestJson:
@@ -689,9 +701,9 @@ def test_parsing_never_raises_on_arbitrary_input(data: bytes | str) -> None:
 @settings(deadline=None, max_examples=300)
 @given(_configs, st.booleans())
 def test_there_is_a_config_unless_there_is_an_error(
-    members: dict[str, object], validate: bool
+    members: dict[str, object], allots: bool
 ) -> None:
-    parsed = parse_network_config(json.dumps(members), KINDS, validate=validate)
+    parsed = parse_network_config(json.dumps(members), KINDS, allots=allots)
     assert (parsed.config is None) == bool(parsed.errors)
     assert all(problem.message for problem in parsed.problems)
 
