@@ -6,7 +6,8 @@ choice to be made: at the start, and when what carries the overlay is lost.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 
 from pyflannel.core.errors import KernelError
 from pyflannel.core.ip import Family, IPAddress, SubnetKey, parse_ip
@@ -38,17 +39,20 @@ async def find_interface(
     *,
     ours: IsOurs,
     prefer: Sequence[IPAddress] = (),
+    public: Collection[IPAddress] = (),
 ) -> Selection:
     """Chooses the external interface of this network namespace, by `core.underlay`'s rules.
 
     Args:
         ours: tells the overlay's devices.
         prefer: addresses that this node published before, see `select_interface`.
+        public: taken in the place of `--public-ip` and `--public-ipv6`, each of its family.
 
     Raises:
         InterfaceError: nothing fits.
         KernelError: links or addresses could not be listed.
     """
+    options = _with_public(options, public)
     around = await look_around(netlink, options, families, ours)
     return select_interface(options, families, around, prefer=prefer)
 
@@ -62,6 +66,7 @@ async def follow_interface(
     current: ExternalInterface,
     home: ExternalInterface,
     own: SubnetKey | None,
+    public: Collection[IPAddress] = (),
 ) -> ExternalInterface:
     """What is to carry the overlay from now on: the same as a rule, see `core.underlay`.
 
@@ -70,11 +75,13 @@ async def follow_interface(
         current: what carries it now.
         home: what carried it first.
         own: the subnet of this node.
+        public: as for `find_interface`.
 
     Raises:
         InterfaceError: what carries it cannot be used, and nothing else fits.
         KernelError: links, addresses or routes could not be listed.
     """
+    options = _with_public(options, public)
     there = candidates(await netlink.links(), await netlink.addresses(), ours)
     kept = standing(current, home, options, families, Surroundings(candidates=there))
     if kept is not None:
@@ -85,6 +92,16 @@ async def follow_interface(
     if kept is not None:
         return kept
     return move(current, home, options, families, around, own).interface
+
+
+def _with_public(options: DaemonOptions, public: Collection[IPAddress]) -> DaemonOptions:
+    """The options with other public addresses."""
+    for ip in public:
+        if ip.version == 4:
+            options = replace(options, public_ip=str(ip))
+        else:
+            options = replace(options, public_ipv6=str(ip))
+    return options
 
 
 async def look_around(

@@ -137,7 +137,9 @@ class Agent:
         check_commands(config, parts.store.origin, allowed=self._settings.allow_extension)
         log.info(f"Found network config - Backend type: {config.backend_type}")
         _warn_about_bridges(config)
-        found = await parts.find_underlay(config.families, prefer=parts.store.published())
+        found = await parts.find_underlay(
+            config.families, prefer=parts.store.published(), public=parts.store.wished()
+        )
         underlay = self._underlay = found.interface
         address = underlay.address if underlay.address is not None else underlay.address6
         log.info(
@@ -148,7 +150,7 @@ class Agent:
         former = await self._former_attrs(addresses)
         backend = parts.backend(config, underlay, parts.store.prescribed(addresses))
         attrs = await backend.prepare(former)
-        if config.enable_ipv4:
+        if config.enable_ipv4 and parts.store.allots:
             log.info(f"Picking subnet in range {config.subnet_min} ... {config.subnet_max}")
         lease = await parts.store.acquire(attrs)
         network = await backend.attach(lease)
@@ -317,6 +319,7 @@ class Node:
                 group.create_task(self._announce_late(), name="ready")
             else:
                 self._announce()
+            group.create_task(self._tell_store(), name="ready, to the store")
             forever(group, "driver", self._driver.run())
             forever(group, "leases", self._watch_leases())
             forever(group, "own lease", self._keep_lease())
@@ -349,6 +352,10 @@ class Node:
         async with while_starting(self._parts.notifier, self._clock):
             await self._parts.files.complete.wait()
         self._announce()
+
+    async def _tell_store(self) -> None:
+        await self._parts.files.complete.wait()
+        self._store.ready()
 
     def _show_phase(self) -> None:
         self.phase = f"running with subnet {self._lease.key.describe()}"
@@ -438,7 +445,11 @@ class Node:
         self, current: ExternalInterface, home: ExternalInterface
     ) -> ExternalInterface:
         return await self._parts.follow_underlay(
-            self._config.families, current=current, home=home, own=self._lease.key
+            self._config.families,
+            current=current,
+            home=home,
+            own=self._lease.key,
+            public=self._store.wished(),
         )
 
     async def _underlay_moved(self, underlay: ExternalInterface) -> None:
@@ -488,7 +499,7 @@ class Node:
             log.error("network config was deleted; going on with the old one", where=where)
             self._pending_config.set("it was deleted")
             return
-        parsed = parse_network_config(raw, self._parts.kinds)
+        parsed = parse_network_config(raw, self._parts.kinds, allots=self._store.allots)
         if parsed.config is None:
             log.error("network config is wrong now; going on with the old one", where=where)
             log_problems(parsed.problems, where)
@@ -522,11 +533,12 @@ class Node:
 
     def store_report(self) -> StoreReport:
         """The store, and who of its nodes is followed."""
+        report = self._store.report()
         return replace(
-            self._store.report(),
+            report,
             peers=len(self._table.peers),
-            rejected=some_rejections(self._table.rejected),
-            rejected_count=len(self._table.rejected),
+            rejected={**report.rejected, **some_rejections(self._table.rejected)},
+            rejected_count=report.rejected_count + len(self._table.rejected),
         )
 
     def underlay_report(self) -> UnderlayReport | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -29,7 +29,12 @@ class FindUnderlay(Protocol):
     """Chooses the external interface at the start; see `kernel.lookup.find_interface`."""
 
     async def __call__(
-        self, families: Sequence[Family], /, *, prefer: Sequence[IPAddress]
+        self,
+        families: Sequence[Family],
+        /,
+        *,
+        prefer: Sequence[IPAddress],
+        public: Collection[IPAddress],
     ) -> Selection:
         """The interface; raises `InterfaceError` if nothing fits."""
         ...
@@ -46,6 +51,7 @@ class FollowUnderlay(Protocol):
         current: ExternalInterface,
         home: ExternalInterface,
         own: SubnetKey | None,
+        public: Collection[IPAddress],
     ) -> ExternalInterface:
         """The interface; raises `InterfaceError` if nothing can be used now."""
         ...

@@ -68,7 +68,7 @@ class StoreReport:
     """Where the leases are kept, and whether it answers."""
 
     kind: str = ""
-    """`etcd` or `static`."""
+    """`etcd`, `kubernetes` or `static`."""
     where: str = ""
     """Endpoints or the file, without secrets."""
     connected: bool | None = None
@@ -84,7 +84,8 @@ class StoreReport:
     peers: int = 0
     """Leases of other nodes that are followed."""
     rejected: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
-    """Leases that are not followed, by subnet, with the reason; the first hundred."""
+    """Leases that are not followed, by subnet (Kubernetes: also `node NAME`), with the reason; the
+    first hundred."""
     rejected_count: int = 0
     """How many there are."""
 

@@ -61,6 +61,9 @@ CODES: Final = {
 }
 """Every code, with what it means in a phrase."""
 
+KUBERNETES: Final = "kubernetes"
+_SERVERS: Final = {KUBERNETES: "the API server"}
+
 _ORDER: Final = (Severity.ERROR, Severity.WARNING, Severity.INFO)
 
 
@@ -100,6 +103,8 @@ def _store(report: NodeReport) -> Iterator[Problem]:
     lease = report.lease
     if lease is None:
         goes_on = "There is no lease yet."
+    elif store.kind == KUBERNETES:
+        goes_on += " Our podCIDR stays ours as long as the node object exists."
     elif lease.reservation:
         goes_on += " Our lease is a reservation and has no end."
     elif lease.expires is not None:
@@ -112,7 +117,8 @@ def _store(report: NodeReport) -> Iterator[Problem]:
         subject=store.kind or "store",
         since=store.since,
         text=f"{store.where} does not answer{reason}. {goes_on}",
-        remedy="look at etcd and the way to it; nothing has to be done here afterwards",
+        remedy=f"look at {_SERVERS.get(store.kind, 'etcd')} and the way to it; nothing has to be"
+        " done here afterwards",
     )
 
 
@@ -165,13 +171,19 @@ def _lease(report: NodeReport) -> Iterator[Problem]:
 
 
 def _rejected(report: NodeReport) -> Iterator[Problem]:
-    for subnet, reason in report.store.rejected.items() if report.store is not None else ():
+    if report.store is None:
+        return
+    is_kubernetes = report.store.kind == KUBERNETES
+    for subject, reason in report.store.rejected.items():
+        # A node is named as such already, a lease by its subnet.
         yield Problem(
             code=LEASE_REJECTED,
             severity=Severity.INFO,
-            subject=f"lease {subnet}",
+            subject=subject if subject.startswith("node ") else f"lease {subject}",
             text=f"not followed: {reason}",
-            remedy="delete its key if no node needs it",
+            remedy="put its annotations or its podCIDR right; it is followed at once"
+            if is_kubernetes
+            else "delete its key if no node needs it",
         )
 
 

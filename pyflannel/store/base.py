@@ -1,7 +1,9 @@
 """The seam between the agent and whatever keeps the leases.
 
-Implementations: `store/etcd/` and `store/static.py`. One suite runs over both
-(`tests/contract/test_lease_store_contract.py`); what stands here is what it checks.
+Implementations: `store/etcd/`, `store/kubernetes/` and `store/static.py`. One suite runs over all
+(`tests/contract/test_lease_store_contract.py`); what stands here is what it checks. With etcd a
+node *takes* a subnet; a static file and Kubernetes *give* it one, so there is nothing to win, to
+renew or to give back.
 
 *Order.* `network_config`, `previous`, `acquire`, in this order, and again from the beginning after
 `NetworkConfigChanged`; then `keep`,
@@ -17,7 +19,8 @@ cancelled at any time and then has either written or not, which the next start f
 is told in `report` and by the `tell` function that a store is made with.
 
 *Refusals.* A store that refuses us for good at the start (credentials, configuration) raises
-`StoreDenied` or `StoreConfigError` from `network_config`, `previous` or `acquire`. Once a lease is
+`StoreDenied` or `StoreConfigError` from `network_config`, `previous` or `acquire`. (Kubernetes'
+never does: roles and tokens come later than the daemon as a rule.) Once a lease is
 held a refusal is one more reason to go on trying: it is reported and never raised.
 
 *Restarts.* The same node gets the same subnet again as long as its lease lives, whether its address
@@ -86,6 +89,18 @@ class LeaseStore(Protocol):
         """Our lease as we know it now; `None` before `acquire`."""
         ...
 
+    @property
+    def allots(self) -> bool:
+        """Whether subnets follow the network config's SubnetLen, SubnetMin and SubnetMax."""
+        ...
+
+    def wished(self) -> Collection[IPAddress]:
+        """Public addresses that an operator prescribes for this node in the store.
+
+        At most one a family; they count more than `--public-ip`. Asked after `network_config`.
+        """
+        ...
+
     def published(self) -> Sequence[IPAddress]:
         """The addresses that a former run of this node published, as far as it is remembered."""
         ...
@@ -93,7 +108,8 @@ class LeaseStore(Protocol):
     async def network_config(self) -> NetworkConfig:
         """The network config, as soon as there is a valid one.
 
-        Waits for ever: for the store, for the config, and for one that is right. A bad one is
+        Waits for ever: for the store, for the config, for one that is right, and with Kubernetes
+        for this node's object. A bad one is
         logged once per change of it, naming the key, what is wrong and the remedy.
 
         Raises:
@@ -154,6 +170,13 @@ class LeaseStore(Protocol):
 
     async def publish(self, attrs: LeaseAttrs) -> Lease:
         """Publishes changed attributes (a new public IP or MAC) under the same subnet, in place."""
+        ...
+
+    def ready(self) -> None:
+        """Tells that this node carries packets and has written its files; more than once is fine.
+
+        For a store that others ask whether the node can be used.
+        """
         ...
 
     async def release(self) -> bool:

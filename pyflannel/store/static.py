@@ -90,6 +90,15 @@ class StaticLeaseStore:
         """As in `LeaseStore`."""
         return self._lease
 
+    @property
+    def allots(self) -> bool:
+        """As in `LeaseStore`: the file is checked as etcd's config is."""
+        return True
+
+    def wished(self) -> Collection[IPAddress]:
+        """As in `LeaseStore`: none, the file is compared with what the node has."""
+        return ()
+
     def published(self) -> Sequence[IPAddress]:
         """As in `LeaseStore`: the addresses that the file gives to the node of our name."""
         self._file.look()
@@ -183,6 +192,9 @@ class StaticLeaseStore:
         if self._lease is None:
             raise LeaseError("no lease has been acquired yet")
         return self._lease
+
+    def ready(self) -> None:
+        """As in `LeaseStore`: nobody asks a file."""
 
     async def release(self) -> bool:
         """As in `LeaseStore`: what a file gives does not end."""

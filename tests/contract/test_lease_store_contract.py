@@ -1,4 +1,4 @@
-"""What every store of leases promises, over all of them: etcd and the static file.
+"""What every store of leases promises, over all of them: etcd, Kubernetes and the static file.
 
 The promises stand in `pyflannel/store/base.py`. A rig makes a store over something that the test
 can change from outside, in the words of the promises: a peer comes, the store is away.
@@ -19,14 +19,16 @@ import pytest
 from pyflannel.backend.kinds import KINDS
 from pyflannel.core.ip import SubnetKey
 from pyflannel.core.lease import Identity, LeaseAttrs, LeaseTable, LeaseUpdate, Snapshot
-from pyflannel.core.trust import ConfigOrigin
 from pyflannel.store.base import LeaseStore
 from pyflannel.store.etcd import codec
 from pyflannel.store.etcd.manager import EtcdLeaseStore
+from pyflannel.store.kubernetes.manager import KubernetesLeaseStore
 from pyflannel.store.record import LeaseRecord
 from pyflannel.store.static import StaticLeaseStore
 from pyflannel.testing.fakeclock import FakeClock
 from pyflannel.testing.fakestore import FakeEtcd, FakeStore
+from tests.support.kubeapi import PREFIX as PREFIX_OF_ANNOTATIONS
+from tests.support.kubeapi import DirectTransport, KubeCluster
 
 CONFIG = {"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}
 PREFIX = "/coreos.com/network"
@@ -135,7 +137,64 @@ class StaticRig:
             self.path.with_suffix(".away").rename(self.path)
 
 
-@pytest.fixture(params=[EtcdRig, StaticRig], ids=["etcd", "static"])
+class KubernetesRig:
+    """An API server in memory, and a file with the network config."""
+
+    def __init__(self, directory: Path) -> None:
+        self.clock = FakeClock()
+        self.cluster = KubeCluster()
+        self.path = directory / "net-conf.json"
+
+    def open(self, tell: Callable[[str], None] = lambda _: None) -> LeaseStore:
+        return KubernetesLeaseStore(
+            DirectTransport(self.cluster),
+            prefix=PREFIX_OF_ANNOTATIONS,
+            node_name="us",
+            net_config=str(self.path),
+            kinds=KINDS,
+            clock=self.clock,
+            rng=random.Random(1),
+            tell=tell,
+        )
+
+    def put_config(self, config: object) -> None:
+        fresh = self.path.with_suffix(".new")
+        fresh.write_text(json.dumps(config))
+        fresh.rename(self.path)
+
+    def put_peer(self, number: int, address: str) -> None:
+        name = f"n{number}"
+        if name not in self.cluster.nodes:
+            self.cluster.create(name, f"10.5.{number}.0/24")
+        self.cluster.annotate(
+            name,
+            kube_subnet_manager="true",
+            backend_type="host-gw",
+            backend_data="null",
+            public_ip=address,
+        )
+
+    def drop_peer(self, number: int) -> None:
+        self.cluster.delete(f"n{number}")
+
+    def name_us(self, number: int) -> None:
+        if "us" not in self.cluster.nodes:
+            self.cluster.create("us", f"10.5.{number}.0/24")
+
+    def move_us(self, store: LeaseStore, number: int) -> None:
+        """The node is deleted and registered again: a podCIDR changes no other way."""
+        del store
+        self.cluster.delete("us")
+        self.cluster.create("us", f"10.5.{number}.0/24")
+
+    def away(self) -> None:
+        self.cluster.stop()
+
+    def back(self) -> None:
+        self.cluster.start()
+
+
+@pytest.fixture(params=[EtcdRig, KubernetesRig, StaticRig], ids=["etcd", "kubernetes", "static"])
 def rig(request, tmp_path):
     made = request.param(tmp_path)
     made.put_config(CONFIG)
@@ -309,7 +368,7 @@ def test_attributes_are_published_or_the_difference_is_reported(rig):
         publishing = asyncio.create_task(node.store.publish(wanted))
         await rig.clock.advance(2)
         lease = publishing.result()
-        if node.store.prescribed(US) is None and node.store.origin is ConfigOrigin.ETCD:
+        if node.store.prescribed(US) is None:
             assert lease.attrs == wanted
             assert node.store.standing().reason == ""
         else:
@@ -338,6 +397,7 @@ def test_it_waits_for_the_config_and_tells_what_it_waits_for(tmp_path, rig):
     told: list[str] = []
 
     async def main() -> None:
+        rig.name_us(1)
         rig.put_config({"Network": "nonsense"})
         store = rig.open(told.append)
         waiting = asyncio.create_task(store.network_config())

@@ -17,6 +17,7 @@ from pyflannel.store.base import LeaseStore
 from pyflannel.store.etcd.base import Store
 from pyflannel.store.etcd.manager import EtcdLeaseStore
 from pyflannel.store.etcd.store import EtcdStore
+from pyflannel.store.kubernetes.manager import KubernetesLeaseStore
 from pyflannel.store.static import StaticLeaseStore
 from pyflannel.testing.fakeclock import FakeClock
 from pyflannel.testing.fakenetlink import FakeNetlink
@@ -41,9 +42,11 @@ def stores(real: EtcdStore, fake: FakeStore) -> tuple[Store, ...]:
     return real, fake
 
 
-def lease_stores(etcd: EtcdLeaseStore, static: StaticLeaseStore) -> tuple[LeaseStore, ...]:
+def lease_stores(
+    etcd: EtcdLeaseStore, kubernetes: KubernetesLeaseStore, static: StaticLeaseStore
+) -> tuple[LeaseStore, ...]:
     """Who keeps the leases."""
-    return etcd, static
+    return etcd, kubernetes, static
 
 
 def datapaths(

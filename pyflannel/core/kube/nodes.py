@@ -122,6 +122,10 @@ class NodeTable:
         row = self._rows.get(name)
         return row.node if row is not None else None
 
+    def nodes(self) -> tuple[KubeNode, ...]:
+        """All nodes that are known."""
+        return tuple(row.node for row in self._rows.values())
+
     def troubles(self) -> Iterator[tuple[str, str]]:
         """Nodes that are no peers or are followed as they were, each with the reason."""
         for name, row in self._rows.items():

@@ -166,6 +166,15 @@ class EtcdLeaseStore:
         """The lease as we know it now; the last one while it is being taken back."""
         return self._lease
 
+    @property
+    def allots(self) -> bool:
+        """As in `LeaseStore`."""
+        return True
+
+    def wished(self) -> Collection[IPAddress]:
+        """As in `LeaseStore`: none."""
+        return ()
+
     def published(self) -> Sequence[IPAddress]:
         """As in `LeaseStore`: what the record names."""
         remembered = self._record.load()
@@ -359,6 +368,9 @@ class EtcdLeaseStore:
         self._news.set()
         await self._act_until(lambda: self._holding.has and self._held().attrs == self._wanted)
         return self._held()
+
+    def ready(self) -> None:
+        """As in `LeaseStore`: nobody asks etcd."""
 
     async def release(self) -> bool:
         """As in `LeaseStore`: key and etcd lease go."""

@@ -126,7 +126,8 @@ class NodeFeed:
             except NotOffered as error:
                 log.info("the API server does not list in a watch, listing in pages", reason=error)
                 self._listing = self._offers_streaming = False
-            except Expired:
+            except (Expired, Stale) as error:
+                log.debug("listing all nodes again", reason=error)
                 self._listing, self._version = False, ""
                 await self._clock.sleep(self._backoff.next())
             except StoreError as error:
@@ -273,7 +274,7 @@ class NodeFeed:
             return  # it answers
 
     async def _failed(self, error: StoreError) -> None:
-        if self._listing or isinstance(error, Stale):
+        if self._listing:
             self._version = ""
         self._listing = False
         self.reconnects += 1

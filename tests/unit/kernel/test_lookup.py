@@ -129,3 +129,20 @@ def test_a_destination_that_leads_nowhere_is_none_and_the_choice_says_so(target,
     options = DaemonOptions(iface_can_reach=target)
     with pytest.raises(InterfaceError, match="--iface-can-reach"):
         asyncio.run(lookup.find_interface(stub, options, (Family.V4,), ours=is_ours))
+
+
+def test_addresses_that_the_store_prescribes_count_more_than_the_options():
+    """As flannel's node-public-ip: it picks the interface, or with --iface it is published."""
+    wished = [ip_address("192.0.2.9"), ip_address("2001:db8::9")]
+    options = DaemonOptions(public_ip="192.0.2.1")
+    found = asyncio.run(
+        lookup.find_interface(
+            Stub(), options, (Family.V4,), ours=lambda *_: False, public=wished[:1]
+        )
+    )
+    assert str(found.interface.address) == "192.0.2.9"
+    options = DaemonOptions(iface=("eth1",), public_ipv6="2001:db8::1")
+    found = asyncio.run(
+        lookup.find_interface(Stub(), options, (Family.V6,), ours=lambda *_: False, public=wished)
+    )
+    assert str(found.interface.public_ipv6) == "2001:db8::9"

@@ -176,6 +176,22 @@ def test_information_alone_is_no_verdict():
     assert ": fine;" in page(report)
 
 
+class TestKubernetes:
+    """The same problems, in the words of a cluster that has no keys and no etcd of ours."""
+
+    def test_the_api_server_is_what_to_look_at_and_a_podcidr_does_not_end(self):
+        (found,) = problems(broken(store=replace(AWAY, kind="kubernetes")))
+        assert "API server" in found.remedy
+        assert "podCIDR stays ours" in found.text
+        assert "etcd" not in found.remedy
+
+    def test_a_node_that_is_not_followed_is_named(self):
+        rejected = {"node n2": "it has no podCIDR yet"}
+        (found,) = problems(broken(store=replace(FINE.store, kind="kubernetes", rejected=rejected)))
+        assert found.subject == "node n2"
+        assert "key" not in found.remedy
+
+
 class TestAStoreThatIsAway:
     """Somebody is on call at three in the morning and has only this page."""
 
