@@ -81,8 +81,6 @@ def flag_row(flag: Flag) -> tuple[str, str]:
         text += f" One of {', '.join(flag.choices)}."
     if flag.default not in ("", (), False, 0):
         text += f" Default: {goflag.show(flag, flag.default)}."
-    if flag.unavailable:
-        text += f" Not available in pyflannel: {flag.unavailable}."
     if flag.env:
         text += f" Variable: {flag.variable()}."
     return f"--{flag.name}{value}", text
@@ -170,7 +168,7 @@ def start_page() -> str:
 
 def completion() -> str:
     """Completion for bash: commands, flags, and the values of flags that have a choice of them."""
-    words = " ".join(f"--{flag.name}" for flag in FLAGS if not flag.unavailable)
+    words = " ".join(f"--{flag.name}" for flag in FLAGS)
     cases = "\n".join(
         f"    *-{flag.name}) COMPREPLY=($(compgen -W '{' '.join(flag.choices)}' -- \"$word\")) ;;"
         for flag in FLAGS

@@ -54,10 +54,13 @@ daemon's options are those of its unit; --iface, --iface-regex, --iface-can-reac
 --public-ipv6, --subnet-file, --state-dir and --datapath may be given here too. Leases are read from
 etcd; if it does not answer, that is a warning.
 
+With --kubernetes it is read as a net-conf.json is, where subnets are the nodes' podCIDRs.
+
 Exit code 78 if there is an error.
 
 Example:
   pyflannel config check network.json
+  pyflannel config check --kubernetes /etc/kube-flannel/net-conf.json
   pyflannel config get | pyflannel config check - --json
   pyflannel config check network.json --node --etcd-endpoints=http://192.0.2.10:2379""",
 }
@@ -90,9 +93,9 @@ def main(argv: Sequence[str]) -> int:
     raw = _read(given.file)
     if given.action == "check":
         if not given.node:
-            return _check(raw, as_json=given.json)
+            return _check(raw, as_json=given.json, kubernetes=given.kubernetes)
         on_node = partial(nodecheck.check, words=node_words, etcd=options)
-        return _check(raw, as_json=given.json, on_node=on_node)
+        return _check(raw, as_json=given.json, kubernetes=given.kubernetes, on_node=on_node)
     parsed = parse_network_config(raw, KINDS)
     _print_problems(_problems(parsed))
     if parsed.config is None and not given.force:
@@ -123,6 +126,10 @@ def _parser(words: Sequence[str]) -> Parser:
         action="store_true",
         help="check: compare with this machine" if action in ("", "check") else argparse.SUPPRESS,
     )
+    if action in ("", "check"):
+        parser.add_argument(
+            "--kubernetes", action="store_true", help="check: as a net-conf.json of Kubernetes"
+        )
     if action in ("", "set"):
         parser.add_argument(
             "--force", action="store_true", help="set: write it although it has errors"
@@ -154,10 +161,11 @@ def _check(
     raw: bytes,
     *,
     as_json: bool,
+    kubernetes: bool = False,
     on_node: Callable[[NetworkConfig], Sequence[Problem]] | None = None,
 ) -> int:
-    parsed = parse_network_config(raw, KINDS)
-    problems = list(_problems(parsed))
+    parsed = parse_network_config(raw, KINDS, allots=not kubernetes)
+    problems = list(parsed.problems if kubernetes else _problems(parsed))
     if on_node is not None and parsed.config is not None:
         problems += on_node(parsed.config)
     if as_json:

@@ -23,8 +23,8 @@ from pyflannel.core.errors import EXIT_OK, ConfigError, FlannelError, UsageError
 from pyflannel.foreign import MOST_IN_LOG, shown
 
 if TYPE_CHECKING:
-    from pyflannel.core.config import NetworkConfig
-    from pyflannel.core.options import RunDaemon
+    from pyflannel.core.config import NetworkConfig, Parsed
+    from pyflannel.core.options import DaemonOptions, RunDaemon
     from pyflannel.core.trust import ConfigOrigin
 
 CHECK_ONLY: Final = "check-only"
@@ -141,8 +141,8 @@ def _check(parsed: RunDaemon) -> list[FlannelError]:
         return [*failed, error]
     from pyflannel.core.trust import ConfigOrigin
 
-    static = bool(parsed.options.static_network)
-    origin = ConfigOrigin.LOCAL_FILE if static else ConfigOrigin.ETCD
+    is_file = bool(parsed.options.static_network) or parsed.options.kube_subnet_mgr
+    origin = ConfigOrigin.LOCAL_FILE if is_file else ConfigOrigin.ETCD
     return [*failed, *asyncio.run(_check_on_node(config, parsed, origin))]
 
 
@@ -175,11 +175,29 @@ def _static_config(path: str) -> NetworkConfig:
     return parsed.network.config
 
 
+def _net_conf(options: DaemonOptions) -> NetworkConfig:
+    """Kubernetes' network config; and whether there is a way to the API server at all."""
+    from pyflannel.backend.kinds import KINDS
+    from pyflannel.core.config import parse_network_config
+    from pyflannel.kernel.files import FileText, FileUnreadable, read_text_if_exists
+    from pyflannel.store.kubernetes.access import find_access
+
+    find_access(options.kube.kubeconfig_file, options.kube.api_url, os.environ)
+    path = options.kube.net_config_path
+    content = read_text_if_exists(path)
+    if not isinstance(content, FileText):
+        reason = content.reason if isinstance(content, FileUnreadable) else "there is no such file"
+        raise ConfigError(f"network config {path}: {reason}")
+    return _good(parse_network_config(content.text, KINDS, allots=False))
+
+
 def _network_config(parsed: RunDaemon) -> NetworkConfig:
     from pyflannel.backend.kinds import KINDS
 
     if parsed.options.static_network:
         return _static_config(parsed.options.static_network)
+    if parsed.options.kube_subnet_mgr:
+        return _net_conf(parsed.options)
     from pyflannel.cli.common import with_store
     from pyflannel.core.config import parse_network_config
     from pyflannel.store.etcd import codec
@@ -189,10 +207,14 @@ def _network_config(parsed: RunDaemon) -> NetworkConfig:
     found = with_store(etcd, lambda store: store.get(key))
     if not found.kvs:
         raise ConfigError(f"no network config under {shown(key)}")
-    config = parse_network_config(found.kvs[0].value, KINDS)
-    for problem in config.problems:
-        if config.config is not None:
+    return _good(parse_network_config(found.kvs[0].value, KINDS))
+
+
+def _good(parsed: Parsed) -> NetworkConfig:
+    """The config, its warnings said."""
+    for problem in parsed.problems:
+        if parsed.config is not None:
             logs.say(logging.WARNING, f"{problem.severity}: {shown(problem, MOST_IN_LOG)}")
-    if config.config is None:
-        raise ConfigError("; ".join(str(shown(p, MOST_IN_LOG)) for p in config.problems))
-    return config.config
+    if parsed.config is None:
+        raise ConfigError("; ".join(str(shown(p, MOST_IN_LOG)) for p in parsed.problems))
+    return parsed.config

@@ -2,8 +2,8 @@
 
 `FLAGS` is the one list of flags: parsing, usage text, man pages and shell completion all come from
 it. `parse_daemon` goes the way upstream goes (command line, then `-version`, then environment, then
-checks), and differs where upstream is silent: a flag whose feature we do not have ends us with a
-reason, a word that is not looked at and a variable that is not used are warnings.
+checks), and differs where upstream is silent: a word that is not looked at, a variable that is not
+used, and a flag without effect are warnings.
 """
 
 from __future__ import annotations
@@ -16,6 +16,13 @@ from typing import Final
 
 from pyflannel.core.errors import ConfigError, UsageError
 from pyflannel.core.ip import parse_ipv4, parse_ipv6
+from pyflannel.core.kube.options import (
+    KUBE_FLAGS,
+    KubernetesOptions,
+    kubernetes_errors,
+    kubernetes_options,
+    kubernetes_warnings,
+)
 from pyflannel.core.renewal import MAX_LEASE_TTL_S, MIN_LEASE_TTL_S
 from pyflannel.gocompat import flags as goflag
 from pyflannel.gocompat.flags import Flag, Flags, Kind, Mode
@@ -26,8 +33,8 @@ MAX_RENEW_MARGIN: Final = 1439
 MAX_PORT: Final = 0xFFFF
 MAX_PROBE_INTERVAL_S: Final = 3600
 """A peer that is asked less often might as well not be asked."""
+_NO_CLUSTER: Final = KubernetesOptions()
 
-_KUBE: Final = "taking subnets from Kubernetes"
 _INSTANCE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}", re.ASCII)
 """Part of a path, and of a unit's name."""
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
@@ -79,6 +86,8 @@ class DaemonOptions:
     ip_masq: bool = False
     ip_masq_fully_random_disable: bool = False
     kube_subnet_mgr: bool = False
+    kube: KubernetesOptions = _NO_CLUSTER
+    """Nothing but defaults without `kube_subnet_mgr`."""
     healthz_ip: str = "0.0.0.0"  # noqa: S104 - upstream's default
     healthz_port: int = 0
     """0 for no health server."""
@@ -230,6 +239,7 @@ ETCD_FLAGS: Final = (
 
 FLAGS: Final = (
     *ETCD_FLAGS,
+    *KUBE_FLAGS,
     Flag(
         name="iface",
         kind=Kind.LIST,
@@ -291,38 +301,6 @@ FLAGS: Final = (
         help="masquerade without fully random ports",
     ),
     Flag(
-        name="kube-subnet-mgr",
-        kind=Kind.BOOL,
-        default=False,
-        help="take subnets from the Kubernetes API instead of etcd",
-        mode=Mode.KUBE,
-        unavailable=_KUBE,
-    ),
-    Flag(
-        name="kube-api-url",
-        kind=Kind.STRING,
-        default="",
-        help="URL of the Kubernetes API server",
-        mode=Mode.KUBE,
-        unavailable=_KUBE,
-    ),
-    Flag(
-        name="kube-annotation-prefix",
-        kind=Kind.STRING,
-        default="flannel.alpha.coreos.com",
-        help="prefix of the annotations on Kubernetes nodes",
-        mode=Mode.KUBE,
-        unavailable=_KUBE,
-    ),
-    Flag(
-        name="kubeconfig-file",
-        kind=Kind.STRING,
-        default="",
-        help="how to reach the Kubernetes API server",
-        mode=Mode.KUBE,
-        unavailable=_KUBE,
-    ),
-    Flag(
         name="version",
         kind=Kind.BOOL,
         default=False,
@@ -359,22 +337,6 @@ FLAGS: Final = (
         kind=Kind.BOOL,
         default=False,
         help="keep a blackhole route for this node's subnet",
-    ),
-    Flag(
-        name="net-config-path",
-        kind=Kind.STRING,
-        default="/etc/kube-flannel/net-conf.json",
-        help="network config file, for Kubernetes",
-        mode=Mode.KUBE,
-        unavailable=f"{_KUBE} (the network config comes from etcd)",
-    ),
-    Flag(
-        name="set-node-network-unavailable",
-        kind=Kind.BOOL,
-        default=True,
-        help="clear the NetworkUnavailable condition of the Kubernetes node when ready",
-        mode=Mode.KUBE,
-        unavailable=_KUBE,
     ),
     Flag(
         name="v",
@@ -510,7 +472,8 @@ FLAGS: Final = (
         name="node-name",
         kind=Kind.STRING,
         default=_DEFAULTS.node_name,
-        help="which of its nodes this is; without it the one with our public address",
+        help="which node of the static network this is, without it the one with our public "
+        "address; or of Kubernetes, without it NODE_NAME, or the node of the pod POD_NAME",
         since="pyflannel",
     ),
     Flag(
@@ -560,8 +523,8 @@ def parse_daemon(argv: Sequence[str], env: Mapping[str, str]) -> RunDaemon | Sho
 
     Raises:
         UsageError: the command line cannot be parsed.
-        ConfigError: it can, but a value is out of range, or a feature is asked for that we do not
-            have; names every such flag.
+        ConfigError: it can, but a value is out of range or contradicts another; names every such
+            flag.
     """
     with _as_usage_error():
         flags = goflag.parse(FLAGS, argv[1:], removed=REMOVED)
@@ -573,8 +536,8 @@ def parse_daemon(argv: Sequence[str], env: Mapping[str, str]) -> RunDaemon | Sho
     with _as_usage_error():
         flags = goflag.with_environment(FLAGS, flags, env)
     warnings += [*flags.warnings, *goflag.unknown_variables(FLAGS, env)]
-    flags = _of_instance(flags)
-    errors = [*_check_features(flags), *_check_values(flags)]
+    flags = _in_a_cluster(_of_instance(flags))
+    errors = [*kubernetes_errors(flags, env), *_check_values(flags)]
     if errors:
         raise ConfigError("; ".join(errors))
     warnings += [
@@ -582,9 +545,10 @@ def parse_daemon(argv: Sequence[str], env: Mapping[str, str]) -> RunDaemon | Sho
         for name in ("vmodule", "log_backtrace_at")
         if flags.text(name)
     ]
+    warnings += kubernetes_warnings(flags, env)
     if flags.number("healthz-port") < 0:
         warnings.append(f"-healthz-port {flags.number('healthz-port')} means no health server")
-    return RunDaemon(options=_daemon_options(flags), warnings=tuple(warnings))
+    return RunDaemon(options=_daemon_options(flags, env), warnings=tuple(warnings))
 
 
 @contextmanager
@@ -615,6 +579,13 @@ def _of_instance(flags: Flags) -> Flags:
         return flags
     files = {flag: path for flag, path in instance_files(name).items() if flag not in flags.given}
     return replace(flags, values={**flags.values, **files})
+
+
+def _in_a_cluster(flags: Flags) -> Flags:
+    """The flags with the defaults of a Kubernetes node: its containers are not docker's."""
+    if not flags.switch("kube-subnet-mgr") or "docker-opts-file" in flags.given:
+        return flags
+    return replace(flags, values={**flags.values, "docker-opts-file": ""})
 
 
 def parse_etcd_flags(args: Sequence[str], env: Mapping[str, str]) -> EtcdCommand:
@@ -681,23 +652,6 @@ def _note_password(flags: Flags) -> list[str]:
     return [IN_SIGHT]
 
 
-def _check_features(flags: Flags) -> list[str]:
-    """An error for each flag that asks for something we do not have."""
-    errors = []
-    for flag in FLAGS:
-        if not flag.unavailable or flag.name not in flags.given:
-            continue
-        value = flags.values[flag.name]
-        if value == "" or (flag.name == "kube-subnet-mgr" and not value):
-            continue  # asks for nothing
-        shown = f"-{flag.name}={goflag.show(flag, value)}"
-        errors.append(
-            f"{shown}: not available in pyflannel: {flag.unavailable}; remove the flag or "
-            f"{flag.variable()}"
-        )
-    return errors
-
-
 def _check_values(flags: Flags) -> list[str]:
     """An error for each value that could be parsed but makes no sense."""
     errors = []
@@ -748,7 +702,7 @@ def _check_values(flags: Flags) -> list[str]:
     return errors
 
 
-def _daemon_options(flags: Flags) -> DaemonOptions:
+def _daemon_options(flags: Flags, env: Mapping[str, str]) -> DaemonOptions:
     return DaemonOptions(
         etcd=_etcd_options(flags),
         iface=flags.words("iface"),
@@ -763,6 +717,7 @@ def _daemon_options(flags: Flags) -> DaemonOptions:
         ip_masq=flags.switch("ip-masq"),
         ip_masq_fully_random_disable=flags.switch("ip-masq-fully-random-disable"),
         kube_subnet_mgr=flags.switch("kube-subnet-mgr"),
+        kube=kubernetes_options(flags, env),
         healthz_ip=flags.text("healthz-ip"),
         healthz_port=max(0, flags.number("healthz-port")),
         iptables_resync=flags.number("iptables-resync"),
@@ -809,6 +764,8 @@ def _values_of(options: DaemonOptions) -> dict[str, goflag.Value]:
         if flag in ETCD_FLAGS:
             value = getattr(options.etcd, field.removeprefix("etcd_"))
             values[flag.name] = ",".join(value) if flag.name == "etcd-endpoints" else value
+        elif flag in KUBE_FLAGS and field != "kube_subnet_mgr":
+            values[flag.name] = getattr(options.kube, field.removeprefix("kube_"))
         elif field in DaemonOptions.__dataclass_fields__:
             value = getattr(options, field)
             values[flag.name] = ",".join(value) if flag.name == "docker-opts-keys" else value

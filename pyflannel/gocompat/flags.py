@@ -98,8 +98,6 @@ class Flag:
     """Holds URLs; a user and password in them are never shown."""
     env: bool = True
     """Whether the environment can set it."""
-    unavailable: str = ""
-    """For a flag of upstream's whose feature we do not have: what is missing."""
 
     def variable(self, prefix: str = "FLANNELD_") -> str:
         """The environment variable that stands for it."""

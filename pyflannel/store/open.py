@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 from pyflannel.aio.clock import Clock
 from pyflannel.core.ip import SubnetKey
 from pyflannel.core.kind import Kinds
+from pyflannel.core.kube.options import KubernetesOptions
 from pyflannel.core.options import DaemonOptions
 from pyflannel.logs import get_logger
 from pyflannel.store.base import FindObstacles, LeaseStore
@@ -48,6 +50,8 @@ def open_store(
             obstacles=obstacles,
             tell=tell,
         )
+    if options.kube_subnet_mgr:
+        return _open_kubernetes(options.kube, kinds, clock, tell)
     from pyflannel.store.etcd.manager import EtcdLeaseStore
     from pyflannel.store.etcd.store import EtcdStore
 
@@ -68,5 +72,27 @@ def open_store(
         renew_margin_s=options.subnet_lease_renew_margin * 60.0,
         lease_ttl_s=options.lease_ttl,
         obstacles=obstacles,
+        tell=tell,
+    )
+
+
+def _open_kubernetes(
+    options: KubernetesOptions, kinds: Kinds, clock: Clock, tell: Callable[[str], None]
+) -> LeaseStore:
+    from pyflannel.store.kubernetes.access import find_access
+    from pyflannel.store.kubernetes.manager import KubernetesLeaseStore
+    from pyflannel.store.kubernetes.transport import HttpTransport
+
+    access = find_access(options.kubeconfig_file, options.api_url, os.environ)
+    log.info("leases are those of Kubernetes' nodes", server=access.server)
+    return KubernetesLeaseStore(
+        HttpTransport(access),
+        prefix=options.annotation_prefix,
+        node_name=options.node_name,
+        pod=(options.pod_namespace, options.pod_name),
+        net_config=options.net_config_path,
+        kinds=kinds,
+        clock=clock,
+        set_condition=options.set_node_network_unavailable,
         tell=tell,
     )

@@ -55,7 +55,9 @@ class TestItEnds:
             (["-nope"], 2, "-nope"),
             (["-healthz-port=x"], 2, "healthz-port"),
             (["-subnet-lease-renew-margin=0"], 78, "renew-margin"),
-            (["-kube-subnet-mgr"], 78, "kube-subnet-mgr"),
+            (["-kube-subnet-mgr"], 78, "POD_NAME"),
+            (["-kube-subnet-mgr", "-node-name=n1"], 78, "KUBERNETES_SERVICE_HOST"),
+            (["-kube-subnet-mgr", "-node-name=n1", "-kubeconfig-file=/nope"], 78, "/nope"),
             (["-iface=nosuch0"], 78, "nosuch0"),
             (["-public-ip=203.0.113.9", "-iface="], 78, "203.0.113.9"),
             (

@@ -26,3 +26,17 @@ def test_a_config_that_runs_commands_is_fit_and_has_a_warning(
 def test_one_that_runs_none_has_no_warning(capsys: pytest.CaptureFixture[str]) -> None:
     assert config.main(["check", str(SAMPLES / "vxlan.json")]) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_a_net_conf_of_kubernetes_is_read_as_its_nodes_read_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "net-conf.json"
+    path.write_text('{"Network":"10.244.0.0/16","SubnetLen":31,"Backend":{"Type":"vxlan"}}')
+    assert config.main(["check", str(path)]) == 78
+    capsys.readouterr()
+    assert config.main(["check", "--kubernetes", str(path), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert "SubnetLen" not in shown["config"]
+    (problem,) = shown["problems"]
+    assert problem["key"] == "SubnetLen"

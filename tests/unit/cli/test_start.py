@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from pyflannel.cli.start import in_our_directory
+from pyflannel.cli.start import check, in_our_directory
 
 UNITS = "-docker-opts-file=/run/flannel/docker_opts.env"
 
@@ -35,3 +37,29 @@ def test_in_the_sandbox_the_usual_place_is_the_one_that_its_link_leads_to(
 
 def test_elsewhere_it_is_where_it_always_was() -> None:
     assert in_our_directory(["-v=1"], {}, writable=lambda _: True) == ["-v=1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "words"),
+    [
+        ('{"Network":"10.244.0.0/16","Backend":{"Type":"nope"}}', [], "unknown backend type: nope"),
+        (None, [], "no such file"),
+        ("{}", ["-kubeconfig-file=/nope"], "/nope"),
+    ],
+)
+def test_a_check_says_what_keeps_a_node_of_kubernetes_from_starting(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    text: str | None,
+    arguments: list[str],
+    words: str,
+) -> None:
+    monkeypatch.setenv("NODE_NAME", "n1")
+    path = tmp_path / "net-conf.json"
+    if text is not None:
+        path.write_text(text)
+    argv = ["-kube-subnet-mgr", "-kube-api-url=http://127.0.0.1:1", f"-net-config-path={path}"]
+    files = [f"-{name}={tmp_path}/x" for name in ("subnet-file", "status-socket", "state-dir")]
+    assert check([*argv, *files, *arguments]) == 78
+    assert words in capsys.readouterr().err

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyflannel.core.errors import EXIT_CONFIG, EXIT_USAGE, ConfigError, FlannelError, UsageError
+from pyflannel.core.kube.options import KUBE_FLAGS, KubernetesOptions
 from pyflannel.core.options import (
     ETCD_FLAGS,
     FLAGS,
@@ -129,7 +130,10 @@ def test_every_option_comes_from_its_flag() -> None:
 
 def test_every_option_has_a_flag() -> None:
     names = {flag.name.replace("-", "_") for flag in FLAGS}
-    assert {field.name for field in dataclasses.fields(DaemonOptions)} - {"etcd"} <= names
+    assert {field.name for field in dataclasses.fields(DaemonOptions)} - {"etcd", "kube"} <= names
+    of_pod = {"node_name", "pod_name", "pod_namespace"}
+    for field in {field.name for field in dataclasses.fields(KubernetesOptions)} - of_pod:
+        assert names & {field, f"kube_{field}"}, field
     assert {f"etcd_{field.name}" for field in dataclasses.fields(EtcdOptions)} == {
         flag.name.replace("-", "_") for flag in ETCD_FLAGS
     }
@@ -137,9 +141,17 @@ def test_every_option_has_a_flag() -> None:
 
 def test_every_flag_has_a_variable() -> None:
     for flag in FLAGS:
-        if flag.kind is Kind.STRING and flag.env and not flag.unavailable and not flag.choices:
-            usable = {"public-ipv6": "::1", "docker-opts-keys": "OPTIONS", "instance": "b"}
-            parsed = run(**{flag.variable(): usable.get(flag.name, "192.0.2.1")})
+        if flag.kind is Kind.STRING and flag.env and not flag.choices:
+            usable = {
+                "public-ipv6": "::1",
+                "docker-opts-keys": "OPTIONS",
+                "instance": "b",
+                "kube-annotation-prefix": "example.org",
+            }
+            more = {"FLANNELD_KUBE_SUBNET_MGR": "1", **IN_A_POD} if flag in KUBE_FLAGS else {}
+            parsed = run(**{flag.variable(): usable.get(flag.name, "192.0.2.1")}, **more)
+            if flag in KUBE_FLAGS:
+                assert parsed.options.kube != run(**more).options.kube, flag.name
             assert parsed.options != DaemonOptions() or flag.name in ("vmodule", "log_backtrace_at")
     assert options(FLANNELD_ETCD_ENDPOINTS="http://e").etcd.endpoints == ("http://e",)
     assert options(FLANNELD_IP_MASQ="true").ip_masq
@@ -255,34 +267,95 @@ class TestConfigErrors:
         assert isinstance(error, ConfigError)
         assert arg.partition("=")[0] in str(error)
 
-    @pytest.mark.parametrize(
-        "arg",
-        [
-            "-kube-subnet-mgr", "-kube-subnet-mgr=true", "-kube-api-url=http://x",
-            "-kube-annotation-prefix=x", "-kubeconfig-file=/x",
-            "-net-config-path=/etc/kube-flannel/net-conf.json",
-            "-set-node-network-unavailable", "-set-node-network-unavailable=false",
-        ],
-    )  # fmt: skip
-    def test_flags_whose_feature_is_missing_are_not_ignored(self, arg: str) -> None:
-        error = refuse(arg)
-        assert isinstance(error, ConfigError)
-        assert error.exit_code == EXIT_CONFIG
-        assert str(error).startswith(arg.partition("=")[0])
-        assert "not available in pyflannel" in str(error)
-
-    def test_they_are_not_ignored_in_the_environment_either(self) -> None:
-        error = refuse(FLANNELD_KUBE_SUBNET_MGR="true")
-        assert "FLANNELD_KUBE_SUBNET_MGR" in str(error)
-
-    @pytest.mark.parametrize("arg", ["-kube-subnet-mgr=false", "-kube-api-url="])
-    def test_asking_for_nothing_is_fine(self, arg: str) -> None:
-        assert options(arg) == DaemonOptions()
-
     def test_all_errors_are_named_at_once(self) -> None:
         error = refuse("-kube-subnet-mgr", "-iptables-resync=0", "-public-ip=x")
         for name in ("-kube-subnet-mgr", "-iptables-resync", "-public-ip"):
             assert name in str(error)
+
+
+IN_A_POD = {"POD_NAME": "kube-flannel-ds-x", "POD_NAMESPACE": "kube-flannel"}
+
+
+class TestKubernetes:
+    """The flags of upstream's DaemonSet, and what a pod has in its environment."""
+
+    def test_upstreams_own_command_line(self) -> None:
+        given = options(
+            "--ip-masq",
+            "--kube-subnet-mgr",
+            "--healthz-port=8081",
+            EVENT_QUEUE_DEPTH="5000",
+            **IN_A_POD,
+        )
+        assert given.kube_subnet_mgr
+        assert given.kube == KubernetesOptions(
+            pod_name="kube-flannel-ds-x", pod_namespace="kube-flannel"
+        )
+        assert given.kube.net_config_path == "/etc/kube-flannel/net-conf.json"
+        assert given.docker_opts_file == "", "no docker's containers there"
+
+    def test_all_of_them(self) -> None:
+        given = options(
+            "-kube-subnet-mgr",
+            "-kube-api-url=https://k:6443",
+            "-kubeconfig-file=/c",
+            "-kube-annotation-prefix=example.org/x",
+            "-net-config-path=/n",
+            "-set-node-network-unavailable=false",
+            "-docker-opts-file=/d",
+            NODE_NAME="n1",
+        )
+        assert given.kube == KubernetesOptions(
+            api_url="https://k:6443",
+            kubeconfig_file="/c",
+            annotation_prefix="example.org/x-",
+            net_config_path="/n",
+            set_node_network_unavailable=False,
+            node_name="n1",
+        )
+        assert given.docker_opts_file == "/d"
+        assert "kube-api-url=" in given.describe()
+
+    def test_the_name_of_the_node(self) -> None:
+        assert options("-kube-subnet-mgr", "-node-name=a", NODE_NAME="b").kube.node_name == "a"
+        assert "POD_NAME" in str(refuse("-kube-subnet-mgr"))
+        assert "POD_NAME" in str(refuse("-kube-subnet-mgr", POD_NAME="x"))
+
+    @pytest.mark.parametrize(
+        ("arg", "words"),
+        [
+            ("-kube-annotation-prefix=a/b/c", "single slash"),
+            ("-kube-annotation-prefix=org", "fqdn"),
+            ("-net-config-path=", "net-config-path"),
+            ("-static-network=/x", "one store"),
+        ],
+    )
+    def test_values_that_make_no_sense(self, arg: str, words: str) -> None:
+        error = refuse("-kube-subnet-mgr", arg, **IN_A_POD)
+        assert isinstance(error, ConfigError)
+        assert words in str(error)
+
+    @pytest.mark.parametrize(
+        "arg",
+        [
+            "-kube-api-url=http://x",
+            "-kube-annotation-prefix=nonsense",
+            "-kubeconfig-file=/x",
+            "-net-config-path=/x",
+            "-set-node-network-unavailable=false",
+        ],
+    )
+    def test_without_the_switch_the_others_are_a_warning(self, arg: str) -> None:
+        """Upstream ignores them."""
+        parsed = run(arg)
+        assert parsed.options == DaemonOptions()
+        (warning,) = parsed.warnings
+        assert arg.partition("=")[0] in warning
+        assert "-kube-subnet-mgr" in warning
+
+    def test_going_on_without_a_list_is_not_done(self) -> None:
+        parsed = run("-kube-subnet-mgr", CONT_WHEN_CACHE_NOT_READY="true", **IN_A_POD)
+        assert "CONT_WHEN_CACHE_NOT_READY" in parsed.warnings[0]
 
 
 class TestWarnings:
