@@ -77,6 +77,7 @@ def _directories(options: DaemonOptions) -> Iterator[FlannelError]:
         "subnet-file": options.subnet_file,
         "docker-opts-file": options.docker_opts_file,
         "status-socket": options.status_socket,
+        "cni-conflist": options.kube.cni_conflist,
     }
     wanted = {flag: Path(path).parent for flag, path in files.items() if path}
     for flag, directory in (wanted | {"state-dir": Path(options.state_dir)}).items():

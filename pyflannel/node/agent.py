@@ -21,6 +21,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -39,6 +40,7 @@ from pyflannel.core.underlay import ExternalInterface
 from pyflannel.docker import options as docker_options
 from pyflannel.logs import get_logger
 from pyflannel.node.blackhole import BlackholeKeeper
+from pyflannel.node.cniconf import conflist
 from pyflannel.node.firewall import Firewall
 from pyflannel.node.follow import UnderlayFollower
 from pyflannel.node.former import remove_former
@@ -487,6 +489,8 @@ class Node:
             subnetenv.text(variables),
             settings.docker_opts_file,
             docker_options.render(variables, settings.docker_opts_keys),
+            settings.cni_conflist,
+            partial(conflist, settings.net_config_path),
         )
 
     async def _watch_config(self) -> None:

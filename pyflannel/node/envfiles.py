@@ -12,12 +12,16 @@ and the node is not ready until `subnet.env` is there.
 
 They are taken back when the subnet that they name is another node's and there is none for us: who
 starts a container by them would give it an address of the other node.
+
+In a Kubernetes cluster the configuration for CNI may be written as well, after `subnet.env` and
+never before it. That one is written once for each subnet and left alone afterwards: other agents
+move or replace it on purpose, and two that put it back would fight.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -111,17 +115,31 @@ class EnvFiles:
         self._failed: dict[Path, Trouble] = {}
         self._restored = 0
         self._primary: Path | None = None
+        self._cni: tuple[Path, Callable[[], bytes]] | None = None
         self.complete = asyncio.Event()
         """Set once all of them have been written."""
         self.ready_since: float | None = None
         """When `subnet.env` was first written, in seconds since the epoch; `None` also while it is
         withdrawn."""
 
-    def set(self, subnet_file: str, subnet_env: bytes, docker_file: str, docker_env: bytes) -> None:
+    def set(
+        self,
+        subnet_file: str,
+        subnet_env: bytes,
+        docker_file: str = "",
+        docker_env: bytes = b"",
+        cni_file: str = "",
+        cni_conf: Callable[[], bytes] = bytes,
+    ) -> None:
         """Says what the files must hold and writes them at once; a failure is logged, not raised.
 
         Args:
+            subnet_file: path of `subnet.env`.
+            subnet_env: its content.
             docker_file: empty for none.
+            docker_env: its content.
+            cni_file: empty for none.
+            cni_conf: gives its content when it is to be written; raises `FlannelError`.
         """
         self._primary = Path(subnet_file)
         self._contents = {self._primary: subnet_env}
@@ -131,6 +149,8 @@ class EnvFiles:
             self._judges[Path(docker_file)] = docker_why_damaged
         for path in self._contents:
             self._write(path)
+        self._cni = (Path(cni_file), cni_conf) if cni_file else None
+        self._write_cni()
         self._judge()
 
     @property
@@ -174,6 +194,8 @@ class EnvFiles:
                 log.warning(f"environment file {reason}, writing it again", path=path)
                 self._restored += 1
                 self._write(path)
+        if self._cni is not None and self._cni[0] in self._failed:
+            self._write_cni()
         self._judge()
 
     def _why_wrong(self, path: Path) -> str:
@@ -221,11 +243,30 @@ class EnvFiles:
             else:
                 log.info("wrote docker options", path=path)
 
+    def _paths(self) -> Iterable[Path]:
+        return (*self._contents, self._cni[0]) if self._cni is not None else self._contents
+
+    def _write_cni(self) -> None:
+        """Writes the configuration for CNI, unless the file that its plugin reads is missing."""
+        if self._cni is None:
+            return
+        path, content = self._cni
+        try:
+            if self._primary in self._failed:
+                raise FlannelError(f"{path} waits for {self._primary}")  # noqa: TRY301
+            self._disk.write(path, content())
+        except FlannelError as error:
+            if self._failed.setdefault(path, Trouble(self._clock)).set(str(error)):
+                log.error(f"configuration for CNI not written, retrying: {error}", path=path)
+        else:
+            self._failed.pop(path, None)
+            log.info("wrote the configuration for CNI", path=path)
+
     def report(self) -> FilesReport:
         """Each file with its state."""
         failed = self._failed
         return FilesReport(
-            states={str(p): failed[p].text if p in failed else WRITTEN for p in self._contents},
+            states={str(p): failed[p].text if p in failed else WRITTEN for p in self._paths()},
             restored=self._restored,
             failing_since={str(p): t.since for p, t in failed.items() if t.since is not None},
         )

@@ -79,6 +79,10 @@ class Settings:
     """READY waits for the environment files, too."""
     probe_interval_s: float = 0.0
     """Between two probes of a peer; 0 for none."""
+    cni_conflist: str = ""
+    """Where the configuration for CNI is written, after `subnet.env`; empty for nowhere."""
+    net_config_path: str = ""
+    """Of Kubernetes' network config; what is written for CNI stands beside it."""
     release_on_exit: bool = False
     """Give the subnet back at an orderly end that is no restart."""
 
@@ -98,6 +102,8 @@ class Settings:
             ready_when_files=options.ready_when == "files",
             probe_interval_s=float(options.probe_interval),
             release_on_exit=options.release_on_exit,
+            cni_conflist=options.kube.cni_conflist,
+            net_config_path=options.kube.net_config_path,
         )
 
 

@@ -30,6 +30,8 @@ class KubernetesOptions:
     """`POD_NAME`."""
     pod_namespace: str = ""
     """`POD_NAMESPACE`."""
+    cni_conflist: str = ""
+    """Where to write the configuration for CNI; empty for nowhere."""
 
 
 _DEFAULTS: Final = KubernetesOptions()
@@ -79,8 +81,18 @@ KUBE_FLAGS: Final = (
         help="clear the NetworkUnavailable condition of the Kubernetes node when ready",
         mode=Mode.KUBE,
     ),
+    Flag(
+        name="cni-conflist",
+        kind=Kind.STRING,
+        default=_DEFAULTS.cni_conflist,
+        help="file to which the configuration for CNI is written after subnet.env, so that the "
+        "kubelet calls the node ready when it is: cni-conf.json beside -net-config-path, or "
+        "flannel's usual one",
+        mode=Mode.KUBE,
+        since="pyflannel",
+    ),
 )
-"""Upstream's flags that have an effect with Kubernetes alone."""
+"""The flags that have an effect with Kubernetes alone."""
 
 
 def kubernetes_options(flags: Flags, env: Mapping[str, str]) -> KubernetesOptions:
@@ -93,6 +105,7 @@ def kubernetes_options(flags: Flags, env: Mapping[str, str]) -> KubernetesOption
         annotation_prefix=normal_prefix(flags.text("kube-annotation-prefix")),
         net_config_path=flags.text("net-config-path"),
         set_node_network_unavailable=flags.switch("set-node-network-unavailable"),
+        cni_conflist=flags.text("cni-conflist"),
         node_name=flags.text("node-name") or env.get("NODE_NAME", ""),
         pod_name=env.get("POD_NAME", ""),
         pod_namespace=env.get("POD_NAMESPACE", ""),

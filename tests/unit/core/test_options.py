@@ -39,7 +39,7 @@ OURS = {
     "datapath", "udp-accept", "docker-opts-file", "docker-opts-keys", "status-socket", "state-dir",
     "log-format", "ready-when", "allow-extension", "static-network", "node-name", "status-group",
     "etcd-password-file", "instance", "lease-ttl", "release-on-exit",
-    "metrics", "probe-interval",
+    "metrics", "probe-interval", "cni-conflist",
 }  # fmt: skip
 
 
@@ -303,6 +303,7 @@ class TestKubernetes:
             "-net-config-path=/n",
             "-set-node-network-unavailable=false",
             "-docker-opts-file=/d",
+            "-cni-conflist=/etc/cni/net.d/10-flannel.conflist",
             NODE_NAME="n1",
         )
         assert given.kube == KubernetesOptions(
@@ -312,6 +313,7 @@ class TestKubernetes:
             net_config_path="/n",
             set_node_network_unavailable=False,
             node_name="n1",
+            cni_conflist="/etc/cni/net.d/10-flannel.conflist",
         )
         assert given.docker_opts_file == "/d"
         assert "kube-api-url=" in given.describe()

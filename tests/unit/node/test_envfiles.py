@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+from functools import partial
 
 import pytest
 
+from pyflannel.core.cni import conflist_problem
+from pyflannel.node.cniconf import conflist
 from pyflannel.node.envfiles import EnvFiles
 from pyflannel.testing.fakeclock import FakeClock
 
@@ -145,3 +149,65 @@ def test_what_somebody_else_has_put_in_their_place_is_not_taken_away(kept):
     kept.files.withdraw("the subnet is another node's")
     assert kept.subnet.read_bytes() == theirs
     assert not kept.docker.exists()
+
+
+class TestConfigurationForCni:
+    """A node is Ready to Kubernetes when it is there, so it comes last and whole."""
+
+    @pytest.fixture
+    def place(self, tmp_path):
+        (tmp_path / "conf").mkdir()
+        return tmp_path / "net.d" / "10-flannel.conflist"
+
+    @staticmethod
+    def keeper(tmp_path, place, subnet="subnet.env") -> EnvFiles:
+        files = EnvFiles(FakeClock())
+        source = str(tmp_path / "conf" / "net-conf.json")
+        content = partial(conflist, source)
+        files.set(str(tmp_path / subnet), SUBNET_ENV, cni_file=str(place), cni_conf=content)
+        return files
+
+    def test_it_is_flannels_usual_one(self, tmp_path, place):
+        assert self.keeper(tmp_path, place).complete.is_set()
+        written = json.loads(place.read_text())
+        assert written["name"] == "cbr0"
+        assert [plugin["type"] for plugin in written["plugins"]] == ["flannel", "portmap"]
+        assert conflist_problem(place.read_text()) == ""
+
+    def test_it_is_the_clusters_own_where_there_is_one(self, tmp_path, place):
+        own = '{"name":"mine","cniVersion":"1.0.0","plugins":[{"type":"flannel"}]}'
+        (tmp_path / "conf" / "cni-conf.json").write_text(own)
+        self.keeper(tmp_path, place)
+        assert place.read_text() == own
+
+    def test_it_waits_for_subnet_env(self, tmp_path, place):
+        (tmp_path / "blocked").mkdir()
+        files = self.keeper(tmp_path, place, subnet="blocked")
+        assert not place.exists()
+        assert not files.complete.is_set()
+        assert "waits for" in files.report().failing[str(place)]
+        (tmp_path / "blocked").rmdir()
+        files.look()
+        assert place.exists()
+        assert files.complete.is_set()
+        assert files.report().failing == {}
+
+    @pytest.mark.parametrize("bad", ["{", "[]", '{"name":"x"}', '{"name":"x","plugins":[{}]}'])
+    def test_a_bad_one_is_named_and_not_written_until_it_is_right(self, tmp_path, place, bad):
+        source = tmp_path / "conf" / "cni-conf.json"
+        source.write_text(bad)
+        files = self.keeper(tmp_path, place)
+        assert not place.exists()
+        assert "cni-conf.json" in files.report().failing[str(place)]
+        source.unlink()
+        files.look()
+        assert place.exists()
+
+    def test_others_may_take_it_away(self, tmp_path, place):
+        """Cilium renames it, Multus wraps it: to put it back would be a fight."""
+        files = self.keeper(tmp_path, place)
+        place.unlink()
+        files.look()
+        files.look()
+        assert not place.exists()
+        assert files.report().restored == 0
