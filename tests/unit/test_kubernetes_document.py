@@ -1,0 +1,44 @@
+"""docs/kubernetes.md: its flags exist, and what it says the daemon says, it says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from pyflannel.core.kube import annotations
+from pyflannel.core.kube.options import KUBE_FLAGS
+from pyflannel.core.options import FLAGS
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs/kubernetes.md").read_text()
+OTHERS = {"allocate-node-cidrs", "cluster-cidr", "pod-network-cidr", "kubernetes"}
+"""Of kube-controller-manager, kubeadm and pyflannel's own tool."""
+
+
+def test_every_flag_exists_and_every_flag_of_kubernetes_is_there() -> None:
+    named = set(re.findall(r"--([a-z][a-z-]+)", TEXT)) - OTHERS
+    assert named <= {flag.name for flag in FLAGS}
+    assert {flag.name for flag in KUBE_FLAGS} <= named
+
+
+def test_every_variable_is_one_of_its_flags() -> None:
+    named = set(re.findall(r"FLANNELD_[A-Z_]+", TEXT))
+    assert named <= {flag.variable() for flag in KUBE_FLAGS}
+
+
+def test_every_annotation_is_one_that_is_read() -> None:
+    table = TEXT.partition("## Annotations")[2].partition("## ")[0]
+    for name in re.findall(r"^\| `([a-z0-9-]+)`, `([a-z0-9-]+)`", table, re.MULTILINE):
+        assert set(name) <= set(annotations.NAMES)
+
+
+def test_what_is_waited_for_is_said_in_these_words() -> None:
+    table = TEXT.partition("## What it waits for")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(.+?)` \|", table, re.MULTILINE)
+    assert len(rows) == 7
+    sources = [*(ROOT / "pyflannel/store/kubernetes").glob("*.py")]
+    sources += [ROOT / "pyflannel/core/kube/nodes.py", ROOT / "tests/support/kubeapi.py"]
+    said = re.sub(r'["\']\s*f?["\']|\\', "", " ".join(path.read_text() for path in sources))
+    for row in rows:
+        for part in re.split(r"…", row):
+            assert part.strip() in said, part
