@@ -17,6 +17,7 @@ from typing import Final
 
 from aiohttp import web
 
+from pyflannel.aio.threads import ThreadPool
 from pyflannel.api.gate import Gate, Limits
 from pyflannel.api.metrics import CONTENT_TYPE, Scrapes
 from pyflannel.core.errors import DeviceUnavailable
@@ -177,13 +178,18 @@ async def _resolve(host: str, port: int) -> tuple[int, tuple[str | int, ...]]:
             return socket.AF_INET6, ("::", port)
     except ValueError:
         pass  # a name, or an address with a zone
-    loop = asyncio.get_running_loop()
+    # Not a thread of the loop: those are waited for at its end.
+    threads = ThreadPool("healthz-name", 1)
     try:
         async with asyncio.timeout(RESOLVE_S):
-            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            found = await threads.run(
+                lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            )
     except (OSError, UnicodeError, TimeoutError) as error:
         hint = "--healthz-ip is neither an address nor a name that resolves"
         raise DeviceUnavailable("listen for health probes on", _at(host, port), 0, hint) from error
+    finally:
+        await threads.close(0.0)
     family, _, _, _, address = found[0]
     return family, tuple(part if isinstance(part, int) else str(part) for part in address)
 

@@ -3,36 +3,57 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Awaitable, Callable, Sequence
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from pyflannel.aio.threads import ThreadPool
 
+Addresses = Callable[[str], Awaitable[Sequence[str]]]
+"""Gives all addresses of a host; raises `OSError`."""
+
 
 class Resolver(AbstractResolver):
-    """Looks names up in our own threads: those of the loop are waited for at its end."""
+    """Asks its owner: aiohttp would use the threads of the loop, which are waited for at its end.
 
-    def __init__(self, threads: ThreadPool) -> None:
-        self._threads = threads
+    Args:
+        addresses: who is asked.
+    """
+
+    def __init__(self, addresses: Addresses) -> None:
+        self._addresses = addresses
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
         """All addresses of a host."""
-        found = await self._threads.run(
-            lambda: socket.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
-        )
+        found = [(address, _family(address)) for address in await self._addresses(host)]
         return [
             ResolveResult(
                 hostname=host,
-                host=str(address[0]),
+                host=address,
                 port=port,
                 family=of,
-                proto=protocol,
+                proto=0,
                 flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
             )
-            for of, _, protocol, _, address in found
+            for address, of in found
+            if family in {socket.AF_UNSPEC, of}
         ]
 
     async def close(self) -> None:
-        """Nothing: the threads are their owner's."""
+        """Nothing: what is asked belongs to somebody else."""
+
+
+def in_threads(threads: ThreadPool) -> Addresses:
+    """Look-ups in threads of one's own."""
+
+    async def addresses(host: str) -> Sequence[str]:
+        found = await threads.run(lambda: socket.getaddrinfo(host, None, type=socket.SOCK_STREAM))
+        return tuple(dict.fromkeys(str(address[0]) for *_, address in found))
+
+    return addresses
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET

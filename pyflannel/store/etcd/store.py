@@ -58,8 +58,16 @@ from pyflannel.store.etcd.base import (
     WatchResponse,
 )
 from pyflannel.store.etcd.endpoints import Endpoint, files_stamp, parse_endpoints, tls_context
-from pyflannel.store.etcd.failures import AnswerTooLong, Code, EndpointFailure, Refused, unavailable
+from pyflannel.store.etcd.failures import (
+    AnswerTooLong,
+    Code,
+    EndpointFailure,
+    Refused,
+    explain,
+    unavailable,
+)
 from pyflannel.store.etcd.identity import ADOPT_AFTER_S, Cluster, Identity
+from pyflannel.store.etcd.names import Names
 from pyflannel.store.etcd.password import Password
 
 if TYPE_CHECKING:
@@ -86,8 +94,11 @@ THREADS: Final = 4
 """Requests at a time. The daemon has two or three duties with etcd (lease, peers, probes); one more
 lets a duty go on while the others wait for a frozen endpoint."""
 ENDPOINT_S: Final = 3.0
-"""Longest silence of one endpoint. The sockets have sharper deadlines (1.0 s to connect, 1.5 s
-between two parts of an answer); this one is for a name lookup that hangs."""
+"""Longest silence of one endpoint. The sockets have sharper deadlines: 1.0 s to connect, 1.5 s
+between two parts of an answer."""
+NAME_S: Final = 1.5
+"""How long an unknown name is looked up before the next endpoint is asked. The look-up goes on, and
+what it finds is there for the next request."""
 TRICKLE_S: Final = 30.0
 """Deadline for an answer as a whole, however steadily it comes: 8 MiB at 2 Mbit/s."""
 OPEN_WATCH_S: Final = 2.0
@@ -144,6 +155,7 @@ class EtcdStore:
         self._idle = idle
         self._alive = Alive(idle, self._probe, time.monotonic)
         self._threads = ThreadPool("etcd", THREADS)
+        self._names = Names()
         self._tokens = Tokens(options.username, Password(options), self._post)
         self._hosts = {endpoint.host for endpoint in self._endpoints}
         self._preferred = 0
@@ -343,7 +355,10 @@ class EtcdStore:
         endpoint = self._endpoints[self._preferred]
         with suppress(StoreError, EndpointFailure, TimeoutError):
             async with asyncio.timeout(ENDPOINT_S):
-                return await self._threads.run(lambda: self._client(endpoint).holds_v2(key))
+                addresses = await self._find(endpoint)
+                return await self._threads.run(
+                    lambda: self._client(endpoint, addresses).holds_v2(key)
+                )
         return None
 
     async def watch_prefix(
@@ -400,7 +415,7 @@ class EtcdStore:
                 module = await self._threads.run(
                     lambda: importlib.import_module("pyflannel.store.etcd.watch")
                 )
-                self._watch_client = module.WatchClient(self._tls, self._threads)
+                self._watch_client = module.WatchClient(self._tls, self._names)
             return self._watch_client
 
     async def _probe(self, endpoint: Endpoint) -> None:
@@ -747,8 +762,11 @@ class EtcdStore:
         if self._closed:
             raise StoreUnavailable("the store is closed")
         progress: list[float] = [time.monotonic()]
+        addresses = await self._find(endpoint)
         work = asyncio.ensure_future(
-            self._threads.run(lambda: self._client(endpoint).post(path, body, token, progress))
+            self._threads.run(
+                lambda: self._client(endpoint, addresses).post(path, body, token, progress)
+            )
         )
         end = progress[0] + TRICKLE_S
         try:
@@ -762,7 +780,23 @@ class EtcdStore:
         finally:
             work.cancel()
 
-    def _client(self, endpoint: Endpoint) -> EndpointClient:
+    async def _find(self, endpoint: Endpoint) -> Sequence[str]:
+        """Where an endpoint's host is.
+
+        Raises:
+            EndpointFailure: its name is not known, or DNS does not answer.
+        """
+        try:
+            async with asyncio.timeout(NAME_S):
+                return await self._names.addresses(endpoint.host)
+        except TimeoutError as error:
+            raise EndpointFailure(
+                f"its name {endpoint.host!r} cannot be looked up: DNS does not answer in time"
+            ) from error
+        except OSError as error:
+            raise EndpointFailure(explain(error, tls=False)) from error
+
+    def _client(self, endpoint: Endpoint, addresses: Sequence[str]) -> EndpointClient:
         """The client of an endpoint; called in a thread, where its import blocks nobody."""
         from pyflannel.store.etcd.transport import EndpointClient
 
@@ -773,6 +807,7 @@ class EtcdStore:
             if client is None:
                 client = EndpointClient(endpoint, self._tls, connections=THREADS)
                 self._clients[endpoint] = client
+            client.reach_at(addresses)
             return client
 
     def reconnect(self, reason: str) -> None:
@@ -805,6 +840,7 @@ class EtcdStore:
                 await watches.close()
         for client in clients:
             client.abort()
+        await self._names.close()
         await self._threads.close(CLOSE_S)
         for client in clients:
             client.close()

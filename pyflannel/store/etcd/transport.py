@@ -18,6 +18,7 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any, Final, cast
 
 import etcd3gw
@@ -27,6 +28,7 @@ from etcd3gw.exceptions import Etcd3Exception
 from requests.adapters import HTTPAdapter
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
 from pyflannel.store.etcd import gateway, v2
 from pyflannel.store.etcd.endpoints import Endpoint
@@ -170,6 +172,10 @@ class EndpointClient:
             return None
         return v2.holds(answer.status_code, answer.text)
 
+    def reach_at(self, addresses: Sequence[str]) -> None:
+        """Where the endpoint's host is: new connections look nothing up themselves."""
+        self._connections.addresses = tuple(addresses)
+
     def reached(self) -> frozenset[str]:
         """Addresses that the endpoint was reached at so far."""
         return self._connections.reached()
@@ -229,6 +235,8 @@ class _Connections:
         self._open: set[HTTPConnection] = set()
         self._reached: set[str] = set()
         self._closed = False
+        self.addresses: tuple[str, ...] = ()
+        """What a new connection tries, in this order; empty for what the host's name leads to."""
 
     def add(self, connection: HTTPConnection) -> None:
         address = ""
@@ -306,6 +314,19 @@ def _pool_classes(connections: _Connections) -> dict[str, type[HTTPConnectionPoo
     """Kinds of connection pools whose connections are in the book while they are open."""
 
     class Plain(HTTPConnection):
+        def _new_conn(self) -> socket.socket:
+            name = self._dns_host
+            *others, last = connections.addresses or (name,)
+            try:
+                for self._dns_host in others:
+                    with contextlib.suppress(NewConnectionError, ConnectTimeoutError):
+                        return super()._new_conn()
+                self._dns_host = last
+                return super()._new_conn()
+            finally:
+                # The certificate is checked against the name, and so is the header `Host`.
+                self._dns_host = name
+
         def connect(self) -> None:
             super().connect()
             connections.add(self)

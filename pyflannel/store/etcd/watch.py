@@ -27,11 +27,11 @@ from typing import Final, cast
 
 import aiohttp
 
-from pyflannel.aio.threads import ThreadPool
 from pyflannel.store.etcd import gateway
 from pyflannel.store.etcd.base import WatchResponse
 from pyflannel.store.etcd.endpoints import Endpoint
 from pyflannel.store.etcd.failures import EndpointFailure, NoGateway, explain, not_etcd
+from pyflannel.store.etcd.names import Names
 from pyflannel.store.resolver import Resolver
 
 CONNECT_S: Final = 1.0
@@ -52,10 +52,10 @@ _KEEPALIVE: Final = (
 class WatchClient:
     """Opens watches; holds what they share."""
 
-    def __init__(self, context: ssl.SSLContext | None, threads: ThreadPool) -> None:
+    def __init__(self, context: ssl.SSLContext | None, names: Names) -> None:
         connector = aiohttp.TCPConnector(
             ssl=context if context is not None else True,
-            resolver=Resolver(threads),
+            resolver=Resolver(names.addresses),
             # Each watch has a connection to itself, for as long as it lasts.
             force_close=True,
         )

@@ -29,7 +29,7 @@ from pyflannel.foreign import shown
 from pyflannel.store.kubernetes.access import Access
 from pyflannel.store.kubernetes.base import Reply, Request
 from pyflannel.store.kubernetes.credentials import Credentials
-from pyflannel.store.resolver import Resolver
+from pyflannel.store.resolver import Resolver, in_threads
 
 CONNECT_S: Final = 3.0
 """A service address that kube-proxy has not set up yet drops packets; the next attempt is soon."""
@@ -124,7 +124,8 @@ class HttpTransport:
             self._context = context
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
-                    ssl=context if context is not None else True, resolver=Resolver(self._threads)
+                    ssl=context if context is not None else True,
+                    resolver=Resolver(in_threads(self._threads)),
                 ),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
                 cookie_jar=aiohttp.DummyCookieJar(),

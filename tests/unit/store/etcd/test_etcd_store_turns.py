@@ -609,13 +609,13 @@ class TestSilentOnes:
             super().__init__(EtcdOptions(endpoints=tuple(f"http://{host}:1" for host in "abcd")))
             self.answering = answering
             self.asked: list[str] = []
-            self._names = cluster
+            self._cluster = cluster
 
         async def _post(self, endpoint, path, body, token):
             self.asked.append(endpoint.host)
             if endpoint.host not in self.answering:
                 await asyncio.Event().wait()
-            return {**found(), "header": {**HEADER, "cluster_id": str(self._names)}}
+            return {**found(), "header": {**HEADER, "cluster_id": str(self._cluster)}}
 
     @pytest.fixture(autouse=True)
     def at_once(self, monkeypatch):
