@@ -11,12 +11,15 @@ of ours to somewhere else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Final, TypeVar
 
 from pyflannel.core.ip import Family, IPAddress, IPNetwork, SubnetKey
 from pyflannel.gocompat.json import JsonError, JsonObject, loads_go
+
+T = TypeVar("T")
 
 VTEP_BACKEND = "vxlan"
 """The backend type whose data name a VTEP MAC; a MAC tells one machine from another."""
@@ -193,8 +196,15 @@ class Identity:
         return ""
 
 
+PART: Final = 500
+"""Leases that are judged at once: 5 ms."""
+
+
 class LeaseTable:
     """The peers we know. Feed it what the store says, get what is different.
+
+    A hundred thousand leases take a second to judge. Who must not be held up for that long asks for
+    parts (`parts`, `set_own_in_parts`) and has others take their turn in between.
 
     Not thread-safe; belongs to the driver.
     """
@@ -226,10 +236,39 @@ class LeaseTable:
         on: whoever holds the key that was ours until now (that is why we lost it), or an address
         that we have given up.
         """
+        return [event for part in self.set_own_in_parts(own) for event in part]
+
+    def set_own_in_parts(self, own: Identity | None) -> Iterator[list[LeaseEvent]]:
+        """As `set_own`; the first part has what is ours, and was, by its key."""
         if own == self._own:
-            return []
+            return iter(())
+        keys = [identity.key for identity in (own, self._own) if identity is not None]
         self._own = own
-        return self._difference(self._judge(self._stored.values()))
+        return self._judge_again(keys)
+
+    def _judge_again(self, first: Sequence[SubnetKey]) -> Iterator[list[LeaseEvent]]:
+        for keys in _in_parts([*first, *self._stored]):
+            # What is gone meanwhile has been said to be.
+            found = [self._stored[key] for key in keys if key in self._stored]
+            yield self._difference(self._judge(found))
+
+    def parts(self, update: LeaseUpdate) -> Iterator[LeaseUpdate]:
+        """The same update in parts, each to be applied before the next is asked for.
+
+        What is gone comes first. A part may be empty: then it is a pause.
+        """
+        if not isinstance(update, Snapshot) or len(update.leases) + len(self._stored) <= PART:
+            yield update
+            return
+        gone = dict(self._stored)
+        for leases in _in_parts(update.leases):
+            for lease in leases:
+                gone.pop(lease.key, None)
+            yield Changes((), update.revision)
+        for keys in _in_parts(list(gone)):
+            yield Changes([LeaseDeleted(key) for key in keys], update.revision)
+        for leases in _in_parts(update.leases):
+            yield Changes([LeasePut(lease) for lease in leases], update.revision)
 
     def apply(self, update: LeaseUpdate) -> list[LeaseEvent]:
         """Takes one update and returns what changed, removals first.
@@ -297,3 +336,7 @@ class LeaseTable:
         elif key.v4 is None:
             return f"{key.describe()} has no subnet of a family that this network uses"
         return self._own.why_ours(lease) if self._own is not None else ""
+
+
+def _in_parts(things: Sequence[T]) -> Iterator[Sequence[T]]:
+    return (things[start : start + PART] for start in range(0, len(things), PART))

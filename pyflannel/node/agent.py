@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -368,9 +368,8 @@ class Node:
         log.info("Watching for new subnet leases")
         async for update in self._store.watch_leases():
             # Also what changed of our own (an address, the etcd lease) without another subnet.
-            events = self._table.set_own(self._identity()) + self._table.apply(update)
-            if events:
-                self._submit(events)
+            await self._submit(self._table.set_own_in_parts(self._identity()))
+            await self._submit(map(self._table.apply, self._table.parts(update)))
             if isinstance(update, Snapshot):
                 self._driver.synced()
                 if not self._programmed.is_set():
@@ -386,9 +385,13 @@ class Node:
                         others_not_logged=self._rejected.take_withheld(),
                     )
 
-    def _submit(self, events: Sequence[LeaseEvent]) -> None:
-        self._driver.submit(events)
-        self._probing.changed(events)
+    async def _submit(self, parts: Iterable[Sequence[LeaseEvent]]) -> None:
+        """Hands the driver what changed; others have their turn between two parts."""
+        for number, events in enumerate(parts):
+            if number:
+                await asyncio.sleep(0)
+            self._driver.submit(events)
+            self._probing.changed(events)
 
     def _identity(self) -> Identity:
         """What is ours in the store: what we published, and what we are about to publish."""
@@ -402,7 +405,7 @@ class Node:
     async def _keep_lease(self) -> None:
         async for lease in self._store.keep():
             self._lease = lease
-            self._submit(self._table.set_own(self._identity()))
+            await self._submit(self._table.set_own_in_parts(self._identity()))
             attrs = await self._driver.rebase(self._underlay, lease)
             await self._firewall.replace(self._rules())
             self._write_files()
@@ -430,7 +433,7 @@ class Node:
             await self._unpublished.wait()
             self._unpublished.clear()
             await self._store.publish(self._wanted)
-            self._submit(self._table.set_own(self._identity()))
+            await self._submit(self._table.set_own_in_parts(self._identity()))
 
     def _attrs_changed(self, attrs: LeaseAttrs) -> None:
         log.warning("own lease needs other attributes, publishing them", data=attrs.backend_data)

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import importlib
 import random
 import threading
@@ -259,6 +260,9 @@ class EtcdStore:
             kvs += page.kvs
             if not more or not page.kvs:
                 return RangeResult(header=header, kvs=tuple(kvs))
+            # What was read stays for as long as the listing is used, and looking through it in
+            # search of garbage takes longer with each page: 50 ms at 100,000 keys.
+            gc.freeze()
             first, keys_only = page.kvs[-1].key + b"\0", False
             limit = next_page(limit, page.kvs)
 

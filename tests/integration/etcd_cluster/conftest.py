@@ -7,7 +7,7 @@ import contextlib
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pytest
 from pyflannel.aio.clock import SystemClock
 from pyflannel.backend.kinds import KINDS
 from pyflannel.core.ip import SubnetKey
-from pyflannel.core.lease import Lease, LeaseAttrs, LeasePut, Snapshot
+from pyflannel.core.lease import Lease, LeaseAttrs, LeasePut, LeaseTable, Snapshot
 from pyflannel.core.options import EtcdOptions
 from pyflannel.store.etcd import codec
 from pyflannel.store.etcd.manager import EtcdLeaseStore
@@ -26,6 +26,7 @@ from pyflannel.testing.etcdbuild import RELEASES, etcd
 from pyflannel.testing.etcdserver import EtcdError
 
 PREFIX = "/coreos.com/network"
+NETWORK = IPv4Network("10.0.0.0/8")
 CONFIG = b'{"Network":"10.0.0.0/16","Backend":{"Type":"host-gw"}}'
 
 
@@ -55,7 +56,10 @@ class Node:
             record=LeaseRecord(str(state), PREFIX),
         )
         self.attrs = LeaseAttrs(public_ip=IPv4Address(f"192.0.2.{number}"), backend_type="host-gw")
+        self.table = LeaseTable(network=NETWORK, network6=None)
+        """The peers, as a daemon has them."""
         self.seen: dict[SubnetKey, Lease] = {}
+        """What etcd has."""
         self.ended: list[BaseException | None] = []
 
     async def start(self) -> None:
@@ -69,6 +73,10 @@ class Node:
 
     async def watch(self) -> None:
         async for update in self.manager.watch_leases():
+            for number, part in enumerate(self.table.parts(update)):
+                if number:
+                    await asyncio.sleep(0)
+                self.table.apply(part)
             if isinstance(update, Snapshot):
                 self.seen = {}
                 for n, lease in enumerate(update.leases):

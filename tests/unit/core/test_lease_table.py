@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import gc
+import time
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import pyflannel.core.lease as lease_module
 from pyflannel.core.ip import Family, SubnetKey
 from pyflannel.core.lease import (
     Changes,
@@ -193,11 +198,17 @@ def replay(peers: dict[SubnetKey, Lease], events: Sequence[LeaseEvent]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("part", [1, 2, 500])
 @settings(deadline=None, max_examples=200)
 @given(_updates, st.none() | st.builds(key, st.integers(1, 4)))
 def test_replayed_events_give_what_the_store_holds_less_our_own_and_strangers(
-    updates: list[LeaseUpdate], own: SubnetKey | None
+    part: int, updates: list[LeaseUpdate], own: SubnetKey | None
 ) -> None:
+    with mock.patch.object(lease_module, "PART", part):
+        check_replayed_events(updates, own)
+
+
+def check_replayed_events(updates: list[LeaseUpdate], own: SubnetKey | None) -> None:
     stored: dict[SubnetKey, Lease] = {}
     known: dict[SubnetKey, Lease] = {}
     peers = table()
@@ -211,7 +222,7 @@ def test_replayed_events_give_what_the_store_holds_less_our_own_and_strangers(
                     stored[event.lease.key] = event.lease
                 else:
                     stored.pop(event.key, None)
-        events = peers.apply(update)
+        events = [event for part in peers.parts(update) for event in peers.apply(part)]
         assert all(event.lease.key != own for event in events)
         replay(known, events)
         expected = {
@@ -221,6 +232,64 @@ def test_replayed_events_give_what_the_store_holds_less_our_own_and_strangers(
         }
         assert known == expected == peers.peers
         assert set(peers.rejected) == {k for k in stored if k.v4 and not k.v4.subnet_of(NETWORK)}
+
+
+def test_what_becomes_ours_goes_at_once_and_the_rest_is_judged_in_parts():
+    peers = table()
+    with mock.patch.object(lease_module, "PART", 2):
+        peers.apply(Snapshot([lease(n) for n in range(1, 7)], 1))
+        own = Identity(key=key(6), public=frozenset((IPv4Address("192.0.2.3"),)))
+        parts = peers.set_own_in_parts(own)
+        assert next(parts) == [LeaseRemoved(lease(6))]
+        peers.apply(Changes([LeaseDeleted(key(5))], 2))
+        assert [event for part in parts for event in part] == [LeaseRemoved(lease(3))]
+    assert set(peers.peers) == {key(1), key(2), key(4)}
+
+
+@pytest.mark.slow
+def test_of_many_leases_no_part_takes_long():
+    """In CPU time of this thread, which does not depend on who else uses the machine."""
+    first = int(IPv4Address("10.64.0.0"))
+    leases = [
+        Lease(
+            key=SubnetKey(IPv4Network((first + 16 * n, 28))),
+            attrs=LeaseAttrs(
+                public_ip=IPv4Address(0xAC100000 + n),
+                backend_type="vxlan",
+                backend_data=f'{{"VNI":1,"VtepMAC":"0a:00:00:00:{n >> 8:02x}:{n % 256:02x}"}}',
+            ),
+        )
+        for n in range(20_000)
+    ]
+    peers = LeaseTable(network=IPv4Network("10.0.0.0/8"), network6=None)
+    peers.set_own(OURS)
+    moved = replace(OURS, public=frozenset((IPv4Address(0xAC100007),)))
+    longest = 0.0
+    gc.collect()
+    gc.freeze()
+    try:
+        for work in (
+            map(peers.apply, peers.parts(Snapshot(leases, 1))),
+            map(peers.apply, peers.parts(Snapshot(leases[:10_000], 2))),
+            peers.set_own_in_parts(moved),
+        ):
+            longest = max(longest, *_timed(work))
+    finally:
+        gc.unfreeze()
+    assert len(peers.peers) == 9_999
+    assert longest < 0.05
+
+
+def _timed(work: Iterable[object]) -> Iterator[float]:
+    """CPU seconds that each step of it takes."""
+    steps = iter(work)
+    while True:
+        before = time.thread_time()
+        try:
+            next(steps)
+        except StopIteration:
+            return
+        yield time.thread_time() - before
 
 
 def test_whoever_took_our_subnet_is_a_peer_as_soon_as_we_have_another():
