@@ -46,6 +46,9 @@ from pyflannel.core.overlap import CHANGE_NETWORK, Conflict, Obstacles
 CANDIDATES: Final = 100
 """How many free subnets are drawn from. Upstream's number: enough that nodes which start together
 seldom want the same one, few enough that the network fills from the bottom."""
+MOST_DOUBLINGS: Final = 7
+"""A node that lost a race draws from twice as many, up to 12,800: each doubling halves the chance
+to lose the next one. A thousand nodes that start at once are ten rivals for each of a hundred."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +146,7 @@ def plan(
     intended: Former | None = None,
     foreign: Collection[SubnetKey] = (),
     obstacles: Obstacles | None = None,
+    races_lost: int = 0,
 ) -> Plan:
     """Decides which subnet this node asks for.
 
@@ -156,6 +160,7 @@ def plan(
         intended: the one that it says we were about to write.
         foreign: keys that looked like ours, and whose holder has turned out to be alive.
         obstacles: what this node is connected to; `None` if that is not known.
+        races_lost: how often a free subnet that we had drawn was another's when we wrote it.
 
     Raises:
         SubnetsExhausted: no lease is ours, and nothing is free.
@@ -205,7 +210,7 @@ def plan(
                 step=TakePrevious(key), incompatible=incompatible, overlapping=tuple(overlapping)
             )
         refused = refused or why_not
-    free = choose(config, [lease.key for lease in staying], rng, obstacles)
+    free = choose(config, [lease.key for lease in staying], rng, obstacles, races_lost)
     return Plan(
         step=TakeFree(free),
         incompatible=incompatible,
@@ -336,6 +341,7 @@ def choose(
     leases: Iterable[SubnetKey],
     rng: Random,
     obstacles: Obstacles | None = None,
+    races_lost: int = 0,
 ) -> SubnetKey:
     """A free subnet of every enabled family, each drawn on its own.
 
@@ -344,16 +350,18 @@ def choose(
         leases: keys of all leases that are there.
         rng: draws, uniformly, among the candidates.
         obstacles: what this node is connected to; `None` if that is not known.
+        races_lost: as of `plan`; from how many is drawn hangs on it.
 
     Raises:
         SubnetsExhausted: a family has no free subnet.
         SubnetsOverlap: a family has none whatever is leased.
     """
     taken = list(leases)
+    limit = CANDIDATES << min(races_lost, MOST_DOUBLINGS)
     drawn: dict[Family, IPNetwork] = {}
     refused = obstacles.of_new if obstacles is not None else _nothing
     for family in config.families:
-        free = candidates(config, taken, family, refused=refused)
+        free = candidates(config, taken, family, limit, refused=refused)
         if not free:
             raise _none_left(config, taken, family, refused)
         drawn[family] = rng.choice(free)

@@ -93,6 +93,7 @@ class Acquisition:
         self._intend = intend
         self._look_for_obstacles = obstacles
         self._foreign: set[SubnetKey] = set()
+        self._races_lost = 0
         self._granted: LeaseStatus | None = None
         self._granted_at = 0.0
         self._fresh = listed
@@ -165,6 +166,7 @@ class Acquisition:
             intended=self._intended,
             foreign=self._foreign,
             obstacles=obstacles,
+            races_lost=self._races_lost,
         )
         return await asyncio.to_thread(work) if len(leases) > PLANNED_AT_ONCE else work()
 
@@ -227,7 +229,11 @@ class Acquisition:
         granted = await self._grant()
         lease = Lease(key=key, attrs=attrs, store_lease=granted.id)
         self._intend(lease)
-        lease = replace(lease, revision=await self._write(lease, if_revision=0))
+        try:
+            lease = replace(lease, revision=await self._write(lease, if_revision=0))
+        except StoreConflict:
+            self._races_lost += 1
+            raise
         return await self._finish(lease, attrs)
 
     async def _finish(self, lease: Lease, attrs: LeaseAttrs) -> Lease:

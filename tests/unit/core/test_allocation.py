@@ -33,6 +33,11 @@ DUAL = replace(
     ipv6_subnet_min=IPv6Address("fd00:0:0:1::"),
     ipv6_subnet_max=IPv6Address("fd00:0:0:ffff::"),
 )
+WIDE = replace(
+    CONFIG,
+    network=IPv4Network("10.0.0.0/8"),
+    subnet_max=IPv4Address("10.255.255.0"),
+)
 V6_ONLY = replace(DUAL, enable_ipv4=False, network=None)
 ME = LeaseAttrs(public_ip=IPv4Address("192.0.2.1"), public_ipv6=IPv6Address("2001:db8::1"))
 OTHER = LeaseAttrs(public_ip=IPv4Address("192.0.2.2"), public_ipv6=IPv6Address("2001:db8::2"))
@@ -172,6 +177,19 @@ class TestChoose:
         rng = Random(7)
         drawn = {str(allocation.choose(CONFIG, [], rng)) for _ in range(600)}
         assert drawn == {f"10.0.{n}.0-24" for n in range(1, 21)}
+
+    def test_who_lost_races_draws_from_more(self):
+        """A thousand nodes that start at once are a thousand rivals for the first hundred."""
+        sizes = []
+
+        class Drawing(Random):
+            def choice(self, free):
+                sizes.append(len(free))
+                return free[-1]
+
+        for races_lost in (0, 1, 2, 50):
+            allocation.choose(WIDE, [], Drawing(1), races_lost)
+        assert sizes == [100, 200, 400, 12_800]
 
     def test_dual_stack_draws_a_subnet_of_each_family(self):
         found = allocation.choose(DUAL, [], Random(3))

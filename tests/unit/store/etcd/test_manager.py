@@ -13,7 +13,13 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 import pytest
 
 from pyflannel.backend.kinds import KINDS
-from pyflannel.core.errors import NetworkConfigChanged, StoreDenied, StoreUnavailable
+from pyflannel.core import allocation
+from pyflannel.core.errors import (
+    NetworkConfigChanged,
+    StoreConflict,
+    StoreDenied,
+    StoreUnavailable,
+)
 from pyflannel.core.holding import CHECK_S
 from pyflannel.core.ip import SubnetKey
 from pyflannel.core.lease import Lease, LeaseAttrs, LeaseUpdate, Snapshot
@@ -238,6 +244,27 @@ class TestWinning:
             lease = await make(previous=subnet_key(3)).acquire()
             assert lease.key != subnet_key(3)
             assert etcd.get(key(3)).value == value("192.0.2.9")
+
+        play(scenario)
+
+    def test_each_lost_race_widens_the_choice(self, play, monkeypatch):
+        seen: list[int] = []
+        choose = allocation.choose
+
+        def noting(config, leases, rng, races_lost=0):
+            seen.append(races_lost)
+            return choose(config, leases, rng, races_lost)
+
+        monkeypatch.setattr(allocation, "choose", noting)
+
+        async def scenario(etcd, make):
+            node = make()
+            for _ in range(3):
+                node.store.fail_next("put", StoreConflict("another node was faster"))
+            starting = asyncio.create_task(node.acquire())
+            await etcd.clock.advance(20)
+            await starting
+            assert seen == [0, 1, 2, 3]
 
         play(scenario)
 
