@@ -12,6 +12,7 @@ import contextlib
 import gc
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -31,7 +32,7 @@ from pyflannel.kernel.surroundings import look_for_obstacles
 from pyflannel.logs import get_logger
 from pyflannel.node import process
 from pyflannel.node.agent import Agent
-from pyflannel.node.envfiles import EnvFiles, read_former
+from pyflannel.node.envfiles import EnvFiles, claim_docker_file, read_former
 from pyflannel.node.parts import Parts, Settings
 from pyflannel.node.patience import while_starting
 from pyflannel.node.restart import is_restart
@@ -72,8 +73,13 @@ async def _run(options: DaemonOptions) -> None:
         for pid in upstream_daemons():
             # Not refused: it may be about to end, and which of the two shall go is not ours to say.
             log.warning("flanneld runs on this node too; two daemons fight, stop one", pid=pid)
+        not_ours = claim_docker_file(options.docker_opts_file, stack)
+        if not_ours:
+            options = replace(options, docker_opts_file="")
         notifier = Notifier.from_environment()
         agent = Agent(_parts(options, notifier, stack), Settings.of(options))
+        agent.failing["docker options"] = docker_trouble = Trouble(SystemClock())
+        docker_trouble.set(not_ours)
         async with while_starting(notifier):
             status = asyncio.create_task(_serve_status(agent, options), name="status socket")
             stack.push_async_callback(finish, status, within=STATUS_END_S)

@@ -84,6 +84,8 @@ def main(argv: Sequence[str]) -> int:
         files = own_files(given, kinds)
         if locked_before:
             files.append(OwnFile(str(lock.path), is_lock_content))
+        if given.docker_opts_file:
+            files.append(OwnFile(str(SingleInstance(given.docker_opts_file).path), is_lock_content))
         found, failed, left = asyncio.run(
             _run(given.subnet_file, files, kinds, given.state_dir, dry_run=given.dry_run)
         )

@@ -1,4 +1,4 @@
-"""One daemon at a time: a lock for each subnet file, which the kernel takes from whoever dies.
+"""One daemon at a time: a lock for each environment file, which the kernel takes from who dies.
 
 The lock is `flock` on a file beside the one it protects (that one is replaced by every write, so
 its inode is no place for a lock). The holder's process id stands in it while it is held.
@@ -45,10 +45,12 @@ class SingleInstance:
     Args:
         subnet_file: what only one daemon may write. Daemons with different files, in different
             network namespaces of one machine, do not disturb each other.
+        flag: the option that names the file, for messages.
     """
 
-    def __init__(self, subnet_file: str | os.PathLike[str]) -> None:
+    def __init__(self, subnet_file: str | os.PathLike[str], *, flag: str = "--subnet-file") -> None:
         self.subnet_file = Path(subnet_file)
+        self._flag = flag
         self._fd: int | None = None
 
     @property
@@ -117,7 +119,7 @@ class SingleInstance:
             raise
         if problem:
             os.close(fd)
-            hint = f"{problem}, so it is left alone; choose another --subnet-file"
+            hint = f"{problem}, so it is left alone; choose another {self._flag}"
             raise KernelError("lock", str(path), errno.EEXIST, hint)
         return fd, bool(stat.S_IMODE(found.st_mode) & ~MODE)
 
@@ -181,7 +183,8 @@ class SingleInstance:
 
     def _held(self, holder: str) -> KernelError:
         who = f"another pyflanneld (pid {holder})" if holder else "another pyflanneld"
-        hint = f"{who} runs with subnet file {self.subnet_file}"
+        what = self._flag.removeprefix("--").replace("-", " ")
+        hint = f"{who} runs with {what} {self.subnet_file}"
         if holder and not _lives(int(holder)):
             hint = (
                 f"somebody holds it, but not pyflanneld with the pid in it ({holder}), which is"

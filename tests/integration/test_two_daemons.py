@@ -9,7 +9,7 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator
-from subprocess import DEVNULL, Popen
+from subprocess import DEVNULL, PIPE, Popen
 
 import pytest
 
@@ -131,3 +131,28 @@ def test_neither_disturbs_the_other(backends, managers):
             kept = [line for line in routes.splitlines() if "flannel0" not in line]
             assert set(kept) <= set(node.exec(["ip", "route"]).stdout.splitlines())
             assert lab.ping_all(count=1).ok
+
+
+def test_dockers_options_stay_the_first_ones():
+    """Each has a subnet file of its own, as with upstream's daemon, and nothing else was said."""
+    spec = LabSpec(nodes=1, config=network(FIRST, "vxlan", nftables=False), name="owner")
+    with Lab(spec) as lab:
+        (node,) = lab.nodes
+        lab.etcd.put("/two/config", json.dumps(network(SECOND, "vxlan", nftables=False)))
+        docker = "/run/docker_opts.env"
+        before = node.exec(["stat", "-c", "%i %Y", docker]).stdout
+        mine = [option for option in OF_ITS_OWN if not option.startswith("--docker-opts-file")]
+        second = node.space.popen([*node.daemon_command(), *mine], stderr=PIPE)
+        where = f"--status-socket={SOCKET}"
+        try:
+            lab.wait(lambda: status(node, where).get("ready"), 15, what="the second to be ready")
+            (problem,) = status(node, where)["problems"]
+            assert problem["subject"] == "docker options"
+            assert f"pid {node.pid})" in problem["text"]
+            assert "--docker-opts-file" in problem["text"]
+            time.sleep(CALM_S)
+            assert node.exec(["stat", "-c", "%i %Y", docker]).stdout == before
+            assert not status(node)["problems"]
+        finally:
+            second.terminate()
+            second.communicate(timeout=10)

@@ -208,7 +208,8 @@ class Case:
 
 RULES = r"FLANNEL-(FWD|POSTRTG)|10\.0\.0\.0/16|fd00:10::/48|10\.0\.10\.0/24|mark|flannel-ipv[46]"
 RULES += r"|chain (postrtg|forward)|type (nat|filter) hook|comment \"(chain|rules)|^\}$|^:"
-FILES = r"/run/flannel/(subnet\.env|subnet\.env\.lock|pyflannel\.sock)$|/run/docker_opts\.env$"
+FILES = r"/run/flannel/(subnet\.env|subnet\.env\.lock|pyflannel\.sock)\s*$"
+FILES += r"|/run/docker_opts\.env(\.lock)?\s*$"
 FILES += r"|/var/lib/pyflannel/(lease|vtep-mac)\.json$"
 VXLAN = r"flannel(\.|-v6\.|/)1\b|vxlan id 1 "
 PROGRAMS = r"(in|e)gress \d+ (overlay_out|underlay_in|pair_in|gro_in|strip_out)$"

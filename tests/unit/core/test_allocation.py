@@ -188,7 +188,7 @@ class TestChoose:
                 return free[-1]
 
         for races_lost in (0, 1, 2, 50):
-            allocation.choose(WIDE, [], Drawing(1), races_lost)
+            allocation.choose(WIDE, [], Drawing(1), races_lost=races_lost)
         assert sizes == [100, 200, 400, 12_800]
 
     def test_dual_stack_draws_a_subnet_of_each_family(self):
