@@ -6,6 +6,7 @@ import fcntl
 import os
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,35 @@ def test_a_device_that_another_process_has_open_is_unavailable() -> None:
             open_tun("flannel0")
         assert refusal.value.errno == errno.EBUSY
         holder.close()
+
+    in_new_netns(body)
+
+
+HOLD = """
+import sys
+from pyflannel.kernel.tun import open_tun
+device = open_tun("flannel0")
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.root
+def test_who_has_it_open_is_named() -> None:
+    """Of this network namespace; every lab on the machine may have a device of that name."""
+
+    def body() -> None:
+        child = subprocess.Popen(
+            [sys.executable, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        try:
+            assert child.stdout is not None
+            assert child.stdout.readline() == b"open\n"
+            with pytest.raises(DeviceUnavailable, match=rf"\(pid {child.pid}\) has it open"):
+                open_tun("flannel0")
+        finally:
+            child.communicate(timeout=30)
+        assert tun.find_holder("flannel0") == ""
 
     in_new_netns(body)
 
