@@ -334,14 +334,18 @@ def load_program(name: str, code: bytes, license_text: bytes, attach_type: int) 
 
     try:
         return _load(attr(0), name)
-    except NotPermitted:
-        raise
     except KernelError as error:
+        # EACCES is a verdict of the verifier (kernel/bpf/verifier.c), EPERM a matter of rights.
+        if error.errno == errno.EPERM:
+            raise
         try:
             return _call(PROG_LOAD, attr(1), "load", f"bpf program {name}")
         except KernelError:
             words = verifier.value.decode(errors="replace").strip().splitlines()[-3:]
-            raise DatapathError(f"{error}; the verifier says: {' / '.join(words)}") from error
+            refusal = KernelError(
+                error.operation, error.subject, error.errno, "the verifier's verdict"
+            )
+            raise DatapathError(f"{refusal}: {' / '.join(words)}") from error
 
 
 def inject(frame: bytes, ifindex: int) -> None:

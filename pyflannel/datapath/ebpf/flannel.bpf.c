@@ -95,6 +95,10 @@
  * Ethernet. */
 #define SUM_BYTES 512
 #define SUM_PIECES 20
+/* Bits that a number of bytes has which can be summed. Said in each mask, or the verifier of Linux 5.10
+ * takes such a number from the stack for one of 16 bits: added to a pointer it is past a packet's
+ * greatest length (MAX_PACKET_OFF) then, and no check counts. */
+#define SUM_BITS 0x3fff
 /* A tick is the kernel's timer interrupt (CONFIG_HZ), 1 to 10 ms. A TCP sender that has work pauses
  * for a round trip at most, or it begins anew: a second, or ten. */
 #define SUPER_TICKS 1000
@@ -492,19 +496,19 @@ static __always_inline __s64 sum_bytes(struct __sk_buff *skb, __u32 at, __u32 by
 	for (__u32 size = SUM_BYTES / 2; size >= 4; size /= 2) {
 		if (!(bytes & size))
 			continue;
-		p = start + (bytes & ~(2 * size - 1));
+		p = start + (bytes & SUM_BITS & ~(2 * size - 1));
 		if (p + size > end)
 			return -1;
 		sum = bpf_csum_diff(NULL, 0, (void *)p, size, sum);
 	}
 	if (bytes & 2) {
-		p = start + (bytes & ~3);
+		p = start + (bytes & SUM_BITS & ~3);
 		if (p + 2 > end)
 			return -1;
 		last = p[0] | p[1] << 8;
 	}
 	if (bytes & 1) {
-		p = start + (bytes & ~1);
+		p = start + (bytes & SUM_BITS & ~1);
 		if (p + 1 > end)
 			return -1;
 		last |= (__u32)p[0] << (bytes & 2 ? 16 : 0);

@@ -134,3 +134,16 @@ def test_before_5_11_the_limit_of_locked_memory_is_raised_or_named(
     else:
         assert bpf.Map.create("m", definition).fd == 7
     assert asked == [bpf.MAP_CREATE] * calls
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EINVAL, errno.E2BIG])
+def test_a_program_that_the_verifier_refuses_is_no_matter_of_rights(monkeypatch, code):
+    monkeypatch.setattr(bpf, "_exchange", lambda command, attr: (-1, code, b""))
+    with pytest.raises(
+        DatapathError, match=r"load bpf program it: .*the verifier's verdict"
+    ) as told:
+        bpf.load_program("it", bytes(8), b"GPL", bpf.TCX_EGRESS)
+    assert "CAP_BPF" not in str(told.value)
+    monkeypatch.setattr(bpf, "_exchange", lambda command, attr: (-1, errno.EPERM, b""))
+    with pytest.raises(NotPermitted, match="CAP_BPF"):
+        bpf.load_program("it", bytes(8), b"GPL", bpf.TCX_EGRESS)
