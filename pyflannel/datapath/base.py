@@ -144,6 +144,11 @@ class Capabilities:
     meanwhile: bool = False
     """Whether another release's programs carry the packets now, with a table that this one cannot
     take over: it is started when its own table is full, and not before."""
+    attached_by: str = ""
+    """How its programs are attached to devices (`tcx`, `clsact`), if it has any."""
+    wants_ethernet: bool = False
+    """Whether it is slow where the external interface's packets have no Ethernet header (TUN, IP in
+    IP, WireGuard)."""
     devices: tuple[str, ...] = ()
     """Names of devices of its own that it keeps beside the TUN; when something happens to one of
     them, `repair` is wanted soon."""

@@ -5,8 +5,9 @@ with the reason why it cannot be used on this machine, and a class that takes a 
 Modules are imported only when their turn has come: the fast ones may be missing from an
 installation, and importing one must not cost the others anything.
 
-A faster implementation that cannot be used is no error for `auto`, but it is never passed over in
-silence: why stands in the reason, which the caller logs.
+A faster implementation that cannot be used, or that would not be faster here (`advice.py`), is no
+error for `auto`, but it is never passed over in silence: why stands in the reason, which the caller
+logs.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from types import MappingProxyType
 from typing import Final, NamedTuple, Protocol
 
 from pyflannel.core.errors import DatapathError
+from pyflannel.datapath.advice import objection
 from pyflannel.datapath.base import Capabilities, Datapath, DatapathConfig
+from pyflannel.kernel.limits import linux_version
 
 AUTO: Final = "auto"
 
@@ -117,6 +120,7 @@ def create(
     implementations: Mapping[str, Implementation] = IMPLEMENTATIONS,
     *,
     failed: Mapping[str, str] = MappingProxyType({}),
+    ethernet: bool = True,
 ) -> Choice:
     """The data path of the kind asked for, or the fastest that can be used.
 
@@ -125,6 +129,7 @@ def create(
         implementations: fastest first; tests give their own.
         failed: kinds that `auto` must pass over although their probe is content, each with the
             reason: their `start` raised a moment ago.
+        ethernet: whether the external interface's packets have an Ethernet header.
 
     Returns:
         Factory and reason. `auto` stops at the first that works, and asks no slower one.
@@ -138,8 +143,11 @@ def create(
         for name, implementation in implementations.items():
             found = failed.get(name) or implementation.probe()
             if not isinstance(found, str):
-                reason = "; ".join(passed_over) or "the fastest there is"
-                return Choice(_Factory(implementation, found), reason)
+                against = objection(found, linux=linux_version(), ethernet=ethernet)
+                if not against:
+                    reason = "; ".join(passed_over) or "the fastest there is"
+                    return Choice(_Factory(implementation, found), reason)
+                found = against
             passed_over.append(f"not {name}: {found}")
         raise DatapathError(f"no data path can be used here: {'; '.join(passed_over)}")
     asked = implementations.get(kind)

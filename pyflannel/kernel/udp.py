@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import socket
+import struct
 import sys
 from pathlib import Path
 from typing import Final
@@ -32,6 +34,11 @@ _SO_RCVBUFFORCE: Final = 33
 
 _UDP_GRO: Final = 104
 """linux/udp.h. Not in `socket`."""
+
+_SIOCGIFHWADDR: Final = 0x8927
+_ARPHRD_ETHER: Final = 1
+_ARPHRD_LOOPBACK: Final = 772
+"""linux/sockios.h, linux/if_arp.h."""
 
 _WORD_STEP: Final = -1 if sys.byteorder == "little" else 1
 """How to walk the bytes of a 32-bit word so that they come out in network order."""
@@ -179,3 +186,17 @@ def _has_open(process: Path, links: set[str]) -> bool:
         return any(str(entry.readlink()) in links for entry in (process / "fd").iterdir())
     except OSError:
         return False
+
+
+def has_ethernet_header(interface: str) -> bool:
+    """Whether an interface's packets have an Ethernet header; an unknown one's are taken to.
+
+    Tunnels of layer 3 (TUN, WireGuard, IP in IP) and PPP have none.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        try:
+            answer = fcntl.ioctl(asking, _SIOCGIFHWADDR, struct.pack("16s24x", interface.encode()))
+        except OSError:
+            return True
+    (kind,) = struct.unpack_from("=H", answer, 16)
+    return kind in (_ARPHRD_ETHER, _ARPHRD_LOOPBACK)

@@ -22,7 +22,7 @@ from pyflannel.datapath import select
 from pyflannel.datapath.base import Datapath, DatapathConfig
 from pyflannel.kernel.base import Notification, Topic
 from pyflannel.kernel.tun import TunDevice, adopt_tun, open_tun
-from pyflannel.kernel.udp import IP_PMTUDISC_PROBE, adopt_udp, open_udp
+from pyflannel.kernel.udp import IP_PMTUDISC_PROBE, adopt_udp, has_ethernet_header, open_udp
 from pyflannel.logs import get_logger
 from pyflannel.report.model import DatapathReport, NetworkReport
 
@@ -51,6 +51,7 @@ class UdpNetwork:
         self._synced = False
         self._choice: select.Choice | None = None
         self._failed: dict[str, str] = {}
+        self._ethernet = True
         self._tun: TunDevice | None = None
         self._adopted = False
         self._socket: socket.socket | None = None
@@ -173,6 +174,8 @@ class UdpNetwork:
             self._stop_datapath()
             if moved:
                 self._close_socket()
+            if has_ethernet_header(underlay.name) != self._ethernet:
+                await self._give_up_tun()  # so that the data path is chosen anew
             self._engine.follow(self._plan())
         return lease_attrs(underlay)
 
@@ -270,7 +273,8 @@ class UdpNetwork:
                 await self._context.netlink.delete_link(link.index)
 
     def _choose(self) -> select.Choice:
-        choice = select.create(self._context.datapath, failed=self._failed)
+        self._ethernet = has_ethernet_header(self._underlay.name)
+        choice = select.create(self._context.datapath, failed=self._failed, ethernet=self._ethernet)
         if self._choice is None or choice.reason != self._choice.reason:
             log.info(
                 "data path chosen", datapath=choice.factory.capabilities.name, why=choice.reason

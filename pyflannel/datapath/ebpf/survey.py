@@ -24,7 +24,11 @@ def probe() -> Capabilities | str:
     peers = shape("peers", loaded.maps["peers"].definition)
     lasting = pins.is_bpffs(BPFFS)
     return Capabilities(
-        name="ebpf", outlives_daemon=lasting, meanwhile=lasting and _is_other_release(peers)
+        name="ebpf",
+        outlives_daemon=lasting,
+        meanwhile=lasting and _is_other_release(peers),
+        attached_by=way,
+        wants_ethernet=True,
     )
 
 

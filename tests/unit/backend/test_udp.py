@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
+from dataclasses import replace
 from ipaddress import IPv4Network
 
 import pytest
@@ -87,12 +88,16 @@ def machine(monkeypatch):
         made.netlink.add_link(name, kind="tun", up=False)
         return FakeTun(made)
 
-    def create(kind: str, *, failed) -> select.Choice:
+    def create(kind: str, *, failed, ethernet) -> select.Choice:
         del kind
+        made.chosen_for.append(ethernet)
         if "refusing" in failed or not made_of_refusing:
             return select.Choice(FakePath, f"after {dict(failed)}" if failed else "asked for")
         return select.Choice(Refusing, "the fastest")
 
+    made.chosen_for = []
+    made.ethernet = True
+    monkeypatch.setattr(udp_network, "has_ethernet_header", lambda _: made.ethernet)
     made_of_refusing: list[bool] = []
     made.refuse = lambda: made_of_refusing.append(True)
     monkeypatch.setattr(udp_network, "open_tun", open_tun)
@@ -173,6 +178,24 @@ def test_a_data_path_that_died_is_started_again_with_the_same_peers(machine, tmp
         assert len(MADE) == 2
         assert len(MADE[1].tables[-1]) == 1
         assert network.report().datapath.restarts == 1
+        await network.detach()
+
+    run(main())
+
+
+def test_another_kind_of_interface_has_the_data_path_chosen_anew(machine, tmp_path):
+    """A node that moves to a tunnel without Ethernet headers."""
+
+    async def main() -> None:
+        network = await attached(machine, tmp_path)
+        assert machine.chosen_for == [True]
+        machine.ethernet = False
+        await network.rebase(replace(machine.external(), mtu=1420))
+        await network.apply(full=True)
+        assert machine.chosen_for == [True, False]
+        await network.rebase(replace(machine.external(), mtu=1400))
+        await network.apply(full=True)
+        assert machine.chosen_for == [True, False]
         await network.detach()
 
     run(main())

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from pyflannel.cli import doctor, status
 from pyflannel.core.errors import NotPermitted, UsageError
+from pyflannel.diagnose import datapaths
+from pyflannel.diagnose.datapaths import DatapathFacts, PathFacts
 from pyflannel.diagnose.finding import Finding
 from pyflannel.report.model import Severity
 from tests.support.hostile import HOSTILE, is_fit
@@ -77,3 +80,60 @@ def test_who_may_not_ask_the_daemon_cannot_look(monkeypatch, capsys):
 def test_another_tree_is_for_docker_alone(tmp_path):
     with pytest.raises(UsageError, match="doctor docker --root"):
         doctor.main(["--root", str(tmp_path)])
+
+
+DATAPATHS = DatapathFacts(
+    chosen="native",
+    why="not ebpf: this kernel has no BPF",
+    paths=(
+        PathFacts(name="ebpf", obstacle="this kernel has no BPF", can={"tcx": "off (EINVAL)"}),
+        PathFacts(name="native", can={"gso": "on", "join_udp": "off (forced)"}),
+        PathFacts(name="python"),
+    ),
+)
+
+
+def test_data_paths_are_told_with_what_they_can(capsys, monkeypatch):
+    monkeypatch.setattr(datapaths, "look", lambda: DATAPATHS)
+    assert doctor.main(["datapath"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "auto: native",
+        "  not ebpf: this kernel has no BPF",
+        "ebpf: no",
+        "  this kernel has no BPF",
+        "  tcx  off (EINVAL)",
+        "native: yes",
+        "  gso       on",
+        "  join_udp  off (forced)",
+        "python: yes",
+    ]
+
+
+def test_data_paths_as_json(capsys, monkeypatch):
+    monkeypatch.setattr(datapaths, "look", lambda: DATAPATHS)
+    assert doctor.main(["datapath", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert set(shown) == {"schema", "subject", "chosen", "why", "paths"}
+    assert (shown["schema"], shown["subject"], shown["chosen"]) == (1, "datapath", "native")
+    assert [path["name"] for path in shown["paths"]] == ["ebpf", "native", "python"]
+    assert shown["paths"][0] == {
+        "name": "ebpf",
+        "obstacle": "this kernel has no BPF",
+        "can": {"tcx": "off (EINVAL)"},
+    }
+
+
+@pytest.mark.parametrize("chosen", ["python", ""])
+def test_a_slow_data_path_is_a_fault(capsys, monkeypatch, chosen):
+    monkeypatch.setattr(datapaths, "look", lambda: replace(DATAPATHS, chosen=chosen))
+    assert doctor.main(["datapath"]) == 1
+    assert capsys.readouterr().out.startswith(f"auto: {chosen or 'none'}\n")
+
+
+def test_without_rights_the_data_paths_cannot_be_tried(capsys, monkeypatch):
+    def look():
+        raise NotPermitted("unshare", "new network namespace", 1)
+
+    monkeypatch.setattr(datapaths, "look", look)
+    assert doctor.main(["datapath"]) == 3
+    assert "unshare new network namespace: EPERM" in capsys.readouterr().err

@@ -91,6 +91,19 @@ def test_auto_passes_over_what_has_just_failed_to_start(module):
     assert choice.reason == "not fast: attach to eth0: EBUSY"
 
 
+def test_auto_passes_over_what_would_not_be_faster_here(module):
+    """But whoever asks for it gets it."""
+    fast = Capabilities(name="fast", wants_ethernet=True)
+    implementations = {
+        "fast": module("fast", fast),
+        "slow": module("slow", Capabilities(name="slow")),
+    }
+    choice = create("auto", implementations, ethernet=False)
+    assert choice.factory.capabilities.name == "slow"
+    assert choice.reason.startswith("not fast: the external interface's packets have no Ethernet")
+    assert create("fast", implementations, ethernet=False).factory.capabilities.name == "fast"
+
+
 def test_auto_with_nothing_that_works_is_an_error(module):
     with pytest.raises(DatapathError, match="not fast: broken"):
         create("auto", {"fast": module("fast", "broken")})

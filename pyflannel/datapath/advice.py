@@ -1,0 +1,59 @@
+"""What speaks against a data path that would work: `auto` passes it over, `--datapath` does not.
+
+The kernel runs the programs of `ebpf` wherever it can attach them. Whether that pays depends on
+what else it can: where joined packets are not joined, or super packets are cut, a data path in user
+space is as fast. So `auto` takes it where it was measured not to be slower, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pyflannel.datapath.base import Capabilities
+
+MEASURED: Final[dict[tuple[int, int], tuple[float, float]]] = {
+    (5, 10): (4.8, 1.4),
+    (6, 1): (2.4, 1.03),
+    (6, 12): (3.3, 1.5),
+    (7, 3): (3.3, 1.4),
+}
+"""By Linux: TCP throughput of `ebpf`, its slowest round, as a multiple of `native`'s, on an
+underlay as it comes and on a plain one (no segmentation offload). Debian's kernels in
+`make kernels`; 5.10 and 6.1 by clsact, the others by tcx. On plain underlays `native` was measured
+on 6.1 alone (441 of the 571 Mbit/s that it has as it comes); for the others its figure as it comes
+is taken, which flatters it. A kernel counts as the one before it in this list."""
+AS_FAST: Final = 0.95
+"""Rounds of one data path on one kernel are apart by up to 3 %."""
+
+
+def objection(found: Capabilities, *, linux: tuple[int, int], ethernet: bool) -> str:
+    """Why `auto` rather takes the next data path; empty if nothing speaks against this one.
+
+    Args:
+        found: by its probe, which is content.
+        linux: major and minor version of the running kernel.
+        ethernet: whether the external interface's packets have an Ethernet header.
+    """
+    if found.wants_ethernet and not ethernet:
+        return (
+            "the external interface's packets have no Ethernet header, and those that come in "
+            "would take its slow path"
+        )
+    if found.attached_by:
+        return _by_figures(linux)
+    return ""
+
+
+def _by_figures(linux: tuple[int, int]) -> str:
+    known = [version for version in MEASURED if version <= linux]
+    if not known:
+        return f"its speed was not measured on Linux {_text(linux)}"
+    nearest = max(known)
+    worst = min(MEASURED[nearest])
+    if worst < AS_FAST:
+        return f"on Linux {_text(nearest)} it was measured at {worst:.2f} of the next one's speed"
+    return ""
+
+
+def _text(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))
