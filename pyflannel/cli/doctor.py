@@ -42,9 +42,9 @@ if TYPE_CHECKING:
 SUBJECTS: Final = ("node", "docker", "datapath")
 DESCRIPTION: Final = """Looks for what keeps containers from reaching each other. Changes nothing.
 
-Subject node (the default) looks at the daemon, the kernel and every firewall chain that IPv4
-packets of the overlay meet; docker at what keeps docker out of the leased subnet; datapath starts
-each data path of backend udp in a network namespace of its own, and says what the kernel granted.
+Subject node (the default) looks at the daemon, the kernel and every firewall chain that packets of
+the overlay meet; docker at what keeps docker out of the leased subnet; datapath starts each data
+path of backend udp in a network namespace of its own, and says what the kernel granted.
 Exit code 0 if nothing is wrong, 1 if something is, 3 if it may not look. What only may be wrong is
 said, and is 0. For datapath 1 means that --datapath auto takes none faster than python.
 """

@@ -41,6 +41,7 @@ COMMANDS: Final[dict[str, Command]] = {
     "status": Command("pyflannel.cli.status", "this node, as its daemon sees it"),
     "peers": Command("pyflannel.cli.peers", "the other nodes, as this node's daemon sees them"),
     "ping": Command("pyflannel.cli.ping", "reach a peer or a pod, layer by layer"),
+    "trace": Command("pyflannel.cli.trace", "the way of a packet between two pods, hop by hop"),
     "cleanup": Command("pyflannel.cli.cleanup", "remove every trace of a stopped daemon"),
     "doctor": Command("pyflannel.cli.doctor", "what keeps containers from reaching each other"),
     "docker-setup": Command("pyflannel.cli.dockersetup", "start docker in the leased subnet"),

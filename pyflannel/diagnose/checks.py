@@ -6,30 +6,24 @@ device it rests on, and makes no healthy node ill.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
-from itertools import islice
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from pyflannel.diagnose.facts import NodeFacts, backend_of
-from pyflannel.diagnose.filter import Drop, Hook, Packet, drops
 from pyflannel.diagnose.finding import (
     BRIDGE,
     DEVICE,
-    FORWARD_POLICY,
     FORWARDING_OFF,
     MODULE,
     NO_DAEMON,
     NO_LEASE,
     NOT_SEEN,
     OTHER_AGENT,
-    OVERLAY_DROPPED,
-    UNDERLAY_DROPPED,
     Finding,
     of_problem,
 )
-from pyflannel.report.model import NodeReport, PeerReport, Severity
+from pyflannel.diagnose.firewall import dropped_overlay, dropped_underlay
+from pyflannel.report.model import Severity
 from pyflannel.report.problems import DEVICE_DOWN, problems
 
 MOST_PEERS: Final = 16
@@ -142,9 +136,11 @@ def _modules(facts: NodeFacts) -> Iterator[Finding]:
 def _bridge(facts: NodeFacts) -> Iterator[Finding]:
     docker = (facts.links or {}).get(DOCKER_BRIDGE)
     subnet = facts.subnet
-    if docker is None or subnet is None or not docker.addresses or facts.bridge is not None:
+    if docker is None or subnet is None or facts.bridge is not None:
         return
-    seen = ", ".join(map(str, docker.addresses))
+    seen = ", ".join(str(each) for each in docker.addresses if each.version == 4)
+    if not seen:
+        return
     yield Finding(
         code=BRIDGE,
         severity=Severity.WARNING,
@@ -201,166 +197,14 @@ def _unseen(facts: NodeFacts) -> Iterator[Finding]:
         )
 
 
-def _overlay(facts: NodeFacts) -> Iterator[Finding]:
-    """Packets between containers here and on other nodes, on their way through this node."""
-    network, subnet, tunnel = facts.network, facts.subnet, facts.tunnel
-    if network is None or subnet is None or tunnel is None:
-        return
-    ours = subnet[min(2, subnet.num_addresses - 1)]
-    told: set[str] = set()
-    for there in _overlay_peers(facts, network, subnet):
-        theirs = there[min(2, there.num_addresses - 1)]
-        packets = [
-            Packet(source=source, destination=destination, iif=iif, oif=oif, protocol=p, dport=port)
-            for source, destination, iif, oif in (
-                (theirs, ours, tunnel, facts.bridge),
-                (ours, theirs, facts.bridge, tunnel),
-            )
-            for p, port in (("icmp", None), ("tcp", 80))
-        ]
-        for packet in packets:
-            for drop in _on_the_way(
-                facts, (Hook.PREROUTING, Hook.FORWARD, Hook.POSTROUTING), packet
-            ):
-                if drop.rule not in told:
-                    told.add(drop.rule)
-                    yield _dropped_overlay(drop, packet, network, may=_is_bypassed(facts))
-
-
-def _underlay(facts: NodeFacts) -> Iterator[Finding]:
-    """Packets between the nodes' daemons, in and out."""
-    report = facts.report
-    if report is None or report.network is None or report.underlay is None:
-        return
-    port, device = facts.port, report.underlay.interface
-    if port is None:
-        return
-    here = _address(report.underlay.address)
-    told: set[str] = set()
-    for peer in _some_peers(report):
-        there = _address(peer.public_ip)
-        inwards = Packet(
-            source=there, destination=here, iif=device, oif="", protocol="udp", dport=port
-        )
-        outwards = Packet(
-            source=here, destination=there, iif="", oif=device, protocol="udp", dport=port
-        )
-        for way, packet in (
-            ((Hook.PREROUTING, Hook.INPUT), inwards),
-            ((Hook.OUTPUT, Hook.POSTROUTING), outwards),
-        ):
-            for drop in _on_the_way(facts, way, packet):
-                if drop.rule not in told:
-                    told.add(drop.rule)
-                    yield _dropped_underlay(drop, packet, port, may=_is_bypassed(facts))
-
-
-def _on_the_way(facts: NodeFacts, hooks: Sequence[Hook], packet: Packet) -> Iterator[Drop]:
-    for hook in hooks:
-        # Before the route is looked up there is no device to go out by.
-        here = replace(packet, oif="") if hook is Hook.PREROUTING else packet
-        for drop in drops(facts.tables, hook, here):
-            yield drop
-            if drop.certain:
-                return
-
-
-def _dropped_overlay(drop: Drop, packet: Packet, network: IPv4Network, *, may: bool) -> Finding:
-    certain = drop.certain and not may
-    verb = "drops" if certain else "may drop"
-    what = f"{packet.protocol} packets {packet.source} to {packet.destination}"
-    if drop.is_policy and drop.certain:
-        code, text = FORWARD_POLICY, f"no rule accepts {what}, and the chain's policy {verb} them"
-        remedy = (
-            "leave --iptables-forward-rules of pyflanneld on (the default), or "
-            f"iptables -A FORWARD -s {network} -j ACCEPT and the same with -d"
-        )
-    else:
-        code, text = OVERLAY_DROPPED, f"a firewall rule {verb} {what}"
-        remedy = _remedy(
-            drop.rule,
-            firewalld=f"firewall-cmd --permanent --zone=trusted --add-source={network} && "
-            "firewall-cmd --reload",
-            ufw=f"ufw route allow from {network} && ufw route allow to {network}",
-        )
-    return Finding(
-        code=code,
-        severity=Severity.ERROR if certain else Severity.INFO,
-        subject="firewall",
-        text=text,
-        evidence=(drop.rule,),
-        consequence="containers here and on other nodes do not reach each other" if certain else "",
-        remedy=remedy,
-    )
-
-
-def _dropped_underlay(drop: Drop, packet: Packet, port: int, *, may: bool) -> Finding:
-    certain = drop.certain and not may
-    way = f"from {packet.source}" if packet.iif else f"to {packet.destination}"
-    return Finding(
-        code=UNDERLAY_DROPPED,
-        severity=Severity.ERROR if certain else Severity.INFO,
-        subject="firewall",
-        text=f"a firewall rule {'drops' if certain else 'may drop'} the overlay's own packets "
-        f"{way}, UDP port {port}",
-        evidence=(drop.rule,),
-        consequence="no packet of the overlay passes that way" if certain else "",
-        remedy=_remedy(
-            drop.rule,
-            firewalld=f"firewall-cmd --permanent --add-port={port}/udp && firewall-cmd --reload",
-            ufw=f"ufw allow {port}/udp",
-        ),
-    )
-
-
-def _remedy(rule: str, *, firewalld: str, ufw: str) -> str:
-    """What to type, by whose rule it is."""
-    if " firewalld" in rule:
-        return firewalld
-    if "ufw-" in rule:
-        return ufw
-    if "DOCKER" in rule or "docker-bridges" in rule:
-        return "pyflannel doctor docker says how docker lets them through"
-    return "delete the rule, or put one that accepts these packets before it"
-
-
-def _is_bypassed(facts: NodeFacts) -> bool:
-    """Whether packets may go past the firewall: eBPF programs take them before it."""
-    network = facts.report.network if facts.report is not None else None
-    return network is not None and network.datapath is not None and network.datapath.name == "ebpf"
-
-
-def _overlay_peers(
-    facts: NodeFacts, network: IPv4Network, subnet: IPv4Network
-) -> Iterator[IPv4Network]:
-    """Subnets of peers; one that could be a peer's where there is none."""
-    known = [
-        IPv4Network(peer.subnet)
-        for peer in (_some_peers(facts.report) if facts.report is not None else ())
-        if peer.subnet is not None
-    ]
-    if known:
-        yield from known
-    elif subnet.prefixlen > network.prefixlen and subnet.subnet_of(network):
-        yield next(each for each in network.subnets(new_prefix=subnet.prefixlen) if each != subnet)
-
-
-def _some_peers(report: NodeReport) -> Iterator[PeerReport]:
-    return islice((peer for peer in report.peers if peer.public_ip is not None), MOST_PEERS)
-
-
-def _address(text: str | None) -> IPv4Address | None:
-    return None if text is None else IPv4Address(text)
-
-
 _CHECKS: Final[tuple[Callable[[NodeFacts], Iterator[Finding]], ...]] = (
     _daemon,
     _no_lease,
     _forwarding,
     _devices,
     _modules,
-    _overlay,
-    _underlay,
+    dropped_overlay,
+    dropped_underlay,
     _bridge,
     _agents,
     _unseen,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Interface, IPv4Network
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, ip_network
 from typing import Final
 
+from pyflannel.core.ip import IPNetwork
 from pyflannel.core.subnetenv import SubnetEnv
 from pyflannel.diagnose.filter import Table
 from pyflannel.report.model import NodeReport
+
+IPInterface = IPv4Interface | IPv6Interface
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +20,7 @@ class LinkFact:
     """A device of this network namespace."""
 
     up: bool = True
-    addresses: tuple[IPv4Interface, ...] = ()
+    addresses: tuple[IPInterface, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +65,22 @@ class NodeFacts:
             return IPv4Network(lease.subnet, strict=False)
         return self.env.subnet if self.env is not None else None
 
+    def network_of(self, version: int) -> IPNetwork | None:
+        """The overlay's prefix of an IP version."""
+        if version == 4:
+            return self.network
+        config = self.report.config if self.report is not None else None
+        named = config.effective.get("IPv6Network") if config is not None else None
+        return ip_network(named, strict=False) if isinstance(named, str) and named else None
+
+    def subnet_of(self, version: int) -> IPNetwork | None:
+        """The leased subnet of an IP version."""
+        if version == 4:
+            return self.subnet
+        lease = self.report.lease if self.report is not None else None
+        named = lease.ipv6_subnet if lease is not None else None
+        return ip_network(named, strict=False) if named else None
+
     @property
     def devices(self) -> tuple[str, ...]:
         """The overlay's devices; none for backends that route over the underlay."""
@@ -82,20 +101,34 @@ class NodeFacts:
         return named if isinstance(named, int) and named > 0 else KERNELS_VXLAN_PORT
 
     @property
-    def tunnel(self) -> str | None:
+    def carrier(self) -> tuple[str, int | None]:
+        """Protocol and UDP port of the packets that carry the overlay's; empty for none."""
+        network = self.report.network if self.report is not None else None
+        if network is not None and network.backend == "ipip":
+            return "ipip", None
+        port = self.port
+        return ("udp", port) if port is not None else ("", None)
+
+    def tunnel_of(self, version: int) -> str | None:
         """The device that overlay packets come and go by, on the side of the peers."""
+        of_version = [name for name in self.devices if ("v6" in name) == (version == 6)]
         if self.devices:
-            return self.devices[0]
+            return of_version[0] if of_version else None
         underlay = self.report.underlay if self.report is not None else None
         return underlay.interface if underlay is not None else None
 
     @property
     def bridge(self) -> str | None:
+        """As `bridge_of`, of IPv4."""
+        return self.bridge_of(4)
+
+    def bridge_of(self, version: int) -> str | None:
         """The device with an address in the leased subnet that is not the overlay's own."""
-        subnet = self.subnet
+        subnet = self.subnet_of(version)
         for name, link in (self.links or {}).items():
             if name not in self.devices and any(
-                subnet is not None and each.ip in subnet for each in link.addresses
+                subnet is not None and each.version == version and each.ip in subnet
+                for each in link.addresses
             ):
                 return name
         return None

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final
+
+from pyflannel.core.ip import IPAddress, IPNetwork
 
 DEEPEST: Final = 16
 """Jumps inside each other: NFT_JUMP_STACK_SIZE of linux/netfilter/nf_tables.h."""
@@ -32,17 +34,55 @@ class Hook(enum.StrEnum):
 class Packet:
     """The first packet of a connection, with mark 0. `None` is: not known, or any."""
 
-    source: IPv4Address | None = None
-    destination: IPv4Address | None = None
+    source: IPAddress | None = None
+    destination: IPAddress | None = None
     iif: str | None = None
     """Name of the device it came in by; empty where there is none."""
     oif: str | None = None
     protocol: str | None = None
+    """`icmp`, `ipv6-icmp`, `tcp`, `udp`, `ipip`."""
     sport: int | None = None
     dport: int | None = None
+    to_us: bool | None = None
+    """Whether the destination is an address of this node."""
+    from_us: bool | None = None
+    returns: bool | None = None
+    """Whether the route back to its source leads out where it came in."""
+
+    @property
+    def version(self) -> int:
+        """4 or 6."""
+        known = self.source or self.destination
+        return known.version if known is not None else 4
+
+    def seen(self, name: str) -> object:
+        """What a rule sees under the name of a field; `None` if that is not known."""
+        fixed = _FIXED.get(name)
+        if fixed is not None:
+            return fixed
+        if name == "nfproto":
+            return f"ipv{self.version}"
+        if name == "icmptype":
+            return "echo-request" if self.protocol in {"icmp", "ipv6-icmp"} else "none"
+        if name in _TYPES:
+            local = self.to_us if name == "dtype" else self.from_us
+            return None if local is None else "local" if local else "unicast"
+        if name == "returns":
+            return None if self.returns is None else "yes" if self.returns else "no"
+        return getattr(self, name) if name in _OWN else None
 
 
-Value = str | IPv4Network | tuple[int, int]
+_FIXED: Final[Mapping[str, object]] = {
+    "state": "new",
+    "status": "none",
+    "direction": "original",
+    "mark": 0,
+    "pkttype": "host",
+}
+"""Of the first packet of a connection, with mark 0, that was sent to one host."""
+_TYPES: Final = frozenset({"dtype", "stype"})
+_OWN: Final = frozenset({"source", "destination", "iif", "oif", "protocol", "sport", "dport"})
+Value = str | IPNetwork | tuple[int, int]
 """An interface or word, of which a trailing `*` stands for anything; a prefix; a range."""
 
 
@@ -51,19 +91,15 @@ class Match:
     """One condition of a rule: a field of the packet is one of some values, or is none of them."""
 
     field: str
-    """`iif`, `oif`, `source`, `destination`, `protocol`, `sport`, `dport`, `state`, `mark`; any
-    other is one that cannot be told."""
+    """`iif`, `oif`, `source`, `destination`, `protocol`, `sport`, `dport`, `nfproto`, `icmptype`;
+    of the connection `state`, `status`, `direction`, `mark`; by the routes `dtype`, `stype` (type
+    of destination and source) and `returns`; `pkttype`. Any other is one that cannot be told."""
     values: tuple[Value, ...] = ()
     negated: bool = False
 
     def holds(self, packet: Packet) -> bool | None:
         """Whether it does; `None` if that cannot be told."""
-        if self.field == "state":
-            found: object = "new"
-        elif self.field == "mark":
-            found = 0
-        else:
-            found = getattr(packet, self.field, None)
+        found = packet.seen(self.field)
         if found is None:
             return None
         return any(_is(found, value) for value in self.values) != self.negated
@@ -74,8 +110,12 @@ UNKNOWN: Final = Match("?")
 
 
 def _is(found: object, value: Value) -> bool:
-    if isinstance(value, IPv4Network):
-        return isinstance(found, IPv4Address) and found in value
+    if isinstance(value, IPv4Network | IPv6Network):
+        return (
+            isinstance(found, IPv4Address | IPv6Address)
+            and found.version == value.version
+            and found in value
+        )
     if isinstance(value, tuple):
         return isinstance(found, int) and value[0] <= found <= value[1]
     if value.endswith("*"):
@@ -103,6 +143,9 @@ class Rule:
     verb: Verb
     target: str = ""
     """The chain of a jump."""
+    to: IPAddress | None = None
+    """Of a rule that translates the destination (DNAT): the new one."""
+    to_port: int | None = None
     text: str = ""
     """The rule as its tool shows it, with table and chain, for people."""
 
@@ -126,6 +169,8 @@ class Table:
     name: str
     """As its tool calls it: `inet firewalld`, `iptables filter`."""
     chains: Mapping[str, Chain]
+    version: int | None = None
+    """Of the packets that meet it: 4, 6, or `None` for both."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,22 +184,55 @@ class Drop:
     is_policy: bool = False
 
 
+def bases(tables: Iterable[Table], hook: Hook, version: int) -> list[tuple[Chain, Table]]:
+    """The base chains that a packet of an IP version meets at a hook, in order."""
+    found = [
+        (chain, table)
+        for table in tables
+        if table.version in {None, version}
+        for chain in table.chains.values()
+        if chain.hook is hook
+    ]
+    return sorted(found, key=lambda pair: pair[0].priority)
+
+
+def translated(tables: Iterable[Table], hook: Hook, packet: Packet) -> Packet:
+    """The packet behind a hook, whose rules may have given it another destination.
+
+    Where they only may have, it is as before: a pod's address is nobody's service.
+    """
+    for chain, table in bases(tables, hook, packet.version):
+        ends = _Walk(table, packet).chain(chain, 0)
+        certain = not (ends.accepted or ends.foreign or ends.falls_through or ends.drops)
+        if len(ends.translations) == 1 and certain:
+            (rule,) = ends.translations
+            return replace(
+                packet,
+                destination=rule.to or packet.destination,
+                dport=rule.to_port or packet.dport,
+                to_us=None,
+            )
+    return packet
+
+
 def drops(tables: Iterable[Table], hook: Hook, packet: Packet) -> list[Drop]:
     """Where a packet ends, or may end, at one hook. Empty: it passes.
 
     After a drop that is certain nothing more is looked at; the packet is not there any more.
     """
-    bases = [
-        (chain, table) for table in tables for chain in table.chains.values() if chain.hook is hook
-    ]
     found: list[Drop] = []
-    for chain, table in sorted(bases, key=lambda pair: pair[0].priority):
+    for chain, table in bases(tables, hook, packet.version):
         walk = _Walk(table, packet)
         ends = walk.chain(chain, 0)
         bad = list(dict.fromkeys(end for end in ends.drops))
         if ends.falls_through and chain.drops:
             bad.append((f"policy drop of chain {chain.name} in {table.name}", True))
-        passes = ends.accepted or ends.foreign or (ends.falls_through and not chain.drops)
+        passes = (
+            ends.translations
+            or ends.accepted
+            or ends.foreign
+            or (ends.falls_through and not chain.drops)
+        )
         found += [Drop(not passes, text, is_policy) for text, is_policy in bad]
         if bad and not passes:
             break
@@ -168,6 +246,7 @@ class _Ends:
     drops: list[tuple[str, bool]] = field(default_factory=list)
     accepted: bool = False
     foreign: bool = False
+    translations: list[Rule] = field(default_factory=list)
     falls_through: bool = False
 
 
@@ -202,7 +281,9 @@ class _Walk:
 
     def _rule(self, rule: Rule, ends: _Ends, depth: int) -> bool:
         """Adds what a rule that holds does; whether it ends the chain."""
-        if rule.verb is Verb.ACCEPT:
+        if rule.to is not None or rule.to_port is not None:
+            ends.translations.append(rule)
+        elif rule.verb is Verb.ACCEPT:
             ends.accepted = True
         elif rule.verb is Verb.DROP:
             ends.drops.append((rule.text, False))
@@ -223,6 +304,7 @@ class _Walk:
         ends.drops += inner.drops
         ends.accepted |= inner.accepted
         ends.foreign |= inner.foreign
+        ends.translations += inner.translations
         if rule.verb is Verb.GOTO:
             ends.falls_through |= inner.falls_through
             return True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from ipaddress import IPv4Interface
 from pathlib import Path
 from typing import Final
 
@@ -23,8 +22,12 @@ from pyflannel.traffic.nftables import Nft
 
 CHILD_S: Final = 10.0
 """For the rules of a node with 10,000 services on a busy machine."""
-LEGACY_TABLES: Final = Path("/proc/net/ip_tables_names")
-"""Names the tables of legacy iptables. Where it has none its tool is not run: that makes them."""
+TOOLS: Final = (("iptables", 4), ("ip6tables", 6))
+LEGACY_TABLES: Final = {
+    4: Path("/proc/net/ip_tables_names"),
+    6: Path("/proc/net/ip6_tables_names"),
+}
+"""Name the tables of legacy iptables. Where they have none the tool is not run: that makes them."""
 
 
 async def gather(
@@ -80,11 +83,7 @@ async def _links(netlink: Netlink, unseen: dict[str, str]) -> dict[str, LinkFact
     return {
         link.name: LinkFact(
             up=link.up,
-            addresses=tuple(
-                each.interface
-                for each in addresses
-                if each.index == link.index and isinstance(each.interface, IPv4Interface)
-            ),
+            addresses=tuple(each.interface for each in addresses if each.index == link.index),
         )
         for link in links
     }
@@ -133,29 +132,34 @@ async def _tables(unseen: dict[str, str]) -> list[Table]:
     mean.
     """
     found: list[Table] = []
-    named = await _saved(["iptables-nft-save"], "iptables", found)
+    named: set[str] = set()
+    for tool, version in TOOLS:
+        names = await _saved([f"{tool}-nft-save"], tool, found, version)
+        family = "ip" if version == 4 else "ip6"
+        named |= {f"{family} {name.removeprefix(tool + ' ')}" for name in names}
     try:
         listing = await Nft().ask({"list": {"ruleset": None}})
     except CommandError as error:
         unseen["nftables"] = str(error)
     else:
-        theirs = {f"ip {name.removeprefix('iptables ')}" for name in named}
-        found += [table for table in nftables.read(listing) if table.name not in theirs]
-    try:
-        legacy = LEGACY_TABLES.read_text().split()
-    except OSError:
-        legacy = []
-    if legacy and not await _saved(["iptables-legacy-save"], "iptables-legacy", found):
-        unseen["iptables-legacy"] = "iptables-legacy-save does not tell its rules"
+        found += [table for table in nftables.read(listing) if table.name not in named]
+    for tool, version in TOOLS:
+        try:
+            legacy = LEGACY_TABLES[version].read_text().split()
+        except OSError:
+            legacy = []
+        command = f"{tool}-legacy"
+        if legacy and not await _saved([f"{command}-save"], command, found, version):
+            unseen[command] = f"{command}-save does not tell its rules"
     return found
 
 
-async def _saved(command: list[str], tool: str, found: list[Table]) -> set[str]:
+async def _saved(command: list[str], tool: str, found: list[Table], version: int) -> set[str]:
     """Adds the tables that a tool lists; their names. None if it is not there or fails."""
     try:
         done = await process.run(command, timeout_s=CHILD_S)
     except CommandError:
         return set()
-    tables = iptables.read(done.stdout.decode(errors="replace"), tool)
+    tables = iptables.read(done.stdout.decode(errors="replace"), tool, version)
     found += tables
     return {table.name for table in tables}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from ipaddress import IPv4Network
+from ipaddress import ip_address, ip_network, summarize_address_range
 from typing import Final
 
+from pyflannel.core.ip import IPAddress
 from pyflannel.diagnose.filter import UNKNOWN, Chain, Hook, Match, Rule, Table, Value, Verb
+from pyflannel.diagnose.protocols import icmp_type, protocol
 
 _PRIORITIES: Final = {"raw": -300, "mangle": -150, "nat": -100, "filter": 0, "security": 50}
 """NF_IP_PRI_… of linux/netfilter_ipv4.h. Postrouting has nat later, where nothing is dropped."""
@@ -24,9 +26,19 @@ _FIELDS: Final = {
     "--ctstate": "state",
     "--state": "state",
     "--mark": "mark",
+    "--ctstatus": "status",
+    "--ctdir": "direction",
+    "--dst-type": "dtype",
+    "--src-type": "stype",
+    "--src-range": "source",
+    "--dst-range": "destination",
+    "--icmp-type": "icmptype",
+    "--icmpv6-type": "icmptype",
+    "--pkt-type": "pkttype",
 }
 _PLAIN_MODULES: Final = frozenset(
-    {"tcp", "udp", "icmp", "comment", "conntrack", "state", "multiport", "mark"}
+    {"tcp", "udp", "icmp", "icmp6", "ipv6-icmp", "comment", "conntrack", "state", "multiport"}
+    | {"mark", "addrtype", "iprange", "pkttype", "rpfilter"}
 )
 """Extensions that decide by their options alone."""
 _VERDICTS: Final = {
@@ -44,12 +56,13 @@ _VERDICTS: Final = {
 }
 
 
-def read(saved: str, tool: str = "iptables") -> list[Table]:
+def read(saved: str, tool: str = "iptables", version: int = 4) -> list[Table]:
     """The tables of `iptables-save`. What cannot be read is a rule whose matches are unknown.
 
     Args:
         saved: its output.
-        tool: what the tables are called by: `iptables`, `iptables-legacy`.
+        tool: what the tables are called by: `iptables`, `iptables-legacy`, `ip6tables`.
+        version: of the packets that meet them.
     """
     tables: list[Table] = []
     chains: dict[str, Chain] = {}
@@ -58,7 +71,7 @@ def read(saved: str, tool: str = "iptables") -> list[Table]:
     for line in saved.splitlines():
         if line.startswith("*"):
             name, chains, rules = line[1:].strip(), {}, {}
-            tables.append(Table(name=f"{tool} {name}", chains=chains))
+            tables.append(Table(name=f"{tool} {name}", chains=chains, version=version))
         elif line.startswith(":"):
             chain, policy, *_ = line[1:].split()
             hook = next((hook for hook in Hook if hook.value.upper() == chain), None)
@@ -87,11 +100,24 @@ def _rule(words: list[str], chains: dict[str, Chain], text: str) -> Rule | None:
     target = words[cut + 1]
     matches = tuple(_matches(words[:cut]))
     if target in _VERDICTS:
-        return Rule(matches=matches, verb=_VERDICTS[target], text=text)
+        to, port = _translation(words[cut:])
+        return Rule(matches=matches, verb=_VERDICTS[target], to=to, to_port=port, text=text)
     if target in chains:
         verb = Verb.GOTO if words[cut] == "-g" else Verb.JUMP
         return Rule(matches=matches, verb=verb, target=target, text=text)
     return None  # marks, logs and the like: the packet goes on
+
+
+def _translation(words: list[str]) -> tuple[IPAddress | None, int | None]:
+    """The new destination and port of a DNAT; `None` for what it does not say plainly."""
+    if "--to-destination" not in words[:-1]:
+        return None, None
+    text = words[words.index("--to-destination") + 1]
+    address, _, port = text.rpartition(":") if text.count(":") == 1 else (text, "", "")
+    try:
+        return ip_address(address), int(port) if port else None
+    except ValueError:
+        return None, None  # a range, or several
 
 
 def _matches(words: list[str]) -> Iterator[Match]:
@@ -110,6 +136,9 @@ def _matches(words: list[str]) -> Iterator[Match]:
         if option == "-m":
             if set(values) - _PLAIN_MODULES:
                 yield UNKNOWN
+        elif option in {"--invert", "--loose", "--validmark"}:  # of rpfilter
+            if option == "--invert":
+                yield Match("returns", ("no",))
         elif option != "--comment":
             yield _match(option, values[0] if values else "", negated=negated)
         negated = False
@@ -128,7 +157,11 @@ def _match(option: str, text: str, *, negated: bool) -> Match:
 
 def _values(name: str, text: str) -> Iterator[Value]:
     if name in {"source", "destination"}:
-        yield IPv4Network(text, strict=False)
+        low, dash, high = text.partition("-")
+        if dash:
+            yield from summarize_address_range(ip_address(low), ip_address(high))
+        else:
+            yield ip_network(text, strict=False)
     elif name in {"sport", "dport"}:
         for port in text.split(","):
             low, _, high = port.partition(":")
@@ -137,8 +170,14 @@ def _values(name: str, text: str) -> Iterator[Value]:
         # Of a packet without a mark nothing is left under any mask.
         wanted = int(text.partition("/")[0], 0)
         yield wanted, wanted
-    elif name == "state":
+    elif name in {"state", "status", "direction", "dtype", "stype"}:
         yield from text.lower().split(",")
+    elif name == "protocol":
+        yield protocol(text)
+    elif name == "icmptype":
+        yield icmp_type(text)
+    elif name == "pkttype":
+        yield "host" if text == "unicast" else text
     elif text.endswith("+"):
         yield text[:-1] + "*"
     else:

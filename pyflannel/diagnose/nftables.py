@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from ipaddress import IPv4Network
+from ipaddress import ip_address, ip_network, summarize_address_range
 from typing import Any, Final
 
 from pyflannel.diagnose.filter import UNKNOWN, Chain, Hook, Match, Rule, Table, Value, Verb
+from pyflannel.diagnose.protocols import icmp_type, protocol
 
-FAMILIES: Final = ("ip", "inet")
-"""Tables that see IPv4 packets on their way through the IP stack."""
+FAMILIES: Final = {"ip": 4, "ip6": 6, "inet": None}
+"""Tables that see packets on their way through the IP stack, with the version that they see."""
 _META: Final = {
     "iif": "iif",
     "iifname": "iif",
@@ -18,11 +19,19 @@ _META: Final = {
     "oifname": "oif",
     "l4proto": "protocol",
     "mark": "mark",
+    "nfproto": "nfproto",
+    "pkttype": "pkttype",
 }
+_CT: Final = {"state": "state", "status": "status", "direction": "direction", "mark": "mark"}
 _PAYLOAD: Final = {
     ("ip", "saddr"): "source",
     ("ip", "daddr"): "destination",
     ("ip", "protocol"): "protocol",
+    ("ip6", "saddr"): "source",
+    ("ip6", "daddr"): "destination",
+    ("ip6", "nexthdr"): "protocol",
+    ("icmp", "type"): "icmptype",
+    ("icmpv6", "type"): "icmptype",
     ("udp", "dport"): "dport",
     ("udp", "sport"): "sport",
     ("tcp", "dport"): "dport",
@@ -30,6 +39,13 @@ _PAYLOAD: Final = {
     ("th", "dport"): "dport",
     ("th", "sport"): "sport",
 }
+_IMPLIED: Final = {
+    "ip": ("nfproto", "ipv4"),
+    "ip6": ("nfproto", "ipv6"),
+    "icmpv6": ("protocol", "ipv6-icmp"),
+    **{name: ("protocol", name) for name in ("icmp", "tcp", "udp", "sctp", "dccp", "esp", "ah")},
+}
+"""What a look into a header implies of the packet (nft(8), "PAYLOAD EXPRESSIONS")."""
 _VERDICTS: Final = {
     "accept": Verb.ACCEPT,
     "drop": Verb.DROP,
@@ -50,7 +66,7 @@ Json = Mapping[str, Any]
 
 
 def read(listing: Json) -> list[Table]:
-    """The tables that IPv4 packets meet. What is not understood is a match that is unknown."""
+    """The tables that IP packets meet. What is not understood is a match that is unknown."""
     entries = [next(iter(entry.items())) for entry in listing.get("nftables", ()) if entry]
     sets: dict[tuple[str, str, str], Sequence[Any]] = {}
     chains: dict[tuple[str, str], dict[str, Chain]] = {}
@@ -68,7 +84,10 @@ def read(listing: Json) -> list[Table]:
         elif kind == "rule":
             place = (value["family"], value["table"], value["chain"])
             rules.setdefault(place, []).extend(_Reader(place, sets).rules(value["expr"]))
-    return [Table(name=" ".join(key), chains=found) for key, found in chains.items()]
+    return [
+        Table(name=" ".join(key), chains=found, version=FAMILIES[key[0]])
+        for key, found in chains.items()
+    ]
 
 
 def _chain(value: Json, rules: Sequence[Rule]) -> Chain:
@@ -97,24 +116,31 @@ class _Reader:
         for expression in expressions:
             kind, value = next(iter(expression.items()))
             if kind in _VERDICTS:
-                target = value.get("target", "") if isinstance(value, dict) else ""
-                yield self._rule(matches, kind, target, expressions)
+                yield self._rule(matches, kind, value, expressions)
                 return
             if kind == "vmap":
                 yield from self._vmap(matches, value, expressions)
             elif kind == "match":
-                matches.append(self._match(value))
+                matches += self._matches(value)
             elif kind not in _NEUTRAL:
                 matches.append(UNKNOWN)
 
     def _rule(
-        self, matches: Sequence[Match], verdict: str, target: str, expressions: Sequence[Json]
+        self,
+        matches: Sequence[Match],
+        verdict: str,
+        value: Any,  # noqa: ANN401 - JSON
+        expressions: Sequence[Json],
     ) -> Rule:
+        inner = value if isinstance(value, dict) else {}
+        to, port = _translation(inner) if verdict in {"dnat", "redirect"} else (None, None)
         where = f"nft {self._family} {self._table} {self._chain}"
         return Rule(
             matches=tuple(matches),
             verb=_VERDICTS[verdict],
-            target=target,
+            target=str(inner.get("target", "")),
+            to=to,
+            to_port=port,
             text=f"{where}: {words(expressions)}",
         )
 
@@ -124,10 +150,16 @@ class _Reader:
         for element in self._elements(value.get("data")) or ():
             key, verdict = element
             kind, inner = next(iter(verdict.items()))
-            target = inner.get("target", "") if isinstance(inner, dict) else ""
             if kind in _VERDICTS:
-                wanted = self._match({"op": "==", "left": value["key"], "right": key})
-                yield self._rule([*matches, wanted], kind, target, expressions)
+                wanted = self._matches({"op": "==", "left": value["key"], "right": key})
+                yield self._rule([*matches, *wanted], kind, inner, expressions)
+
+    def _matches(self, value: Json) -> Iterator[Match]:
+        """A condition with what its look into a header implies."""
+        implied = _IMPLIED.get(_header(value["left"]))
+        if implied is not None:
+            yield Match(implied[0], (implied[1],))
+        yield self._match(value)
 
     def _match(self, value: Json) -> Match:
         name = _field(value["left"])
@@ -135,7 +167,7 @@ class _Reader:
         if name is None or elements is None or value["op"] not in {"==", "!=", "in"}:
             return UNKNOWN
         try:
-            values = tuple(_value(name, element) for element in elements)
+            values = tuple(each for element in elements for each in _values(name, element))
         except (ValueError, TypeError, KeyError):
             return UNKNOWN
         return Match(name, values, value["op"] == "!=")
@@ -160,25 +192,72 @@ def _field(left: Any) -> str | None:  # noqa: ANN401 - JSON
         return _META.get(left["meta"].get("key"))
     if "payload" in left:
         return _PAYLOAD.get((left["payload"].get("protocol"), left["payload"].get("field")))
-    if left.get("ct", {}).get("key") == "state":
-        return "state"
+    if "ct" in left:
+        return _CT.get(left["ct"].get("key"))
+    if "fib" in left:
+        return _FIB.get((left["fib"].get("result"), frozenset(left["fib"].get("flags", ()))))
     return None
 
 
-def _value(name: str, element: Any) -> Value:  # noqa: ANN401 - JSON
+_FIB: Final = {
+    ("type", frozenset({"daddr"})): "dtype",
+    ("type", frozenset({"saddr"})): "stype",
+    ("oif", frozenset({"saddr", "iif"})): "returns",
+    ("oif", frozenset({"saddr", "iif", "mark"})): "returns",
+    ("check", frozenset({"saddr", "iif"})): "returns",
+    ("check", frozenset({"saddr", "iif", "mark"})): "returns",
+}
+"""`fib daddr type`, `fib saddr . iif oif` and `… check` (a reverse path filter), as of nft(8)."""
+
+
+def _header(left: Any) -> str:  # noqa: ANN401 - JSON
+    """The header that a condition looks into; empty for none."""
+    if not isinstance(left, dict):
+        return ""
+    if "&" in left:
+        return _header(left["&"][0])
+    if "tcp option" in left:
+        return "tcp"
+    payload = left.get("payload")
+    return str(payload.get("protocol", "")) if isinstance(payload, dict) else ""
+
+
+def _translation(value: Json) -> tuple[Any, int | None]:
+    """The new destination and port of a DNAT; `None` for what it does not say plainly."""
+    address, port = value.get("addr"), value.get("port")
+    try:
+        to = ip_address(address) if isinstance(address, str) else None
+    except ValueError:
+        to = None
+    return to, port if isinstance(port, int) else None
+
+
+def _values(name: str, element: Any) -> Iterator[Value]:  # noqa: ANN401 - JSON
     if isinstance(element, dict) and "elem" in element:
         element = element["elem"]["val"]
     if name in {"source", "destination"}:
-        if isinstance(element, dict):
+        if not isinstance(element, dict):
+            yield ip_network(element)
+        elif "range" in element:
+            low, high = map(ip_address, element["range"])
+            yield from summarize_address_range(low, high)
+        else:
             prefix = element["prefix"]
-            return IPv4Network(f"{prefix['addr']}/{prefix['len']}", strict=False)
-        return IPv4Network(element)
-    if name in _NUMBERED:
+            yield ip_network(f"{prefix['addr']}/{prefix['len']}", strict=False)
+    elif name in _NUMBERED:
         low, high = element["range"] if isinstance(element, dict) else (element, element)
-        return int(low), int(high)
-    if not isinstance(element, str):
+        yield int(low), int(high)
+    elif name == "returns":
+        # `missing` is false in JSON, `exists` true.
+        yield {False: "no", True: "yes"}[element]
+    elif name == "protocol":
+        yield protocol(str(element))
+    elif not isinstance(element, str):
         raise TypeError(f"{element!r} is not a word")
-    return element
+    elif name == "icmptype":
+        yield icmp_type(element)
+    else:
+        yield "host" if (name, element) == ("pkttype", "unicast") else element
 
 
 def words(expressions: Sequence[Json]) -> str:
@@ -201,6 +280,8 @@ def _words(expression: Any) -> str:  # noqa: ANN401 - JSON
         return f"{'ct ' if kind == 'ct' else ''}{value.get('key')}"
     if kind == "payload":
         return f"{value.get('protocol')} {value.get('field')}"
+    if kind == "fib":
+        return f"fib {' . '.join(value.get('flags', ()))} {value.get('result')}"
     if kind in {"jump", "goto"}:
         return f"{kind} {value['target']}"
     if kind == "limit":

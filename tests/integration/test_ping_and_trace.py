@@ -71,3 +71,59 @@ class TestPing:
         done = lab.node(1).exec(["pyflannel", "ping", "10.99.99.99"], check=False)
         assert done.returncode == 3
         assert "known peers" in done.stderr
+
+
+class TestTrace:
+    def way(self, lab: Lab, number: int, *, back: bool = False) -> tuple[int, list[dict]]:
+        """From pod 1 to pod 2, or back, as one node sees it."""
+        pods = [node.pod_address() for node in lab.nodes]
+        code, said = ask(lab.node(number), "trace", *(pods[::-1] if back else pods))
+        return code, said["hops"]
+
+    def test_both_halves_of_the_way_lead_through(self, lab):
+        for number, back in ((1, False), (2, False), (1, True), (2, True)):
+            code, hops = self.way(lab, number, back=back)
+            assert code == 0, hops
+            assert hops[-1]["outcome"] == "leaves"
+            assert {hop["outcome"] for hop in hops[:-1]} == {"passes"}
+
+    @pytest.mark.parametrize(
+        ("number", "do", "undo", "place"),
+        [
+            (
+                1,
+                "sysctl -qw net.ipv4.ip_forward=0",
+                "sysctl -qw net.ipv4.ip_forward=1",
+                "forwarding",
+            ),
+            (
+                1,
+                "iptables -I FORWARD -d {there} -j DROP",
+                "iptables -D FORWARD -d {there} -j DROP",
+                "forward",
+            ),
+            (
+                *(1, "iptables -I OUTPUT -p udp --dport 8472 -j DROP"),
+                *("iptables -D OUTPUT -p udp --dport 8472 -j DROP", "outer output"),
+            ),
+            (
+                *(2, "iptables -I INPUT -p udp --dport 8472 -j DROP"),
+                *("iptables -D INPUT -p udp --dport 8472 -j DROP", "outer input"),
+            ),
+            (
+                *(2, "iptables -t raw -I PREROUTING -i flannel.1 -j DROP"),
+                *("iptables -t raw -D PREROUTING -i flannel.1 -j DROP", "prerouting"),
+            ),
+            (1, "ip rule add to {there} blackhole pref 5", "ip rule del pref 5", "route"),
+        ],
+    )
+    def test_a_fault_ends_it_at_its_place(self, lab, number, do, undo, place):
+        there, node = lab.node(2).pod_address(), lab.node(number)
+        node.exec(do.format(there=there).split())
+        try:
+            code, hops = self.way(lab, number)
+            other = self.way(lab, 3 - number)
+        finally:
+            node.exec(undo.format(there=there).split())
+        assert (code, hops[-1]["outcome"], hops[-1]["place"]) == (1, "ends", place)
+        assert other[0] == 0

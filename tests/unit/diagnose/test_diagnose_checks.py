@@ -218,3 +218,70 @@ class TestModule:
 
     def test_without_a_list_nobody_knows(self, root):
         assert has_module("vxlan", root) is None
+
+
+class TestIPv6:
+    """The overlay's IPv6 packets meet their own chains."""
+
+    DUAL = replace(
+        HEALTHY,
+        report=replace(
+            REPORT,
+            config=ConfigReport(
+                effective={**REPORT.config.effective, "IPv6Network": "fd00:5::/48"}
+            ),
+            underlay=replace(REPORT.underlay, address6="2001:db8::1"),
+            lease=replace(REPORT.lease, ipv6_subnet="fd00:5:0:1::/64"),
+            network=replace(
+                REPORT.network,
+                devices={"flannel.1": DeviceReport(up=True), "flannel-v6.1": DeviceReport(up=True)},
+            ),
+            peers=[
+                replace(REPORT.peers[0], ipv6_subnet="fd00:5:0:2::/64", public_ipv6="2001:db8::2")
+            ],
+        ),
+        links={**HEALTHY.links, "flannel-v6.1": link()},
+    )
+
+    def six(self, *rules: str, policy: str = "ACCEPT") -> list[finding.Finding]:
+        chains = [f":INPUT {policy} [0:0]", f":FORWARD {policy} [0:0]"]
+        saved = "\n".join(["*filter", *chains, *rules, "COMMIT"])
+        tables = [*self.DUAL.tables, *iptables.read(saved, "ip6tables", 6)]
+        return findings(replace(self.DUAL, tables=tables))
+
+    def test_a_healthy_one_has_none(self):
+        assert self.six() == []
+
+    @pytest.mark.parametrize(
+        ("rule", "code", "words"),
+        [
+            ("-A FORWARD -s fd00:5::/48 -j DROP", "PF204", "fd00:5:0:"),
+            ("-A INPUT -p udp -m udp --dport 8472 -j DROP", "PF205", "2001:db8::2"),
+        ],
+    )
+    def test_what_drops_it_is_named(self, rule, code, words):
+        (found,) = self.six(rule)
+        assert found.code == code
+        assert words in found.text
+        assert found.evidence[0].startswith("ip6tables ")
+
+    def test_a_policy_of_forward_is_told_with_its_tool(self):
+        found = self.six("-A INPUT -j ACCEPT", policy="DROP")
+        assert {one.code for one in found} == {"PF203"}
+        assert "ip6tables -A FORWARD" in found[0].remedy
+
+
+def test_backend_ipip_has_its_own_packets_looked_at():
+    network = replace(
+        REPORT.network, backend="ipip", devices={"flannel.ipip": DeviceReport(up=True)}
+    )
+    saved = "*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -p 4 -j DROP\nCOMMIT\n"
+    (found,) = findings(
+        replace(
+            HEALTHY,
+            report=replace(REPORT, network=network),
+            links={**HEALTHY.links, "flannel.ipip": link()},
+            tables=[*HEALTHY.tables, *iptables.read(saved)],
+        )
+    )
+    assert (found.code, "IP protocol 4" in found.text) == ("PF205", True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from ipaddress import IPv4Address
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
@@ -19,6 +20,7 @@ from pyflannel.diagnose.filter import (
     Table,
     Verb,
     drops,
+    translated,
 )
 
 PING = Packet(
@@ -27,6 +29,15 @@ PING = Packet(
     iif="flannel.1",
     oif="docker0",
     protocol="icmp",
+    to_us=False,
+    from_us=False,
+    returns=True,
+)
+SIX = replace(
+    PING,
+    source=IPv6Address("fd00:5:0:2::2"),
+    destination=IPv6Address("fd00:5:0:1::2"),
+    protocol="ipv6-icmp",
 )
 OUTER = Packet(
     source=IPv4Address("192.0.2.2"),
@@ -172,7 +183,7 @@ SET = {"set": {"family": "inet", "table": "t", "name": "s", "elem": [PREFIX, "19
         ([{"jump": {"target": "bad"}}], "dropped"),
         ([{"vmap": {"key": STATE, "data": {"set": [["invalid", DROP]]}}}], "passes"),
         ([{"vmap": {"key": STATE, "data": {"set": [["new", DROP]]}}}], "dropped"),
-        ([{"vmap": {"key": {"meta": {"key": "pkttype"}}, "data": {"set": [["x", DROP]]}}}], "may"),
+        ([{"vmap": {"key": {"meta": {"key": "skuid"}}, "data": {"set": [["x", DROP]]}}}], "may"),
     ],
 )
 def test_rules_of_nftables(rule, expected):
@@ -184,13 +195,135 @@ def test_ranges_and_policies_of_nftables():
     assert verdict(tables, packet=OUTER) == "passes"
     closed = nft([match(DPORT, {"range": [8000, 9000]}), {"accept": None}], policy="drop")
     assert verdict(closed, packet=OUTER) == "passes"
-    assert verdict(closed) == "may"  # a ping has no port
+    assert verdict(closed) == "dropped"  # a ping is no UDP
+    ports = [match({"payload": {"protocol": "th", "field": "dport"}}, 80), {"accept": None}]
+    assert verdict(nft(ports, policy="drop")) == "may"  # and has no port
     assert verdict(nft(policy="drop")) == "dropped"
 
 
-def test_tables_that_ipv4_never_meets_are_left_out():
-    assert nft([DROP], family="ip6") == []
+def test_each_ip_version_meets_its_own_tables():
+    assert verdict(nft([DROP], family="ip6")) == "passes"
+    assert verdict(nft([DROP], family="ip6"), packet=SIX) == "dropped"
+    assert verdict(nft([DROP], family="ip"), packet=SIX) == "passes"
+    assert verdict(nft([DROP], family="inet"), packet=SIX) == "dropped"
     assert nft([DROP], family="bridge") == []
+    assert verdict(saved("-A FORWARD -j DROP"), packet=SIX) == "passes"
+
+
+NFPROTO = {"meta": {"key": "nfproto"}}
+FIB_LOCAL = {"fib": {"result": "type", "flags": ["daddr"]}}
+FIB_BACK = {"fib": {"result": "oif", "flags": ["saddr", "mark", "iif"]}}
+SADDR6 = {"payload": {"protocol": "ip6", "field": "saddr"}}
+TCP_PORT = {"payload": {"protocol": "tcp", "field": "dport"}}
+TCP_FLAGS = {"&": [{"payload": {"protocol": "tcp", "field": "flags"}}, ["syn"]]}
+ICMP = {"payload": {"protocol": "icmp", "field": "type"}}
+ICMP6 = {"payload": {"protocol": "icmpv6", "field": "type"}}
+RANGE = {"range": ["10.5.2.1", "10.5.2.9"]}
+
+
+@pytest.mark.parametrize(
+    ("rule", "v4", "v6"),
+    [
+        ([match(NFPROTO, "ipv6"), DROP], "passes", "dropped"),
+        ([match(NFPROTO, "ipv4"), DROP], "dropped", "passes"),
+        # A look into a header is one that only such packets stand, also where it is negated.
+        ([match(SADDR, PREFIX, "!="), DROP], "passes", "passes"),
+        ([match(SADDR6, "fd00::1", "!="), DROP], "passes", "dropped"),
+        ([match(TCP_PORT, 80, "!="), DROP], "passes", "passes"),
+        ([match(TCP_FLAGS, ["syn"]), DROP], "passes", "passes"),
+        ([match(SADDR, RANGE), DROP], "dropped", "passes"),
+        ([match(ICMP, "echo-request"), DROP], "dropped", "passes"),
+        ([match(ICMP6, "echo-request"), DROP], "passes", "dropped"),
+        ([match(ICMP6, {"set": ["nd-neighbor-solicit"]}), DROP], "passes", "passes"),
+        # firewalld's IPv6_rpfilter.
+        ([match(NFPROTO, "ipv6"), match(FIB_BACK, False), DROP], "passes", "passes"),
+        ([match(FIB_LOCAL, "local"), {"accept": None}], "passes", "passes"),
+        ([match(FIB_LOCAL, "local"), DROP], "passes", "passes"),
+        ([match({"ct": {"key": "status"}}, "dnat", "in"), DROP], "passes", "passes"),
+        ([match({"ct": {"key": "direction"}}, "reply"), DROP], "passes", "passes"),
+        ([match({"meta": {"key": "pkttype"}}, "broadcast"), DROP], "passes", "passes"),
+    ],
+)
+def test_what_inet_tables_ask_of_both_versions(rule, v4, v6):
+    assert verdict(nft(rule)) == v4
+    assert verdict(nft(rule), packet=SIX) == v6
+
+
+def test_without_a_known_route_a_reverse_path_filter_is_not_decided():
+    tables = nft([match(FIB_BACK, False), DROP])
+    assert verdict(tables, packet=replace(PING, returns=None)) == "may"
+    assert verdict(tables, packet=replace(PING, returns=False)) == "dropped"
+    assert (
+        verdict(nft([match(FIB_LOCAL, "local"), DROP]), packet=replace(PING, to_us=None)) == "may"
+    )
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ("-A FORWARD -m addrtype --dst-type LOCAL -j DROP", "passes"),
+        ("-A FORWARD -m addrtype ! --dst-type LOCAL -j DROP", "dropped"),
+        ("-A FORWARD -m rpfilter --validmark --invert -j DROP", "passes"),
+        ("-A FORWARD -m iprange --src-range 10.5.2.1-10.5.2.9 -j DROP", "dropped"),
+        ("-A FORWARD -m iprange --src-range 10.5.3.1-10.5.3.9 -j DROP", "passes"),
+        ("-A FORWARD -p icmp -m icmp --icmp-type 8 -j DROP", "dropped"),
+        ("-A FORWARD -p icmp -m icmp --icmp-type 3/4 -j DROP", "passes"),
+        ("-A FORWARD -m pkttype --pkt-type multicast -j DROP", "passes"),
+        ("-A FORWARD -m conntrack --ctstatus DNAT -j DROP", "passes"),
+        ("-A FORWARD -p 4 -j DROP", "passes"),
+    ],
+)
+def test_extensions_of_iptables_that_can_be_decided(rule, expected):
+    assert verdict(saved(rule)) == expected
+
+
+def test_the_rules_of_ip6tables_are_for_ipv6():
+    lines = ["*filter", ":FORWARD ACCEPT [0:0]", "-A FORWARD -s fd00:5:0:2::/64 -j DROP", "COMMIT"]
+    tables = iptables.read("\n".join(lines), "ip6tables", 6)
+    assert verdict(tables, packet=SIX) == "dropped"
+    assert verdict(tables) == "passes"
+    (drop,) = drops(tables, Hook.FORWARD, SIX)
+    assert drop.rule == "ip6tables -t filter -A FORWARD -s fd00:5:0:2::/64 -j DROP"
+
+
+class TestTranslation:
+    """A DNAT gives a packet another destination, and rules behind it see that one."""
+
+    SERVICE = replace(PING, destination=IPv4Address("10.96.0.1"), protocol="tcp", dport=443)
+
+    @staticmethod
+    def nat(*rules: str) -> list[Table]:
+        lines = ["*nat", ":PREROUTING ACCEPT [0:0]", ":SVC - [0:0]", *rules, "COMMIT"]
+        return iptables.read("\n".join(lines))
+
+    def test_of_a_service(self):
+        tables = self.nat(
+            "-A PREROUTING -d 10.96.0.1/32 -p tcp -j SVC",
+            "-A SVC -p tcp -j DNAT --to-destination 10.5.1.7:8443",
+        )
+        found = translated(tables, Hook.PREROUTING, self.SERVICE)
+        assert (str(found.destination), found.dport) == ("10.5.1.7", 8443)
+        assert translated(tables, Hook.PREROUTING, PING) == PING
+        assert drops(tables, Hook.PREROUTING, self.SERVICE) == []
+
+    def test_that_only_may_happen_changes_nothing(self):
+        tables = self.nat(
+            "-A PREROUTING -m statistic --mode random --probability 0.5 -j DNAT "
+            "--to-destination 10.5.1.7",
+        )
+        assert translated(tables, Hook.PREROUTING, self.SERVICE) == self.SERVICE
+
+    def test_of_nft(self):
+        chain = {"family": "ip", "table": "t", "name": "c", "type": "nat", "hook": "prerouting"}
+        rule = {
+            "family": "ip",
+            "table": "t",
+            "chain": "c",
+            "expr": [{"dnat": {"addr": "10.5.1.7"}}],
+        }
+        listed = [{"chain": {**chain, "prio": -100, "policy": "accept"}}, {"rule": rule}]
+        found = translated(nftables.read({"nftables": listed}), Hook.PREROUTING, self.SERVICE)
+        assert (str(found.destination), found.dport) == ("10.5.1.7", 443)
 
 
 def test_a_rule_is_told_by_table_chain_and_words():
