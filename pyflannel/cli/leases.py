@@ -12,7 +12,9 @@ from typing import Final
 
 from pyflannel.aio.clock import SystemClock
 from pyflannel.backend.kinds import KINDS
+from pyflannel.cli import status
 from pyflannel.cli.common import Parser, split_etcd, table, with_store
+from pyflannel.cli.prune import prune
 from pyflannel.core.config import NetworkConfig, load_network_config
 from pyflannel.core.errors import EXIT_OK, ConfigError, FlannelError, UsageError
 from pyflannel.core.ip import IPAddress, SubnetKey, parse_ip, parse_subnet_key
@@ -24,6 +26,7 @@ from pyflannel.gocompat.json import nesting
 from pyflannel.store.etcd import codec, operator
 from pyflannel.store.etcd.base import Store
 
+ACTIONS: Final = ("list", "release", "reserve", "prune")
 AT_ONCE: Final = 16
 """Questions for the time left that are under way together; one per lease has to be asked."""
 
@@ -34,6 +37,7 @@ DESCRIPTION: Final = """The subnet leases in etcd.
 
   list (or nothing)                 who has which subnet, and for how long
   release SUBNET                    give a subnet back; refused while its node is alive
+  prune --silent-for 2h [--yes]     leases whose nodes this node's daemon has not heard for so long
   reserve SUBNET --public-ip IP     bind a subnet to a node's public IP, without a time limit
 
 SUBNET is written as the list has it: 10.5.34.0/24, or 10.5.34.0/24,fd00:5:34::/64.
@@ -41,6 +45,10 @@ SUBNET is written as the list has it: 10.5.34.0/24, or 10.5.34.0/24,fd00:5:34::/
 The list is in the order of the subnets' numbers. OWN marks those whose public IP is an address of
 this node. Where a line would be longer than the terminal is wide, a second line has the backend's
 data.
+
+prune lists the leases of nodes that answered this node's probes, through the tunnel and beside it,
+and have answered neither for so long. It deletes them with --yes alone, never a reservation, and
+refuses where this node's daemon has not watched for that long.
 
 Example:
   pyflannel leases
@@ -52,13 +60,28 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
     options, rest = split_etcd(argv)
     parser = Parser("pyflannel leases", DESCRIPTION, etcd=True)
-    parser.add_argument("action", nargs="?", choices=("list", "release", "reserve"), default="list")
+    parser.add_argument("action", nargs="?", choices=ACTIONS, default="list")
     parser.add_argument("subnet", nargs="?", metavar="SUBNET")
     parser.add_argument("--public-ip", metavar="IP", help="reserve: the node's public IP")
     parser.add_argument("--force", action="store_true", help="release: do not ask the node")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--silent-for", metavar="TIME", help="prune: 90m, 2h, 1d; at least 10m")
+    parser.add_argument("--yes", action="store_true", help="prune: release what is listed")
+    status.add_socket_option(parser)
     given = parser.parse_args(rest)
+    if (given.silent_for is None) == (given.action == "prune"):
+        raise UsageError("--silent-for goes with leases prune, which needs it")
+    if given.yes and given.action != "prune":
+        raise UsageError("--yes goes with leases prune")
+    if given.action == "prune":
+        return prune(
+            options,
+            given.silent_for,
+            given.status_socket,
+            yes=given.yes and not given.dry_run,
+            as_json=given.json,
+        )
     if given.action == "list":
         if given.subnet is not None:
             raise UsageError(f"leases list takes no SUBNET, and got {shown(given.subnet)}")

@@ -279,6 +279,14 @@ MOST_TOLD: Final = 10
 """Peers with a problem each; more are one."""
 
 
+def cut_off(report: NodeReport) -> bool:
+    """Whether most of the peers that answered do not any more."""
+    states = report.probes.states if report.probes is not None else {}
+    down = states.get("down", 0)
+    heard = down + states.get("up", 0) + states.get("small-only", 0)
+    return heard >= CUT_OFF_FROM and down > heard / 2
+
+
 def _peers(report: NodeReport) -> Iterator[Problem]:
     probes = report.probes
     if probes is None:
@@ -286,7 +294,7 @@ def _peers(report: NodeReport) -> Iterator[Problem]:
     down = {name: one for name, one in probes.failing.items() if one.state == "down"}
     count = probes.states.get("down", 0)
     heard = count + probes.states.get("up", 0) + probes.states.get("small-only", 0)
-    if heard >= CUT_OFF_FROM and count > heard / 2:
+    if cut_off(report):
         yield Problem(
             code=CUT_OFF,
             severity=Severity.ERROR,

@@ -37,7 +37,14 @@ class Done:
 
 
 async def release(
-    store: Store, prefix: str, key: SubnetKey, clock: Clock, *, force: bool, dry_run: bool
+    store: Store,
+    prefix: str,
+    key: SubnetKey,
+    clock: Clock,
+    *,
+    force: bool,
+    dry_run: bool,
+    timed: bool = False,
 ) -> Done:
     """Deletes one lease, unless its owner shows that it is alive.
 
@@ -47,6 +54,7 @@ async def release(
     Args:
         force: do not ask the owner.
         dry_run: write nothing, so ask nobody either.
+        timed: leave a reservation alone: somebody made it without a time limit on purpose.
 
     Raises:
         LeaseError: there is no such lease, or its owner is alive.
@@ -62,6 +70,8 @@ async def release(
     owner = lease.attrs.public_ip or lease.attrs.public_ipv6
     kind = "reservation" if kv.lease == 0 else "lease"
     text = f"{kind} {key.describe()} of {owner or 'nobody that can be read'}"
+    if timed and kv.lease == 0:
+        raise LeaseError(f"the {text} has no time limit; pyflannel leases release gives it back")
     if dry_run:
         return Done(lease=lease, text=f"would release the {text}")
     revision = kv.mod_revision
