@@ -125,6 +125,16 @@ def _report(path: str, subnet_file: str) -> tuple[NodeReport | None, str]:
     return decode(answer), ""
 
 
+async def examine(socket: str, subnet_file: str) -> list[finding.Finding]:
+    """What subject `node` finds.
+
+    Raises:
+        FlannelError: it may not look.
+    """
+    report, silence = _report(socket, subnet_file)
+    return await _node(report, silence, subnet_file)
+
+
 async def _node(report: NodeReport | None, silence: str, subnet_file: str) -> list[finding.Finding]:
     netlink = KernelNetlink()
     try:

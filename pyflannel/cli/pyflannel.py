@@ -44,6 +44,7 @@ COMMANDS: Final[dict[str, Command]] = {
     "trace": Command("pyflannel.cli.trace", "the way of a packet between two pods, hop by hop"),
     "cleanup": Command("pyflannel.cli.cleanup", "remove every trace of a stopped daemon"),
     "doctor": Command("pyflannel.cli.doctor", "what keeps containers from reaching each other"),
+    "bundle": Command("pyflannel.cli.bundle", "what a bug report needs, without secrets"),
     "docker-setup": Command("pyflannel.cli.dockersetup", "start docker in the leased subnet"),
     "mk-docker-opts": Command(
         "pyflannel.cli.dockeropts", "docker's options from subnet.env (mk-docker-opts.sh)"
