@@ -77,7 +77,7 @@ _VERBS: Final = {
     Kind.OWN_SUBNET: "overlaps this node's own subnet",
     Kind.CONNECTED: "equals or contains the connected prefix",
     Kind.ADDRESS: "contains this node's address",
-    Kind.STORE: "contains etcd's address",
+    Kind.STORE: "contains the store's address",
     Kind.NEXT_HOP: "contains the next hop",
     Kind.ROUTE: "has a route already, which is not ours to replace:",
     Kind.INSIDE: "lies inside the connected prefix",

@@ -63,6 +63,7 @@ CODES: Final = {
 
 KUBERNETES: Final = "kubernetes"
 _SERVERS: Final = {KUBERNETES: "the API server"}
+_CONFIGS: Final = {KUBERNETES: "in net-conf.json of the ConfigMap", "static": "in the file"}
 
 _ORDER: Final = (Severity.ERROR, Severity.WARNING, Severity.INFO)
 
@@ -124,13 +125,15 @@ def _store(report: NodeReport) -> Iterator[Problem]:
 
 def _config(report: NodeReport) -> Iterator[Problem]:
     config = report.config
+    kind = report.store.kind if report.store is not None else ""
     if config is not None and config.pending:
         yield Problem(
             code=CONFIG,
             subject="network config",
             since=config.pending_since,
             text=f"{config.pending}. The former one stays in force.",
-            remedy="put it right with pyflannel config set, or restart pyflanneld to use it",
+            remedy=f"put it right {_CONFIGS.get(kind, 'with pyflannel config set')}, or restart"
+            " pyflanneld to use it",
         )
 
 
