@@ -1,8 +1,7 @@
 """The composition root: builds everything, orders the start, and takes it down again.
 
-No policy of its own. What goes on while a node runs is in `node/agent.py`. Around it stand, in this
-order: the lock on `subnet.env`, the status socket, the health server, the agent's start, and when
-the node is up the watchdog.
+No policy of its own; what goes on while a node runs is in `node/agent.py`. In this order: claims,
+status socket, health server, the agent's start, and when the node is up the watchdog.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import contextlib
 import gc
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -25,14 +23,14 @@ from pyflannel.backend.kinds import KINDS, create
 from pyflannel.core.options import DaemonOptions
 from pyflannel.kernel import ndisc
 from pyflannel.kernel.icmp import EchoSocket
-from pyflannel.kernel.lock import SingleInstance, upstream_daemons
 from pyflannel.kernel.lookup import find_interface, follow_interface
 from pyflannel.kernel.netlink import KernelNetlink
 from pyflannel.kernel.surroundings import look_for_obstacles
 from pyflannel.logs import get_logger
 from pyflannel.node import process
 from pyflannel.node.agent import Agent
-from pyflannel.node.envfiles import EnvFiles, claim_docker_file, read_former
+from pyflannel.node.claims import claim
+from pyflannel.node.envfiles import EnvFiles, read_former
 from pyflannel.node.parts import Parts, Settings
 from pyflannel.node.patience import while_starting
 from pyflannel.node.restart import is_restart
@@ -66,16 +64,10 @@ def run_daemon(options: DaemonOptions, warnings: Sequence[str]) -> int:
 
 async def _run(options: DaemonOptions) -> None:
     """Starts, serves, and when cancelled takes down what does not outlive the daemon."""
-    version, shown = pyflannel.__version__, options.describe()
-    log.info("pyflanneld starts", version=version, pid=os.getpid(), options=shown)
+    about = {"version": pyflannel.__version__, "pid": os.getpid(), "options": options.describe()}
+    log.info("pyflanneld starts", **about)
     async with contextlib.AsyncExitStack() as stack:
-        SingleInstance(options.subnet_file).hold(stack)
-        for pid in upstream_daemons():
-            # Not refused: it may be about to end, and which of the two shall go is not ours to say.
-            log.warning("flanneld runs on this node too; two daemons fight, stop one", pid=pid)
-        not_ours = claim_docker_file(options.docker_opts_file, stack)
-        if not_ours:
-            options = replace(options, docker_opts_file="")
+        options, not_ours = claim(options, stack)
         notifier = Notifier.from_environment()
         agent = Agent(_parts(options, notifier, stack), Settings.of(options))
         agent.failing["docker options"] = docker_trouble = Trouble(SystemClock())

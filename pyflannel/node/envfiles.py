@@ -21,14 +21,13 @@ move or replace it on purpose, and two that put it back would fight.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final, Protocol
 
 from pyflannel.aio.clock import Clock
 from pyflannel.core import subnetenv
-from pyflannel.core.errors import DeviceUnavailable, FlannelError
+from pyflannel.core.errors import FlannelError
 from pyflannel.core.subnetenv import SubnetEnv, docker_why_damaged, why_damaged
 from pyflannel.kernel.files import (
     FileContent,
@@ -37,7 +36,6 @@ from pyflannel.kernel.files import (
     read_text_if_exists,
     write_atomically,
 )
-from pyflannel.kernel.lock import SingleInstance
 from pyflannel.logs import get_logger
 from pyflannel.node.trouble import Trouble
 from pyflannel.report.model import WRITTEN, FilesReport
@@ -283,21 +281,3 @@ def read_former(path: str) -> SubnetEnv:
     for reason in former.skipped:
         log.warning("former subnet file", path=path, reason=reason)
     return former
-
-
-def claim_docker_file(path: str, stack: contextlib.AsyncExitStack) -> str:
-    """Makes docker's options this daemon's, until the stack is closed, if nobody has them.
-
-    Not having them is no reason to end: two daemons with a subnet file each are what upstream
-    documents, and docker can be in one subnet only.
-
-    Returns:
-        Why none are to be written, in words; empty if they are ours, or none are wanted.
-    """
-    if path:
-        try:
-            SingleInstance(path, flag="--docker-opts-file").hold(stack)
-        except DeviceUnavailable as error:
-            log.warning("docker's options are another daemon's, none are written", reason=error)
-            return f"none are written: {error}; give this daemon another --docker-opts-file"
-    return ""
