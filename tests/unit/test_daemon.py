@@ -15,6 +15,7 @@ from pyflannel.cli.status import ask
 from pyflannel.core.errors import ConfigError, DeviceUnavailable
 from pyflannel.core.options import DaemonOptions
 from pyflannel.kernel.lock import SingleInstance
+from pyflannel.node import claims
 from pyflannel.store.etcd import codec
 from pyflannel.store.etcd.manager import EtcdLeaseStore
 from pyflannel.store.record import LeaseRecord
@@ -45,7 +46,7 @@ def options(tmp_path, monkeypatch):
 
     monkeypatch.setattr(daemon, "open_store", store)
     monkeypatch.setattr(daemon, "KernelNetlink", lambda: machine.netlink)
-    monkeypatch.setattr(daemon, "upstream_daemons", list)
+    monkeypatch.setattr(claims, "upstream_daemons", list)
     fakes = (FakeFirewall(), FakeFirewall())
     monkeypatch.setattr(daemon.select, "managers", lambda *_: fakes)
     monkeypatch.setattr(daemon.ndisc, "tell_neighbours", lambda _: None)
