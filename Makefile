@@ -23,7 +23,7 @@ help:
 	@echo "make book      the textbook's installation on two of those, shown step by step"
 	@echo "make kernels   tests on Debian's kernels in virtual machines: hours on a small machine"
 	@echo "               (ARGS='6.1 tests/...' for some of it, see docs/kernels.md)"
-	@echo "make check     formatter, linter, types, import contracts"
+	@echo "make check     formatter, linter, types, import contracts, dead code"
 	@echo "make bench     the benchmarks (ARGS=... goes to them)"
 	@echo "make deb       the Debian package, into dist/"
 	@echo "make lock      requirements.lock anew: every dependency in its newest version, with hashes"
@@ -66,6 +66,7 @@ check: install
 	$(BIN)/mypy -p tests.kernels -p bench
 	$(BIN)/mypy tools/*.py
 	$(BIN)/lint-imports
+	$(BIN)/python tools/deadcode.py
 
 bench: install
 	@$(BIN)/python -m bench $(ARGS)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -66,14 +65,6 @@ class Notifier:
     def stopping(self, status: str = "") -> OSError | None:
         """The end has begun."""
         return self._send("STOPPING=1", *_status(status))
-
-    def reloading(self, status: str = "") -> OSError | None:
-        """A reload has begun; `ready` ends it.
-
-        The time lets the manager tell this one from an earlier reload (`Type=notify-reload`).
-        """
-        now_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
-        return self._send("RELOADING=1", f"MONOTONIC_USEC={now_us}", *_status(status))
 
     def watchdog(self) -> OSError | None:
         """A sign of life."""

@@ -42,11 +42,6 @@ class Backoff:
         self._rng = rng if rng is not None else _random.Random()  # noqa: S311 - spreads load only
         self._attempts = 0
 
-    @property
-    def attempts(self) -> int:
-        """Delays given since the last `reset`."""
-        return self._attempts
-
     def next(self) -> float:
         """Seconds to wait now; the following call gives about twice as many."""
         # The exponent is capped because 2.0**1024 overflows, after an hour and a half of failures.

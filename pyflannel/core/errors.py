@@ -49,10 +49,6 @@ class LeaseError(FlannelError):
     exit_code = EXIT_UNAVAILABLE
 
 
-class LeaseLost(LeaseError):
-    """Our lease is gone: deleted, expired, or taken over by another public IP."""
-
-
 class SubnetsExhausted(LeaseError):
     """No free subnet is left between SubnetMin and SubnetMax.
 

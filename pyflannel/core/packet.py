@@ -1,10 +1,9 @@
-"""IPv4 packets as bytes: reading, building, checksums, and the ICMP errors that a router owes.
+"""IPv4 packets as bytes: checks, checksums, and the ICMP errors that a router owes.
 
 Theory of operation. A data path sees whole IPv4 packets in buffers that it reuses, so this module
-has two kinds of functions. Those on the packet's way (`decrement_ttl`, `is_malformed`,
-`may_be_answered`) take a buffer and a length, read fixed offsets only after the length has been
-checked, and change bytes in place. The others (`ipv4_packet`, `icmp_error`, the views) make or show
-whole packets and may take their time: for errors, tests and whoever decodes a capture.
+has two kinds of functions. Those on the packet's way (`is_malformed`, `may_be_answered`) take a
+buffer and a length, and read fixed offsets only after the length has been checked. The others
+(`ipv4_packet`, `icmp_error`) make whole packets and may take their time.
 
 Nothing here sends, waits or looks at a clock; `TokenBucket` is told the time.
 
@@ -30,10 +29,6 @@ IPV4_HEADER_MAX_BYTES: Final = 60
 """An IPv4 header with all the options there is room for: IHL is 4 bits, 15 words of 4 bytes."""
 IPV4_MAX_BYTES: Final = 65535
 """The longest IPv4 packet: total length is 16 bits."""
-UDP_HEADER_BYTES: Final = 8
-"""RFC 768."""
-ICMP_HEADER_BYTES: Final = 8
-"""RFC 792: type, code, checksum and four bytes that depend on the type."""
 QUOTED_BYTES: Final = 8
 """Bytes behind the header that an ICMP error quotes (RFC 792): the ports, so the flow is found."""
 ICMP_ERROR_TTL: Final = 8
@@ -109,23 +104,6 @@ def checksum(data: Buffer, initial: int = 0) -> int:
     return 0xFFFF - ((total % 0xFFFF) or 0xFFFF) if total else 0xFFFF
 
 
-def pseudo_header_sum(source: int, destination: int, protocol: int, length: int) -> int:
-    """The sum that UDP and TCP checksums begin with (RFC 768, RFC 9293 §3.1), not folded.
-
-    Args:
-        source: address as a host-order integer, like `destination`.
-        length: bytes of the UDP or TCP header and payload.
-    """
-    return (
-        (source >> 16)
-        + (source & 0xFFFF)
-        + (destination >> 16)
-        + (destination & 0xFFFF)
-        + protocol
-        + length
-    )
-
-
 def checksum_after_hop(value: int) -> int:
     """The header checksum after TTL − 1, from the one before (RFC 1624).
 
@@ -136,12 +114,6 @@ def checksum_after_hop(value: int) -> int:
     value += 0x0100
     value = (value & 0xFFFF) + (value >> 16)
     return 0 if value == 0xFFFF else value
-
-
-def decrement_ttl(packet: bytearray | memoryview) -> None:
-    """Takes one from the TTL, in place, and patches the checksum. The TTL must not be 0."""
-    packet[8] -= 1
-    _U16.pack_into(packet, 10, checksum_after_hop(packet[10] << 8 | packet[11]))
 
 
 def is_malformed(packet: Buffer, length: int) -> bool:
@@ -295,199 +267,6 @@ def ipv4_packet(
     )
 
 
-def udp_datagram(
-    *,
-    source: IPv4Address,
-    destination: IPv4Address,
-    source_port: int,
-    destination_port: int,
-    payload: Buffer,
-) -> bytes:
-    """UDP header and payload with a checksum: the payload of an `ipv4_packet`."""
-    length = UDP_HEADER_BYTES + len(payload)
-    start = pseudo_header_sum(int(source), int(destination), Protocol.UDP, length)
-    datagram = bytearray(_UDP.pack(source_port, destination_port, length, 0))
-    datagram += payload
-    # 0 would say "no checksum"; its other spelling means the same sum (RFC 768).
-    _U16.pack_into(datagram, 6, checksum(datagram, start) or 0xFFFF)
-    return bytes(datagram)
-
-
-def icmp_echo(
-    *, identifier: int, sequence: int, payload: Buffer = b"", reply: bool = False
-) -> bytes:
-    """An ICMP echo request or reply: the payload of an `ipv4_packet`."""
-    type_ = IcmpType.ECHO_REPLY if reply else IcmpType.ECHO_REQUEST
-    rest = identifier << 16 | sequence
-    body = bytes(payload)
-    return _ICMP.pack(type_, 0, checksum(_ICMP.pack(type_, 0, 0, rest) + body), rest) + body
-
-
-class IPv4View:
-    """An IPv4 packet, field by field, read from the bytes when asked.
-
-    Raises:
-        ValueError: if the bytes are not one whole IPv4 packet.
-    """
-
-    __slots__ = ("_data",)
-
-    def __init__(self, data: Buffer) -> None:
-        if is_malformed(data, len(data)):
-            raise ValueError(f"{len(data)} bytes that are not one whole IPv4 packet")
-        self._data = memoryview(data)
-
-    @property
-    def header_bytes(self) -> int:
-        """Bytes of the header with its options."""
-        return (self._data[0] & 15) * 4
-
-    @property
-    def tos(self) -> int:
-        """The byte that is now DSCP (6 bits) and ECN (2 bits)."""
-        return self._data[1]
-
-    @property
-    def total_length(self) -> int:
-        """Bytes of header and payload."""
-        return self._data[2] << 8 | self._data[3]
-
-    @property
-    def identification(self) -> int:
-        """What fragments of one packet have in common."""
-        return self._data[4] << 8 | self._data[5]
-
-    @property
-    def dont_fragment(self) -> bool:
-        """Whether routers must not cut it."""
-        return bool(self._flags_offset & _FLAG_DF)
-
-    @property
-    def more_fragments(self) -> bool:
-        """Whether it is a fragment other than the last."""
-        return bool(self._flags_offset & _FLAG_MF)
-
-    @property
-    def fragment_offset(self) -> int:
-        """Where its payload belongs in the whole, in bytes."""
-        return (self._flags_offset & _OFFSET_MASK) * 8
-
-    @property
-    def _flags_offset(self) -> int:
-        return self._data[6] << 8 | self._data[7]
-
-    @property
-    def ttl(self) -> int:
-        """Hops that are left."""
-        return self._data[8]
-
-    @property
-    def protocol(self) -> int:
-        """What the payload is, see `Protocol`."""
-        return self._data[9]
-
-    @property
-    def checksum(self) -> int:
-        """The header checksum as it stands there."""
-        return self._data[10] << 8 | self._data[11]
-
-    @property
-    def checksum_is_right(self) -> bool:
-        """Whether the header adds up: the checksum of everything with its checksum is 0."""
-        return checksum(self._data[: self.header_bytes]) == 0
-
-    @property
-    def source(self) -> IPv4Address:
-        """Who sent it."""
-        return IPv4Address(bytes(self._data[12:16]))
-
-    @property
-    def destination(self) -> IPv4Address:
-        """For whom it is."""
-        return IPv4Address(bytes(self._data[16:20]))
-
-    @property
-    def options(self) -> bytes:
-        """The header behind its first 20 bytes, with padding."""
-        return bytes(self._data[IPV4_HEADER_BYTES : self.header_bytes])
-
-    @property
-    def payload(self) -> bytes:
-        """Everything behind the header."""
-        return bytes(self._data[self.header_bytes :])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UDPView:
-    """A UDP header and what it carries (RFC 768)."""
-
-    source_port: int
-    destination_port: int
-    length: int
-    """Bytes of header and payload, as the header says."""
-    checksum: int
-    """0 means that the sender made none."""
-    payload: bytes
-
-    @classmethod
-    def parse(cls, data: Buffer) -> UDPView:
-        """Reads the payload of an IPv4 packet.
-
-        Raises:
-            ValueError: if it is shorter than a header, or than the header says.
-        """
-        if len(data) < UDP_HEADER_BYTES:
-            raise ValueError(f"{len(data)} bytes are no UDP header")
-        source_port, destination_port, length, value = _UDP.unpack_from(data)
-        if not UDP_HEADER_BYTES <= length <= len(data):
-            raise ValueError(f"UDP length {length} in a payload of {len(data)} bytes")
-        return cls(
-            source_port=source_port,
-            destination_port=destination_port,
-            length=length,
-            checksum=value,
-            payload=bytes(data[UDP_HEADER_BYTES:length]),
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ICMPView:
-    """An ICMP message (RFC 792)."""
-
-    type: int
-    code: int
-    checksum: int
-    rest: int
-    """The four bytes behind the checksum: identifier and sequence number, next-hop MTU, or 0."""
-    body: bytes
-    """The data of an echo, the quoted packet of an error."""
-    checksum_is_right: bool
-
-    @property
-    def is_error(self) -> bool:
-        """Whether it reports about another packet, and so must not be reported about."""
-        return self.type in _ICMP_ERRORS
-
-    @classmethod
-    def parse(cls, data: Buffer) -> ICMPView:
-        """Reads the payload of an IPv4 packet.
-
-        Raises:
-            ValueError: if it is shorter than a header.
-        """
-        if len(data) < ICMP_HEADER_BYTES:
-            raise ValueError(f"{len(data)} bytes are no ICMP header")
-        type_, code, value, rest = _ICMP.unpack_from(data)
-        return cls(
-            type=type_,
-            code=code,
-            checksum=value,
-            rest=rest,
-            body=bytes(data[ICMP_HEADER_BYTES:]),
-            checksum_is_right=checksum(data) == 0,
-        )
-
-
 class TokenBucket:
     """How often something may happen: `rate` a second on average, `burst` at once.
 
@@ -524,15 +303,7 @@ VNET_HEADER_BYTES: Final = 10
 """`struct virtio_net_hdr` without `num_buffers` (linux/virtio_net.h); the TUN's default size."""
 VNET_F_NEEDS_CSUM: Final = 1
 """The checksum at `csum_start + csum_offset` holds the pseudo header's sum only: finish it."""
-VNET_F_DATA_VALID: Final = 2
-"""The checksum has been verified already."""
 VNET_GSO_NONE: Final = 0
-VNET_GSO_TCPV4: Final = 1
-VNET_GSO_UDP: Final = 3
-VNET_GSO_TCPV6: Final = 4
-VNET_GSO_UDP_L4: Final = 5
-VNET_GSO_ECN: Final = 0x80
-"""A bit beside the GSO type: the super packet has TCP's ECN bits set."""
 
 _VNET: Final = struct.Struct("=BBHHHH")
 # Host byte order: that of a TUN unless TUNSETVNETLE or TUNSETVNETBE was asked for.

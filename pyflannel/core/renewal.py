@@ -96,10 +96,6 @@ class Renewal:
         """Failed attempts since the last success."""
         return self._failures
 
-    def remaining_s(self, now: float) -> float | None:
-        """What is left of the lease, 0 if it has run out; `None` for a reservation."""
-        return None if self._end is None else max(0.0, self._end - now)
-
     def succeeded(self, now: float, ttl_s: float | None, *, granted_s: float | None = None) -> None:
         """The lease was renewed and has `ttl_s` from `now` on (`None`: it is a reservation now)."""
         self._failures = 0

@@ -14,8 +14,8 @@ Go folds case. Hence an own reader:
 * An object is a `JsonObject`: all its members in order, duplicates included, each with its text.
   Keys are found as Go finds struct fields: any case, the last occurrence wins, whatever its case.
 
-`compact_raw` and `raw_member` treat JSON as text, so that the numbers and escapes of a peer's
-`BackendData` stay as that peer wrote them.
+`compact_raw` treats JSON as text, so that the numbers and escapes of a peer's `BackendData` stay as
+that peer wrote them.
 """
 
 from __future__ import annotations
@@ -134,16 +134,6 @@ def decode_text(text: bytes | str) -> str:
     if isinstance(text, bytes):
         text = text.decode("utf-8", "surrogateescape")
     return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
-
-
-def raw_member(text: bytes | str, name: str) -> str | None:
-    """The raw text of one member of the object `text`; `None` if it is missing or no object.
-
-    Raises:
-        JsonError: `text` is not JSON.
-    """
-    value = loads_go(text)
-    return value.find_raw(name) if isinstance(value, JsonObject) else None
 
 
 def compact_raw(text: bytes | str) -> str:

@@ -29,14 +29,6 @@ IFF_NO_PI: Final = 0x1000
 IFF_VNET_HDR: Final = 0x4000
 """A virtio-net header before each packet, which is what offloads are described in."""
 
-TUN_F_CSUM: Final = 0x01
-TUN_F_TSO4: Final = 0x02
-TUN_F_TSO6: Final = 0x04
-TUN_F_TSO_ECN: Final = 0x08
-TUN_F_USO4: Final = 0x20
-TUN_F_USO6: Final = 0x40
-"""Since Linux 6.2; older kernels answer EINVAL."""
-
 _TUNSETIFF: Final = 0x400454CA
 _TUNSETPERSIST: Final = 0x400454CB
 _TUNSETOFFLOAD: Final = 0x400454D0

@@ -52,11 +52,6 @@ class TrafficManager(Protocol):
         """
         ...
 
-    @property
-    def longest_rest_s(self) -> float:
-        """Seconds after which `changed` returns at the latest; more where a look is dear."""
-        ...
-
     def close(self) -> None:
         """Stops listening for changes; the rules stay."""
         ...

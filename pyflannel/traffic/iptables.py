@@ -45,7 +45,6 @@ DEADLINE_S: Final = 10.0
 """For one iptables command; with --wait it may stand behind another holder of the xtables lock."""
 BINARY: Final = {Family.V4: "iptables", Family.V6: "ip6tables"}
 FULLY_RANDOM_SINCE: Final = (1, 6, 2)
-WAIT_SINCE: Final = (1, 4, 20)
 RESTORE_WAIT_SINCE: Final = (1, 6, 2)
 
 
@@ -268,11 +267,6 @@ class IptablesManager:
     async def changed(self) -> bool:
         """As in `TrafficManager`."""
         return await self._monitor.wait()
-
-    @property
-    def longest_rest_s(self) -> float:
-        """As in `TrafficManager`."""
-        return self._monitor.full_check_s
 
     def close(self) -> None:
         """As in `TrafficManager`."""

@@ -363,11 +363,6 @@ class NftablesManager:
         """As in `TrafficManager`."""
         return await self._monitor.wait()
 
-    @property
-    def longest_rest_s(self) -> float:
-        """As in `TrafficManager`."""
-        return self._monitor.full_check_s
-
     def close(self) -> None:
         """As in `TrafficManager`."""
         self._monitor.close()

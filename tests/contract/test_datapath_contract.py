@@ -25,7 +25,7 @@ from scapy.layers.inet import ICMP, IP, UDP
 
 from pyflannel.core.errors import DatapathError
 from pyflannel.core.lpm import Peer, RouteTable
-from pyflannel.core.packet import VNET_F_NEEDS_CSUM, IPv4View, VnetHeader
+from pyflannel.core.packet import VNET_F_NEEDS_CSUM, VnetHeader
 from pyflannel.datapath.base import COUNTERS, Datapath, DatapathConfig
 from pyflannel.datapath.select import IMPLEMENTATIONS
 from tests.contract.datapath_cases import (
@@ -47,6 +47,7 @@ from tests.contract.datapath_cases import (
     sum16,
 )
 from tests.contract.datapath_rigs import DeviceRig, PairRig, Rig, Wire
+from tests.support.packets import IPv4View
 
 pytestmark = pytest.mark.guest
 

@@ -63,10 +63,6 @@ class FakeFirewall:
         await asyncio.Event().wait()
         return True
 
-    @property
-    def longest_rest_s(self) -> float:
-        return 5.0
-
     def close(self) -> None:
         pass
 

@@ -181,7 +181,6 @@ class NativeDatapath:
         self._native = _native
         self._engine: _native.Engine | None = None
         self._rows = pack_rows(RouteTable())
-        self._stopped = False
         self._told: set[str] = set()
 
     @property

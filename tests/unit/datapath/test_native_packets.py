@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyflannel.core.lpm import Peer, RouteTable
-from pyflannel.core.packet import checksum, pseudo_header_sum
+from pyflannel.core.packet import checksum
 from pyflannel.datapath.base import COUNTERS
 from pyflannel.datapath.native import OFF_GROUPS, _native, pack_rows
+from tests.support.packets import pseudo_header_sum
 
 TCP, UDP = 6, 17
 FIN, PSH, ACK, CWR = 0x01, 0x08, 0x10, 0x80

@@ -19,7 +19,6 @@ from pyflannel.gocompat.json import (
     loads_go,
     nesting,
     plain,
-    raw_member,
 )
 
 
@@ -174,14 +173,6 @@ def test_go_folds_the_long_s_and_the_kelvin_sign() -> None:
     assert fold("\u017fubnetLen") == fold("SubnetLen")
     assert fold("Networ\u212a") == fold("Network")
     assert fold("stra\u00dfe") != fold("strasse")
-
-
-def test_a_raw_member_keeps_every_byte() -> None:
-    text = '{ "BackendData" : {"VNI": 1.50e1, "x":"\\u003c"} , "b":null}'
-    assert raw_member(text, "backenddata") == '{"VNI": 1.50e1, "x":"\\u003c"}'
-    assert raw_member(text, "b") == "null"
-    assert raw_member(text, "c") is None
-    assert raw_member("[1]", "c") is None
 
 
 def test_compaction_drops_white_space_escapes_html_and_touches_nothing_else() -> None:
