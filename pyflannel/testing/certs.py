@@ -38,7 +38,9 @@ class Authority:
         """The CA's own certificate, what a client is told to trust."""
         return self._ca.cert
 
-    def issue(self, name: str, *, hosts: str = "IP:127.0.0.1,DNS:localhost") -> Certificate:
+    def issue(
+        self, name: str, *, hosts: str = "IP:127.0.0.1,DNS:localhost", subject: str = ""
+    ) -> Certificate:
         """A certificate for servers and clients alike.
 
         etcd's JSON gateway presents the server's certificate to the server itself as a client, so a
@@ -47,6 +49,7 @@ class Authority:
         Args:
             name: common name, and the files' name.
             hosts: subject alternative names in openssl's notation.
+            subject: the distinguished name in openssl's notation; by default the common name alone.
         """
         made = Certificate(
             cert=self._directory / f"{name}.pem", key=self._directory / f"{name}.key"
@@ -54,7 +57,7 @@ class Authority:
         signed_by = ("-CA", str(self._ca.cert), "-CAkey", str(self._ca.key))
         _request(
             made,
-            f"/CN={name}",
+            subject or f"/CN={name}",
             f"subjectAltName={hosts}",
             "extendedKeyUsage=serverAuth,clientAuth",
             "basicConstraints=critical,CA:FALSE",

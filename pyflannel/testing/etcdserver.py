@@ -137,6 +137,11 @@ class EtcdServer:
         """Process id while it runs."""
         return self._process.pid if self._process is not None else None
 
+    @property
+    def answers(self) -> bool:
+        """Whether its process runs and is not frozen."""
+        return self._process is not None and not self._frozen
+
     def __enter__(self) -> Self:
         try:
             self.start()
@@ -152,6 +157,15 @@ class EtcdServer:
         trace: TracebackType | None,
     ) -> None:
         self.stop()
+
+    @property
+    def tls(self) -> ServerTLS | None:
+        """How it speaks TLS; `None` for plain HTTP."""
+        return self._tls
+
+    def serve(self, tls: ServerTLS) -> None:
+        """Has other certificates from the next start on."""
+        self._tls = tls
 
     def start(self, *, wait: bool = True) -> None:
         """Starts the process and, if asked to, waits until it serves requests."""
@@ -218,6 +232,17 @@ class EtcdServer:
         finally:
             connection.close()
         return isinstance(answer, dict) and answer.get("health") == "true"
+
+    def metrics(self) -> dict[str, float]:
+        """The server's own counters, by name and labels as they stand in its /metrics."""
+        connection = http.client.HTTPConnection(self.host, self._health_port, timeout=10)
+        try:
+            connection.request("GET", "/metrics")
+            text = connection.getresponse().read().decode()
+        finally:
+            connection.close()
+        pairs = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
+        return {name: float(value) for name, _, value in pairs}
 
     def _log_tail(self) -> str:
         if not self.log_file.exists():
@@ -383,11 +408,33 @@ class EtcdServer:
 
 
 class EtcdCluster:
-    """Members that know each other; a context manager."""
+    """Members that know each other; a context manager.
 
-    def __init__(self, directory: Path, *, size: int = 3, binary: Path | None = None) -> None:
+    Args:
+        hosts: an address for each member; all are on 127.0.0.1 if not given.
+        tls, options: as of each `EtcdServer`.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        size: int = 3,
+        binary: Path | None = None,
+        hosts: Sequence[str] = (),
+        tls: ServerTLS | None = None,
+        options: Sequence[str] = (),
+    ) -> None:
         self.members = [
-            EtcdServer(directory / f"m{n}", binary=binary, name=f"m{n}") for n in range(size)
+            EtcdServer(
+                directory / f"m{n}",
+                binary=binary,
+                name=f"m{n}",
+                host=host,
+                tls=tls,
+                options=options,
+            )
+            for n, host in enumerate(hosts or ["127.0.0.1"] * size)
         ]
         together = ",".join(member.cluster for member in self.members)
         for member in self.members:

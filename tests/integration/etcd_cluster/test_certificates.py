@@ -69,8 +69,10 @@ def test_a_new_authority_is_followed_without_a_restart(binary, tmp_path, pki):
             await until("the snapshot", lambda: node.seen, 5)
             install(files, other, client)
             server.kill()
-            server._tls = ServerTLS(
-                certificate=other.issue("server"), ca=other.bundle, require_client_cert=True
+            server.serve(
+                ServerTLS(
+                    certificate=other.issue("server"), ca=other.bundle, require_client_cert=True
+                )
             )
             await asyncio.to_thread(server.start)
             await asyncio.to_thread(

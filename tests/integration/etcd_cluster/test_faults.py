@@ -83,7 +83,7 @@ FAULTS = [
 
 
 def alive(cluster) -> EtcdServer:
-    return next(m for m in cluster.members if m.pid is not None and not m._frozen)
+    return next(m for m in cluster.members if m.answers)
 
 
 @pytest.mark.parametrize(("fault", "within"), FAULTS)
