@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -55,6 +56,7 @@ from pyflannel.backend.tables import (
     overrules,
     table_id,
 )
+from pyflannel.core.delta import AT_ONCE
 from pyflannel.core.errors import FlannelError, KernelError
 from pyflannel.core.ip import Family, IPAddress, IPNetwork, SubnetKey, family_of
 from pyflannel.core.lease import Lease, LeaseAdded, LeaseEvent
@@ -90,6 +92,9 @@ log = get_logger(__name__)
 
 YIELD_EVERY: Final = 500
 """Peers computed before other tasks get a turn: about 5 ms of work."""
+FROZEN_EVERY: Final = 2000
+"""Peers after which the garbage collector is told to pass over what there is: their objects stay as
+long as they do, and looking through those of 100,000 peers took 0.1 to 0.25 s at a time."""
 NAMED_WARNINGS: Final = 20
 """Overlaps of one kind that get a log line each; all of them stand in the status."""
 
@@ -454,6 +459,8 @@ class Engine:
             for count, owner in enumerate(list(pending)):
                 if count % YIELD_EVERY == YIELD_EVERY - 1:
                     await asyncio.sleep(0)
+                if count % FROZEN_EVERY == FROZEN_EVERY - 1:
+                    gc.freeze()
                 lease = self._peers.get(owner) if owner is not None else None
                 if lease is not None and not await self._look_up(lease, done):
                     self._pending[owner] = None
@@ -727,7 +734,8 @@ class Engine:
             if table.kind is Route and table.family is not None:
                 self._routes[table.family] = [r for r in listing if isinstance(r, Route)]
             rerouted |= self._foreign_changed(table, listing)
-            state.take(listing, is_ours)
+            for _ in state.taking(listing, is_ours):
+                await asyncio.sleep(0)
         return rerouted
 
     async def _list(self, table: Table, where: TableId) -> list[TableEntry]:
@@ -774,16 +782,23 @@ class Engine:
                     add(Delete(thing), table, None)
             table.surplus = []
         for table in ranked:
-            for key, thing in table.delta.sets():
+            for count, (key, thing) in enumerate(table.delta.sets(), 1):
+                if count % AT_ONCE == 0:
+                    await asyncio.sleep(0)
                 if key not in table.held:
                     add(Set(thing), table, key)
         for table in reversed(ranked) if self._synced else ():
-            for key, thing in table.delta.deletes():
+            for count, (key, thing) in enumerate(table.delta.deletes(), 1):
+                if count % AT_ONCE == 0:
+                    await asyncio.sleep(0)
                 if key not in table.held:
                     add(Delete(thing), table, key)
         if operations:
             failures = await self._netlink.apply(operations)
-            self._account(operations, origin, failures, done)
+            for start in range(0, len(operations), AT_ONCE):
+                if start:
+                    await asyncio.sleep(0)
+                self._account(operations, origin, failures, done, start)
         for table in ranked:
             for key, error in table.held.items():
                 done.failures.setdefault(self._name(table, key), error)
@@ -795,10 +810,13 @@ class Engine:
         origin: Sequence[tuple[TableState, Key | None]],
         failures: Mapping[int, KernelError],
         done: _Pass,
+        start: int,
     ) -> None:
+        """What came of the next `AT_ONCE` operations."""
         # The first sweep removes what an earlier run left behind: nobody broke anything.
         sweeping = self._synced and not self._swept
-        for position, (operation, (table, key)) in enumerate(zip(operations, origin, strict=True)):
+        for position in range(start, min(start + AT_ONCE, len(operations))):
+            operation, (table, key) = operations[position], origin[position]
             kind = KIND[type(operation.object)]
             error = failures.get(position)
             if key is None:

@@ -15,12 +15,12 @@ out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Final
 
 from pyflannel.backend.plan import TableEntry
-from pyflannel.core.delta import DeltaMap
+from pyflannel.core.delta import AT_ONCE, DeltaMap
 from pyflannel.core.errors import KernelError
 from pyflannel.core.ip import SubnetKey
 from pyflannel.kernel.base import (
@@ -167,12 +167,26 @@ class TableState:
 
         One that equals the last is done with at once; this is what a table costs at rest.
         """
-        if listing and listing == self.listing:
-            return
+        for _ in self.taking(listing, is_ours):
+            pass
+
+    def taking(
+        self, listing: list[TableEntry], is_ours: Callable[[TableEntry], bool]
+    ) -> Iterator[None]:
+        """As `take`, with pauses in which others may have their turn, but not touch this table."""
+        if listing and self.listing is not None and len(listing) == len(self.listing):
+            for start in range(0, len(listing), AT_ONCE):
+                if listing[start : start + AT_ONCE] != self.listing[start : start + AT_ONCE]:
+                    break
+                yield
+            else:
+                return
         desired, known = self.delta.desired, self.delta.actual
         actual: dict[Key, TableEntry] = {}
         self.surplus = []
-        for thing in listing:
+        for count, thing in enumerate(listing, 1):
+            if count % AT_ONCE == 0:
+                yield
             if isinstance(thing, Route) and is_protected(thing):
                 continue
             key = thing.key
@@ -190,7 +204,7 @@ class TableState:
                 actual[key] = thing
             else:
                 self.surplus.append((thing, wanted is not None))
-        drifted = self.delta.replace_actual(actual)
+        drifted = yield from self.delta.replacing_actual(actual)
         if self.listing is not None:
             self.drifted.update(drifted)
         self.listing = listing

@@ -17,12 +17,15 @@ the order between maps. What failed is simply not reported as `applied` and stay
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from types import MappingProxyType
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 K = TypeVar("K")
 V = TypeVar("V")
+
+AT_ONCE: Final = 2000
+"""Values that are compared between two pauses: 5 to 10 ms."""
 
 
 class DeltaMap(Generic[K, V]):
@@ -76,11 +79,26 @@ class DeltaMap(Generic[K, V]):
         Returns:
             The keys that *drifted*: nothing was pending for them before, and something is now.
         """
+        steps = self.replacing_actual(actual)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                drifted: list[K] = end.value
+                return drifted
+
+    def replacing_actual(self, actual: Mapping[K, V]) -> Generator[None, None, list[K]]:
+        """As `replace_actual`, with a pause after each `AT_ONCE` values.
+
+        Nothing is replaced before the end, and `want` and `unwant` have to wait for it.
+        """
         desired = self._desired
         kept: dict[K, V] = {}
         sets = dict.fromkeys(desired)
         deletes: dict[K, None] = {}
-        for key, value in actual.items():
+        for count, (key, value) in enumerate(actual.items(), 1):
+            if count % AT_ONCE == 0:
+                yield
             if key not in desired:
                 deletes[key] = None
             elif desired[key] == value:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from unittest import mock
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyflannel.backend import tables
 from pyflannel.backend.tables import KIND, TableState, table_id
 from pyflannel.kernel.base import RTPROT_KERNEL, FdbEntry, Neighbour, Route
 from tests.support.overlay import key, mac
@@ -138,3 +140,14 @@ def test_of_several_the_one_with_the_highest_rank_has_the_key(claims):
         holder = table.owners.get(FDB.key, "nobody")
         assert holder in best or not best
         assert table.delta.desired.get(FDB.key) == best.get(holder)
+
+
+def test_a_long_listing_is_taken_with_pauses_also_when_it_is_like_the_last():
+    wanted = [replace(FDB, mac=mac(number)) for number in range(200)]
+    table = wanting(*wanted)
+    with mock.patch.object(tables, "AT_ONCE", 50):
+        assert len(list(table.taking(list(wanted), nothing_is_ours))) == 4
+        assert not list(table.delta.sets())
+        assert len(list(table.taking(list(wanted), nothing_is_ours))) == 4
+        assert len(list(table.taking(wanted[:-1], nothing_is_ours))) >= 3
+    assert [key for key, _ in table.delta.sets()] == [wanted[-1].key]

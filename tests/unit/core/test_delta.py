@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyflannel.core.delta import DeltaMap
+from pyflannel.core.delta import AT_ONCE, DeltaMap
 
 
 def pending(delta: DeltaMap[str, int]) -> tuple[dict[str, int], dict[str, int]]:
@@ -95,3 +95,21 @@ def test_pending_is_always_the_difference_of_the_two_maps(steps):
         assert dict(delta.actual) == actual
         sets = {k: v for k, v in desired.items() if k not in actual or actual[k] != v}
         assert pending(delta) == (sets, {k: v for k, v in actual.items() if k not in desired})
+
+
+def test_a_long_listing_is_compared_with_pauses_and_counts_at_the_end():
+    delta: DeltaMap[int, int] = DeltaMap()
+    for number in range(3 * AT_ONCE):
+        delta.want(number, number)
+    listing = {number: number for number in range(3 * AT_ONCE - 1)} | {-1: 0}
+    steps = delta.replacing_actual(listing)
+    assert next(steps) is None
+    assert dict(delta.actual) == {}
+    pauses = 1 + len(list(steps))
+    assert pauses == 3
+    assert dict(delta.actual) == listing
+    assert pending_numbers(delta) == ([3 * AT_ONCE - 1], [-1])
+
+
+def pending_numbers(delta: DeltaMap[int, int]) -> tuple[list[int], list[int]]:
+    return [key for key, _ in delta.sets()], [key for key, _ in delta.deletes()]
