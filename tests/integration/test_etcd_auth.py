@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import http.server
+import json
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import aclosing
+from typing import ClassVar
 
 import pytest
 
-from pyflannel.core.errors import EXIT_NOT_PERMITTED, StoreDenied
+from pyflannel.core.errors import EXIT_NOT_PERMITTED, StoreDenied, StoreUnavailable
 from pyflannel.core.options import EtcdOptions
 from pyflannel.store.etcd.store import EtcdStore
 from pyflannel.testing.etcdserver import EtcdServer, find_etcd
@@ -247,3 +253,54 @@ def test_the_password_comes_from_a_file_which_is_read_at_each_login(server, tmp_
             await store.close()
 
     asyncio.run(main())
+
+
+class Busy(http.server.BaseHTTPRequestHandler):
+    """An etcd in which a thousand nodes want a token at once: theirs come late."""
+
+    header: ClassVar = {"cluster_id": "1", "member_id": "1", "revision": "1", "raft_term": "1"}
+    asked: ClassVar[list[float]] = []
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        answer: dict[str, object] = {"header": self.header, "leader": "1"}
+        if self.path.endswith("auth/authenticate"):
+            self.asked.append(time.monotonic())
+            time.sleep(2.2)
+            answer["token"] = "t.1"
+        text = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            self.wfile.write(text)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def test_a_token_that_takes_longer_than_other_answers_is_waited_for():
+    """Giving up and asking again would keep etcd busy for nobody, and never end."""
+
+    async def work(store: EtcdStore) -> None:
+        for _ in range(3):
+            with contextlib.suppress(StoreUnavailable):
+                await store.get(b"k")
+                return
+        pytest.fail(f"no token after {len(Busy.asked)} authentications")
+
+    async def main(endpoint: str) -> None:
+        store = EtcdStore(EtcdOptions(endpoints=(endpoint,), username="a", password="b"))
+        try:
+            await work(store)
+        finally:
+            await store.close()
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Busy) as web:
+        thread = threading.Thread(target=web.serve_forever)
+        thread.start()
+        try:
+            asyncio.run(main(f"http://127.0.0.1:{web.server_port}"))
+        finally:
+            web.shutdown()
+            thread.join()

@@ -10,6 +10,11 @@ back-off for all of them: a second authentication may follow at once (etcd was r
 ones after a second, two, four, up to two minutes; whoever asks in between gets the last refusal
 again, without a request. A token that is accepted ends the back-off; so does another password in
 the file.
+
+After a restart of etcd all nodes of a cluster come at once, and a bcrypt that nobody waits for any
+more is computed all the same: a thousand nodes that each give up after a second and a half, and ask
+again, would keep etcd busy with answers to nobody. So each authentication that met silence makes
+the next one wait twice as long.
 """
 
 from __future__ import annotations
@@ -23,15 +28,19 @@ from pyflannel.aio.backoff import Backoff
 from pyflannel.core.errors import StoreDenied
 from pyflannel.store.etcd import gateway
 from pyflannel.store.etcd.endpoints import Endpoint
-from pyflannel.store.etcd.failures import Refused
+from pyflannel.store.etcd.failures import EndpointFailure, Refused
 from pyflannel.store.etcd.password import Password
 
 FIRST_PAUSE_S: Final = 1.0
 LONGEST_PAUSE_S: Final = 120.0
 """Between two authentications with a wrong password: 30 an hour, 3 s of a member's CPU."""
 
-Post = Callable[[Endpoint, str, gateway.Message, str], Awaitable[gateway.Message]]
-"""Sends one request (path, body, token) to an endpoint."""
+FIRST_PATIENCE_S: Final = 1.5
+MOST_PATIENCE_S: Final = 120.0
+"""Added to the usual time-out of a request: a thousand bcrypts take 70 s of CPU."""
+
+Post = Callable[[Endpoint, str, gateway.Message, str, float], Awaitable[gateway.Message]]
+"""Sends one request (path, body, token) to an endpoint, with more patience by so many seconds."""
 
 
 class Tokens:
@@ -53,6 +62,7 @@ class Tokens:
         self._lock = asyncio.Lock()
         self._backoff = Backoff(first=FIRST_PAUSE_S, ceiling=LONGEST_PAUSE_S)
         self._unproven = 0
+        self._more_s = 0.0
         self._tried = ""
         self._pause_ends = float("-inf")
         self._refusal = StoreDenied("etcd refuses each token that it gives us", kind="token")
@@ -111,8 +121,15 @@ class Tokens:
     async def _fetch(self, endpoint: Endpoint, password: str) -> str:
         body = {"name": self._user, "password": password}
         try:
-            return gateway.parse_token(await self._post(endpoint, gateway.AUTHENTICATE, body, ""))
+            answer = await self._post(endpoint, gateway.AUTHENTICATE, body, "", self._more_s)
+            self._more_s = 0.0
+            return gateway.parse_token(answer)
+        except EndpointFailure as failure:
+            if failure.silent:
+                self._more_s = min(max(FIRST_PATIENCE_S, 2 * self._more_s), MOST_PATIENCE_S)
+            raise
         except Refused as refused:
+            self._more_s = 0.0
             if refused.auth_is_off:
                 return ""
             raise StoreDenied(

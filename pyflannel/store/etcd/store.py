@@ -761,7 +761,12 @@ class EtcdStore:
         return False
 
     async def _post(
-        self, endpoint: Endpoint, path: str, body: gateway.Message, token: str
+        self,
+        endpoint: Endpoint,
+        path: str,
+        body: gateway.Message,
+        token: str,
+        more_s: float = 0.0,
     ) -> gateway.Message:
         if self._closed:
             raise StoreUnavailable("the store is closed")
@@ -769,17 +774,18 @@ class EtcdStore:
         addresses = await self._find(endpoint)
         work = asyncio.ensure_future(
             self._threads.run(
-                lambda: self._client(endpoint, addresses).post(path, body, token, progress)
+                lambda: self._client(endpoint, addresses).post(path, body, token, progress, more_s)
             )
         )
-        end = progress[0] + TRICKLE_S
+        silence_s = ENDPOINT_S + more_s
+        end = progress[0] + TRICKLE_S + more_s
         try:
             while True:
-                until = min(end, progress[0] + ENDPOINT_S)
+                until = min(end, progress[0] + silence_s)
                 await asyncio.wait({work}, timeout=max(0.0, until - time.monotonic()))
                 if work.done():
                     return work.result()
-                if time.monotonic() >= min(end, progress[0] + ENDPOINT_S):
+                if time.monotonic() >= min(end, progress[0] + silence_s):
                     raise EndpointFailure("no answer in time", unsure=True, silent=True)
         finally:
             work.cancel()

@@ -90,12 +90,18 @@ class EndpointClient:
         self._api_path = gateway.API_PATHS[0]
 
     def post(
-        self, path: str, body: Message, token: str, progress: list[float] | None = None
+        self,
+        path: str,
+        body: Message,
+        token: str,
+        progress: list[float] | None = None,
+        more_s: float = 0.0,
     ) -> Message:
         """The answer to one request.
 
         Args:
             progress: its one element is set to the monotonic time whenever a part has come.
+            more_s: seconds of silence that are borne beyond `ANSWER_S`.
 
         Raises:
             Refused: etcd said no.
@@ -103,6 +109,7 @@ class EndpointClient:
             EndpointFailure: anything else.
         """
         self._session.local.progress = progress if progress is not None else [0.0]
+        self._session.local.more_s = more_s
         try:
             return self._post(self._api_path, path, body, token)
         except NoGateway:
@@ -202,6 +209,8 @@ class _Session(requests.Session):
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:  # noqa: ANN401 - inherited
         """As inherited, but for the reading."""
         kwargs["stream"] = True
+        # etcd3gw has one time-out for all requests of a client.
+        kwargs["timeout"] = (CONNECT_S, ANSWER_S + self.local.more_s)
         response = super().send(request, **kwargs)
         parts: list[bytes] = []
         length = 0

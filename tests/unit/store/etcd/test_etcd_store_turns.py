@@ -76,7 +76,7 @@ class Scripted(EtcdStore):
     async def _verify(self, endpoint):
         self._verified.add(endpoint)
 
-    async def _post(self, endpoint, path, body, token):
+    async def _post(self, endpoint, path, body, token, more_s=0.0):
         assert self.script, f"unexpected request {path} to {endpoint}"
         host, expected, reply = self.script.pop(0)
         assert (endpoint.host, path) == (host, expected)
@@ -372,10 +372,12 @@ class TestBackOffOfAuthentications:
         secret = EtcdOptions(username="flannel", password="secret")
         self.password = password or Password(secret)
         self.asked = []
+        self.patience = []
         self.now = 0.0
 
-        async def post(endpoint, path, body, token):
+        async def post(endpoint, path, body, token, more_s):
             self.asked.append(self.now)
+            self.patience.append(more_s)
             reply = replies(len(self.asked))
             if isinstance(reply, Exception):
                 raise reply
@@ -431,6 +433,34 @@ class TestBackOffOfAuthentications:
 
         asyncio.run(main())
         assert len(self.asked) == 100
+
+    def test_who_met_silence_waits_longer_for_the_next_answer(self):
+        """A bcrypt that nobody waits for is computed all the same, and in the way of the others."""
+        silent = EndpointFailure("no answer in time", unsure=True, silent=True)
+        tokens = self.tokens(lambda n: silent if n < 11 else {"header": HEADER, "token": f"t.{n}"})
+
+        async def main():
+            for _ in range(10):
+                with pytest.raises(EndpointFailure):
+                    await tokens.get("a")
+            tokens.distrust(await tokens.get("a"))
+            await tokens.get("a")
+
+        asyncio.run(main())
+        assert self.patience == [
+            0.0,
+            1.5,
+            3.0,
+            6.0,
+            12.0,
+            24.0,
+            48.0,
+            96.0,
+            120.0,
+            120.0,
+            120.0,
+            0.0,
+        ]
 
     def test_another_password_in_the_file_is_tried_at_once(self, tmp_path):
         file = tmp_path / "password"
@@ -658,7 +688,7 @@ class TestStrangers:
             self.down: set[str] = set()
             self.asked: list[str] = []
 
-        async def _post(self, endpoint, path, body, token):
+        async def _post(self, endpoint, path, body, token, more_s=0.0):
             if endpoint.host in self.down:
                 raise REFUSED
             if path == gateway.RANGE:
