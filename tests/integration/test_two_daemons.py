@@ -28,6 +28,8 @@ OF_ITS_OWN = (
     f"--status-socket={SOCKET}",
 )
 OPTIONS = ("--ip-masq",)
+TWO_LOOKS_S = 3.0
+"""A file that is not as it was written is written again at the second look after that."""
 CALM_S = 6.0
 """Three times as long as the shortest time between two looks at the rules."""
 
@@ -150,7 +152,7 @@ def test_dockers_options_stay_the_first_ones():
             assert problem["subject"] == "docker options"
             assert f"pid {node.pid})" in problem["text"]
             assert "--docker-opts-file" in problem["text"]
-            time.sleep(CALM_S)
+            time.sleep(TWO_LOOKS_S)
             assert node.exec(["stat", "-c", "%i %Y", docker]).stdout == before
             assert not status(node)["problems"]
         finally:
