@@ -145,7 +145,7 @@ PHOTOGRAPH = {
     "ip6tables": "ip6tables-save",
     "iptables-legacy": "iptables-legacy-save; ip6tables-legacy-save",
     "qdiscs": "tc qdisc show",
-    "filters": "for d in $(ls /sys/class/net); do tc filter show dev $d ingress;"
+    "filters": "for d in $(ip -br link | sed 's/[@ ].*//'); do tc filter show dev $d ingress;"
     " tc filter show dev $d egress; done 2>/dev/null",
     "programs": f"{sys.executable} -m tests.support.programs show",
     "pins": "find /sys/fs/bpf -mindepth 1",
