@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.root, pytest.mark.slow]
 
 def test_lintian_finds_nothing_that_is_not_explained(package):
     options = ("--allow-root", "--display-info", "--pedantic", "--fail-on=info,warning,error")
-    assert run("lintian", *options, package, timeout=120) == ""
+    assert run("lintian", *options, package, timeout=600) == ""
 
 
 def test_every_override_has_its_reason():

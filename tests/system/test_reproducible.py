@@ -50,7 +50,7 @@ def build(place, umask, date, **environment):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=600,
+        timeout=2400,
         check=False,
     )
     assert done.returncode == 0, done.stdout
