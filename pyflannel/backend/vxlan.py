@@ -153,6 +153,10 @@ class VxlanSettings(Settings):
         effect="plain routes instead of tunnels to peers on the same link",
     )
 
+    def tunnel_port(self) -> int:
+        """As in `Settings`."""
+        return self.port or KERNEL_PORT
+
     def problems(self) -> Iterable[Problem]:
         """As in `Settings`: what is unlikely to be meant."""
         if self.port < 0:

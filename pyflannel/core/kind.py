@@ -136,6 +136,10 @@ class Settings:
         """The values as they are used: where upstream silently takes another one, that one."""
         return self
 
+    def tunnel_port(self) -> int | None:
+        """The UDP port at which all nodes take packets of the overlay; `None` if they have none."""
+        return None
+
     @classmethod
     def declared(cls) -> Mapping[str, Setting[object]]:
         """What the fields declare, by their names, in order."""

@@ -35,6 +35,7 @@ class Action(enum.Enum):
     RETURN = "RETURN"
     ACCEPT = "ACCEPT"
     MASQUERADE = "MASQUERADE"
+    DROP = "DROP"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +49,8 @@ class Rule:
     destination_is_not: bool = False
     mark: int | None = None
     """Bits of the packet mark that must be set."""
+    udp_port: int | None = None
+    """Destination port of a UDP datagram."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +63,8 @@ class FamilyRules:
     from those of another one on the same node."""
     masquerade: tuple[Rule, ...] = ()
     forward: tuple[Rule, ...] = ()
+    guard: tuple[Rule, ...] = ()
+    """Before all else, as soon as a packet has come in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,10 +90,13 @@ def build(config: NetworkConfig, key: SubnetKey, *, ip_masq: bool, forward: bool
     """The rules for a lease.
 
     Args:
+        config: the network's.
+        key: of our lease.
         ip_masq: `--ip-masq`.
         forward: `--iptables-forward-rules`.
 
     A family has rules if it is enabled *and* has a network (upstream looks at the network only).
+    Who wants neither part has a firewall without flannel's rules, and gets no guard either.
     """
     return RuleSet(families=tuple(_family_rules(config, key, ip_masq=ip_masq, forward=forward)))
 
@@ -105,6 +113,7 @@ def _family_rules(
             network=cluster,
             masquerade=masquerade_rules(family, cluster, own) if ip_masq else (),
             forward=forward_rules(cluster) if forward else (),
+            guard=guard_rules(cluster, config.backend.tunnel_port()) if ip_masq or forward else (),
         )
 
 
@@ -133,3 +142,24 @@ def forward_rules(cluster: IPNetwork) -> tuple[Rule, ...]:
         Rule(source=cluster, action=Action.ACCEPT),
         Rule(destination=cluster, action=Action.ACCEPT),
     )
+
+
+def guard_rules(cluster: IPNetwork, tunnel_port: int | None) -> tuple[Rule, ...]:
+    """Keeps pods from speaking to the tunnel ports of nodes, this one's included.
+
+    Where pods are masqueraded (docker does it by itself) a datagram of theirs has the node's
+    address, and its port too if it is free: peers take it for the node's own, and what is in it
+    for a packet from the overlay. Nodes are outside of the overlay's network, and so is all that
+    the rule is about. It stands before connection tracking, because in the forward chain docker's
+    rules come first, and accept.
+    """
+    if tunnel_port is None:
+        return ()
+    outside = Rule(
+        source=cluster,
+        destination=cluster,
+        destination_is_not=True,
+        udp_port=tunnel_port,
+        action=Action.DROP,
+    )
+    return (outside,)

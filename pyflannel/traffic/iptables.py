@@ -1,11 +1,12 @@
 """The rules in iptables: upstream's chains, comments and order; each recognises the other's.
 
-Two chains of our own hold the rules, one jump each leads there:
+Three chains of our own hold the rules, one jump each leads there; the last is not upstream's:
 
 | table | chain | jump from | comment |
 |---|---|---|---|
 | nat | FLANNEL-POSTRTG | POSTROUTING | `flanneld masq` |
 | filter | FLANNEL-FWD | FORWARD | `flanneld forward` |
+| raw | FLANNEL-GUARD | PREROUTING | `flanneld guard` |
 
 The present state is read with `iptables-save` of the one table; if it differs, the chain is
 rewritten and a missing jump appended in one `iptables-restore --noflush`, which replaces a
@@ -33,7 +34,7 @@ from typing import Final
 
 from pyflannel.core.errors import CommandError, FlannelError
 from pyflannel.core.ip import Family, IPNetwork
-from pyflannel.core.rules import KUBE_PROXY_MARK, Action, Rule, RuleSet
+from pyflannel.core.rules import KUBE_PROXY_MARK, Action, FamilyRules, Rule, RuleSet
 from pyflannel.kernel import firewall, process
 from pyflannel.logs import get_logger
 from pyflannel.traffic.base import RulesApplied
@@ -65,6 +66,13 @@ class Chain:
 
 MASQUERADE: Final = Chain("nat", "FLANNEL-POSTRTG", "POSTROUTING", "flanneld masq")
 FORWARD: Final = Chain("filter", "FLANNEL-FWD", "FORWARD", "flanneld forward")
+GUARD: Final = Chain("raw", "FLANNEL-GUARD", "PREROUTING", "flanneld guard")
+CHAINS: Final = (MASQUERADE, FORWARD, GUARD)
+
+
+def rules_of(part: FamilyRules, chain: Chain) -> tuple[Rule, ...]:
+    """The rules that belong into a chain."""
+    return {MASQUERADE: part.masquerade, FORWARD: part.forward, GUARD: part.guard}[chain]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +109,8 @@ def render(rule: Rule, chain: Chain, *, fully_random: bool) -> str:
         parts.append(f"{'! ' if rule.destination_is_not else ''}-d {rule.destination}")
     if rule.mark is not None:
         parts.append(f"-m mark --mark {rule.mark:#x}/{rule.mark:#x}")
+    if rule.udp_port is not None:
+        parts.append(f"-p udp -m udp --dport {rule.udp_port}")
     parts.append(f'-m comment --comment "{chain.comment}"')
     parts.append(f"-j {rule.action.value}")
     if rule.action is Action.MASQUERADE and fully_random:
@@ -236,7 +246,8 @@ class IptablesManager:
         self._flavours: dict[Family, Flavour] = {}
         self._applied: set[tuple[Family, Chain]] = set()
         self._networks: frozenset[IPNetwork] = frozenset()
-        self._monitor = ChangeMonitor(resync_s, tables=("nat", "filter"))
+        self._unguarded: dict[Family, str] = {}
+        self._monitor = ChangeMonitor(resync_s, tables=tuple(chain.table for chain in CHAINS))
 
     async def ensure(self, rules: RuleSet, *, previous: RuleSet | None = None) -> RulesApplied:
         """As in `TrafficManager`."""
@@ -244,10 +255,18 @@ class IptablesManager:
         changed = repaired = False
         for family in Family:
             part = rules.of(family)
-            for chain, wanted in ((MASQUERADE, part.masquerade), (FORWARD, part.forward)):
+            for chain in CHAINS:
+                wanted = rules_of(part, chain)
                 if not wanted and (family, chain) not in self._applied:
                     continue
-                if await self._ensure_chain(family, chain, wanted, self._networks):
+                try:
+                    written = await self._ensure_chain(family, chain, wanted, self._networks)
+                except CommandError as error:
+                    if chain is not GUARD:
+                        raise
+                    self._do_without_guard(family, str(error))
+                    continue
+                if written:
                     changed = True
                     repaired = repaired or (bool(wanted) and (family, chain) in self._applied)
                 if wanted:
@@ -287,12 +306,18 @@ class IptablesManager:
         """As in `TrafficManager`; a missing binary means that there is nothing of ours."""
         for family, chain in await self._listable():
             part = (but or RuleSet()).of(family)
-            if part.masquerade if chain is MASQUERADE else part.forward:
+            if rules_of(part, chain):
                 continue
             try:
                 await self._ensure_chain(family, chain, (), ours)
             except FlannelError as error:
                 log.debug("chain not removed", chain=chain.name, family=family, error=error)
+
+    def _do_without_guard(self, family: Family, reason: str) -> None:
+        """Legacy iptables may lack table raw (iptable_raw); pods are served without it as well."""
+        if self._unguarded.get(family) != reason:
+            log.warning("pods can reach the nodes' tunnel ports", family=family.name, reason=reason)
+        self._unguarded[family] = reason
 
     async def _listable(self) -> list[tuple[Family, Chain]]:
         """Where iptables is there and can be asked without making a table by that."""
@@ -304,7 +329,7 @@ class IptablesManager:
                 log.debug("iptables is not there", family=family, error=error)
                 continue
             there = () if nft else firewall.legacy_tables(family)
-            found += [(family, c) for c in (MASQUERADE, FORWARD) if nft or c.table in there]
+            found += [(family, c) for c in CHAINS if nft or c.table in there]
         return found
 
     async def _ensure_chain(

@@ -4,9 +4,12 @@
 table ip flannel-ipv4 {
   chain postrtg { type nat hook postrouting priority srcnat; policy accept; … }
   chain forward { type filter hook forward priority filter; policy accept; … }
+  chain guard { type filter hook prerouting priority raw; policy accept; … }
 }
 table ip6 flannel-ipv6 { … }
 ```
+
+The last chain is not upstream's.
 
 The rules are `core.rules`, the same that iptables gets, so both managers do the same to a packet
 (upstream's list for nftables differs, and its last rule is never reached). The forward chain never
@@ -30,7 +33,7 @@ from typing import Any, Final, NamedTuple
 
 from pyflannel.core.errors import CommandError, FlannelError
 from pyflannel.core.ip import Family, IPNetwork
-from pyflannel.core.rules import KUBE_PROXY_MARK, Action, Rule, RuleSet, is_about
+from pyflannel.core.rules import KUBE_PROXY_MARK, Action, FamilyRules, Rule, RuleSet, is_about
 from pyflannel.kernel import process
 from pyflannel.logs import get_logger
 from pyflannel.traffic.base import RulesApplied
@@ -48,9 +51,11 @@ NFT_FAMILY: Final = {Family.V4: "ip", Family.V6: "ip6"}
 TABLE: Final = {Family.V4: "flannel-ipv4", Family.V6: "flannel-ipv6"}
 POSTROUTING: Final = "postrtg"
 FORWARD: Final = "forward"
+GUARD: Final = "guard"
 COMMENT: Final = {
     POSTROUTING: "chain to manage traffic masquerading by flannel",
     FORWARD: "chain to accept flannel traffic",
+    GUARD: "chain to keep pods from the nodes' tunnel ports",
 }
 
 
@@ -75,6 +80,9 @@ def expressions(rule: Rule, family: Family, *, fully_random: bool) -> list[Json]
     ):
         if network is not None:
             parts.append(_address_match(family, field, network, is_not=is_not))
+    if rule.udp_port is not None:
+        port = {"payload": {"protocol": "udp", "field": "dport"}}
+        parts.append({"match": {"op": "==", "left": port, "right": rule.udp_port}})
     if rule.action is Action.MASQUERADE and fully_random:
         parts.append({"masquerade": {"flags": "fully-random"}})
     else:
@@ -102,13 +110,15 @@ def _address(network: IPNetwork) -> object:
 
 def wanted_chains(rules: RuleSet, family: Family, *, fully_random: bool) -> dict[str, list[Any]]:
     """Chain name → its rules as expressions; a part without rules has no chain."""
-    part = rules.of(family)
-    chains = {POSTROUTING: part.masquerade, FORWARD: part.forward}
     return {
         name: [expressions(rule, family, fully_random=fully_random) for rule in chain]
-        for name, chain in chains.items()
+        for name, chain in _chains(rules.of(family)).items()
         if chain
     }
+
+
+def _chains(part: FamilyRules) -> dict[str, tuple[Rule, ...]]:
+    return {POSTROUTING: part.masquerade, FORWARD: part.forward, GUARD: part.guard}
 
 
 def render(rule: Rule, family: Family, *, fully_random: bool) -> str:
@@ -122,6 +132,8 @@ def render(rule: Rule, family: Family, *, fully_random: bool) -> str:
     ):
         if network is not None:
             parts.append(f"{NFT_FAMILY[family]} {field} {'!= ' if is_not else ''}{network}")
+    if rule.udp_port is not None:
+        parts.append(f"udp dport {rule.udp_port}")
     parts.append(rule.action.value.lower())
     if rule.action is Action.MASQUERADE and fully_random:
         parts.append("fully-random")
@@ -134,9 +146,8 @@ def transaction(rules: RuleSet, family: Family, *, fully_random: bool) -> str:
     In nft's language and not in JSON, which has no comments on tables and chains before nft 1.1.
     """
     table = f"{NFT_FAMILY[family]} {TABLE[family]}"
-    part = rules.of(family)
     lines = [f"add table {table}", f"delete table {table}"]
-    chains = {POSTROUTING: part.masquerade, FORWARD: part.forward}
+    chains = _chains(rules.of(family))
     if any(chains.values()):
         lines += [f"table {table} {{", f'  comment "rules for {TABLE[family]}"']
         for name, chain in chains.items():
@@ -152,8 +163,11 @@ def transaction(rules: RuleSet, family: Family, *, fully_random: bool) -> str:
 BASE: Final = {
     POSTROUTING: "type nat hook postrouting priority srcnat; policy accept;",
     FORWARD: "type filter hook forward priority filter; policy accept;",
+    GUARD: "type filter hook prerouting priority raw; policy accept;",
 }
 """What hooks a chain of ours into the kernel."""
+_HOOKS: Final = {name: tuple(base.split()[1:4:2]) for name, base in BASE.items()}
+"""Type and hook of each."""
 
 
 class Present(NamedTuple):
@@ -179,9 +193,8 @@ def repair_beside_others(
 ) -> str:
     """What makes our rules so in a table that holds others' as well; empty if all is right."""
     table = f"{NFT_FAMILY[family]} {TABLE[family]}"
-    part = rules.of(family)
     lines: list[str] = []
-    for chain, wanted in ((POSTROUTING, part.masquerade), (FORWARD, part.forward)):
+    for chain, wanted in _chains(rules.of(family)).items():
         there = present.get(chain, [])
         exprs = [rule.expr for rule in there]
         own = [rule for rule in wanted if is_about(rule, networks)]
@@ -219,9 +232,9 @@ def read_table(listing: Json) -> dict[str, list[Present]] | None:
     for item in listing.get("nftables", ()):
         if "chain" in item:
             chain = item["chain"]
-            nat = chain.get("name") == POSTROUTING
+            kind, hook = _HOOKS.get(chain.get("name"), _HOOKS[FORWARD])
             base = (chain.get("type"), chain.get("hook"), chain.get("policy"))
-            if base != ("nat" if nat else "filter", "postrouting" if nat else "forward", "accept"):
+            if base != (kind, hook, "accept"):
                 return None
             chains[chain["name"]] = []
         elif "rule" in item:

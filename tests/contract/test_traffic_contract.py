@@ -6,13 +6,17 @@ import asyncio
 import subprocess
 import time
 from ipaddress import IPv4Network, IPv6Network
+from types import SimpleNamespace
 
 import pytest
 
+from pyflannel.backend.vxlan import VxlanSettings
 from pyflannel.core.config import NetworkConfig
+from pyflannel.core.errors import CommandError
 from pyflannel.core.ip import SubnetKey
 from pyflannel.core.rules import RuleSet, build
 from pyflannel.kernel import process
+from pyflannel.traffic import iptables
 from pyflannel.traffic.iptables import IptablesManager
 from pyflannel.traffic.nftables import NftablesManager
 from tests.support.netns import in_new_netns
@@ -20,7 +24,10 @@ from tests.support.netns import in_new_netns
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.guest]
 
 CONFIG = NetworkConfig(
-    network=IPv4Network("10.0.0.0/16"), ipv6_network=IPv6Network("fd00::/48"), enable_ipv6=True
+    network=IPv4Network("10.0.0.0/16"),
+    ipv6_network=IPv6Network("fd00::/48"),
+    enable_ipv6=True,
+    backend=VxlanSettings(),
 )
 KEY = SubnetKey(IPv4Network("10.0.5.0/24"), IPv6Network("fd00:0:0:5::/64"))
 OTHER = SubnetKey(IPv4Network("10.0.6.0/24"), IPv6Network("fd00:0:0:6::/64"))
@@ -189,7 +196,7 @@ def test_a_part_that_is_no_longer_wanted_goes(play):
     play(scenario)
 
 
-BESIDE = NetworkConfig(network=IPv4Network("10.9.0.0/16"))
+BESIDE = NetworkConfig(network=IPv4Network("10.9.0.0/16"), backend=VxlanSettings(port=8473))
 BESIDE_KEY = SubnetKey(IPv4Network("10.9.5.0/24"))
 
 
@@ -435,3 +442,33 @@ def source(sender: int | None, receiver: int, to: str, *, bind: str = "0.0.0.0",
         prefix = [] if sender is None else [*enter, str(sender)]
         subprocess.run([*prefix, "python3", "-c", SEND.format(to=to, bind=bind)], check=True)
         return taking.stdout.readline().strip()
+
+
+def test_without_table_raw_everything_else_is_in_place(monkeypatch):
+    """A legacy iptables whose kernel has no module for it; said once for each family."""
+    said = []
+
+    async def scenario() -> None:
+        manager = IptablesManager()
+        log = SimpleNamespace(warning=lambda text, **_: said.append(text))
+        monkeypatch.setattr(iptables, "log", log)
+        command = manager._command
+
+        async def without_raw(*argv: str, stdin: str = "") -> str:
+            if "raw" in argv or "*raw" in stdin:
+                raise CommandError("iptables-save: can't initialize table `raw'")
+            return await command(*argv, stdin=stdin)
+
+        monkeypatch.setattr(manager, "_command", without_raw)
+        try:
+            assert (await manager.ensure(rules())).changed
+            assert not (await manager.ensure(rules())).changed
+        finally:
+            manager.close()
+        saved = sh("iptables-save")
+        assert "FLANNEL-FWD" in saved
+        assert "FLANNEL-POSTRTG" in saved
+        assert "GUARD" not in saved
+        assert said == ["pods can reach the nodes' tunnel ports"] * 2
+
+    in_new_netns(lambda: asyncio.run(scenario()))

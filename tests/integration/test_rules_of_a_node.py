@@ -162,7 +162,7 @@ def test_the_old_kind_of_iptables_does_as_well(lab, node, tmp_path):
     def rules() -> list[str]:
         return chains(node, "iptables-legacy-save")
 
-    lab.wait(lambda: len(rules()) > 5, 5, what="the rules")
+    lab.wait(lambda: any("-j FLANNEL-GUARD" in rule for rule in rules()), 5, what="the last rule")
     before = rules()
     assert chains(node, "iptables-nft-save") == []
     node.exec(["iptables-legacy", "-t", "nat", "-F", "FLANNEL-POSTRTG"])

@@ -206,8 +206,10 @@ class Case:
         return " ".join(filter(None, words))
 
 
-RULES = r"FLANNEL-(FWD|POSTRTG)|10\.0\.0\.0/16|fd00:10::/48|10\.0\.10\.0/24|mark|flannel-ipv[46]"
-RULES += r"|chain (postrtg|forward)|type (nat|filter) hook|comment \"(chain|rules)|^\}$|^:"
+RULES = (
+    r"FLANNEL-(FWD|POSTRTG|GUARD)|10\.0\.0\.0/16|fd00:10::/48|10\.0\.10\.0/24|mark|flannel-ipv[46]"
+)
+RULES += r"|chain (postrtg|forward|guard)|type (nat|filter) hook|comment \"(chain|rules)|^\}$|^:"
 FILES = r"/run/flannel/(subnet\.env|subnet\.env\.lock|pyflannel\.sock)\s*$"
 FILES += r"|/run/docker_opts\.env(\.lock)?\s*$"
 FILES += r"|/var/lib/pyflannel/(lease|vtep-mac)\.json$"

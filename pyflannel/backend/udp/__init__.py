@@ -67,6 +67,10 @@ class UdpSettings(Settings):
         within=_PORTS,
     )
 
+    def tunnel_port(self) -> int:
+        """As in `Settings`."""
+        return self.port
+
 
 # Whether it can work, and what it is called on the node.
 

@@ -6,11 +6,13 @@ from ipaddress import IPv4Network
 
 import pytest
 
+from pyflannel.backend.udp import UdpSettings
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.ip import Family, SubnetKey
 from pyflannel.core.rules import build
 from pyflannel.traffic.iptables import (
     FORWARD,
+    GUARD,
     MASQUERADE,
     Present,
     difference,
@@ -55,6 +57,17 @@ def test_the_forward_rules_are_upstreams_to_the_byte():
         '-A FLANNEL-FWD -d 10.0.0.0/16 -m comment --comment "flanneld forward" -j ACCEPT',
     )
     assert FORWARD.jump == '-A FORWARD -m comment --comment "flanneld forward" -j FLANNEL-FWD'
+
+
+def test_the_guard_is_about_the_tunnel_port_outside_of_the_network():
+    config = NetworkConfig(network=V4, backend=UdpSettings(port=8285))
+    part = build(config, SubnetKey(OWN4), ip_masq=False, forward=True).of(Family.V4)
+    (rule,) = part.guard
+    assert render(rule, GUARD, fully_random=True) == (
+        "-A FLANNEL-GUARD -s 10.0.0.0/16 ! -d 10.0.0.0/16 -p udp -m udp --dport 8285 "
+        '-m comment --comment "flanneld guard" -j DROP'
+    )
+    assert RULES.guard == ()
 
 
 @pytest.mark.parametrize(
