@@ -13,6 +13,7 @@ import asyncio
 import ssl
 import sys
 import threading
+from http import HTTPStatus
 from typing import Self
 
 from aiohttp import web
@@ -45,6 +46,8 @@ def application(cluster: KubeCluster) -> web.Application:
             headers = {"Content-Type": "application/json"}
             if answer.retry_after_s:
                 headers["Retry-After"] = f"{answer.retry_after_s:.0f}"
+            if answer.status == HTTPStatus.TEMPORARY_REDIRECT:
+                headers["Location"] = "/api/v1/nodes"
             return web.Response(status=answer.status, body=answer.body, headers=headers)
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         await response.prepare(request)

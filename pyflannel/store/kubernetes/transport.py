@@ -62,6 +62,7 @@ class HttpTransport:
         self._context: ssl.SSLContext | None = None
         self._streams: weakref.WeakSet[HttpStream] = weakref.WeakSet()
         self._reached: set[IPAddress] = set()
+        self._connections: list[asyncio.Transport] = []
         self._closed = False
 
     async def ask(self, request: Request) -> Reply:
@@ -145,10 +146,13 @@ class HttpTransport:
         connection = response.connection
         transport = connection.transport if connection is not None else None
         sock = transport.get_extra_info("socket") if transport is not None else None
-        if sock is None:
+        if transport is None or sock is None:
             return
         for level, option, value in _SOCKET_OPTIONS:
             sock.setsockopt(level, option, value)
+        if transport not in self._connections:
+            self._connections = [t for t in self._connections if not t.is_closing()]
+            self._connections.append(transport)
         try:
             self._reached.add(parse_ip(str(sock.getpeername()[0])))
         except (OSError, ValueError):
@@ -204,6 +208,12 @@ class HttpTransport:
         session, self._session = self._session, None
         if session is not None:
             await session.close()
+        # It asks the other side to end TLS, and the loop may be gone before that has answered.
+        connections, self._connections = self._connections, []
+        for connection in connections:
+            connection.abort()
+        for _ in range(2):
+            await asyncio.sleep(0)
         await self._threads.close(CLOSE_S)
 
 

@@ -255,5 +255,6 @@ def test_a_redirect_is_not_followed(cluster):
             )
             assert isinstance(answer, Reply)
             assert answer.status == 307
+            assert cluster.log == ["get nodes"]
 
         play(Access(server=server.url), work)
