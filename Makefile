@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo test system book kernels check bench deb lock clean
+.PHONY: help install demo test system book kernels kube check bench deb lock clean
 
 BIN := .venv/bin
 # A minute and more each: `make system` runs them, and `make book` the second.
@@ -23,6 +23,8 @@ help:
 	@echo "make book      the textbook's installation on two of those, shown step by step"
 	@echo "make kernels   tests on Debian's kernels in virtual machines: hours on a small machine"
 	@echo "               (ARGS='6.1 tests/...' for some of it, see docs/kernels.md)"
+	@echo "make kube      tests over a real Kubernetes API server, built from its Go module: ten minutes"
+	@echo "               of CPU the first time"
 	@echo "make check     formatter, linter, types, import contracts, dead code"
 	@echo "make bench     the benchmarks (ARGS=... goes to them)"
 	@echo "make deb       the Debian package, into dist/"
@@ -56,6 +58,12 @@ kernels: install
 	@tools/bootstrap.sh kernels
 	@$(BIN)/python -m tests.kernels $(ARGS)
 
+# Built first, so that what the build says is seen.
+kube: install
+	@$(BIN)/python -m tests.kube.build
+	@PYFLANNEL_KUBE=1 $(BIN)/python -m pytest tests/contract/test_kubernetes_api_contract.py \
+		tests/contract/test_lease_store_contract.py -k "real or api-server" $(ARGS)
+
 deb: install
 	@tools/build-deb.sh
 
@@ -82,5 +90,5 @@ clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find pyflannel tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 	find pyflannel -name '*.so' -delete
-	@echo "What was built outside the tree (Debian trees, kernels) is in one folder and stays; to have"
+	@echo "What was built outside the tree (Debian trees, kernels, an API server) is in one folder and stays; to have"
 	@echo "it gone as well: rm -rf $(CACHE)"

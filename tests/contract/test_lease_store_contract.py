@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, suppress
@@ -16,13 +17,16 @@ from pathlib import Path
 
 import pytest
 
+from pyflannel.aio.clock import SystemClock
 from pyflannel.backend.kinds import KINDS
 from pyflannel.core.ip import SubnetKey
 from pyflannel.core.lease import Identity, LeaseAttrs, LeaseTable, LeaseUpdate, Snapshot
 from pyflannel.store.base import LeaseStore
 from pyflannel.store.etcd import codec
 from pyflannel.store.etcd.manager import EtcdLeaseStore
+from pyflannel.store.kubernetes.access import Access, Material
 from pyflannel.store.kubernetes.manager import KubernetesLeaseStore
+from pyflannel.store.kubernetes.transport import HttpTransport
 from pyflannel.store.record import LeaseRecord
 from pyflannel.store.static import StaticLeaseStore
 from pyflannel.testing.fakeclock import FakeClock
@@ -194,9 +198,59 @@ class KubernetesRig:
         self.cluster.start()
 
 
-@pytest.fixture(params=[EtcdRig, KubernetesRig, StaticRig], ids=["etcd", "kubernetes", "static"])
+class RealTime:
+    """A clock that cannot be moved: what is to happen within a time is waited for."""
+
+    def __init__(self) -> None:
+        clock = SystemClock()
+        self.time, self.monotonic, self.sleep = clock.time, clock.monotonic, clock.sleep
+
+    async def advance(self, seconds: float) -> None:
+        await asyncio.sleep(seconds + 2)
+
+
+class RealKubernetesRig(KubernetesRig):
+    """A real API server, which `make kube` has built."""
+
+    def __init__(self, directory: Path, cluster) -> None:
+        super().__init__(directory)
+        self.clock = RealTime()
+        self.cluster = cluster
+        cluster.start()
+        cluster.clear()
+
+    def open(self, tell: Callable[[str], None] = lambda _: None) -> LeaseStore:
+        access = Access(
+            server=self.cluster.url, ca=Material(path=self.cluster.ca), token="flannel-token"
+        )
+        return KubernetesLeaseStore(
+            HttpTransport(access),
+            prefix=PREFIX_OF_ANNOTATIONS,
+            node_name="us",
+            net_config=str(self.path),
+            kinds=KINDS,
+            clock=self.clock,
+            tell=tell,
+        )
+
+
+@pytest.fixture(scope="module")
+def api_server(tmp_path_factory):
+    from tests.kube.server import RealCluster
+
+    with RealCluster(tmp_path_factory.mktemp("kube")) as cluster:
+        yield cluster
+
+
+RIGS = {"etcd": EtcdRig, "kubernetes": KubernetesRig, "static": StaticRig}
+
+
+@pytest.fixture(params=[*RIGS, *(["api-server"] if os.environ.get("PYFLANNEL_KUBE") else [])])
 def rig(request, tmp_path):
-    made = request.param(tmp_path)
+    if request.param == "api-server":
+        made = RealKubernetesRig(tmp_path, request.getfixturevalue("api_server"))
+    else:
+        made = RIGS[request.param](tmp_path)
     made.put_config(CONFIG)
     return made
 

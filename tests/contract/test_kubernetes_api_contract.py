@@ -1,0 +1,315 @@
+"""What the store relies on of an API server: the one in memory and, in `make kube`, a real one.
+
+So the tests that use the one in memory say something about Kubernetes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import ssl
+from collections.abc import Awaitable, Callable, Iterator
+
+import pytest
+
+from pyflannel.core.errors import StoreDenied, StoreUnavailable
+from pyflannel.store.kubernetes import wire
+from pyflannel.store.kubernetes.access import Access, Material
+from pyflannel.store.kubernetes.base import Request
+from pyflannel.store.kubernetes.client import NodeClient
+from pyflannel.store.kubernetes.failures import NodeMissing, NodeReplaced, failure
+from pyflannel.store.kubernetes.transport import HttpTransport
+from pyflannel.store.kubernetes.wire import Bookmark, Changed, Deleted, Names
+from pyflannel.store.lines import LineSplitter
+from pyflannel.testing.certs import Authority
+from tests.support.kubeapi import FLANNEL, PREFIX, KubeCluster
+from tests.support.kubeserver import KubeServer
+
+REAL = bool(os.environ.get("PYFLANNEL_KUBE"))
+"""Set by `make kube`."""
+
+
+class MemoryWorld:
+    """The server in memory, over HTTPS, with the same two tokens."""
+
+    def __init__(self, directory) -> None:
+        authority = Authority(directory)
+        made = authority.issue("server")
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(made.cert, made.key)
+        self.ca = authority.bundle
+        self.cluster = KubeCluster()
+        self.cluster.anonymous = ""
+        self.server = KubeServer(self.cluster, context)
+
+    def __enter__(self):
+        self.server.__enter__()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.server.__exit__(*exc)
+
+    @property
+    def url(self) -> str:
+        return self.server.url
+
+    @property
+    def nodes(self):
+        return self.cluster.nodes
+
+    def __getattr__(self, name: str):
+        return lambda *args, **kwargs: self.server.do(name, *args, **kwargs)
+
+
+@pytest.fixture(scope="module", params=["memory", *(["real"] if REAL else [])])
+def world(request, tmp_path_factory) -> Iterator:
+    directory = tmp_path_factory.mktemp("kube")
+    if request.param == "real":
+        from tests.kube.server import RealCluster
+
+        with RealCluster(directory) as real:
+            yield real
+    else:
+        with MemoryWorld(directory) as memory:
+            yield memory
+
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def name(world) -> str:
+    """A node of this test alone."""
+    number = next(_numbers)
+    world.create(f"node{number}", f"10.244.{number}.0/24")
+    return f"node{number}"
+
+
+def play(
+    world, name: str, work: Callable[[NodeClient], Awaitable[None]], token: str = "flannel-token"
+) -> None:
+    async def main() -> None:
+        access = Access(server=world.url, ca=Material(path=world.ca), token=token)
+        transport = HttpTransport(access)
+        try:
+            async with asyncio.timeout(60):
+                await work(NodeClient(transport, Names(PREFIX, name)))
+        finally:
+            await transport.close()
+
+    asyncio.run(main())
+
+
+class Reader:
+    """Events of a stream about some nodes."""
+
+    def __init__(self, client: NodeClient, stream) -> None:
+        self._client, self._stream = client, stream
+        self._splitter = LineSplitter(wire.MAX_LINE_BYTES, StoreUnavailable)
+        self._lines: list[bytes] = []
+
+    async def next(self) -> wire.Event:
+        async with asyncio.timeout(20):
+            while not self._lines:
+                chunk = await self._stream.chunk()
+                assert chunk, "the watch ended"
+                self._lines += self._splitter.feed(chunk)
+        return wire.parse_event(self._lines.pop(0), self._client.ours)
+
+    async def about(self, name: str) -> wire.Event:
+        while True:
+            event = await self.next()
+            if isinstance(event, Changed) and event.node.name == name:
+                return event
+            if isinstance(event, Deleted) and event.name == name:
+                return event
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def test_a_node_has_what_we_need_of_it(world, name):
+    async def work(client: NodeClient) -> None:
+        node = await client.node()
+        assert node.name == name
+        assert node.uid
+        assert node.version
+        assert node.created.endswith("Z")
+        assert len(node.pod_cidrs) == 1
+
+    play(world, name, work)
+
+
+def test_a_node_that_is_not_there_is_missing(world):
+    async def work(client: NodeClient) -> None:
+        with pytest.raises(NodeMissing):
+            await client.node()
+        with pytest.raises(NodeMissing):
+            await client.annotate("", {"public-ip": "192.0.2.1"})
+
+    play(world, "nobody", work)
+
+
+def test_a_wrong_token_is_refused(world, name):
+    async def work(client: NodeClient) -> None:
+        with pytest.raises(StoreDenied, match="401"):
+            await client.node()
+        with pytest.raises(StoreDenied, match="401"):
+            await client.watch_all()
+
+    play(world, name, work, token="nonsense")
+
+
+def test_what_the_role_does_not_have_is_named_with_user_verb_and_resource(world, name):
+    async def work(client: NodeClient) -> None:
+        reply = await client.transport.ask(
+            Request(
+                method="PATCH",
+                path=f"/api/v1/nodes/{name}",
+                query={},
+                body=b'{"metadata":{"annotations":{"a":"b"}}}',
+                content_type=wire.MERGE,
+            )
+        )
+        text = str(failure(reply.status, reply.body.decode(), "patch nodes"))
+        assert reply.status == 403
+        for part in (FLANNEL, "patch", "nodes", "forbidden"):
+            assert part in text
+
+    play(world, name, work)
+
+
+def test_annotations_are_set_and_removed_and_nothing_changed_is_no_version(world, name):
+    async def work(client: NodeClient) -> None:
+        before = await client.node()
+        set_ = await client.annotate(before.uid, {"public-ip": "192.0.2.1", "backend-type": ""})
+        assert set_.annotations == {"public-ip": "192.0.2.1", "backend-type": ""}
+        assert set_.version != before.version
+        again = await client.annotate(before.uid, {"public-ip": "192.0.2.1"})
+        assert again.version == set_.version
+        gone = await client.annotate(before.uid, {"public-ip": None, "backend-data": None})
+        assert gone.annotations == {"backend-type": ""}
+
+    play(world, name, work)
+
+
+def test_a_patch_for_another_object_is_refused_as_such(world, name):
+    async def work(client: NodeClient) -> None:
+        with pytest.raises(NodeReplaced):
+            await client.annotate("00000000-0000-0000-0000-000000000000", {"public-ip": "x"})
+        with pytest.raises(NodeReplaced):
+            await client.say_network_up("00000000-0000-0000-0000-000000000000", 0.0)
+        assert (await client.node()).annotations == {}
+
+    play(world, name, work)
+
+
+def test_the_condition_is_set_and_ready_stays(world, name):
+    async def work(client: NodeClient) -> None:
+        node = await client.node()
+        assert node.network_unavailable == ""
+        up = await client.say_network_up(node.uid, 1_700_000_000.0)
+        assert up.network_unavailable == wire.IS_UP
+        conditions = {c["type"]: c["status"] for c in world.nodes[name]["status"]["conditions"]}
+        assert conditions == {"Ready": "True", "NetworkUnavailable": "False"}
+
+    play(world, name, work)
+
+
+def test_who_wrote_our_annotations_is_known(world, name):
+    world.annotate(name, "importer", public_ip="192.0.2.99")
+
+    async def work(client: NodeClient) -> None:
+        assert (await client.node()).writer == "importer"
+
+    play(world, name, work)
+
+
+def test_pages_are_one_list(world, name, monkeypatch):
+    monkeypatch.setattr("pyflannel.store.kubernetes.client.PAGE", 2)
+    for number in range(5):
+        world.create(f"{name}-{number}")
+
+    async def work(client: NodeClient) -> None:
+        found, after, versions = [], "", set()
+        while True:
+            nodes, version, after = await client.page(after)
+            assert len(nodes) <= 2
+            found += [node.name for node in nodes]
+            versions.add(version)
+            if not after:
+                break
+        assert sorted(found) == sorted(world.nodes)
+        assert len(versions) == 1
+        # A watch from the list's version begins behind it.
+        reader = Reader(client, await client.watch(version))
+        await asyncio.to_thread(world.delete, f"{name}-0")
+        assert isinstance(await reader.about(f"{name}-0"), Deleted)
+        reader.close()
+
+    play(world, name, work)
+    for number in range(1, 5):
+        world.delete(f"{name}-{number}")
+
+
+def test_a_list_in_a_watch_ends_with_a_mark_and_goes_on(world, name):
+    async def work(client: NodeClient) -> None:
+        reader = Reader(client, await client.watch_all())
+        listed = []
+        while True:
+            event = await reader.next()
+            if isinstance(event, Bookmark) and event.ends_list:
+                break
+            assert isinstance(event, Changed)
+            listed.append(event.node.name)
+        assert sorted(listed) == sorted(world.nodes)
+        assert event.version
+        await asyncio.to_thread(world.annotate, name, public_ip="192.0.2.7")
+        changed = await reader.about(name)
+        assert isinstance(changed, Changed)
+        assert changed.node.annotations == {"public-ip": "192.0.2.7"}
+        reader.close()
+
+    play(world, name, work)
+
+
+def test_a_watch_from_a_version_has_every_change_once_and_in_order(world, name):
+    async def work(client: NodeClient) -> None:
+        start = (await client.node()).version
+        for last in range(1, 5):
+            await asyncio.to_thread(world.annotate, name, public_ip=f"192.0.2.{last}")
+        await asyncio.to_thread(world.heartbeat, name)
+        await asyncio.to_thread(world.delete, name)
+        await asyncio.to_thread(world.create, name, "10.244.200.0/24")
+        reader = Reader(client, await client.watch(start))
+        seen = [await reader.about(name) for _ in range(7)]
+        reader.close()
+        addresses = [e.node.annotations["public-ip"] for e in seen[:5] if isinstance(e, Changed)]
+        assert addresses == [*(f"192.0.2.{last}" for last in range(1, 5)), "192.0.2.4"]
+        assert isinstance(seen[5], Deleted)
+        assert seen[5].version
+        last = seen[6]
+        assert isinstance(last, Changed)
+        assert last.node.pod_cidrs == ("10.244.200.0/24",)
+        first = seen[0]
+        assert isinstance(first, Changed)
+        assert last.node.uid != first.node.uid
+
+    play(world, name, work)
+
+
+def test_a_podcidr_comes_later_as_a_change(world, name):
+    world.create(f"{name}-late")
+
+    async def work(client: NodeClient) -> None:
+        node = await client.node()
+        assert node.pod_cidrs == ()
+        reader = Reader(client, await client.watch(node.version))
+        await asyncio.to_thread(world.assign, f"{name}-late", "10.244.201.0/24")
+        changed = await reader.about(f"{name}-late")
+        assert isinstance(changed, Changed)
+        assert changed.node.pod_cidrs == ("10.244.201.0/24",)
+        reader.close()
+
+    play(world, f"{name}-late", work)
