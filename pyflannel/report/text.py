@@ -21,7 +21,7 @@ from pyflannel.report.model import (
     Severity,
 )
 from pyflannel.report.peers import by_trouble, table
-from pyflannel.report.problems import problems
+from pyflannel.report.problems import KUBERNETES, problems
 from pyflannel.report.words import clock_time, left, since
 
 WIDTH: Final = 80
@@ -155,7 +155,9 @@ def _lease(report: NodeReport) -> Iterator[Row]:
     yield "subnet", _joined(lease.subnet, lease.ipv6_subnet)
     yield "public ip", _joined(lease.public_ip, lease.public_ipv6)
     yield "backend", lease.backend
-    if lease.reservation:
+    if report.store is not None and report.store.kind == KUBERNETES:
+        yield "ends", "with the node object: it is its podCIDR"
+    elif lease.reservation:
         yield "ends", "never: it is a reservation"
     elif lease.expires is not None:
         ends = f"{clock_time(lease.expires, report.now)} ({left(lease.expires, report.now)})"

@@ -109,3 +109,12 @@ def test_a_node_object_of_a_load_balancer_is_a_peer_and_a_wish_picks_the_address
         )
         assert "02:00:00:00:00:4d" in cluster.run(1, "bridge", "fdb", "show", "dev", "flannel.1")
         assert cluster.control()["annotations"]["n1"]["public-ip"] == "203.0.113.5"
+
+        # Another MAC: flannel leaves the FDB entry of the former one for good.
+        cluster.control("annotate", "lb", backend_data='{"VtepMAC":"02:00:00:00:00:4e"}')
+
+        def entries() -> str:
+            return cluster.run(1, "bridge", "fdb", "show", "dev", "flannel.1")
+
+        cluster.lab.wait(lambda: "02:00:00:00:00:4e" in entries(), 10, what="the other MAC")
+        assert "02:00:00:00:00:4d" not in entries()

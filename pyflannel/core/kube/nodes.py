@@ -103,12 +103,13 @@ class NodeTable:
 
     Args:
         own: name of this node; its lease comes out like the others'.
-        families: those that the network config enables.
+        networks: the network of each family that the network config enables.
     """
 
-    def __init__(self, own: str, families: tuple[Family, ...]) -> None:
+    def __init__(self, own: str, networks: Mapping[Family, IPNetwork | None]) -> None:
         self._own = own
-        self._families = families
+        self._networks = networks
+        self._families = tuple(networks)
         self._rows: dict[str, _Row] = {}
         self._given: dict[str, Lease] = {}
         self._conflicts: dict[str, str] = {}
@@ -207,9 +208,21 @@ class NodeTable:
             attrs = names.decode(node.annotations, self._families)
         except ValueError as error:
             return _Row(node, last, str(error))
+        if outside := self._outside(key):
+            return _Row(node, None, outside)
         if last is not None and (lost := _lost_data(last.attrs, attrs)):
             return _Row(node, last, lost)
         return _Row(node, Lease(key=key, attrs=attrs), "")
+
+    def _outside(self, key: SubnetKey) -> str:
+        for family, network in self._networks.items():
+            subnet = key.subnet(family)
+            if subnet is None or network is None:
+                continue
+            inside = subnet.network_address in network and subnet.prefixlen >= network.prefixlen
+            if not inside:
+                return f"its podCIDR {subnet} is outside the network {network}"
+        return ""
 
     # All nodes together
 

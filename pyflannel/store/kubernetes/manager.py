@@ -105,7 +105,7 @@ class KubernetesLeaseStore:
         self._feed = NodeFeed(self._client, clock, self, rng=rng, moved=self._wake)
         self._feeding: asyncio.Task[None] | None = None
         self._config: NetworkConfig | None = None
-        self._table = NodeTable(node_name, ())
+        self._table = NodeTable(node_name, {})
         self._attrs = LeaseAttrs()
         self._lease: Lease | None = None
         self._uid = ""
@@ -155,9 +155,10 @@ class KubernetesLeaseStore:
             _, config = self._file.value or ("", None)
             if config is not None:
                 break
-        if self._config is None or self._config.families != config.families:
+        if self._config != config:
             nodes = self._table.nodes()
-            self._table = NodeTable(self._client.ours.own, config.families)
+            networks = {family: config.network_of(family) for family in config.families}
+            self._table = NodeTable(self._client.ours.own, networks)
             self._table.replace(nodes)
             self._pending = None
         self._config = config

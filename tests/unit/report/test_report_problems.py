@@ -185,6 +185,14 @@ class TestKubernetes:
         assert "podCIDR stays ours" in found.text
         assert "etcd" not in found.remedy
 
+    def test_a_podcidr_is_no_reservation(self):
+        report = broken(
+            store=replace(FINE.store, kind="kubernetes"),
+            lease=replace(FINE.lease, reservation=True, expires=None),
+        )
+        assert "with the node object" in page(report)
+        assert "reservation" not in page(report)
+
     def test_a_node_that_is_not_followed_is_named(self):
         rejected = {"node n2": "it has no podCIDR yet"}
         (found,) = problems(broken(store=replace(FINE.store, kind="kubernetes", rejected=rejected)))
