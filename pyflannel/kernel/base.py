@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import AsyncIterator, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
 from typing import Protocol
 
@@ -112,6 +112,9 @@ class Link:
     """IFF_RUNNING: operational (carrier)."""
     loopback: bool = False
     txqlen: int = 0
+    master: int = field(default=0, compare=False)
+    """ifindex of the bridge or bond that it is a port of; 0 for none. Not compared: what the
+    overlay keeps does not depend on it."""
     vxlan: VxlanAttrs | None = None
     ipip: IpipAttrs | None = None
 

@@ -235,6 +235,7 @@ def decode_link(body: bytes) -> Link:
         running=bool(flags & _IFF_RUNNING),
         loopback=bool(flags & _IFF_LOOPBACK),
         txqlen=message.get_attr("IFLA_TXQLEN") or 0,
+        master=message.get_attr("IFLA_MASTER") or 0,
         vxlan=_vxlan(data) if kind == "vxlan" and data is not None else None,
         ipip=_ipip(data) if kind == "ipip" and data is not None else None,
     )

@@ -40,6 +40,7 @@ from pyflannel.core.underlay import ExternalInterface
 from pyflannel.docker import options as docker_options
 from pyflannel.logs import get_logger
 from pyflannel.node.blackhole import BlackholeKeeper
+from pyflannel.node.cnibridge import release_bridge
 from pyflannel.node.cniconf import conflist
 from pyflannel.node.firewall import Firewall
 from pyflannel.node.follow import UnderlayFollower
@@ -311,6 +312,8 @@ class Node:
         parts = self._parts
         await remove_former(parts.netlink, former, self._config, self._lease.key, parts.kinds)
         await self._firewall.ensure(previous=former_rules(former))
+        if former.previous_subnet is not None:
+            await self._leave_bridge(former.previous_subnet)
         self._write_files()
 
     async def run(self) -> None:
@@ -404,14 +407,19 @@ class Node:
 
     async def _keep_lease(self) -> None:
         async for lease in self._store.keep():
-            self._lease = lease
+            former, self._lease = self._lease, lease
             await self._submit(self._table.set_own_in_parts(self._identity()))
             attrs = await self._driver.rebase(self._underlay, lease)
             await self._firewall.replace(self._rules())
+            await self._leave_bridge(former.key)
             self._write_files()
             self._show_phase()
             if attrs != lease.attrs:
                 self._publish(attrs)
+
+    async def _leave_bridge(self, former: SubnetKey) -> None:
+        if self._settings.has_pods and former != self._lease.key:
+            await release_bridge(self._parts.netlink, former, self._lease.key)
 
     async def _watch_standing(self) -> None:
         """Has the files name our subnet only while no other node has it."""

@@ -79,6 +79,8 @@ class Settings:
     """READY waits for the environment files, too."""
     probe_interval_s: float = 0.0
     """Between two probes of a peer; 0 for none."""
+    has_pods: bool = False
+    """Whether the node's containers are Kubernetes' pods, on the bridge of its CNI plugin."""
     cni_conflist: str = ""
     """Where the configuration for CNI is written, after `subnet.env`; empty for nowhere."""
     net_config_path: str = ""
@@ -102,6 +104,7 @@ class Settings:
             ready_when_files=options.ready_when == "files",
             probe_interval_s=float(options.probe_interval),
             release_on_exit=options.release_on_exit,
+            has_pods=options.kube_subnet_mgr,
             cni_conflist=options.kube.cni_conflist,
             net_config_path=options.kube.net_config_path,
         )

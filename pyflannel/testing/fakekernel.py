@@ -89,6 +89,7 @@ class FakeKernel:
         up: bool = True,
         carrier: bool = True,
         loopback: bool = False,
+        master: int = 0,
     ) -> Link:
         """Plugs in a network card (or what a test wants); like the kernel announces it."""
         index = self._next_index
@@ -101,6 +102,7 @@ class FakeKernel:
             mac=_default_mac(index) if mac is None else mac,
             loopback=loopback,
             txqlen=1000,
+            master=master,
         )
         self.devices[index] = Device(link, carrier=carrier)
         self.announce_link(link)

@@ -164,10 +164,18 @@ class FakeNetlink:
         up: bool = True,
         carrier: bool = True,
         loopback: bool = False,
+        master: int = 0,
     ) -> Link:
         """Plugs in a network card (or what a test wants); like the kernel announces it."""
         return self._kernel.add_link(
-            name, kind=kind, mtu=mtu, mac=mac, up=up, carrier=carrier, loopback=loopback
+            name,
+            kind=kind,
+            mtu=mtu,
+            mac=mac,
+            up=up,
+            carrier=carrier,
+            loopback=loopback,
+            master=master,
         )
 
     def meddle(self, *operations: Operation) -> None:

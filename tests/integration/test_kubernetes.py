@@ -64,10 +64,20 @@ def test_two_nodes_from_nothing_to_pings_and_through_what_goes_wrong():
         )
         assert cluster.lab.ping_all().ok
 
-        # The node is deleted and registered again, with another podCIDR.
+        # The node is deleted and registered again, with another podCIDR. No pod is on its bridge.
+        for words in (
+            "link add cni0 type bridge",
+            "link set cni0 up",
+            "address add 10.244.2.1/24 dev cni0",
+            "address add 198.51.100.1/24 dev cni0",
+        ):
+            cluster.run(2, "ip", *words.split())
         cluster.control("delete", "n2")
         cluster.control("create", "n2", "10.244.9.0/24")
         cluster.wait_subnet(2, "10.244.9.1/24")
+        on_bridge = cluster.run(2, "ip", "address", "show", "dev", "cni0")
+        assert "10.244.2.1" not in on_bridge
+        assert "198.51.100.1" in on_bridge, "that one is not ours"
         cluster.lab.node(2).attach_pod()
         cluster.wait_pings()
         routes = cluster.run(1, "ip", "route", "show", "dev", "flannel.1")
