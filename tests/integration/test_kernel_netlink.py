@@ -364,3 +364,22 @@ def test_a_vxlan_port_that_is_taken_is_named_with_its_taker(taker: str) -> None:
             asyncio.run(scenario())
 
     in_new_netns(work)
+
+
+def test_a_port_knows_its_bridge() -> None:
+    """Also one whose other links are as they were: what it is a port of is no difference."""
+
+    async def scenario() -> None:
+        for words in ("link add br0 type bridge", "link add v0 type veth peer name v1"):
+            _output("ip", *words.split())
+        netlink = KernelNetlink()
+        before = {link.name: link for link in await netlink.links()}
+        assert before["v0"].master == 0
+        _output("ip", "link", "set", "v0", "master", "br0")
+        after = {link.name: link for link in await netlink.links()}
+        assert after["v0"].master == before["br0"].index
+        assert after["v1"].master == after["br0"].master == 0
+        assert after["v0"] == before["v0"]
+        await netlink.close()
+
+    in_new_netns(lambda: asyncio.run(scenario()))
