@@ -3,12 +3,12 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo test system book kernels kube check bench deb lock clean
+.PHONY: help install demo test system book kernels kube check bench deb wheels lock clean
 
 BIN := .venv/bin
 # A minute and more each: `make system` runs them, and `make book` the second.
 BY_SYSTEM := book.py containers.py docker_newest.py docker_order.py install.py instances.py \
-	migration.py reproducible.py sandbox.py upgrade.py
+	migration.py reproducible.py sandbox.py upgrade.py wheels.py
 # Of the integration tests, those of a minute and more.
 LONG := bad_input.py do_no_harm_everywhere.py etcd_failover.py every_backend.py follow_machines.py \
 	lab_trouble.py ping_and_trace.py probes.py
@@ -28,6 +28,7 @@ help:
 	@echo "make check     formatter, linter, types, import contracts, dead code"
 	@echo "make bench     the benchmarks (ARGS=... goes to them)"
 	@echo "make deb       the Debian package, into dist/"
+	@echo "make wheels    wheels for x86-64 and aarch64 and one without the native core, into dist/"
 	@echo "make lock      requirements.lock anew: every dependency in its newest version, with hashes"
 	@echo "make install   what the others do first: system packages, .venv/"
 	@echo "make clean     takes away .venv/ and all caches"
@@ -44,6 +45,7 @@ test: install
 		--ignore=tests/integration/etcd_cluster $(ARGS)
 
 system: install
+	@tools/bootstrap.sh system
 	@PYFLANNEL_LATE_S=180 PYFLANNEL_ALL_ETCDS=1 $(BIN)/python -m pytest \
 		tests/system tests/integration/etcd_cluster \
 		$(addprefix tests/integration/test_,$(LONG)) $(ARGS)
@@ -67,6 +69,10 @@ kube: install
 deb: install
 	@tools/build-deb.sh
 
+# Not part of `install`: the compiler for both machines, 400 MB, in the cache folder.
+wheels: install
+	@$(BIN)/python tools/wheels.py $(ARGS)
+
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -84,7 +90,10 @@ bench: install
 lock: install
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade \
 		--python-version 3.11 --group dev --extra decode --extra kubernetes --output-file requirements.lock pyproject.toml
+	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade \
+		--python-version 3.11 --group pyproject.toml:wheels --output-file tools/wheels.lock
 	@$(BIN)/python tools/lockfile.py requirements.lock
+	@$(BIN)/python tools/lockfile.py tools/wheels.lock
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

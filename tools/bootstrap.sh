@@ -2,7 +2,8 @@
 # Makes everything that the other targets of the Makefile need, as far as it is missing:
 # system packages (Debian and its kin, as root), then .venv/ with pyflannel and its tools in it.
 # Says what it does; says nothing and takes a moment when there is nothing to do.
-# `tools/bootstrap.sh kernels` adds the system packages that only `make kernels` needs.
+# `tools/bootstrap.sh kernels` adds the system packages that only `make kernels` needs, and
+# `tools/bootstrap.sh system` those of `make system`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -29,6 +30,9 @@ if [[ ${1:-} == kernels ]]; then
         kmod cpio e2fsprogs zstd       # their modules and disks
         busybox-static                 # the first steps of their boot
     )
+fi
+if [[ ${1:-} == system ]]; then
+    PACKAGES+=(qemu-user)              # the wheel for aarch64 is tried
 fi
 
 say() { printf '==> %s\n' "$*"; }
