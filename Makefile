@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo test system book kernels kube check bench deb wheels lock clean
+.PHONY: help install demo test system book kernels kube check bench fuzz deb wheels lock clean
 
 BIN := .venv/bin
 # A minute and more each: `make system` runs them, and `make book` the second.
@@ -27,6 +27,8 @@ help:
 	@echo "               of CPU the first time"
 	@echo "make check     formatter, linter, types, import contracts, dead code"
 	@echo "make bench     the benchmarks (ARGS=... goes to them)"
+	@echo "make fuzz      random input for the data paths, and the C under sanitizers: half an hour"
+	@echo "               (PYFLANNEL_FUZZ_S seconds for each of three)"
 	@echo "make deb       the Debian package, into dist/"
 	@echo "make wheels    wheels for x86-64 and aarch64 and one without the native core, into dist/"
 	@echo "make lock      requirements.lock anew: every dependency in its newest version, with hashes"
@@ -84,6 +86,10 @@ check: install
 
 bench: install
 	@$(BIN)/python -m bench $(ARGS)
+
+fuzz: install
+	@PYFLANNEL_FUZZ_S=$${PYFLANNEL_FUZZ_S:-600} $(BIN)/python -m pytest -q -s --timeout=0 \
+		tests/fuzz $(ARGS)
 
 # Names, versions and hashes, no addresses: where packages come from is each machine's own business.
 # What holds for every system that pyflannel runs on is left out of the conditions.

@@ -94,13 +94,15 @@ def one_hop_later(data: bytes) -> bytes:
     return data[:8] + bytes([data[8] - 1]) + data[9:10] + struct.pack("!H", value) + data[12:]
 
 
-def icmp_about(data: bytes, type_: int, code: int, rest: int = 0) -> bytes:
+def icmp_about(
+    data: bytes, type_: int, code: int, rest: int = 0, *, source: IPv4Address = TUN_ADDRESS
+) -> bytes:
     """The ICMP error about a packet, from the TUN's address."""
     quote = data[: (data[0] & 15) * 4 + 8]
     message = struct.pack("!BBHI", type_, code, 0, rest) + quote
     message = message[:2] + struct.pack("!H", sum16(message)) + message[4:]
     return packet(
-        TUN_ADDRESS,
+        source,
         IPv4Address(data[12:16]),
         ttl=8,
         protocol=1,
@@ -154,6 +156,9 @@ class Model:
             return icmp and len(data) > header and data[header] not in (3, 4, 5, 11, 12)
         return True
 
+    def _error(self, data: bytes, type_: int) -> bytes:
+        return icmp_about(data, type_, 0, source=self.config.tun_address)
+
     def from_tun(self, data: bytes) -> None:
         """One packet that the kernel routed into the TUN."""
         if self._is_malformed(data):
@@ -167,13 +172,13 @@ class Model:
             self.counters["tun_no_route"] += 1
             if self._answerable(data, icmp=False):
                 self.counters["icmp_unreachable"] += 1
-                self.to_tun.append(icmp_about(data, 3, 0))
+                self.to_tun.append(self._error(data, 3))
             return
         if data[8] <= 1:
             self.counters["tun_ttl"] += 1
             if self._answerable(data, icmp=True):
                 self.counters["icmp_time_exceeded"] += 1
-                self.to_tun.append(icmp_about(data, 11, 0))
+                self.to_tun.append(self._error(data, 11))
             return
         self.counters["tun_packets"] += 1
         self.counters["tun_bytes"] += len(data)
@@ -202,7 +207,7 @@ class Model:
             self.counters["udp_ttl"] += 1
             if owner is not None and self._answerable(data, icmp=True):
                 self.counters["icmp_time_exceeded"] += 1
-                self.to_peer.append((owner, icmp_about(data, 11, 0)))
+                self.to_peer.append((owner, self._error(data, 11)))
             return
         self.counters["udp_packets"] += 1
         self.counters["udp_bytes"] += len(data)

@@ -444,6 +444,7 @@ class DeviceRig(Rig):
         tagged: bool = False,
         checksum: int | None = None,
         header_checksum: int | None = None,
+        cut_bytes: int = 0,
     ) -> None:
         """A peer's datagram as a frame with all checksums finished, or wrong as it is asked for.
 
@@ -452,6 +453,7 @@ class DeviceRig(Rig):
             tagged: for a VLAN that nobody has.
             checksum: of UDP, instead of the right one.
             header_checksum: of the outer IP header, likewise.
+            cut_bytes: so many bytes less than the datagram has, the outer IP header says.
         """
         (ours,) = json.loads(self.wire.node.run("ip", "-j", "link", "show", "dev", "under0"))
         ether = Ether(dst=station or ours["address"], src="02:00:00:00:00:0a")
@@ -461,6 +463,7 @@ class DeviceRig(Rig):
             dst=str(self.config.underlay_address),
             flags="DF",
             chksum=header_checksum,
+            len=28 + len(data) - cut_bytes,
         )
         udp = UDP(sport=self.PORT, dport=self.PORT, chksum=checksum)
         frame = bytes(ether / tag / ip / udp / data if tagged else ether / ip / udp / data)

@@ -862,6 +862,8 @@ NOT_FOR_US = {
     "a VLAN's": {"tagged": True},
     "a wrong checksum": {"checksum": 0x1234},
     "a wrong header checksum": {"header_checksum": 0x1234},
+    "one that ends before its datagram": {"cut_bytes": 1},
+    "one that ends before its datagram, without a checksum": {"cut_bytes": 1, "checksum": 0},
 }
 
 

@@ -538,6 +538,14 @@ static __always_inline int sums_up(struct __sk_buff *skb, const struct iphdr *ip
 	return fold(pseudo + (__u32)sum) == 0xffff;
 }
 
+/* Whether an address cannot be a sender's (net/ipv4/route.c, ip_route_input_slow). */
+static __always_inline int is_no_source(__be32 address, const struct settings *conf)
+{
+	__u8 first = bpf_ntohl(address) >> 24;
+
+	return first == 0 || first == 127 || first >= 224 || address == conf->local;
+}
+
 SEC("tcx/underlay_in")
 int underlay_in(struct __sk_buff *skb)
 {
@@ -559,6 +567,11 @@ int underlay_in(struct __sk_buff *skb)
 	if (packet.ip.protocol != IPPROTO_UDP || packet.ip.version != 4 || packet.ip.ihl != 5 ||
 	    packet.udp.dest != conf->port || packet.ip.daddr != conf->local ||
 	    packet.ip.frag_off & bpf_htons(OFFSET_AND_MF) || header_checksum(&packet.ip))
+		return NOT_OURS;
+	/* The stack believes the length that ends first, and drops what has these sources. Everybody
+	 * else's is looked up below. */
+	if (bpf_ntohs(packet.ip.tot_len) != sizeof(packet.ip) + bpf_ntohs(packet.udp.len) ||
+	    (conf->accept_any && is_no_source(packet.ip.saddr, conf)))
 		return NOT_OURS;
 	bytes = bpf_ntohs(packet.inner.tot_len);
 	/* Several datagrams that cross a virtual underlay as one (UDP_SEGMENT) fail the second. */
