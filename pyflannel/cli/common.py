@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import os
 import sys
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NoReturn, TypeVar
 
 from pyflannel.cli import unit
@@ -14,6 +14,7 @@ from pyflannel.core.errors import StoreUnavailable, UsageError
 from pyflannel.core.options import ETCD_FLAGS, EtcdOptions, parse_etcd_flags
 from pyflannel.core.sysconfig import translate
 from pyflannel.foreign import shown
+from pyflannel.gocompat.flags import Kind
 from pyflannel.store.etcd.base import Store
 from pyflannel.suggest import did_you_mean
 
@@ -114,18 +115,23 @@ def split_etcd(argv: Sequence[str]) -> tuple[EtcdOptions, list[str]]:
 
 def etcd_words(flags: Sequence[str]) -> list[str]:
     """Those of the daemon's flags that every command understands."""
-    return words_of(flags, [flag.name for flag in ETCD_FLAGS])
+    return words_of(flags, {flag.name: flag.kind is not Kind.BOOL for flag in ETCD_FLAGS})
 
 
-def words_of(argv: Sequence[str], names: Collection[str]) -> list[str]:
-    """The words of some flags, all of which take a value, wherever they stand."""
+def words_of(argv: Sequence[str], names: Mapping[str, bool]) -> list[str]:
+    """The words of some flags, wherever they stand.
+
+    Args:
+        argv: all words.
+        names: of the flags, and whether each takes a value.
+    """
     found: list[str] = []
     takes_value = False
     for word in argv:
         name, equals, _ = word.partition("=")
         if takes_value or (name.startswith("-") and name.lstrip("-") in names):
             found.append(word)
-            takes_value = not takes_value and not equals
+            takes_value = not takes_value and not equals and names[name.lstrip("-")]
     return found
 
 

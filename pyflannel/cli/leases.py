@@ -163,6 +163,8 @@ def _nothing(options: EtcdOptions) -> str:
     if with_store(options, lambda store: store.get(key)).kvs:
         return f"no leases under {shown(options.prefix)} yet"
     where = ", ".join(map(hide_user_info, options.endpoints))
+    if options.discovery_srv:
+        where = f"the SRV records of {options.discovery_srv}"
     return (
         f"no leases and no network config under {shown(options.prefix)} in etcd at {shown(where)};"
         " --etcd-prefix and --etcd-endpoints name others"

@@ -51,7 +51,7 @@ def split_node(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     Raises:
         UsageError: one of them is wrong.
     """
-    words = words_of(argv, OF_NODE)
+    words = words_of(argv, dict.fromkeys(OF_NODE, True))
     rest = goflag.extract(_FLAGS, argv).rest
     return words, list(rest)
 

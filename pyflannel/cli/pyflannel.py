@@ -85,7 +85,7 @@ HELP: Final = ("-h", "--help", "-help", "help")
 
 WITH_VALUE: Final = frozenset(
     {f"--{flag.name}" for flag in ETCD_FLAGS}
-    | {"--name", "--public-ip", "--root", "--unit"}
+    | {"--name", "--public-ip", "--root", "--silent-for", "--unit"}
     | {"--subnet-file", "--docker-opts-file", "--status-socket", "--state-dir"}
 )
 """Options with a value that may stand before the command: those of etcd, and of every command.

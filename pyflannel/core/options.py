@@ -58,6 +58,12 @@ class EtcdOptions:
     password: str = field(default="", repr=False)
     password_file: str = ""
     """File whose one line is the password; empty for none."""
+    discovery_srv: str = ""
+    """Domain whose SRV records name the endpoints; empty for none."""
+    discovery_srv_name: str = ""
+    """Of the cluster, where the domain has several; empty for the only one."""
+    insecure_discovery: bool = True
+    """Whether the records are trusted: with the names of the members, and with plain HTTP."""
 
     @property
     def has_secrets(self) -> bool:
@@ -167,7 +173,7 @@ class EtcdCommand:
     """All words that are no etcd flags, in order, for the command's own parser."""
     warnings: tuple[str, ...] = ()
     endpoints_given: bool = False
-    """Whether the endpoints are not the default."""
+    """Whether it is said where etcd is."""
 
 
 _DEFAULTS: Final = DaemonOptions()
@@ -231,6 +237,32 @@ ETCD_FLAGS: Final = (
         default="",
         help="file that holds the password of the etcd user, in one line; without it systemd's "
         "credential etcd-password is used, if there is one",
+        mode=Mode.ETCD,
+        since="pyflannel",
+    ),
+    Flag(
+        name="etcd-discovery-srv",
+        kind=Kind.STRING,
+        default="",
+        help="domain whose SRV records (_etcd-client-ssl._tcp, _etcd-client._tcp) name the "
+        "endpoints, instead of -etcd-endpoints",
+        mode=Mode.ETCD,
+        since="pyflannel",
+    ),
+    Flag(
+        name="etcd-discovery-srv-name",
+        kind=Kind.STRING,
+        default="",
+        help="name of the cluster in that domain: _etcd-client-ssl-NAME._tcp",
+        mode=Mode.ETCD,
+        since="pyflannel",
+    ),
+    Flag(
+        name="etcd-insecure-discovery",
+        kind=Kind.BOOL,
+        default=True,
+        help="trust the SRV records: certificates are checked against the names that they give; "
+        "with false against the domain, and plain HTTP is not used",
         mode=Mode.ETCD,
         since="pyflannel",
     ),
@@ -606,7 +638,7 @@ def parse_etcd_flags(args: Sequence[str], env: Mapping[str, str]) -> EtcdCommand
         options=_etcd_options(flags),
         rest=flags.rest,
         warnings=warnings,
-        endpoints_given="etcd-endpoints" in flags.given,
+        endpoints_given=bool({"etcd-endpoints", "etcd-discovery-srv"} & set(flags.given)),
     )
 
 
@@ -753,6 +785,9 @@ def _etcd_options(flags: Flags) -> EtcdOptions:
         username=flags.text("etcd-username"),
         password=flags.text("etcd-password"),
         password_file=flags.text("etcd-password-file"),
+        discovery_srv=flags.text("etcd-discovery-srv"),
+        discovery_srv_name=flags.text("etcd-discovery-srv-name"),
+        insecure_discovery=flags.switch("etcd-insecure-discovery"),
     )
 
 

@@ -9,8 +9,9 @@ file.
 
 from __future__ import annotations
 
+import re
 import ssl
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -34,11 +35,54 @@ class Endpoint:
     host: str
     """A name or address; IPv6 without brackets."""
     port: int
+    certified: str = ""
+    """The name that its certificate must have; empty for `host`."""
 
     def __str__(self) -> str:
         """As a URL; there is never a user name or password in it."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}:{self.port}"
+
+
+def configured_endpoints(options: EtcdOptions) -> tuple[Endpoint, ...]:
+    """The endpoints that are given; none if SRV records are to name them.
+
+    Raises:
+        StoreConfigError: they are wrong, or both are given.
+    """
+    domain = options.discovery_srv
+    if not domain:
+        if options.discovery_srv_name:
+            raise StoreConfigError(
+                "--etcd-discovery-srv-name is given without --etcd-discovery-srv"
+            )
+        return parse_endpoints(options.endpoints)
+    if options.endpoints != EtcdOptions().endpoints:
+        raise StoreConfigError(
+            f"{_FLAG} and --etcd-discovery-srv are both given; leave one of them out"
+        )
+    for text, flag in (
+        (domain.rstrip("."), "--etcd-discovery-srv"),
+        (options.discovery_srv_name, "--etcd-discovery-srv-name"),
+    ):
+        if text and not _DOMAIN.fullmatch(text):
+            raise StoreConfigError(f"{flag} {text!r} is no name that DNS could know")
+    return ()
+
+
+_DOMAIN: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]{0,250}[A-Za-z0-9])?", re.ASCII)
+
+
+def first_context(options: EtcdOptions, endpoints: Sequence[Endpoint]) -> ssl.SSLContext | None:
+    """The TLS context of a start: made as soon as it is known whether one is needed.
+
+    Raises:
+        StoreConfigError: as `tls_context`.
+    """
+    if not endpoints:
+        given = bool(options.cafile or options.certfile or options.keyfile)
+        return tls_context(options, used=True) if given else None
+    return tls_context(options, used=endpoints[0].scheme == "https")
 
 
 def parse_endpoints(texts: Iterable[str]) -> tuple[Endpoint, ...]:

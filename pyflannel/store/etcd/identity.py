@@ -62,6 +62,10 @@ class Identity:
         """Whether a stranger is used for want of ours."""
         return self.used != self.home
 
+    def follow(self, endpoints: Collection[str]) -> None:
+        """There are other endpoints now; what is known of the clusters stays."""
+        self._endpoints = endpoints
+
     def judge(self, endpoint: str, cluster: int, now: float) -> Cluster:
         """What it means that an endpoint names this cluster now."""
         self._seen[endpoint] = (cluster, now)

@@ -58,7 +58,14 @@ from pyflannel.store.etcd.base import (
     RangeResult,
     WatchResponse,
 )
-from pyflannel.store.etcd.endpoints import Endpoint, files_stamp, parse_endpoints, tls_context
+from pyflannel.store.etcd.discovery import Discovery, DiscoveryError
+from pyflannel.store.etcd.endpoints import (
+    Endpoint,
+    configured_endpoints,
+    files_stamp,
+    first_context,
+    tls_context,
+)
 from pyflannel.store.etcd.failures import (
     AnswerTooLong,
     Code,
@@ -146,10 +153,10 @@ class EtcdStore:
     """
 
     def __init__(self, options: EtcdOptions, *, idle: float = IDLE_S) -> None:
-        self._endpoints = parse_endpoints(options.endpoints)
+        self._endpoints = configured_endpoints(options)
         self._options = options
         self._stamp = files_stamp(options)
-        self._tls = tls_context(options, used=self._endpoints[0].scheme == "https")
+        self._tls = first_context(options, self._endpoints)
         self._files_looked_at = time.monotonic()
         self._files_wrong = ""
         self._former_watches: list[WatchClient] = []
@@ -157,6 +164,11 @@ class EtcdStore:
         self._alive = Alive(idle, self._probe, time.monotonic)
         self._threads = ThreadPool("etcd", THREADS)
         self._names = Names()
+        self._discovery = (
+            Discovery(options, self._threads, _random) if options.discovery_srv else None
+        )
+        self._discovering = asyncio.Lock()
+        self._all_failed = False
         self._tokens = Tokens(options.username, Password(options), self._post)
         self._hosts = {endpoint.host for endpoint in self._endpoints}
         self._preferred = 0
@@ -191,6 +203,8 @@ class EtcdStore:
 
     def describe(self) -> str:
         """As in `Store`."""
+        if self._discovery is not None and not self._endpoints:
+            return self._discovery.describe()
         return ", ".join(str(endpoint) for endpoint in self._endpoints)
 
     def addresses(self) -> frozenset[IPAddress]:
@@ -478,6 +492,7 @@ class EtcdStore:
             repeat: go on after an attempt that may have been carried out.
         """
         self._follow_files()
+        await self._discover(what)
         await self._introduce(what)
         await self._look_around()
         failures: dict[str, EndpointFailure] = {}
@@ -512,6 +527,7 @@ class EtcdStore:
                     self._prefer(endpoint, failures)
                     self._identity.heard(time.monotonic())
                     return _Answer(value, unsure)
+        self._all_failed = True
         error = unavailable(what, failures)
         if isinstance(error, StoreUnavailable):
             error.silent = any(failure.silent for failure in failures.values())
@@ -547,6 +563,42 @@ class EtcdStore:
             # Its open watches go on.
             self._former_watches.append(self._watch_client)
             self._watch_client = None
+
+    async def _discover(self, what: str) -> None:
+        """Asks for the SRV records, at first and again after all that they named have failed.
+
+        Raises:
+            StoreUnavailable: no endpoint is known.
+        """
+        if self._discovery is None:
+            return
+        async with self._discovering:
+            if self._endpoints and not self._all_failed:
+                return
+            try:
+                found = await self._discovery.endpoints()
+            except DiscoveryError as error:
+                if not self._endpoints:
+                    text = f"{what}: no etcd endpoint is known: {error}"
+                    raise StoreUnavailable(text, kind=str(error)) from error
+                log.debug("SRV records not read, going on with the old ones", error=error)
+            else:
+                if found[0].scheme == "https" and self._tls is None:
+                    self._tls = await self._threads.run(
+                        lambda: tls_context(self._options, used=True)
+                    )
+                self._take(found)
+            self._all_failed = False
+
+    def _take(self, endpoints: tuple[Endpoint, ...]) -> None:
+        if set(endpoints) == set(self._endpoints):
+            return  # their order has chance in it
+        names = [str(endpoint) for endpoint in endpoints]
+        log.info("etcd's endpoints, by SRV records", endpoints=", ".join(names))
+        self._endpoints, self._preferred = endpoints, 0
+        self._identity.follow(names)
+        self._verified &= set(endpoints)
+        self._hosts |= {endpoint.host for endpoint in endpoints}
 
     def _order(self) -> Sequence[Endpoint]:
         """The endpoints in the order in which they are asked."""
@@ -693,6 +745,8 @@ class EtcdStore:
                 pass
 
     def _prefer(self, endpoint: Endpoint, failures: dict[str, EndpointFailure]) -> None:
+        if endpoint not in self._endpoints:
+            return  # replaced while it was asked
         index = self._endpoints.index(endpoint)
         if index != self._preferred:
             former = str(self._endpoints[self._preferred])

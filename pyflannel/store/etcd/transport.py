@@ -73,7 +73,7 @@ class EndpointClient:
         self._connections = _Connections()
         self._session = _Session()
         self._session.trust_env = False
-        adapter = _Adapter(context, self._connections, connections)
+        adapter = _Adapter(context, endpoint.certified, self._connections, connections)
         self._session.mount("http://", adapter)
         self._session.mount("https://", adapter)
         self._clients = {
@@ -302,9 +302,14 @@ class _Adapter(HTTPAdapter):
     """Plugs our TLS context and our book of connections into `requests`."""
 
     def __init__(
-        self, context: ssl.SSLContext | None, connections: _Connections, most: int
+        self,
+        context: ssl.SSLContext | None,
+        certified: str,
+        connections: _Connections,
+        most: int,
     ) -> None:
         self._context = context
+        self._certified = certified
         self._connections = connections
         super().__init__(pool_connections=1, pool_maxsize=most, max_retries=0)
 
@@ -312,6 +317,7 @@ class _Adapter(HTTPAdapter):
         """As inherited, with our context and our kind of connection."""
         if self._context is not None:
             kwargs["ssl_context"] = self._context
+            kwargs["server_hostname"] = self._certified or None
         super().init_poolmanager(*args, **kwargs)
         self.poolmanager.pool_classes_by_scheme = _pool_classes(self._connections)
 

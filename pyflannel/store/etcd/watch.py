@@ -112,6 +112,7 @@ class WatchClient:
             f"{endpoint}{path}{gateway.WATCH}",
             data=json.dumps(request).encode(),
             headers={"Content-Type": "application/json", **headers},
+            server_hostname=endpoint.certified or None,
         )
         try:
             if response.status != 200:

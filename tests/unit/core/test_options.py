@@ -40,6 +40,7 @@ OURS = {
     "log-format", "ready-when", "allow-extension", "static-network", "node-name", "status-group",
     "etcd-password-file", "instance", "lease-ttl", "release-on-exit",
     "metrics", "probe-interval", "cni-conflist",
+    "etcd-discovery-srv", "etcd-discovery-srv-name", "etcd-insecure-discovery",
 }  # fmt: skip
 
 
