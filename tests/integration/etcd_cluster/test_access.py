@@ -17,7 +17,7 @@ from pyflannel.core.options import EtcdOptions
 from pyflannel.store.etcd import codec
 from pyflannel.store.etcd.store import EtcdStore
 from pyflannel.testing.certs import Authority
-from pyflannel.testing.etcdserver import EtcdServer, ServerTLS, b64, free_ports
+from pyflannel.testing.etcdserver import EtcdError, EtcdServer, ServerTLS, b64, free_ports
 from tests.integration.etcd_cluster.conftest import CONFIG, PREFIX, Node, play, running, until
 
 pytestmark = pytest.mark.slow
@@ -114,6 +114,59 @@ def test_a_change_of_roles_is_no_outage(server, tmp_path):
         await store.close()
 
     play(scenario())
+
+
+def test_authentication_that_is_switched_off_and_on_again_is_no_loss(server, tmp_path):
+    async def scenario():
+        protect(server)
+        node = Node(tmp_path / "state", (server.endpoint,), 1, username="flannel", password=SECRET)
+        async with running(node):
+            await until("the snapshot", lambda: node.seen, 5)
+            server.post("auth/disable", {}, token=server.token("root", ROOT))
+            server.post("kv/deleterange", {"key": b64(node.key)})
+            await until("the key", lambda: there(server, "", node.key), 15)
+            server.post("auth/enable", {})
+            token = server.token("root", ROOT)
+            server.post("kv/deleterange", {"key": b64(node.key)}, token=token)
+            await until("the key again", lambda: there(server, token, node.key), 15)
+            await until("no reason", lambda: node.manager.standing().reason == "", 10)
+
+    play(scenario())
+
+
+def fill(server: EtcdServer) -> None:
+    """Writes until etcd takes no more."""
+    for n in range(100):
+        server.put(b"/fill/%d" % n, b"x" * 1_000_000)
+
+
+def test_an_etcd_without_space_is_said_and_the_key_is_back_when_there_is_some(binary, tmp_path):
+    """Nothing can be written then; what is there can be read, and leases are renewed."""
+
+    async def scenario(server: EtcdServer):
+        node = Node(tmp_path / "state", (server.endpoint,), 1)
+        async with running(node):
+            await until("the snapshot", lambda: node.seen, 5)
+            server.delete(node.key)
+            await until("the key", lambda: node.manager.standing().held is True, 10)
+            with pytest.raises(EtcdError, match="space exceeded"):
+                fill(server)
+            server.post("kv/deleterange", {"key": b64(node.key)})
+            await until("the loss", lambda: node.manager.standing().held is False, 10)
+            await until("why", lambda: "space exceeded" in node.manager.standing().reason, 10)
+            server.post("kv/deleterange", {"key": b64(b"/fill/"), "range_end": b64(b"/fill0")})
+            server.compact()
+            server.post("maintenance/defragment", {})
+            alarms = server.post("maintenance/alarm", {"action": "GET"})["alarms"]
+            for alarm in alarms:
+                server.post("maintenance/alarm", {**alarm, "action": "DEACTIVATE"})
+            await until("the key again", lambda: there(server, "", node.key), 20)
+            await until("no reason", lambda: node.manager.standing().reason == "", 10)
+
+    options = ("--quota-backend-bytes", str(16 * 1024 * 1024))
+    with EtcdServer(tmp_path / "etcd", binary=binary, options=options) as server:
+        server.put(codec.config_key(PREFIX), CONFIG)
+        play(scenario(server))
 
 
 def test_a_password_that_is_changed_and_put_right_again_is_survived(server, tmp_path):
