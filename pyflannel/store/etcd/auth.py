@@ -35,6 +35,8 @@ FIRST_PAUSE_S: Final = 1.0
 LONGEST_PAUSE_S: Final = 120.0
 """Between two authentications with a wrong password: 30 an hour, 3 s of a member's CPU."""
 
+SILENCES: Final = 2
+"""Requests in a row without an answer after which a token is thrown away."""
 FIRST_PATIENCE_S: Final = 1.5
 MOST_PATIENCE_S: Final = 120.0
 """Added to the usual time-out of a request: a thousand bcrypts take 70 s of CPU."""
@@ -62,6 +64,7 @@ class Tokens:
         self._lock = asyncio.Lock()
         self._backoff = Backoff(first=FIRST_PAUSE_S, ceiling=LONGEST_PAUSE_S)
         self._unproven = 0
+        self._silences = 0
         self._more_s = 0.0
         self._tried = ""
         self._pause_ends = float("-inf")
@@ -88,17 +91,31 @@ class Tokens:
     def accepted(self, token: str) -> None:
         """Says that etcd took a request with this token for ours (and allowed it or not)."""
         if token == self._token:
+            self._silences = 0
             self._unproven = 0
             self._backoff.reset()
 
     def distrust(self, token: str) -> None:
-        """Says that a request with this token was refused, or found no answer at all.
+        """Says that a request with this token was refused.
 
-        (A member waits in silence for the log entry of a token's making, which a restored etcd does
-        not have.) Has no effect when the token has been replaced meanwhile.
+        Has no effect when the token has been replaced meanwhile.
         """
         if self.configured and self._token == token:
             self._token = None
+
+    def met_silence(self, token: str) -> None:
+        """Says that a request with this token found no answer.
+
+        A member waits in silence for the log entry of a token's making, which a restored etcd does
+        not have. But an etcd that has too much to do is silent as well, and another bcrypt is the
+        last that it needs; so the token goes only with the second time in a row. In between the
+        endpoint has answered a question without a token, or it would not have been asked again.
+        """
+        if token and self._token == token:
+            self._silences += 1
+            if self._silences >= SILENCES:
+                self._silences = 0
+                self.distrust(token)
 
     async def _fetch_in_time(self, endpoint: Endpoint) -> str:
         password = self._password.read()

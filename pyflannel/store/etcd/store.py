@@ -782,7 +782,7 @@ class EtcdStore:
             answer = await send(token)
         except EndpointFailure as failure:
             if failure.silent:
-                self._tokens.distrust(token)
+                self._tokens.met_silence(token)
             raise
         except Refused as refused:
             doubtful = denial_is_doubtful and refused.code == Code.PERMISSION_DENIED

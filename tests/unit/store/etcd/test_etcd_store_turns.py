@@ -499,16 +499,43 @@ def test_a_server_without_authentication_is_used_without_and_remembered():
     play(store, work)
 
 
-def test_silence_throws_the_token_away():
+def test_silence_twice_in_a_row_throws_the_token_away():
     """A restored etcd waits for the log entry of a token it has never made."""
     store = Scripted(
         ("a", gateway.AUTHENTICATE, {"header": HEADER, "token": "t.1"}),
         ("a", gateway.RANGE, SILENT),
-        ("b", gateway.AUTHENTICATE, {"header": HEADER, "token": "t.2"}),
-        ("b", gateway.RANGE, found()),
+        ("b", gateway.RANGE, SILENT),
+        ("a", gateway.AUTHENTICATE, {"header": HEADER, "token": "t.2"}),
+        ("a", gateway.RANGE, found()),
         user="flannel",
     )
-    play(store, lambda s: s.get(b"k"))
+
+    async def work(store):
+        with pytest.raises(StoreUnavailable):
+            await store.get(b"k")
+        await store.get(b"k")
+
+    play(store, work)
+    tokens = [token for path, _, token in store.sent if path == gateway.RANGE]
+    assert tokens == ["t.1", "t.1", "t.2"]
+
+
+def test_an_etcd_that_is_silent_now_and_then_is_not_asked_for_another_token():
+    """It has too much to do, and a bcrypt is the last that it needs."""
+    store = Scripted(
+        ("a", gateway.AUTHENTICATE, {"header": HEADER, "token": "t.1"}),
+        ("a", gateway.RANGE, SILENT),
+        ("b", gateway.RANGE, found()),
+        ("b", gateway.RANGE, SILENT),
+        ("a", gateway.RANGE, found()),
+        user="flannel",
+    )
+
+    async def work(store):
+        await store.get(b"k")
+        await store.get(b"k")
+
+    play(store, work)
 
 
 def test_without_credentials_a_server_that_wants_them_is_a_denial():
