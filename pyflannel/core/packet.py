@@ -5,7 +5,7 @@ has two kinds of functions. Those on the packet's way (`is_malformed`, `may_be_a
 buffer and a length, and read fixed offsets only after the length has been checked. The others
 (`ipv4_packet`, `icmp_error`) make whole packets and may take their time.
 
-Nothing here sends, waits or looks at a clock; `TokenBucket` is told the time.
+Nothing here sends, waits or looks at a clock.
 
 Offsets in an IPv4 header (RFC 791 §3.1), for reading the code:
 
@@ -265,38 +265,6 @@ def ipv4_packet(
         ),
         options=options,
     )
-
-
-class TokenBucket:
-    """How often something may happen: `rate` a second on average, `burst` at once.
-
-    Args:
-        rate: tokens that come back in a second.
-        burst: tokens there are at most, and at the start.
-    """
-
-    __slots__ = ("_burst", "_rate", "_tokens", "_updated")
-
-    def __init__(self, rate: float, burst: int) -> None:
-        self._rate = rate
-        self._burst = float(burst)
-        self._tokens = float(burst)
-        self._updated: float | None = None
-
-    def take(self, now: float) -> bool:
-        """Takes a token if there is one.
-
-        Args:
-            now: seconds on a clock that never goes back.
-        """
-        if self._updated is not None:
-            returned = (now - self._updated) * self._rate
-            self._tokens = min(self._burst, self._tokens + returned)
-        self._updated = now
-        if self._tokens < 1.0:
-            return False
-        self._tokens -= 1.0
-        return True
 
 
 VNET_HEADER_BYTES: Final = 10

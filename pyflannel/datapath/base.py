@@ -42,7 +42,9 @@ to a unicast destination (RFC 1122 §3.2.2: source not 0/8 or 127/8, neither 224
 have a header shorter than 60 bytes. They quote the header and 8 bytes (less if there is less), have
 TTL 8, ID 0 and the TUN's own address as source (the device has `accept_local=1`, else the kernel
 drops them as martian). They are rate-limited, all kinds together: at most 1000 a second in bursts
-of 50; beyond that `icmp_suppressed` counts (only where an ICMP error would have been made).
+of 250, and of those that one inner source causes at most 200 a second in bursts of 50 (sources
+share 256 buckets, `core/budget.py`); beyond that `icmp_suppressed` counts (only where an ICMP error
+would have been made).
 """
 
 from __future__ import annotations

@@ -38,6 +38,7 @@ import time
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from pyflannel.core.budget import FairBudget
 from pyflannel.core.errors import DatapathError, KernelError
 from pyflannel.core.lpm import RouteTable
 from pyflannel.core.packet import (
@@ -47,7 +48,6 @@ from pyflannel.core.packet import (
     VNET_GSO_NONE,
     VNET_HEADER_BYTES,
     IcmpType,
-    TokenBucket,
     UnreachableCode,
     VnetHeader,
     checksum_after_hop,
@@ -73,10 +73,12 @@ BATCH: Final = 32
 SLICE_S: Final = 0.002
 """Seconds after which the callback returns even if there is more: what a timer or an HTTP request
 of the daemon may be late by. With the batch that is being finished it stays below 3 ms."""
-ICMP_RATE: Final = 1000.0
-"""ICMP errors a second, and `ICMP_BURST` at once: the contract's numbers (Linux's own defaults,
-`icmp_msgs_per_sec` and `icmp_msgs_burst`)."""
-ICMP_BURST: Final = 50
+ICMP_ALL: Final = (1000.0, 250)
+"""ICMP errors a second, and at once: the contract's numbers. The first is Linux's own
+(`icmp_msgs_per_sec`)."""
+ICMP_EACH: Final = (200.0, 50)
+"""The same for those that one source causes; the second is Linux's own for all
+(`icmp_msgs_burst`). Four that do nothing else leave a share for everybody."""
 OUTER_BYTES: Final = 28
 """Outer IPv4 (20) and UDP (8) header."""
 BELIEVED_BYTES: Final = BELIEVED_MTU - OUTER_BYTES
@@ -180,7 +182,7 @@ class PythonDatapath:
         self._hops = _compile(RouteTable(), config.port)
         self._count = dict.fromkeys(COUNTERS, 0)
         self._rooms: dict[Hop, tuple[float, int]] = {}
-        self._limiter = TokenBucket(ICMP_RATE, ICMP_BURST)
+        self._limiter = FairBudget(each=ICMP_EACH, all_of_them=ICMP_ALL)
         self._failure: str | None = None
         self._epoll: select.epoll | None = None
         self._socket: socket.socket | None = None
@@ -471,13 +473,13 @@ class PythonDatapath:
 
     def _no_route(self, packet: memoryview) -> None:
         self._count["tun_no_route"] += 1
-        if may_be_answered(packet, len(packet), answer_icmp=False) and self._may_answer_now():
+        if may_be_answered(packet, len(packet), answer_icmp=False) and self._may_answer_now(packet):
             self._count["icmp_unreachable"] += 1
             self._write(self._error(packet, IcmpType.UNREACHABLE, UnreachableCode.NETWORK))
 
     def _tun_expired(self, packet: memoryview) -> None:
         self._count["tun_ttl"] += 1
-        if may_be_answered(packet, len(packet), answer_icmp=True) and self._may_answer_now():
+        if may_be_answered(packet, len(packet), answer_icmp=True) and self._may_answer_now(packet):
             self._count["icmp_time_exceeded"] += 1
             self._write(self._error(packet, IcmpType.TIME_EXCEEDED))
 
@@ -485,7 +487,7 @@ class PythonDatapath:
         self._count["udp_ttl"] += 1
         if hop is None:
             return
-        if may_be_answered(packet, len(packet), answer_icmp=True) and self._may_answer_now():
+        if may_be_answered(packet, len(packet), answer_icmp=True) and self._may_answer_now(packet):
             self._count["icmp_time_exceeded"] += 1
             answer = memoryview(self._error(packet, IcmpType.TIME_EXCEEDED))
             try:
@@ -501,7 +503,7 @@ class PythonDatapath:
                 room = self._room(hop)
                 if room >= len(packet):  # the interface's MTU is smaller than what is believed
                     room = self._path_mtu(hop) - OUTER_BYTES
-                if room > 0 and self._may_answer_now():
+                if room > 0 and self._may_answer_now(packet):
                     self._count["icmp_frag_needed"] += 1
                     next_mtu = max(MIN_MTU, room)
                     self._write(
@@ -554,8 +556,9 @@ class PythonDatapath:
             except OSError:
                 return 0
 
-    def _may_answer_now(self) -> bool:
-        if self._limiter.take(self._clock()):
+    def _may_answer_now(self, packet: memoryview) -> bool:
+        source = int.from_bytes(packet[12:16], "big")
+        if self._limiter.take(source, self._clock()):
             return True
         self._count["icmp_suppressed"] += 1
         return False

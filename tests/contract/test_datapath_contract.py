@@ -652,6 +652,15 @@ def test_icmp_errors_come_in_bursts_of_fifty(running: Rig) -> None:
     assert len(running.to_tun) == counters["icmp_unreachable"]
 
 
+def test_one_pods_flood_does_not_suppress_the_errors_of_others(running: Rig) -> None:
+    running.inject(*(packet(destination=NOWHERE, identification=i) for i in range(400)))
+    other = packet(OURS + 1, destination=NOWHERE)
+    running.inject(other)
+    running.settle()
+    assert running.counters()["icmp_suppressed"] > 0
+    assert icmp_about(other, 3, 0) in running.to_tun
+
+
 def test_all_kinds_of_icmp_errors_share_the_limit(running: Rig) -> None:
     for _ in range(50):
         running.inject(packet(ttl=1), packet(destination=NOWHERE))

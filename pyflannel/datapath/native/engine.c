@@ -37,7 +37,9 @@ enum {
     SOCKET_BUFFER = 4 << 20,
     /* At most 1000 ICMP errors a second, in bursts of 50 (datapath/base.py). */
     ICMP_INTERVAL_NS = 1000000,
-    ICMP_BURST = 50,
+    ICMP_BURST = 250,
+    ICMP_EACH_INTERVAL_NS = 5000000,
+    ICMP_EACH_BURST = 50,
     /* What a worker sleeps when poll() keeps reporting something that reading does not clear. */
     TROUBLE_MS = 10,
     TROUBLE_ROUNDS = 16,
@@ -88,19 +90,29 @@ void engine_fail(struct engine *e, int error)
 
 /* A token bucket in one word (GCRA): the time at which the bucket will be full again, moved on by one
  * interval for each error, never further than a burst into the future. */
-bool icmp_allowed(struct worker *w)
+static bool bucket_take(_Atomic uint64_t *bucket, uint64_t now, uint64_t interval, uint64_t burst)
 {
-    struct engine *e = w->engine;
-    uint64_t now = now_ns(), next = atomic_load(&e->icmp_next_ns), moved;
+    uint64_t next = atomic_load(bucket), moved;
 
     do {
-        moved = (next > now ? next : now) + ICMP_INTERVAL_NS;
-        if (moved > now + (uint64_t)ICMP_BURST * ICMP_INTERVAL_NS) {
-            count_add(w, COUNT_icmp_suppressed, 1);
+        moved = (next > now ? next : now) + interval;
+        if (moved > now + burst * interval)
             return false;
-        }
-    } while (!atomic_compare_exchange_weak(&e->icmp_next_ns, &next, moved));
+    } while (!atomic_compare_exchange_weak(bucket, &next, moved));
     return true;
+}
+
+bool icmp_allowed(struct worker *w, const uint8_t *p)
+{
+    struct engine *e = w->engine;
+    uint64_t now = now_ns();
+    uint32_t source = get32(p + IP4_SOURCE) * 2654435769u >> (32 - ICMP_SOURCE_BITS);
+
+    if (bucket_take(&e->icmp_source_next_ns[source], now, ICMP_EACH_INTERVAL_NS, ICMP_EACH_BURST) &&
+        bucket_take(&e->icmp_next_ns, now, ICMP_INTERVAL_NS, ICMP_BURST))
+        return true;
+    count_add(w, COUNT_icmp_suppressed, 1);
+    return false;
 }
 
 bool wait_writable(struct engine *e, int fd)

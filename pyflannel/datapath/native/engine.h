@@ -104,6 +104,9 @@ struct worker {
     _Atomic uint64_t counters[COUNTERS];
 };
 
+/* Sources that have a budget of ICMP errors each; see core/budget.py. */
+enum { ICMP_SOURCE_BITS = 8, ICMP_SOURCES = 1 << ICMP_SOURCE_BITS };
+
 struct engine {
     struct engine_config config; /* descriptors replaced by our duplicates while running */
     size_t workers;
@@ -114,6 +117,7 @@ struct engine {
     _Atomic uint64_t now_epoch;
     _Atomic uint32_t offloads[OFFLOADS]; /* enum offload_state << 16 | errno */
     _Alignas(CACHE_LINE) _Atomic uint64_t icmp_next_ns;
+    _Atomic uint64_t icmp_source_next_ns[ICMP_SOURCES];
     _Atomic int failure; /* errno, 0 = none */
     _Atomic bool stopping;
     struct worker worker[ENGINE_WORKERS];
@@ -148,8 +152,8 @@ static inline bool offload_on(struct engine *e, enum offload which)
 void offload_withdraw(struct engine *e, enum offload which, int error);
 /* Ends all workers, and is what `failure()` reports from now on. */
 void engine_fail(struct engine *e, int error);
-/* Whether one more ICMP error may be sent now. Counts `icmp_suppressed` if not. */
-bool icmp_allowed(struct worker *w);
+/* Whether one more ICMP error about packet `p` may be sent now. Counts `icmp_suppressed` if not. */
+bool icmp_allowed(struct worker *w, const uint8_t *p);
 /* Waits for room, ENGINE_PATIENCE_MS at most; false if there is none or we are to stop. */
 bool wait_writable(struct engine *e, int fd);
 /* Writes one packet to the TUN queue of its flow, with an empty virtio header if there is one; 0 or

@@ -131,7 +131,7 @@ static void rx_time_exceeded(struct rx *rx, const struct table *t, const uint8_t
                                .sin_addr = {htonl(peer)}};
     size_t size;
 
-    if (peer == 0 || !icmp_wanted(p, length, ICMP_TIME_EXCEEDED, 0) || !icmp_allowed(w))
+    if (peer == 0 || !icmp_wanted(p, length, ICMP_TIME_EXCEEDED, 0) || !icmp_allowed(w, p))
         return;
     count_add(w, COUNT_icmp_time_exceeded, 1);
     size = icmp_error(error, p, length, config->tun_address, ICMP_TIME_EXCEEDED, 0, 0);

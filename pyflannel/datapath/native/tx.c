@@ -156,7 +156,7 @@ static void answer(struct tx *tx, const uint8_t *p, size_t length, size_t quoted
     struct worker *w = tx->worker;
     size_t size;
 
-    if (!icmp_wanted(p, length, type, code) || !icmp_allowed(w))
+    if (!icmp_wanted(p, length, type, code) || !icmp_allowed(w, p))
         return;
     count_add(w, count, 1);
     size = icmp_error(error, p, quoted, w->engine->config.tun_address, type, code, rest);

@@ -14,7 +14,6 @@ from pyflannel.core.packet import (
     VNET_F_NEEDS_CSUM,
     IcmpType,
     Protocol,
-    TokenBucket,
     UnreachableCode,
     VnetHeader,
     checksum,
@@ -296,25 +295,6 @@ def test_echo_builders_make_requests_and_replies():
 def test_what_cannot_be_is_a_value_error(build):
     with pytest.raises(ValueError, match=r"."):
         build()
-
-
-def test_a_token_bucket_gives_its_burst_and_then_its_rate():
-    bucket = TokenBucket(rate=1000, burst=50)
-    assert sum(bucket.take(10.0) for _ in range(200)) == 50
-    assert not bucket.take(10.0005)
-    assert bucket.take(10.0021)
-    assert sum(bucket.take(10.0121) for _ in range(200)) == 11
-    assert sum(bucket.take(99.0) for _ in range(200)) == 50
-
-
-@given(st.lists(st.floats(0, 0.01), min_size=1, max_size=300))
-def test_a_token_bucket_never_exceeds_its_rate(pauses):
-    bucket = TokenBucket(rate=1000, burst=50)
-    now = taken = 0.0
-    for pause in pauses:
-        now += pause
-        taken += bucket.take(now)
-    assert taken <= 50 + now * 1000 + 1e-6
 
 
 def test_a_vnet_header_survives_the_round_trip():
