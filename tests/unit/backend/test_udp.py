@@ -104,6 +104,7 @@ def machine(monkeypatch):
     monkeypatch.setattr(
         udp_network, "open_udp", lambda *_, **__: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     )
+    monkeypatch.setattr(udp_network, "_remove_programs", lambda: None)
     monkeypatch.setattr(select, "create", create)
     return made
 
