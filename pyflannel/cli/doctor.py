@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pyflannel.backend.kinds import KINDS
-from pyflannel.cli import status
+from pyflannel.cli import cluster, status
 from pyflannel.cli.common import Parser
 from pyflannel.core.errors import (
     EXIT_OK,
@@ -24,6 +24,7 @@ from pyflannel.core.errors import (
 from pyflannel.core.options import DaemonOptions
 from pyflannel.diagnose import checks as node_checks
 from pyflannel.diagnose import finding
+from pyflannel.diagnose.aroundgather import gather_around
 from pyflannel.diagnose.gather import gather as gather_node
 from pyflannel.docker import checks
 from pyflannel.docker import options as docker_options
@@ -42,9 +43,12 @@ if TYPE_CHECKING:
 SUBJECTS: Final = ("node", "docker", "datapath")
 DESCRIPTION: Final = """Looks for what keeps containers from reaching each other. Changes nothing.
 
-Subject node (the default) looks at the daemon, the kernel and every firewall chain that packets of
-the overlay meet; docker at what keeps docker out of the leased subnet; datapath starts each data
-path of backend udp in a network namespace of its own, and says what the kernel granted.
+Subject node (the default) looks at the daemon, the kernel, routes, devices and every firewall chain
+that packets of the overlay meet; docker at what keeps docker out of the leased subnet; datapath
+starts each data path of backend udp in a network namespace of its own, and says what the kernel
+granted. --cluster compares what nodes say of each other, by --via 'ssh {host}' or from files that
+--from names; who cannot be asked, flannel's own nodes too, is unknown.
+
 Exit code 0 if nothing is wrong, 1 if something is, 3 if it may not look. What only may be wrong is
 said, and is 0. For datapath 1 means that --datapath auto takes none faster than python.
 """
@@ -61,6 +65,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("subject", nargs="?", choices=SUBJECTS, default=SUBJECTS[0])
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--root", metavar="DIR", default="/", help="docker: look below it (/)")
+    parser.add_argument("--cluster", action="store_true", help="compare nodes")
+    parser.add_argument(
+        "--from", dest="collected", metavar="DIR", help="cluster: NODE.json of status --json"
+    )
+    parser.add_argument("--via", metavar="CMD", help="cluster: how to reach one: 'ssh {host}'")
     status.add_socket_option(parser)
     for name, default in (
         ("docker-opts-file", docker_options.DOCKER_ENV),
@@ -70,6 +79,11 @@ def main(argv: Sequence[str]) -> int:
     given = parser.parse_args(argv)
     if not Path(given.root).is_dir():
         raise UsageError(f"--root {given.root}: there is no such directory")
+    if given.cluster:
+        found = cluster.collect(given.status_socket, given.collected or "", given.via or "")
+        return cluster.show(found, render_finding, as_json=given.json)
+    if given.collected or given.via:
+        raise UsageError("--from and --via go with doctor --cluster")
     if given.subject == "docker":
         return _show_docker(given.root, given.docker_opts_file, given.subnet_file, given.json)
     if given.subject == "datapath":
@@ -139,7 +153,8 @@ async def _node(report: NodeReport | None, silence: str, subnet_file: str) -> li
     netlink = KernelNetlink()
     try:
         facts = await gather_node(netlink, KINDS, report, silence, subnet_file)
-        return node_checks.findings(facts)
+        around = await gather_around(netlink, KINDS, facts, DaemonOptions().state_dir)
+        return node_checks.findings(facts, around)
     finally:
         await netlink.close()
 

@@ -78,4 +78,4 @@ class FairBudget:
 
 def bucket_of(source: int) -> int:
     """Which bucket a source has; the same in every data path (`native/engine.c`)."""
-    return (source * _GOLDEN & 0xFFFFFFFF) >> 24
+    return (source * _GOLDEN & 0xFFFFFFFF) * SOURCES >> 32

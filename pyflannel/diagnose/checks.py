@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from pyflannel.diagnose.around import Around
+from pyflannel.diagnose.aroundchecks import around_findings
 from pyflannel.diagnose.facts import NodeFacts, backend_of
 from pyflannel.diagnose.finding import (
     BRIDGE,
@@ -22,7 +24,7 @@ from pyflannel.diagnose.finding import (
     Finding,
     of_problem,
 )
-from pyflannel.diagnose.firewall import dropped_overlay, dropped_underlay
+from pyflannel.diagnose.firewall import both_firewalls, dropped_overlay, dropped_underlay
 from pyflannel.report.model import Severity
 from pyflannel.report.problems import DEVICE_DOWN, problems
 
@@ -41,9 +43,11 @@ _OTHERS: Final = {
 _ORDER: Final = (Severity.ERROR, Severity.WARNING, Severity.INFO)
 
 
-def findings(facts: NodeFacts) -> list[Finding]:
-    """Everything that is wrong with a node, the worst first."""
+def findings(facts: NodeFacts, around: Around | None = None) -> list[Finding]:
+    """Everything that is wrong with a node and around it, the worst first."""
     found = [finding for check in _CHECKS for finding in check(facts)]
+    if around is not None:
+        found += around_findings(facts, around)
     if any(finding.code == DEVICE for finding in found):
         # The kernel's word on the device is the later one.
         found = [finding for finding in found if finding.code != DEVICE_DOWN]
@@ -205,6 +209,7 @@ _CHECKS: Final[tuple[Callable[[NodeFacts], Iterator[Finding]], ...]] = (
     _modules,
     dropped_overlay,
     dropped_underlay,
+    both_firewalls,
     _bridge,
     _agents,
     _unseen,

@@ -146,6 +146,8 @@ class Rule:
     to: IPAddress | None = None
     """Of a rule that translates the destination (DNAT): the new one."""
     to_port: int | None = None
+    masks: bool = False
+    """Of a rule that gives the packet another source (SNAT, masquerade)."""
     text: str = ""
     """The rule as its tool shows it, with table and chain, for people."""
 
@@ -215,6 +217,15 @@ def translated(tables: Iterable[Table], hook: Hook, packet: Packet) -> Packet:
     return packet
 
 
+def masked(tables: Iterable[Table], packet: Packet) -> str:
+    """The rule that surely gives a packet another source on its way out; empty if none does."""
+    for chain, table in bases(tables, Hook.POSTROUTING, packet.version):
+        ends = _Walk(table, packet).chain(chain, 0)
+        if ends.masks and not (ends.accepted or ends.foreign or ends.falls_through):
+            return ends.masks[0]
+    return ""
+
+
 def drops(tables: Iterable[Table], hook: Hook, packet: Packet) -> list[Drop]:
     """Where a packet ends, or may end, at one hook. Empty: it passes.
 
@@ -229,6 +240,7 @@ def drops(tables: Iterable[Table], hook: Hook, packet: Packet) -> list[Drop]:
             bad.append((f"policy drop of chain {chain.name} in {table.name}", True))
         passes = (
             ends.translations
+            or ends.masks
             or ends.accepted
             or ends.foreign
             or (ends.falls_through and not chain.drops)
@@ -247,6 +259,7 @@ class _Ends:
     accepted: bool = False
     foreign: bool = False
     translations: list[Rule] = field(default_factory=list)
+    masks: list[str] = field(default_factory=list)
     falls_through: bool = False
 
 
@@ -281,7 +294,9 @@ class _Walk:
 
     def _rule(self, rule: Rule, ends: _Ends, depth: int) -> bool:
         """Adds what a rule that holds does; whether it ends the chain."""
-        if rule.to is not None or rule.to_port is not None:
+        if rule.masks:
+            ends.masks.append(rule.text)
+        elif rule.to is not None or rule.to_port is not None:
             ends.translations.append(rule)
         elif rule.verb is Verb.ACCEPT:
             ends.accepted = True
@@ -305,6 +320,7 @@ class _Walk:
         ends.accepted |= inner.accepted
         ends.foreign |= inner.foreign
         ends.translations += inner.translations
+        ends.masks += inner.masks
         if rule.verb is Verb.GOTO:
             ends.falls_through |= inner.falls_through
             return True

@@ -17,6 +17,36 @@ BRIDGE: Final = "PF207"
 MODULE: Final = "PF208"
 OTHER_AGENT: Final = "PF209"
 NO_LEASE: Final = "PF210"
+RP_FILTER: Final = "PF211"
+DEVICE_FORWARDING_OFF: Final = "PF212"
+FORWARDING6_OFF: Final = "PF213"
+IPV6_OFF: Final = "PF214"
+RA_IGNORED: Final = "PF215"
+NO_CARRIER: Final = "PF216"
+ROUTED_ELSEWHERE: Final = "PF217"
+OTHER_UNDERLAY: Final = "PF218"
+CLOUD_RULES: Final = "PF219"
+BRIDGE_MTU: Final = "PF220"
+TWO_BRIDGES: Final = "PF222"
+LEFT_OVER: Final = "PF223"
+NETWORK_MANAGER: Final = "PF224"
+SHARED_ADDRESS: Final = "PF225"
+FILE_DIFFERS: Final = "PF226"
+DISK_FULL: Final = "PF227"
+CONNTRACK_FULL: Final = "PF228"
+NEIGHBOURS_FULL: Final = "PF229"
+DNS_INSIDE: Final = "PF230"
+UNIT: Final = "PF231"
+CLOCK: Final = "PF232"
+PODS_MASKED: Final = "PF233"
+OUTER_MASKED: Final = "PF234"
+BOTH_FIREWALLS: Final = "PF235"
+TWO_OWNERS: Final = "PF401"
+CONFIGS_DIFFER: Final = "PF402"
+ONE_WAY: Final = "PF403"
+DEAF_NODE: Final = "PF404"
+LEASE_UNKNOWN: Final = "PF405"
+VERSIONS_DIFFER: Final = "PF406"
 NOT_SEEN: Final = "PF299"
 
 CODES: Final = {
@@ -30,7 +60,37 @@ CODES: Final = {
     MODULE: "the kernel has no module for the backend",
     OTHER_AGENT: "another network agent works on this node",
     NO_LEASE: "this node has no lease",
+    RP_FILTER: "rp_filter drops packets that arrive from a peer",
+    DEVICE_FORWARDING_OFF: "packets that come in by the tunnel or the bridge are not forwarded",
+    FORWARDING6_OFF: "the kernel does not forward IPv6 packets",
+    IPV6_OFF: "IPv6 is switched off on a device that needs it",
+    RA_IGNORED: "the IPv6 default route will go, because advertisements are ignored",
+    NO_CARRIER: "the external interface has no carrier or is down",
+    ROUTED_ELSEWHERE: "packets of containers to a peer leave by another device, or have no route",
+    OTHER_UNDERLAY: "packets to a peer's node leave by another interface than the leased one",
+    CLOUD_RULES: "nm-cloud-setup sends packets through tables of its own",
+    BRIDGE_MTU: "containers may send larger packets than the overlay carries",
+    TWO_BRIDGES: "two devices have an address in the leased subnet",
+    LEFT_OVER: "a device of another backend of flannel's is left",
+    NETWORK_MANAGER: "NetworkManager manages a device of the overlay",
+    SHARED_ADDRESS: "several peers have one public address",
+    FILE_DIFFERS: "the subnet file says another subnet than the lease",
+    DISK_FULL: "there is no room for the daemon's state",
+    CONNTRACK_FULL: "the table of connections is full, or nearly",
+    NEIGHBOURS_FULL: "the neighbour table is full, or nearly",
+    DNS_INSIDE: "a DNS server lies inside the overlay's network",
+    UNIT: "the unit has failed, or is not enabled",
+    CLOCK: "nobody keeps the clock",
+    PODS_MASKED: "packets between containers of two nodes get the node's address",
+    OUTER_MASKED: "packets between the nodes get another source, or another port",
+    BOTH_FIREWALLS: "both variants of iptables hold rules",
     NOT_SEEN: "something could not be looked at",
+    TWO_OWNERS: "two nodes say that one subnet is theirs",
+    CONFIGS_DIFFER: "nodes have different network configs in force",
+    ONE_WAY: "of two nodes one hears the other, and is not heard",
+    DEAF_NODE: "most nodes do not hear one node",
+    LEASE_UNKNOWN: "a node knows no lease of another one",
+    VERSIONS_DIFFER: "several releases of pyflannel are in use",
 }
 """Every code of the doctor, with what it means in a phrase."""
 

@@ -14,10 +14,13 @@ from typing import Final
 
 from pyflannel.core.ip import IPNetwork
 from pyflannel.diagnose.facts import NodeFacts
-from pyflannel.diagnose.filter import Drop, Hook, Packet, drops, translated
+from pyflannel.diagnose.filter import Drop, Hook, Packet, drops, masked, translated
 from pyflannel.diagnose.finding import (
+    BOTH_FIREWALLS,
     FORWARD_POLICY,
+    OUTER_MASKED,
     OVERLAY_DROPPED,
+    PODS_MASKED,
     UNDERLAY_DROPPED,
     Finding,
 )
@@ -64,6 +67,10 @@ def _overlay(facts: NodeFacts, version: int, told: set[str]) -> Iterator[Finding
             for p, port in ((ping, None), ("tcp", 80))
         ]
         for packet in packets:
+            rule = masked(facts.tables, packet) if packet.oif == tunnel else ""
+            if rule and rule not in told:
+                told.add(rule)
+                yield _masked_pods(rule, packet)
             for drop in _on_the_way(
                 facts, (Hook.PREROUTING, Hook.FORWARD, Hook.POSTROUTING), packet
             ):
@@ -113,6 +120,10 @@ def _underlay(facts: NodeFacts, version: int, told: set[str]) -> Iterator[Findin
             to_us=False,
             from_us=True,
         )
+        rule = masked(facts.tables, outwards)
+        if rule and rule not in told:
+            told.add(rule)
+            yield _masked_outer(rule, outwards)
         for way, packet in (
             ((Hook.PREROUTING, Hook.INPUT), inwards),
             ((Hook.OUTPUT, Hook.POSTROUTING), outwards),
@@ -134,6 +145,52 @@ def _on_the_way(facts: NodeFacts, hooks: Sequence[Hook], packet: Packet) -> Iter
         if hook is Hook.PREROUTING:
             moved = translated(facts.tables, hook, here)
             packet = replace(packet, destination=moved.destination, dport=moved.dport)
+
+
+def _masked_pods(rule: str, packet: Packet) -> Finding:
+    return Finding(
+        code=PODS_MASKED,
+        severity=Severity.WARNING,
+        subject="firewall",
+        text=f"packets of {packet.source} to {packet.destination} on another node get this node's "
+        "address",
+        evidence=(rule,),
+        consequence="containers there see the node instead of the container: policies and logs are "
+        "wrong",
+        remedy="leave masquerading to one program: --ip-masq of pyflanneld, and docker's off "
+        "(pyflannel doctor docker)",
+    )
+
+
+def _masked_outer(rule: str, packet: Packet) -> Finding:
+    return Finding(
+        code=OUTER_MASKED,
+        severity=Severity.WARNING,
+        subject="firewall",
+        text=f"the overlay's own packets to {packet.destination} get another source on their way",
+        evidence=(rule,),
+        consequence="backend udp drops what comes from another port; kernels before 5.7 send "
+        "vxlan's with a wrong checksum, so connections take seconds",
+        remedy="put a rule that accepts them before it",
+    )
+
+
+def both_firewalls(facts: NodeFacts) -> Iterator[Finding]:
+    """Rules of legacy iptables beside those of nftables: each tool sees its own alone."""
+    kinds: dict[bool, list[str]] = {True: [], False: []}
+    for table in facts.tables:
+        if any(chain.rules for chain in table.chains.values()):
+            kinds["-legacy" in table.name.partition(" ")[0]].append(table.name)
+    if kinds[True] and kinds[False]:
+        yield Finding(
+            code=BOTH_FIREWALLS,
+            severity=Severity.INFO,
+            subject="firewall",
+            text="legacy iptables and nftables both hold rules",
+            evidence=(", ".join(kinds[True]), ", ".join(kinds[False])),
+            consequence="a packet meets both; a tool that shows one of them hides the other half",
+            remedy="clear one: iptables-legacy -F, or update-alternatives --config iptables",
+        )
 
 
 def _dropped_overlay(drop: Drop, packet: Packet, network: IPNetwork, *, may: bool) -> Finding:

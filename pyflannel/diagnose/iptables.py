@@ -101,7 +101,14 @@ def _rule(words: list[str], chains: dict[str, Chain], text: str) -> Rule | None:
     matches = tuple(_matches(words[:cut]))
     if target in _VERDICTS:
         to, port = _translation(words[cut:])
-        return Rule(matches=matches, verb=_VERDICTS[target], to=to, to_port=port, text=text)
+        return Rule(
+            matches=matches,
+            verb=_VERDICTS[target],
+            to=to,
+            to_port=port,
+            masks=target in {"MASQUERADE", "SNAT"},
+            text=text,
+        )
     if target in chains:
         verb = Verb.GOTO if words[cut] == "-g" else Verb.JUMP
         return Rule(matches=matches, verb=verb, target=target, text=text)

@@ -141,6 +141,7 @@ class _Reader:
             target=str(inner.get("target", "")),
             to=to,
             to_port=port,
+            masks=verdict in {"masquerade", "snat"},
             text=f"{where}: {words(expressions)}",
         )
 

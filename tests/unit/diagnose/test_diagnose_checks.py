@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Interface, ip_address, ip_interface
 from pathlib import Path
 
 import pytest
 
 from pyflannel.core import subnetenv
 from pyflannel.diagnose import finding, iptables
+from pyflannel.diagnose.around import Around, LinkSeen, PeerRoutes
 from pyflannel.diagnose.checks import findings
 from pyflannel.diagnose.facts import LinkFact, NodeFacts
 from pyflannel.diagnose.gather import has_module
+from pyflannel.diagnose.way import Lookup
 from pyflannel.report import problems
 from pyflannel.report.model import (
     ConfigReport,
@@ -91,6 +93,17 @@ def report(**changes) -> NodeFacts:
     return node(report=replace(REPORT, **changes))
 
 
+def nat(*lines: str) -> NodeFacts:
+    chains = [":POSTROUTING ACCEPT [0:0]", ":FLANNEL-POSTRTG - [0:0]"]
+    return node(
+        tables=[
+            *HEALTHY.tables,
+            *iptables.read("\n".join(["*nat", *chains, *lines, "COMMIT"])),
+        ]
+    )
+
+
+LEGACY = "*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -p tcp -j ACCEPT\nCOMMIT\n"
 BARE = "*filter\n:FORWARD DROP [0:0]\nCOMMIT\n"
 AWAY = replace(REPORT.store, connected=False, reason="connection refused")
 ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
@@ -124,8 +137,179 @@ CASES = [
     (finding.OTHER_AGENT, WARNING, node(flanneld=(5,)), "process 5"),
     (finding.OTHER_AGENT, INFO, node(daemons=(7, 8)), "process 8"),
     (finding.OTHER_AGENT, INFO, links(cilium_vxlan=link()), "Cilium"),
+    (
+        finding.PODS_MASKED,
+        WARNING,
+        nat("-A POSTROUTING -s 10.5.1.0/24 ! -o docker0 -j MASQUERADE"),
+        "! -o docker0 -j MASQUERADE",
+    ),
+    (
+        finding.OUTER_MASKED,
+        WARNING,
+        nat("-A POSTROUTING -p udp -m udp --dport 8472 -j SNAT --to-source 192.0.2.1"),
+        "--dport 8472 -j SNAT",
+    ),
+    (
+        finding.BOTH_FIREWALLS,
+        INFO,
+        node(tables=[*HEALTHY.tables, *iptables.read(LEGACY, "iptables-legacy")]),
+        "iptables-legacy filter",
+    ),
     (finding.NOT_SEEN, INFO, node(unseen={"nftables": "no permission"}), "no permission"),
 ]
+
+
+HERE = ip_interface
+AROUND_LINKS = {
+    "eth0": LinkSeen(index=2, mtu=1500, addresses=(HERE("192.0.2.1/24"),)),
+    "flannel.1": LinkSeen(kind="vxlan", index=3, mtu=1450, ours=True),
+    "docker0": LinkSeen(kind="bridge", index=4, mtu=1450, addresses=(HERE("10.5.1.1/24"),)),
+}
+TUNNEL = Lookup(text="10.5.2.2 via 10.5.2.0 dev flannel.1", device="flannel.1")
+WAYS = PeerRoutes(
+    subnet="10.5.2.0/24",
+    public="192.0.2.2",
+    to_pods=TUNNEL,
+    from_pods=Lookup(text="10.5.1.2 dev docker0", device="docker0"),
+    to_node=Lookup(text="192.0.2.2 dev eth0", device="eth0"),
+)
+WELL = Around(
+    links=AROUND_LINKS,
+    sysctls={
+        "net/ipv4/ip_forward": "1",
+        "net/ipv4/conf/flannel.1/forwarding": "1",
+        "net/ipv6/conf/all/forwarding": "1",
+        "net/ipv6/conf/eth0/accept_ra": "1",
+    },
+    routes=(WAYS,),
+    rules=((0, "local"), (32766, "main"), (32767, "default")),
+    conntrack=(100, 65_536),
+    arp=(20, 1024),
+    nameservers=(ip_address("192.0.2.53"),),
+    enabled="enabled",
+    synchronised=True,
+    free=10**9,
+)
+NETWORK = replace(REPORT.network, mtu=1450)
+SIX = node(
+    report=replace(
+        REPORT,
+        config=ConfigReport(effective={**REPORT.config.effective, "IPv6Network": "fd00:5::/48"}),
+        lease=replace(REPORT.lease, ipv6_subnet="fd00:5:0:1::/64"),
+        network=replace(
+            NETWORK,
+            devices={"flannel.1": DeviceReport(up=True), "flannel-v6.1": DeviceReport(up=True)},
+        ),
+    ),
+    links={**HEALTHY.links, "flannel-v6.1": link()},
+)
+TWINS = [*REPORT.peers, PeerReport(subnet="10.5.3.0/24", public_ip="192.0.2.2")]
+
+
+def well(**changes) -> Around:
+    return replace(WELL, **changes)
+
+
+def seen(name: str, **changes) -> Around:
+    return well(
+        links={**AROUND_LINKS, name: replace(AROUND_LINKS.get(name, LinkSeen()), **changes)}
+    )
+
+
+def sysctl(name: str, value: str) -> Around:
+    return well(sysctls={**WELL.sysctls, name: value})
+
+
+def ways(**changes) -> Around:
+    return well(routes=(replace(WAYS, **changes),))
+
+
+AROUND = [
+    (finding.NO_CARRIER, ERROR, HEALTHY, seen("eth0", carrier=False), "has no carrier"),
+    (finding.NO_CARRIER, ERROR, HEALTHY, seen("eth0", up=False), "is down"),
+    (
+        *(finding.DEVICE_FORWARDING_OFF, ERROR, HEALTHY),
+        *(sysctl("net/ipv4/conf/flannel.1/forwarding", "0"), "flannel.1.forwarding = 0"),
+    ),
+    (
+        *(finding.FORWARDING6_OFF, ERROR, SIX),
+        *(sysctl("net/ipv6/conf/all/forwarding", "0"), "forwarding = 0"),
+    ),
+    (
+        *(finding.IPV6_OFF, ERROR, SIX),
+        *(sysctl("net/ipv6/conf/flannel-v6.1/disable_ipv6", "1"), "disable_ipv6 = 1"),
+    ),
+    (finding.RA_IGNORED, WARNING, SIX, well(ra_defaults=("eth0",)), "accept_ra = 1"),
+    (
+        *(finding.RP_FILTER, ERROR, HEALTHY),
+        *(ways(from_pods=Lookup(error="Invalid cross-device link")), "rp_filter drops"),
+    ),
+    (
+        *(finding.ROUTED_ELSEWHERE, ERROR, HEALTHY),
+        *(ways(to_pods=Lookup(text="10.5.2.2 dev tun0", device="tun0")), "leave by tun0"),
+    ),
+    (
+        *(finding.ROUTED_ELSEWHERE, ERROR, HEALTHY),
+        *(ways(to_pods=Lookup(error="Network is unreachable")), "have no route"),
+    ),
+    (
+        *(finding.OTHER_UNDERLAY, WARNING, HEALTHY),
+        *(ways(to_node=Lookup(text="192.0.2.2 dev eth1", device="eth1")), "leave by eth1"),
+    ),
+    (finding.CLOUD_RULES, WARNING, HEALTHY, well(rules=((30_400, "30400"),)), "lookup 30400"),
+    (finding.BRIDGE_MTU, WARNING, report(network=NETWORK), seen("docker0", mtu=1500), "1500"),
+    (
+        *(finding.TWO_BRIDGES, WARNING, HEALTHY),
+        *(seen("cni0", addresses=(HERE("10.5.1.9/24"),)), "cni0 and docker0"),
+    ),
+    (finding.LEFT_OVER, INFO, HEALTHY, seen("flannel0", ours=True, kind="tun"), "flannel0"),
+    (finding.NETWORK_MANAGER, WARNING, HEALTHY, well(managed=("flannel.1",)), "manages flannel.1"),
+    (finding.SHARED_ADDRESS, WARNING, report(peers=TWINS), WELL, "10.5.2.0/24, 10.5.3.0/24"),
+    (
+        *(finding.FILE_DIFFERS, WARNING),
+        node(env=subnetenv.parse("FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.9.1/24\n")),
+        *(WELL, "10.5.9.0/24"),
+    ),
+    (finding.DISK_FULL, WARNING, HEALTHY, well(free=100), "100 bytes"),
+    (finding.CONNTRACK_FULL, WARNING, HEALTHY, well(conntrack=(55_000, 65_536)), "55000 of 65536"),
+    (finding.CONNTRACK_FULL, ERROR, HEALTHY, well(conntrack=(65_536, 65_536)), "table of conn"),
+    (finding.NEIGHBOURS_FULL, ERROR, HEALTHY, well(arp=(1024, 1024)), "neighbour table"),
+    (
+        *(finding.DNS_INSIDE, WARNING, HEALTHY),
+        *(well(nameservers=(ip_address("10.5.77.53"),)), "10.5.77.53 lies inside"),
+    ),
+    (finding.UNIT, ERROR, HEALTHY, well(unit="failed"), "has failed"),
+    (finding.UNIT, INFO, HEALTHY, well(enabled="disabled"), "not enabled"),
+    (finding.CLOCK, INFO, HEALTHY, well(synchronised=False), "clock"),
+]
+
+
+@pytest.mark.parametrize(("code", "severity", "facts", "around", "words"), AROUND)
+def test_each_fault_around_it_has_its_code_and_its_evidence(code, severity, facts, around, words):
+    (found,) = findings(facts, around)
+    assert (found.code, found.severity) == (code, severity)
+    assert words in " ".join([found.text, *found.evidence])
+    assert found.evidence
+    assert found.consequence
+    assert found.remedy
+
+
+@pytest.mark.parametrize("facts", [HEALTHY, SIX, report(network=NETWORK)])
+@pytest.mark.parametrize(
+    "around",
+    [
+        WELL,
+        Around(),
+        # A container without systemd, whose clock is its host's business.
+        well(enabled="", synchronised=False),
+        # Two packages of one backend: the other half of an eBPF data path.
+        seen("flannelgro0", ours=True, kind="veth"),
+        # The overlay's own DNS, on this very node.
+        well(nameservers=(ip_address("10.5.1.53"),)),
+    ],
+)
+def test_a_healthy_node_has_no_finding_around_it_either(facts, around):
+    assert findings(facts, around) == []
 
 
 def test_a_healthy_node_has_no_finding():
@@ -143,7 +327,9 @@ def test_each_fault_has_its_code_and_its_evidence(code, severity, facts, words):
 
 def test_every_code_is_tried_here_and_in_the_reference():
     page = (Path(__file__).parents[3] / "docs/reference/problems.md").read_text()
-    assert {code for code, *_ in CASES} - set(problems.CODES) == set(finding.CODES)
+    tried = {code for code, *_ in (*CASES, *AROUND)}
+    of_nodes = {code for code in finding.CODES if code < "PF4"}  # test_cluster has the others
+    assert tried - set(problems.CODES) == of_nodes
     for code, meaning in finding.CODES.items():
         assert f"| {code} | {meaning} |" in page
     assert not set(finding.CODES) & set(problems.CODES)

@@ -1,0 +1,71 @@
+"""What was seen of the machine around the overlay. Every fact may be missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Interface, IPv6Interface
+
+from pyflannel.core.ip import IPAddress
+from pyflannel.diagnose.way import Lookup
+
+IPInterface = IPv4Interface | IPv6Interface
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkSeen:
+    """A device of this network namespace, with all that checks look at."""
+
+    kind: str = ""
+    index: int = 0
+    mtu: int = 0
+    up: bool = True
+    carrier: bool = True
+    addresses: tuple[IPInterface, ...] = ()
+    ours: bool = False
+    """Whether a backend of flannel's made it, of whatever kind."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerRoutes:
+    """What the kernel answers about one peer, by its own rules and tables."""
+
+    subnet: str
+    version: int = 4
+    public: str = ""
+    to_pods: Lookup = field(default_factory=Lookup)
+    """From a pod here to one there."""
+    from_pods: Lookup = field(default_factory=Lookup)
+    """From one there, arriving by the tunnel, to a pod here."""
+    to_node: Lookup = field(default_factory=Lookup)
+    """From this node to its public address."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Around:
+    """The machine as it is now."""
+
+    links: Mapping[str, LinkSeen] = field(default_factory=dict)
+    sysctls: Mapping[str, str] = field(default_factory=dict)
+    """By dotted name, with `/` for the dots in the name of a device; those that could be read."""
+    routes: tuple[PeerRoutes, ...] = ()
+    """Of some peers."""
+    rules: tuple[tuple[int, str], ...] = ()
+    """Policy rules: priority and table."""
+    ra_defaults: tuple[str, ...] = ()
+    """Devices by which an IPv6 default route leads that a router advertised."""
+    conntrack: tuple[int, int] | None = None
+    """Entries, and how many there may be."""
+    arp: tuple[int, int] | None = None
+    """The same of the neighbour table of IPv4."""
+    managed: tuple[str, ...] = ()
+    """Devices that NetworkManager manages."""
+    nameservers: tuple[IPAddress, ...] = ()
+    unit: str = ""
+    """What systemd says of the daemon's unit, if it does not run; empty if it does."""
+    enabled: str = ""
+    """`enabled`, `disabled`, as `systemctl is-enabled` says; empty without systemd."""
+    synchronised: bool | None = None
+    """Whether the kernel's clock is kept by somebody."""
+    free: int | None = None
+    """Bytes left where the daemon keeps its state."""

@@ -1,0 +1,210 @@
+"""What nodes say of each other, compared. Values in, values out.
+
+Each node's own report is one witness. Who could not be asked is unknown, and so is what it thinks
+of others: nothing is concluded from silence.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from pyflannel.diagnose.finding import (
+    CONFIGS_DIFFER,
+    DEAF_NODE,
+    LEASE_UNKNOWN,
+    ONE_WAY,
+    TWO_OWNERS,
+    VERSIONS_DIFFER,
+    Finding,
+)
+from pyflannel.report.model import NodeReport, Severity
+from pyflannel.report.problems import problems
+
+COMPARED: Final = ("Network", "IPv6Network", "SubnetLen", "EnableIPv4", "EnableIPv6", "Backend")
+"""Of the network config, what nodes must agree on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Witness:
+    """What could be had of one node."""
+
+    name: str
+    report: NodeReport | None = None
+    reason: str = ""
+    """Why it could not be asked."""
+
+    @property
+    def subnet(self) -> str:
+        """Of its lease; empty if that is not known."""
+        lease = self.report.lease if self.report is not None else None
+        return (lease.subnet or lease.ipv6_subnet or "") if lease is not None else ""
+
+
+def cluster_findings(witnesses: Sequence[Witness]) -> list[Finding]:
+    """What is wrong between nodes; each node's own problems are not repeated."""
+    heard = [each for each in witnesses if each.report is not None]
+    found = [
+        *_owners(heard),
+        *_configs(heard),
+        *_one_way(heard),
+        *_deaf(heard),
+        *_missing(heard),
+        *_versions(heard),
+    ]
+    order = (Severity.ERROR, Severity.WARNING, Severity.INFO)
+    return sorted(found, key=lambda each: order.index(each.severity))
+
+
+def states(witness: Witness) -> Mapping[str, str]:
+    """How a node sees its peers, by subnet."""
+    report = witness.report
+    return {
+        peer.subnet or peer.ipv6_subnet or "": peer.state
+        for peer in (report.peers if report is not None else ())
+    }
+
+
+def matrix(witnesses: Sequence[Witness]) -> list[list[str]]:
+    """Who hears whom: a row for each that was asked, a column for each node. `.` is itself."""
+    subnets = {each.subnet: each.name for each in witnesses if each.subnet}
+    for each in witnesses:
+        for subnet in states(each):
+            subnets.setdefault(subnet, subnet)
+    rows = [["", *subnets.values()]]
+    for each in witnesses:
+        if each.report is None:
+            rows.append([each.name, *("unknown" for _ in subnets)])
+            continue
+        seen = states(each)
+        rows.append(
+            [each.name, *("." if s == each.subnet else seen.get(s, "no lease") for s in subnets)]
+        )
+    return rows
+
+
+def own_problems(witnesses: Sequence[Witness]) -> dict[str, list[str]]:
+    """The codes that each node reports of itself, without information."""
+    return {
+        each.name: [
+            problem.code
+            for problem in problems(each.report)
+            if problem.severity is not Severity.INFO
+        ]
+        for each in witnesses
+        if each.report is not None
+    }
+
+
+def _owners(heard: Sequence[Witness]) -> Iterator[Finding]:
+    by_subnet: dict[str, list[str]] = {}
+    for each in heard:
+        if each.subnet:
+            by_subnet.setdefault(each.subnet, []).append(each.name)
+    for subnet, names in by_subnet.items():
+        if len(names) > 1:
+            yield Finding(
+                code=TWO_OWNERS,
+                severity=Severity.ERROR,
+                subject=f"lease {subnet}",
+                text=f"{' and '.join(names)} both say that {subnet} is theirs",
+                evidence=tuple(f"pyflannel status on {name}" for name in names),
+                consequence="containers have the same addresses on both",
+                remedy="pyflannel leases says who holds it; restart the daemon of the other one",
+            )
+
+
+def _configs(heard: Sequence[Witness]) -> Iterator[Finding]:
+    for key in COMPARED:
+        values: dict[str, list[str]] = {}
+        for each in heard:
+            config = each.report.config if each.report is not None else None
+            if config is not None:
+                values.setdefault(str(config.effective.get(key)), []).append(each.name)
+        if len(values) > 1:
+            rare = min(values, key=lambda value: len(values[value]))
+            yield Finding(
+                code=CONFIGS_DIFFER,
+                severity=Severity.ERROR,
+                subject=f"network config, {key}",
+                text=f"nodes have {len(values)} values of {key} in force; {rare} on "
+                + ", ".join(values[rare]),
+                evidence=tuple(f"{', '.join(names)}: {value}" for value, names in values.items()),
+                consequence="nodes with different ones do not reach each other, or only in part",
+                remedy="systemctl restart pyflannel on those that started before the change",
+            )
+
+
+def _one_way(heard: Sequence[Witness]) -> Iterator[Finding]:
+    for place, one in enumerate(heard):
+        for other in heard[place + 1 :]:
+            there, back = states(one).get(other.subnet, ""), states(other).get(one.subnet, "")
+            if {there, back} == {"up", "down"}:
+                deaf, fine = (one, other) if there == "down" else (other, one)
+                yield Finding(
+                    code=ONE_WAY,
+                    severity=Severity.WARNING,
+                    subject=f"{one.name}, {other.name}",
+                    text=f"{fine.name} hears {deaf.name}, and {deaf.name} does not hear "
+                    f"{fine.name}",
+                    evidence=(f"pyflannel peers on {deaf.name}",),
+                    consequence="what one of them begins fails; or one has just come back",
+                    remedy=f"pyflannel doctor on {deaf.name}; a firewall that lets replies in and "
+                    "nothing new does this",
+                )
+
+
+def _deaf(heard: Sequence[Witness]) -> Iterator[Finding]:
+    """A node that several others do not hear: the sick one is named once."""
+    down = Counter(
+        subnet for each in heard for subnet, state in states(each).items() if state == "down"
+    )
+    names = {each.subnet: each.name for each in heard}
+    for subnet, count in down.items():
+        asked = sum(subnet in states(each) for each in heard)
+        if count > 1 and count > asked / 2:
+            yield Finding(
+                code=DEAF_NODE,
+                severity=Severity.ERROR,
+                subject=names.get(subnet, f"peer {subnet}"),
+                text=f"{count} of {asked} nodes do not hear {names.get(subnet, subnet)}",
+                evidence=("pyflannel peers",),
+                consequence="it is that node, or the way to it, and not the others",
+                remedy="look at that node: pyflannel doctor there",
+            )
+
+
+def _missing(heard: Sequence[Witness]) -> Iterator[Finding]:
+    known = {each.subnet: each.name for each in heard if each.subnet}
+    for each in heard:
+        seen = states(each)
+        lost = [name for subnet, name in known.items() if subnet not in {each.subnet, *seen}]
+        if lost:
+            yield Finding(
+                code=LEASE_UNKNOWN,
+                severity=Severity.WARNING,
+                subject=each.name,
+                text=f"{each.name} knows no lease of {', '.join(lost)}",
+                evidence=(f"pyflannel peers on {each.name}",),
+                consequence="it has no way to their containers",
+                remedy="pyflannel status there: it may use another etcd or another prefix",
+            )
+
+
+def _versions(heard: Sequence[Witness]) -> Iterator[Finding]:
+    versions: dict[str, list[str]] = {}
+    for each in heard:
+        if each.report is not None:
+            versions.setdefault(each.report.version, []).append(each.name)
+    if len(versions) > 1:
+        yield Finding(
+            code=VERSIONS_DIFFER,
+            severity=Severity.INFO,
+            subject="versions",
+            text=f"{len(versions)} releases of pyflannel are in use",
+            evidence=tuple(f"{', '.join(names)}: {version}" for version, names in versions.items()),
+            consequence="that is right while nodes are updated one by one",
+            remedy="update the rest",
+        )

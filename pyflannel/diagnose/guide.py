@@ -1,0 +1,151 @@
+"""What to do about each code, and what people see when it is the cause.
+
+`docs/troubleshooting.md` is made from this (`tools/troubleshooting.py`), and a test holds both
+together and complete. The findings themselves say the same with the values of the case.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+
+class Guide(NamedTuple):
+    """One code."""
+
+    symptom: str
+    """What somebody sees, in their words."""
+    action: str
+    """What helps."""
+
+
+GUIDES: Final[dict[str, Guide]] = {
+    "PF101": Guide(
+        "the node has no subnet; docker waits",
+        "what it waits for stands in `pyflannel status`; it goes on by itself",
+    ),
+    "PF102": Guide(
+        "new nodes are not reached; all others are",
+        "look at etcd and the way to it; packets flow on until the lease ends",
+    ),
+    "PF103": Guide(
+        "a changed config has no effect",
+        "`systemctl restart pyflannel` on each node; or mend or restore the config",
+    ),
+    "PF111": Guide(
+        "containers of one node are reached by nobody",
+        "`pyflannel leases` says who holds the subnet; stop the other node, or wait",
+    ),
+    "PF112": Guide("the same after a long outage of etcd", "make etcd reachable"),
+    "PF113": Guide("nothing yet", "make etcd reachable, or mend its roles, before the lease ends"),
+    "PF114": Guide(
+        "one node is reached by nobody", "the reason names its lease; delete the key or mend it"
+    ),
+    "PF121": Guide("this node reaches nobody", "look at the interface, its cable and its address"),
+    "PF131": Guide("no packet passes", "it is brought up within seconds; else see the log"),
+    "PF132": Guide("one peer is not reached", "the kernel's answer stands there; `dmesg`"),
+    "PF133": Guide(
+        "one peer is not reached", "mend its lease, or the address that it overlaps with"
+    ),
+    "PF134": Guide("no packet passes (udp)", "it is started again; the log says why it ended"),
+    "PF135": Guide("part of the LAN or of a VPN has vanished", "another `Network`"),
+    "PF141": Guide(
+        "containers do not reach the world, or each other", "the log says what iptables answers"
+    ),
+    "PF151": Guide(
+        "docker does not start, or in a wrong subnet", "make room, or the file writable"
+    ),
+    "PF161": Guide("nothing, or no status", "the reason stands there"),
+    "PF171": Guide(
+        "one node's containers are not reached",
+        "`pyflannel ping PEER`: it is away, or a firewall drops the overlay's packets",
+    ),
+    "PF172": Guide(
+        "connections open, then hang; small pings pass",
+        "`MTU` in the Backend of the config, or the link that carries less",
+    ),
+    "PF173": Guide("this node reaches nobody", "`pyflannel doctor` on this node"),
+    "PF199": Guide("nothing", "report it: `pyflannel bundle`"),
+    "PF201": Guide("the lease will end", "`systemctl start pyflannel`"),
+    "PF202": Guide(
+        "the node reaches containers elsewhere, its containers do not",
+        "`sysctl -w net.ipv4.ip_forward=1`, and in /etc/sysctl.d",
+    ),
+    "PF203": Guide(
+        "the same, since docker or a hardening guide came",
+        "leave `--iptables-forward-rules` on, or accept the network in FORWARD",
+    ),
+    "PF204": Guide(
+        "containers do not reach each other; the nodes do",
+        "accept the overlay's network before that rule (firewalld: zone trusted; ufw: `ufw route "
+        "allow`)",
+    ),
+    "PF205": Guide(
+        "pings between nodes pass, nothing of the overlay does",
+        "accept the overlay's port (UDP 8472, 8285) or protocol 4 from the nodes",
+    ),
+    "PF206": Guide("no packet passes", "the daemon makes it again; else restart it"),
+    "PF207": Guide("docker's containers are not reached", "`pyflannel doctor docker`"),
+    "PF208": Guide(
+        "`operation not supported` at the start",
+        "the package with the rest of the kernel's modules, or another backend",
+    ),
+    "PF209": Guide("routes and rules come and go", "stop one of the two"),
+    "PF210": Guide("no peer knows this node", "wait some seconds, then see the log"),
+    "PF211": Guide(
+        "packets arrive (tcpdump) and vanish", "mend the route back, or `rp_filter=2` there"
+    ),
+    "PF212": Guide("one direction works", "`sysctl -w net.ipv4.conf.DEVICE.forwarding=1`"),
+    "PF213": Guide("IPv6 does not pass, IPv4 does", "`sysctl -w net.ipv6.conf.all.forwarding=1`"),
+    "PF214": Guide("the same", "`sysctl -w net.ipv6.conf.DEVICE.disable_ipv6=0`"),
+    "PF215": Guide(
+        "the node's own IPv6 is lost some time after the start",
+        "`sysctl -w net.ipv6.conf.DEVICE.accept_ra=2`",
+    ),
+    "PF216": Guide(
+        "this node reaches nobody", "cable, switch, hypervisor; `ip link set DEVICE up`"
+    ),
+    "PF217": Guide(
+        "containers reach nobody since a VPN is up",
+        "exclude the overlay there, or `ip rule add to NETWORK lookup main pref 100`",
+    ),
+    "PF218": Guide(
+        "two interfaces; the tunnel leaves by the wrong one", "`--iface`, `--iface-can-reach PEER`"
+    ),
+    "PF219": Guide(
+        "containers leave by the wrong interface (RHEL in a cloud)",
+        "`systemctl disable --now nm-cloud-setup.service nm-cloud-setup.timer`",
+    ),
+    "PF220": Guide("large transfers hang", "restart docker and its containers"),
+    "PF222": Guide("some containers are not reached", "remove the bridge that nobody uses"),
+    "PF223": Guide("traffic goes the former way", "`ip link delete` it, if no daemon uses it"),
+    "PF224": Guide("routes come and go", "`unmanaged-devices=interface-name:flannel*`"),
+    "PF225": Guide("one of several nodes behind a router works", "`--public-ip` and a port each"),
+    "PF226": Guide("containers have addresses of another node", "find who writes the file"),
+    "PF227": Guide("a node loses its subnet at a reboot", "make room"),
+    "PF228": Guide(
+        "random failures on busy nodes; `table full` in dmesg", "raise nf_conntrack_max"
+    ),
+    "PF229": Guide("new peers and containers are not reached", "raise gc_thresh1, 2 and 3"),
+    "PF230": Guide("names do not resolve", "another `Network`, or another DNS server"),
+    "PF231": Guide("gone after a reboot, or for good", "`systemctl enable --now pyflannel`"),
+    "PF232": Guide("certificates `not yet valid`, leases of 25 h", "chrony"),
+    "PF233": Guide("containers see the node's address", "masquerade in one place alone"),
+    "PF234": Guide("connections take seconds, or none passes", "accept the overlay's port before"),
+    "PF235": Guide("rules are right and packets vanish", "clear one of the two variants"),
+    "PF299": Guide("nothing", "run it as root"),
+    "PF401": Guide(
+        "containers on two nodes have the same addresses",
+        "restart the daemon that `pyflannel leases` does not name",
+    ),
+    "PF402": Guide(
+        "some nodes do not reach others since a change",
+        "restart the daemons that started before it",
+    ),
+    "PF403": Guide(
+        "connections from one side fail", "`pyflannel doctor` on the one that does not hear"
+    ),
+    "PF404": Guide("one node's containers are reached by nobody", "look at that node"),
+    "PF405": Guide("the same from one node", "it may use another etcd or prefix"),
+    "PF406": Guide("nothing", "update the rest"),
+}
+"""Every code that status and doctor know."""

@@ -1,0 +1,159 @@
+"""Nodes compared by what each of them says; silence proves nothing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from pyflannel.cli import cluster
+from pyflannel.core.errors import DeviceUnavailable, UsageError
+from pyflannel.diagnose import finding
+from pyflannel.diagnose.cluster import Witness, cluster_findings, matrix, own_problems
+from pyflannel.report.codec import encode
+from pyflannel.report.model import (
+    ConfigReport,
+    LeaseReport,
+    NodeReport,
+    PeerReport,
+    StoreReport,
+)
+
+CONFIG = {"Network": "10.5.0.0/16", "SubnetLen": 24, "Backend": {"Type": "vxlan"}}
+
+
+def subnet(number: int) -> str:
+    return f"10.5.{number}.0/24"
+
+
+def peer(number: int, state: str = "up") -> PeerReport:
+    return PeerReport(subnet=subnet(number), public_ip=f"192.0.2.{number}", state=state)
+
+
+def witness(number: int, others: dict[int, str], **changes: object) -> Witness:
+    report = NodeReport(
+        version="1.2",
+        now=9.0,
+        ready_since=1.0,
+        phase="running",
+        config=ConfigReport(effective=CONFIG),
+        lease=LeaseReport(subnet=subnet(number), held=True),
+        peers=[peer(each, state) for each, state in others.items()],
+    )
+    return Witness(name=f"n{number}", report=replace(report, **changes))
+
+
+ONE = witness(1, {2: "up", 3: "up"})
+TWO = witness(2, {1: "up", 3: "up"})
+THREE = witness(3, {1: "up", 2: "up"})
+OTHER_CONFIG = ConfigReport(effective={**CONFIG, "SubnetLen": 25})
+AWAY = Witness(name="n3", reason="connection refused")
+
+
+def test_nodes_that_agree_have_no_finding_and_one_that_is_silent_is_none():
+    assert cluster_findings([ONE, TWO, THREE]) == []
+    assert cluster_findings([ONE, TWO, AWAY]) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "witnesses", "words"),
+    [
+        (
+            finding.TWO_OWNERS,
+            [ONE, TWO, Witness(name="n9", report=ONE.report)],
+            "n1 and n9",
+        ),
+        (
+            finding.CONFIGS_DIFFER,
+            [ONE, TWO, witness(3, {1: "up", 2: "up"}, config=OTHER_CONFIG)],
+            "25 on n3",
+        ),
+        (finding.ONE_WAY, [ONE, witness(2, {1: "down", 3: "up"}), AWAY], "n1 hears n2"),
+        (
+            finding.DEAF_NODE,
+            [witness(1, {2: "up", 3: "down"}), witness(2, {1: "up", 3: "down"}), AWAY],
+            "2 of 2 nodes do not hear 10.5.3.0/24",
+        ),
+        (finding.LEASE_UNKNOWN, [ONE, witness(2, {1: "up"}), THREE], "n2 knows no lease of n3"),
+        (
+            finding.VERSIONS_DIFFER,
+            [ONE, TWO, witness(3, {1: "up", 2: "up"}, version="1.3")],
+            "2 releases",
+        ),
+    ],
+)
+def test_each_disagreement_has_its_code(code, witnesses, words):
+    (found,) = cluster_findings(witnesses)
+    assert found.code == code
+    assert words in found.text
+
+
+def test_every_code_of_clusters_is_tried_above():
+    (cases,) = (mark.args[1] for mark in test_each_disagreement_has_its_code.pytestmark)
+    codes = {case[0] for case in cases}
+    assert codes == {code for code in finding.CODES if code > "PF4"}
+
+
+def test_the_matrix_says_who_hears_whom():
+    head, *rows = matrix([ONE, witness(2, {1: "down"}), AWAY])
+    assert head == ["", "n1", "n2", subnet(3)]
+    assert rows == [
+        ["n1", ".", "up", "up"],
+        ["n2", "down", ".", "no lease"],
+        ["n3", "unknown", "unknown", "unknown"],
+    ]
+
+
+def test_what_nodes_report_of_themselves_is_told_by_its_codes():
+    ill = witness(2, {1: "up"}, store=StoreReport(kind="etcd", connected=False))
+    assert own_problems([ONE, ill, AWAY]) == {"n1": [], "n2": ["PF102"]}
+
+
+class TestCollecting:
+    def test_from_files(self, tmp_path):
+        (tmp_path / "n1.json").write_text(json.dumps(encode(ONE.report)))
+        (tmp_path / "n2.json").write_text("{}")
+        (tmp_path / "n3.json").write_text("no JSON")
+        one, two, three = cluster.collect("", str(tmp_path), "")
+        assert (one.name, one.subnet) == ("n1", subnet(1))
+        assert (two.report, three.report) == (None, None)
+        assert "not what pyflannel status --json prints" in two.reason
+
+    def test_by_a_command(self, monkeypatch, tmp_path):
+        answers = tmp_path / "192.0.2.2"
+        answers.write_text(json.dumps(encode(TWO.report)))
+        monkeypatch.setattr(cluster.status, "ask", lambda *_: encode(ONE.report))
+        # Stands for ssh: what it prints is the file of the host; the command is passed over.
+        via = f"sh -c 'cat {tmp_path}/{{host}}'"
+        here, two, three = cluster.collect("", "", via)
+        assert (here.name, two.subnet) == ("this node", subnet(2))
+        assert "192.0.2.3" in three.reason
+        assert cluster_findings([here, two, three]) == []
+
+    def test_without_a_way_to_ask_others_are_unknown(self, monkeypatch):
+        monkeypatch.setattr(cluster.status, "ask", lambda *_: encode(ONE.report))
+        here, *others = cluster.collect("", "", "")
+        assert here.report is not None
+        assert all("--via" in each.reason for each in others)
+
+    def test_without_a_daemon_here_nobody_is_known(self, monkeypatch):
+        def refuse(*_: object) -> None:
+            raise DeviceUnavailable("connect to", "/run/x", 2)
+
+        monkeypatch.setattr(cluster.status, "ask", refuse)
+        (here,) = cluster.collect("", "", "")
+        assert here.report is None
+
+    @pytest.mark.parametrize(("directory", "via"), [("/nonexistent", ""), ("", "ssh node")])
+    def test_words_that_make_no_sense_are_refused(self, directory, via):
+        with pytest.raises(UsageError):
+            cluster.collect("", directory, via)
+
+    def test_the_exit_code_tells_whether_something_is_wrong(self, capsys):
+        assert cluster.show([ONE, TWO, THREE], str, as_json=False) == 0
+        assert "nothing is wrong between the 3 of 3" in capsys.readouterr().out
+        assert cluster.show([ONE, witness(2, {1: "down"}), AWAY], str, as_json=True) == 1
+        said = json.loads(capsys.readouterr().out)
+        assert said["unknown"] == {"n3": "connection refused"}
+        assert [one["code"] for one in said["findings"]] == ["PF403"]
