@@ -67,9 +67,9 @@ def test_a_thousand_peers(backend: str, underlay: Underlay, tmp_path: Path) -> N
     net = node.network
 
     async def timed(*, full: bool) -> tuple[Applied, float]:
-        start = time.perf_counter()
+        start = time.process_time()
         applied = await net.apply(full=full)
-        return applied, time.perf_counter() - start
+        return applied, time.process_time() - start
 
     async def scenario() -> None:
         await net.apply(full=True)
