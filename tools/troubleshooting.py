@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from pyflannel.diagnose import finding
 from pyflannel.diagnose.guide import GUIDES
+from pyflannel.docker import checks as docker
 from pyflannel.report import problems
 
 HEAD = """\
@@ -49,8 +50,13 @@ def page() -> str:
     return HEAD + "".join(_rows())
 
 
+def all_codes() -> dict[str, str]:
+    """Every code with its meaning, in order."""
+    return dict(sorted({**problems.CODES, **finding.CODES, **docker.CODES}.items()))
+
+
 def _rows() -> Iterator[str]:
-    for code, meaning in (*problems.CODES.items(), *finding.CODES.items()):
+    for code, meaning in all_codes().items():
         guide = GUIDES[code]
         yield f"| {code} | {meaning} | {guide.symptom} | {guide.action} |\n"
 

@@ -28,7 +28,7 @@ from pyflannel.diagnose.aroundgather import gather_around
 from pyflannel.diagnose.gather import gather as gather_node
 from pyflannel.docker import checks
 from pyflannel.docker import options as docker_options
-from pyflannel.docker.checks import Finding, State
+from pyflannel.docker.checks import DockerFacts, Finding, State
 from pyflannel.docker.facts import gather
 from pyflannel.foreign import MOST_IN_LOG, shown
 from pyflannel.kernel.lock import is_held
@@ -154,7 +154,8 @@ async def _node(report: NodeReport | None, silence: str, subnet_file: str) -> li
     try:
         facts = await gather_node(netlink, KINDS, report, silence, subnet_file)
         around = await gather_around(netlink, KINDS, facts, DaemonOptions().state_dir)
-        return node_checks.findings(facts, around)
+        docker_facts = await gather(netlink, subnet_file=subnet_file)
+        return node_checks.findings(facts, around, of_docker(docker_facts))
     finally:
         await netlink.close()
 
@@ -183,6 +184,29 @@ def render_datapaths(facts: DatapathFacts) -> str:
         width = max(map(len, path.can), default=0)
         lines += [f"  {name:{width}}  {shown(how, MOST_IN_LOG)}" for name, how in path.can.items()]
     return "\n".join(lines)
+
+
+def of_docker(facts: DockerFacts) -> list[finding.Finding]:
+    """What keeps a docker that runs here out of the leased subnet; nothing where none runs."""
+    if facts.arguments is None:
+        return []
+    return [
+        finding.Finding(
+            code=checks.CODE_OF[one.check],
+            severity=Severity.ERROR if one.check in DOCKER_CUTS else Severity.WARNING,
+            subject="docker",
+            text=one.seen,
+            evidence=(f"pyflannel doctor docker: {one.check}",),
+            consequence=one.consequence,
+            remedy=one.remedy,
+        )
+        for one in checks.findings(facts)
+        if one.state is State.PROBLEM and one.check in checks.CODE_OF
+    ]
+
+
+DOCKER_CUTS: Final = frozenset({"direct routing"})
+"""What keeps containers apart now; the others do at docker's next start, or in part."""
 
 
 def _show_docker(root: str, options_file: str, subnet_file: str, as_json: bool) -> int:  # noqa: FBT001

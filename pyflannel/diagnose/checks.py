@@ -6,7 +6,7 @@ device it rests on, and makes no healthy node ill.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from pyflannel.diagnose.around import Around
@@ -43,11 +43,17 @@ _OTHERS: Final = {
 _ORDER: Final = (Severity.ERROR, Severity.WARNING, Severity.INFO)
 
 
-def findings(facts: NodeFacts, around: Around | None = None) -> list[Finding]:
+def findings(
+    facts: NodeFacts, around: Around | None = None, others: Sequence[Finding] = ()
+) -> list[Finding]:
     """Everything that is wrong with a node and around it, the worst first."""
     found = [finding for check in _CHECKS for finding in check(facts)]
     if around is not None:
         found += around_findings(facts, around)
+    found += others
+    if any(one.code == "PF310" for one in others):
+        # docker's own check knows more of it.
+        found = [one for one in found if one.code != BRIDGE]
     if any(finding.code == DEVICE for finding in found):
         # The kernel's word on the device is the later one.
         found = [finding for finding in found if finding.code != DEVICE_DOWN]

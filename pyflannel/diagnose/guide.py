@@ -133,6 +133,30 @@ GUIDES: Final[dict[str, Guide]] = {
     "PF234": Guide("connections take seconds, or none passes", "accept the overlay's port before"),
     "PF235": Guide("rules are right and packets vanish", "clear one of the two variants"),
     "PF299": Guide("nothing", "run it as root"),
+    "PF301": Guide(
+        "docker starts in a subnet of its own",
+        "start pyflannel without an empty `--docker-opts-file`",
+    ),
+    "PF302": Guide(
+        "the same", "`pyflannel docker-setup`, `systemctl daemon-reload`, restart docker"
+    ),
+    "PF303": Guide("the same", "the same"),
+    "PF304": Guide("the same", "remove the option from the other file"),
+    "PF305": Guide("the same, after a boot", "`pyflannel docker-setup`"),
+    "PF306": Guide("a start of docker stops flanneld", "`pyflannel docker-setup`"),
+    "PF307": Guide("the next boot stops flanneld", "disable one of the two"),
+    "PF308": Guide("dockerd refuses to start", "remove what stands twice from daemon.json"),
+    "PF309": Guide("docker's containers are not reached", "`systemctl restart docker`"),
+    "PF310": Guide("the same", "`systemctl restart docker`, or the `bip` in daemon.json"),
+    "PF311": Guide("large transfers hang", "`systemctl restart docker`"),
+    "PF312": Guide(
+        "containers see the node's address, or do not reach the world",
+        "`--ip-masq` in one of the two",
+    ),
+    "PF313": Guide(
+        "docker 28: containers are not reached from other nodes",
+        "`pyflannel docker-setup` and a restart of docker",
+    ),
     "PF401": Guide(
         "containers on two nodes have the same addresses",
         "restart the daemon that `pyflannel leases` does not name",

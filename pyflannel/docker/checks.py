@@ -43,6 +43,40 @@ _SET_UP: Final = f"pyflannel docker-setup && systemctl daemon-reload && {RESTART
 _USER_ACCEPT: Final = re.compile(r"-A DOCKER-USER .*-d (\S+) .*-j ACCEPT")
 
 
+CODES: Final = {
+    "PF301": "docker's options file is missing or has no options",
+    "PF302": "docker's unit does not read the options file",
+    "PF303": "docker's unit does not pass the options on",
+    "PF304": "another file gives docker other options",
+    "PF305": "docker's unit may start before pyflannel",
+    "PF306": "docker's unit starts pyflannel though it is not enabled",
+    "PF307": "flanneld runs, and pyflannel starts with docker",
+    "PF308": "daemon.json contradicts the options",
+    "PF309": "dockerd runs without the options",
+    "PF310": "docker0 has another subnet than the leased one",
+    "PF311": "docker0 has another MTU than the overlay",
+    "PF312": "both masquerade, or neither does",
+    "PF313": "docker drops what other nodes' containers send",
+}
+"""Every code of these checks, with what it means in a phrase."""
+CODE_OF: Final = {
+    "options file": "PF301",
+    "EnvironmentFile": "PF302",
+    "command line": "PF303",
+    "other options": "PF304",
+    "order": "PF305",
+    "want": "PF306",
+    "two agents": "PF307",
+    "daemon.json": "PF308",
+    "running docker": "PF309",
+    "docker0": "PF310",
+    "MTU": "PF311",
+    "masquerade": "PF312",
+    "direct routing": "PF313",
+}
+"""The code of each check that is docker's alone; the others are those of the node."""
+
+
 class State(enum.StrEnum):
     """How a check came out."""
 

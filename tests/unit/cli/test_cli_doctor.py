@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,8 @@ from pyflannel.core.errors import NotPermitted, UsageError
 from pyflannel.diagnose import datapaths
 from pyflannel.diagnose.datapaths import DatapathFacts, PathFacts
 from pyflannel.diagnose.finding import Finding
+from pyflannel.docker import checks
+from pyflannel.docker.checks import DockerFacts
 from pyflannel.report.model import Severity
 from tests.support.hostile import HOSTILE, is_fit
 
@@ -137,3 +141,28 @@ def test_without_rights_the_data_paths_cannot_be_tried(capsys, monkeypatch):
     monkeypatch.setattr(datapaths, "look", look)
     assert doctor.main(["datapath"]) == 3
     assert "unshare new network namespace: EPERM" in capsys.readouterr().err
+
+
+class TestDockerInTheWholeNode:
+    """Where dockerd runs, what is wrong with it is among the node's findings, with a code."""
+
+    FACTS = DockerFacts(arguments=("dockerd",), daemon_json='{"bip": "172.20.0.1/16"}')
+
+    def test_each_problem_has_a_code_of_its_own(self):
+        found = doctor.of_docker(self.FACTS)
+        assert "PF301" in {one.code for one in found}
+        assert all(one.subject == "docker" and one.consequence and one.remedy for one in found)
+        assert all("pyflannel doctor docker" in one.evidence[0] for one in found)
+
+    def test_a_docker_that_does_not_run_here_is_nobodys_fault(self):
+        assert doctor.of_docker(replace(self.FACTS, arguments=None)) == []
+
+    def test_every_check_has_a_code_or_is_one_of_the_nodes(self):
+        text = Path(checks.__file__).read_text()
+        names = set(re.findall(r'_problem\(\s*"([^"]+)"', text))
+        names |= set(re.findall(r'^    check = "([^"]+)"', text, re.MULTILINE))
+        assert names == set(checks.CODE_OF) | {"lease", "ip_forward", "FORWARD"}
+        assert sorted(checks.CODE_OF.values()) == sorted(checks.CODES)
+        page = (Path(__file__).parents[3] / "docs/reference/problems.md").read_text()
+        for code, meaning in checks.CODES.items():
+            assert f"| {code} | {meaning} |" in page

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pyflannel.diagnose import finding
 from pyflannel.diagnose.guide import GUIDES
+from pyflannel.docker import checks as docker
 from pyflannel.report import problems
 from tools.troubleshooting import page
 
@@ -13,7 +14,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def test_every_code_has_a_guide_and_none_has_two_meanings():
-    codes = [*problems.CODES, *finding.CODES]
+    codes = [*problems.CODES, *finding.CODES, *docker.CODES]
     assert sorted(GUIDES) == sorted(codes)
     assert len(set(codes)) == len(codes)
 
