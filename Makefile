@@ -44,7 +44,7 @@ demo: install
 test: install
 	@$(BIN)/python -m pytest $(addprefix --ignore=tests/system/test_,$(BY_SYSTEM)) \
 		$(addprefix --ignore=tests/integration/test_,$(LONG)) \
-		--ignore=tests/integration/etcd_cluster $(ARGS)
+		--ignore=tests/integration/etcd_cluster --ignore=tests/kube $(ARGS)
 
 system: install
 	@tools/bootstrap.sh system
@@ -66,7 +66,7 @@ kernels: install
 kube: install
 	@$(BIN)/python -m tests.kube.build
 	@PYFLANNEL_KUBE=1 $(BIN)/python -m pytest tests/contract/test_kubernetes_api_contract.py \
-		tests/contract/test_lease_store_contract.py -k "real or api-server" $(ARGS)
+		tests/contract/test_lease_store_contract.py tests/kube -k "real or api-server or test_cluster" $(ARGS)
 
 deb: install
 	@tools/build-deb.sh

@@ -1,8 +1,14 @@
-"""A real API server on loopback, over a real etcd, and a hand on it.
+"""A real API server over a real etcd, and a hand on it: in a test's process, or in a namespace.
 
 Two tokens: `admin-token` may do everything, `flannel-token` is a service account with the role of
 the manifest. Clients reach it through a relay that can be shut, so that an outage takes no restart.
 What `KubeCluster` has for tests to do to a cluster has the same name here.
+
+    python -m tests.kube.server ADDRESS PORT DIRECTORY
+
+runs one, with a controller manager that gives podCIDRs, on an address of the namespace that it is
+started in; PORT has `/control`, as in `tests.support.kubeserver`, and DIRECTORY gets a
+`kubeconfig.json`.
 """
 
 from __future__ import annotations
@@ -11,11 +17,14 @@ import asyncio
 import contextlib
 import http.client
 import json
+import shutil
 import signal
 import ssl
 import subprocess
+import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -36,18 +45,20 @@ MERGE: Final = "application/strategic-merge-patch+json"
 class RealCluster:
     """etcd and kube-apiserver; a context manager."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, host: str = "127.0.0.1") -> None:
         self._directory = directory
+        self._host = host
+        self._manager: subprocess.Popen[bytes] | None = None
         self._etcd = EtcdServer(directory / "etcd", binary=etcd("3.6"))
         self._authority = Authority(directory / "pki")
         self._server: subprocess.Popen[bytes] | None = None
         (self._port,) = free_ports(1)
         self.ca = self._authority.bundle
-        self.relay = Relay(self._port)
+        self.relay = Relay(self._port, host)
 
     @property
     def url(self) -> str:
-        return f"https://127.0.0.1:{self.relay.port}"
+        return f"https://{self._host}:{self.relay.port}"
 
     def __enter__(self) -> Self:
         try:
@@ -62,17 +73,81 @@ class RealCluster:
 
     def __exit__(self, *exc: object) -> None:
         self.relay.close()
-        if self._server is not None:
-            self._server.send_signal(signal.SIGTERM)
-            try:
-                self._server.wait(20)
-            except subprocess.TimeoutExpired:
-                self._server.kill()
-                self._server.wait()
+        self._end(self._manager)
+        self._end(self._server)
         self._etcd.stop()
 
+    @staticmethod
+    def _end(child: subprocess.Popen[bytes] | None) -> None:
+        if child is None:
+            return
+        child.send_signal(signal.SIGTERM)
+        try:
+            child.wait(20)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+    def manage(self, cluster_cidr: str) -> None:
+        """Starts a controller manager that gives podCIDRs, and does nothing else."""
+        program = self._directory / "kube-controller-manager"
+        program.symlink_to(api_server())
+        command = [
+            str(program),
+            f"--kubeconfig={self.kubeconfig('admin-token')}",
+            "--leader-elect=false",
+            "--allocate-node-cidrs",
+            f"--cluster-cidr={cluster_cidr}",
+            "--controllers=node-ipam-controller,ttl-controller",
+            "--bind-address=127.0.0.1",
+            f"--cert-dir={self._directory}",
+        ]
+        with (self._directory / "manager.log").open("wb") as log:
+            self._manager = subprocess.Popen(command, stdout=log, stderr=log)
+
+    def kubeconfig(self, token: str) -> Path:
+        """A kubeconfig with its authority and a file that has the token."""
+        (self._directory / token).write_text(token)
+        path = self._directory / f"{token}.json"
+        cluster = {"server": self.url, "certificate-authority": str(self.ca)}
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "here",
+            "contexts": [{"name": "here", "context": {"cluster": "here", "user": "us"}}],
+            "clusters": [{"name": "here", "cluster": cluster}],
+            "users": [{"name": "us", "user": {"tokenFile": str(self._directory / token)}}],
+        }
+        path.write_text(json.dumps(config))
+        return path
+
+    def restart(self) -> None:
+        """The API server ends and comes back."""
+        self._end(self._server)
+        self._start()
+
+    def backup(self) -> None:
+        """Notes what etcd holds."""
+        self._swap(shutil.copytree)
+
+    def put_back(self) -> None:
+        """etcd is what it was at the last backup."""
+
+        def replace(data: Path, kept: Path) -> None:
+            shutil.rmtree(data)
+            kept.rename(data)
+
+        self._swap(replace)
+
+    def _swap(self, work: Callable[[Path, Path], object]) -> None:
+        self._end(self._server)
+        self._etcd.stop()
+        work(self._directory / "etcd", self._directory / "etcd.kept")
+        self._etcd.start()
+        self._start()
+
     def _start(self) -> None:
-        made = self._authority.issue("server")
+        made = self._authority.issue("server", hosts=f"IP:127.0.0.1,IP:{self._host}")
         account = self._authority.issue("account")
         tokens = self._directory / "tokens.csv"
         tokens.write_text(f'admin-token,admin,admin,"system:masters"\nflannel-token,{FLANNEL},f\n')
@@ -185,8 +260,7 @@ class RealCluster:
         self._must("DELETE", "/api/v1/nodes")
 
     def annotations(self, name: str) -> dict[str, str]:
-        every = self.nodes[name]["metadata"].get("annotations", {})
-        return {k.removeprefix(PREFIX): v for k, v in every.items() if k.startswith(PREFIX)}
+        return _flannels(self.nodes[name])
 
     def stop(self) -> None:
         self.relay.close()
@@ -195,12 +269,19 @@ class RealCluster:
         self.relay.open()
 
 
+def _flannels(node: Any) -> dict[str, str]:
+    """flannel's annotations, without the prefix."""
+    every = node["metadata"].get("annotations", {})
+    return {k.removeprefix(PREFIX): v for k, v in every.items() if k.startswith(PREFIX)}
+
+
 class Relay:
     """Passes connections on to a port of loopback, until it is closed."""
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int, host: str) -> None:
         self._target = target
-        (self.port,) = free_ports(1)
+        self._host = host
+        (self.port,) = free_ports(1, host)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -223,7 +304,7 @@ class Relay:
         loop.close()
 
     async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._pass_on, "127.0.0.1", self.port)
+        self._server = await asyncio.start_server(self._pass_on, self._host, self.port)
 
     async def _end(self) -> None:
         self._server.close()
@@ -255,3 +336,35 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         writer.write(data)
         await writer.drain()
     raise ConnectionResetError
+
+
+def main() -> None:
+    """Runs a cluster until told to end."""
+    from aiohttp import web
+
+    address, port, directory = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+
+    async def control(request: web.Request) -> web.Response:
+        order = await request.json()
+
+        def work() -> dict[str, object]:
+            if call := order.get("call"):
+                getattr(cluster, call)(*order.get("args", ()), **order.get("kwargs", {}))
+            nodes = cluster.nodes
+            return {
+                "nodes": nodes,
+                "annotations": {name: _flannels(n) for name, n in nodes.items()},
+            }
+
+        return web.json_response(await asyncio.to_thread(work))
+
+    with RealCluster(directory, address) as cluster:
+        cluster.manage("10.244.0.0/16")
+        cluster.kubeconfig("flannel-token").rename(directory / "kubeconfig.json")
+        app = web.Application()
+        app.router.add_post("/control", control)
+        web.run_app(app, host=address, port=port, print=lambda *_: None, shutdown_timeout=0.2)
+
+
+if __name__ == "__main__":
+    main()

@@ -9,10 +9,12 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -35,6 +37,7 @@ class KubeLab:
         config: `net-conf.json`.
         nodes: how many.
         upstream: which of them run flanneld.
+        real: a directory for a real API server, where `make kube` has built one.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class KubeLab:
         *,
         nodes: int = 2,
         upstream: Sequence[int] = (),
+        real: Path | None = None,
     ) -> None:
         self.config = config
         self.upstream = frozenset(upstream)
@@ -56,19 +60,26 @@ class KubeLab:
             start_daemons=False,
             node_commands=dict.fromkeys(range(1, nodes + 1), "none"),
         )
-        self.lab = Lab(spec)
+        # A place of its own: tests of labs look at what is in the usual one.
+        self._base = Path(tempfile.mkdtemp(prefix="kubelab-", dir="/run"))
+        self.lab = Lab(spec, base=self._base)
         self.daemons: dict[int, subprocess.Popen[str]] = {}
         self._server: subprocess.Popen[str] | None = None
+        self._real = real
 
     def __enter__(self) -> Self:
         self.lab.up()
         try:
             self._server = self.lab.switch.popen(
-                [sys.executable, "-m", "tests.support.kubeserver", ADDRESS, str(PORT)],
+                [
+                    sys.executable,
+                    "-m",
+                    *self._module(),
+                ],
                 stdout=subprocess.DEVNULL,
                 env={"PYTHONPATH": str(REPOSITORY)},
             )
-            self.lab.wait(self._answers, 20, what="the API server")
+            self.lab.wait(self._answers, 120 if self._real else 20, what="the API server")
             for node in self.lab.nodes:
                 self.write_config(node, self.config)
         except BaseException:
@@ -94,6 +105,13 @@ class KubeLab:
                 child.kill()
                 child.wait()
             self.lab.down()
+            shutil.rmtree(self._base, ignore_errors=True)
+            shutil.rmtree(self._base, ignore_errors=True)
+
+    def _module(self) -> list[str]:
+        if self._real is not None:
+            return ["tests.kube.server", ADDRESS, str(PORT), str(self._real)]
+        return ["tests.support.kubeserver", ADDRESS, str(PORT)]
 
     def write_config(self, node: Node, config: Mapping[str, object]) -> None:
         target = node.path(NET_CONF)
@@ -113,7 +131,7 @@ class KubeLab:
         """Does something to the cluster; gives what it holds afterwards."""
 
         def ask() -> bytes:
-            connection = http.client.HTTPConnection(ADDRESS, PORT, timeout=10)
+            connection = http.client.HTTPConnection(ADDRESS, PORT, timeout=120)
             try:
                 body = json.dumps({"call": call, "args": args, "kwargs": kwargs})
                 connection.request("POST", "/control", body)
@@ -140,7 +158,9 @@ class KubeLab:
         command = [
             *program,
             "--kube-subnet-mgr",
-            f"--kube-api-url={URL}",
+            f"--kubeconfig-file={self._real}/kubeconfig.json"
+            if self._real is not None
+            else f"--kube-api-url={URL}",
             f"--net-config-path={NET_CONF}",
             "--iface=eth0",
             *arguments,
@@ -160,7 +180,8 @@ class KubeLab:
         return daemon.wait(20)
 
     def log(self, number: int) -> str:
-        return (self.lab.node(number).directory / "kube.log").read_text()
+        path = self.lab.node(number).directory / "kube.log"
+        return path.read_text() if path.exists() else ""
 
     def subnet(self, number: int) -> str:
         return self.lab.node(number).subnet_env().get("FLANNEL_SUBNET", "")
