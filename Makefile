@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo test system book kernels kube check bench fuzz deb wheels lock clean
+.PHONY: help install demo test system book kernels kube check bench fuzz interop deb wheels lock clean
 
 BIN := .venv/bin
 # A minute and more each: `make system` runs them, and `make book` the second.
@@ -29,6 +29,8 @@ help:
 	@echo "make bench     the benchmarks (ARGS=... goes to them)"
 	@echo "make fuzz      random input for the data paths, and the C under sanitizers: half an hour"
 	@echo "               (PYFLANNEL_FUZZ_S seconds for each of three)"
+	@echo "make interop   every data path with every other on every underlay, all traffic: ten minutes,"
+	@echo "               and with upstream's daemon (PYFLANNEL_UPSTREAM=/path/to/flanneld)"
 	@echo "make deb       the Debian package, into dist/"
 	@echo "make wheels    wheels for x86-64 and aarch64 and one without the native core, into dist/"
 	@echo "make lock      requirements.lock anew: every dependency in its newest version, with hashes"
@@ -90,6 +92,10 @@ bench: install
 fuzz: install
 	@PYFLANNEL_FUZZ_S=$${PYFLANNEL_FUZZ_S:-600} $(BIN)/python -m pytest -q -s --timeout=0 \
 		tests/fuzz $(ARGS)
+
+interop: install
+	@$(BIN)/python -m tests.interop.matrix $(ARGS)
+	@$(BIN)/python -m pytest -q -rs tests/interop/test_data_paths.py
 
 # Names, versions and hashes, no addresses: where packages come from is each machine's own business.
 # What holds for every system that pyflannel runs on is left out of the conditions.

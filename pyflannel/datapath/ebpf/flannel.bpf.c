@@ -173,11 +173,17 @@ static __always_inline void add(enum counter which, __u64 n)
 		*value += n;
 }
 
-/* A super packet counts as the packets it stands for. */
-static __always_inline void count(struct __sk_buff *skb, enum counter packets, __u32 bytes)
+/* A super packet counts as the packets it stands for, each with its headers. How many these are is
+ * reckoned: bpf_skb_adjust_room() sets gso_segs to 0, here and at the peer that has sent it whole.
+ * `longest` as datagram_bytes() gave it. */
+static __always_inline void count(enum counter packets, __u32 bytes, __u32 segment, __u32 longest)
 {
-	add(packets, skb->gso_segs > 1 ? skb->gso_segs : 1);
-	add(packets + 1, bytes);
+	__u32 headers = longest - OUTER_BYTES - segment, segments = 1;
+
+	if (segment && bytes > headers)
+		segments = (bytes - headers + segment - 1) / segment;
+	add(packets, segments);
+	add(packets + 1, bytes + (segments - 1) * headers);
 }
 
 static __always_inline const struct settings *get_settings(void)
@@ -368,7 +374,7 @@ int overlay_out(struct __sk_buff *skb)
 	outer.udp.len = bpf_htons(bytes + sizeof(outer.udp));
 	bpf_skb_store_bytes(skb, 0, &ethernet, sizeof(ethernet), 0);
 	bpf_skb_store_bytes(skb, ETH_HLEN, &outer, sizeof(outer), 0);
-	count(skb, TUN_PACKETS, bytes);
+	count(TUN_PACKETS, bytes, skb->gso_size, longest);
 	if (finish)
 		return bpf_redirect(conf->finish_if, 0);
 	/* A packet that waits for its neighbour is sent on by its route when that answers, so the
@@ -620,7 +626,7 @@ int underlay_in(struct __sk_buff *skb)
 		add(UDP_ERRORS, 1);
 		return TC_ACT_SHOT;
 	}
-	count(skb, UDP_PACKETS, bytes);
+	count(UDP_PACKETS, bytes, skb->gso_size, longest);
 	if (strips)
 		return strip(skb, conf, bytes);
 	if (joins) {
