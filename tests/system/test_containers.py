@@ -11,6 +11,8 @@ from tests.support.machine import HUB, ROOT, Site, run
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
+SLIM = "path-exclude /usr/share/doc/*\npath-include /usr/share/doc/*/copyright\n"
+"""What Debian's slim image has in /etc/dpkg/dpkg.cfg.d/docker."""
 CHECKOUT = "/var/tmp/checkout"
 BUSYBOX = (
     "mkdir -p /tmp/image/bin && cp /bin/busybox /tmp/image/bin/\n"
@@ -36,6 +38,10 @@ def test_every_command_of_the_document_prints_what_it_shows(package):
             shutil.copy(ROOT / part, target)
         base = first.root / "var/tmp/debian.tar"
         run("tar", "-C", debian, "--exclude=./usr/share/doc/*", "-cf", base, ".", timeout=120)
+        slim = first.root / "var/tmp/slim/etc/dpkg/dpkg.cfg.d/docker"
+        slim.parent.mkdir(parents=True)
+        slim.write_text(SLIM)
+        run("tar", "-C", first.root / "var/tmp/slim", "-rf", base, "./etc/dpkg/dpkg.cfg.d/docker")
         first.run("docker", "import", "/var/tmp/debian.tar", "debian:bookworm-slim", timeout=120)
         base.unlink()
 
