@@ -528,7 +528,7 @@ class MacFile:
     def load(self, external: ExternalInterface) -> dict[str, str]:
         """MACs by device name, as written by this node at this address; else nothing."""
         try:
-            found = read_text_if_exists(self._path)
+            found = read_text_if_exists(self._path, own=True)
             if isinstance(found, FileMissing):
                 return {}
             if isinstance(found, FileUnreadable):

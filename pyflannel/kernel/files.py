@@ -220,10 +220,17 @@ class FileUnreadable(NamedTuple):
 FileContent = FileText | FileMissing | FileUnreadable
 
 
-def read_text_if_exists(path: str | Path, *, most_bytes: int = MOST_BYTES) -> FileContent:
+def read_text_if_exists(
+    path: str | Path, *, most_bytes: int = MOST_BYTES, own: bool = False
+) -> FileContent:
     """Reads a small text file that may be missing, unreadable, torn or no text at all.
 
     Never raises for what it finds, and never blocks (a FIFO is reported, not waited for).
+
+    Args:
+        path: of the file; links are followed.
+        most_bytes: a longer file is not read.
+        own: it is one that we wrote for ourselves; what others may write is not believed.
     """
     target = Path(path)
     try:
@@ -233,8 +240,11 @@ def read_text_if_exists(path: str | Path, *, most_bytes: int = MOST_BYTES) -> Fi
     except OSError as error:
         return FileUnreadable(str(_translated("read", target, error)))
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
             return FileUnreadable(f"read {target}: not a regular file")
+        if own and (reason := _why_not_ours(found)):
+            return FileUnreadable(f"read {target}: {reason}")
         data = _read_all(descriptor, most_bytes)
     except OSError as error:
         return FileUnreadable(str(_translated("read", target, error)))
@@ -249,6 +259,14 @@ def read_text_if_exists(path: str | Path, *, most_bytes: int = MOST_BYTES) -> Fi
     except UnicodeDecodeError as error:
         return FileUnreadable(f"read {target}: not text, bad UTF-8 at offset {error.start}")
     return FileText(text, whole=text.endswith("\n"))
+
+
+def _why_not_ours(found: os.stat_result) -> str:
+    if found.st_uid not in {0, os.geteuid()}:
+        return f"it belongs to user {found.st_uid}, not to us: remove it, or give it to root"
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"others may write it (mode {stat.S_IMODE(found.st_mode):04o}): chmod 0600"
+    return ""
 
 
 def _read_all(descriptor: int, most_bytes: int) -> bytes:

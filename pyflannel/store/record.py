@@ -58,7 +58,7 @@ class LeaseRecord:
 
     def load(self) -> Remembered | None:
         """What was written last under this prefix; `None` if there is nothing or it is damaged."""
-        content = read_text_if_exists(self._path)
+        content = read_text_if_exists(self._path, own=True)
         if isinstance(content, FileMissing):
             return None
         reason = content.reason if isinstance(content, FileUnreadable) else ""
@@ -102,7 +102,7 @@ class LeaseRecord:
 
         A full or read-only disk is no reason not to write it.
         """
-        content = read_text_if_exists(self._path)
+        content = read_text_if_exists(self._path, own=True)
         entry: dict[str, object] = {"subnet": None, "etcd_lease": 0, "prefix": self._prefix}
         if isinstance(content, FileText):
             # What cannot be read, or is about another prefix, is replaced, as by `save`.

@@ -13,6 +13,7 @@ from pyflannel.core.allocation import Former
 from pyflannel.core.ip import SubnetKey
 from pyflannel.core.lease import Lease, LeaseAttrs
 from pyflannel.core.traces import LEASE_RECORD, is_record
+from pyflannel.kernel import files
 from pyflannel.store.record import FILE_NAME, LeaseRecord, Remembered
 
 ATTRS = LeaseAttrs(public_ip=IPv4Address("192.0.2.1"), public_ipv6=IPv6Address("2001:db8::1"))
@@ -111,6 +112,25 @@ def test_another_prefix_is_another_lease(tmp_path):
 def test_damage_is_a_warning_and_nothing_else(tmp_path, caplog, text):
     (tmp_path / FILE_NAME).write_text(text)
     assert LeaseRecord(str(tmp_path), "/net").load() is None
+    assert [r.levelname for r in caplog.records] == ["WARNING"]
+
+
+@pytest.mark.parametrize(("uid", "mode"), [(65534, 0o600), (-1, 0o666), (-1, 0o620)])
+def test_what_others_may_have_written_is_not_believed(tmp_path, caplog, monkeypatch, uid, mode):
+    record = LeaseRecord(str(tmp_path), "/net")
+    record.save(LEASE)
+    assert record.load() is not None
+    (tmp_path / FILE_NAME).chmod(mode)
+    if uid >= 0:
+        real = os.fstat
+
+        def fstat(descriptor):
+            found = list(real(descriptor))
+            found[4] = uid
+            return os.stat_result(found)
+
+        monkeypatch.setattr(files.os, "fstat", fstat)
+    assert record.load() is None
     assert [r.levelname for r in caplog.records] == ["WARNING"]
 
 
