@@ -13,6 +13,7 @@ import itertools
 import re
 import subprocess
 import time
+from ipaddress import IPv4Interface
 from pathlib import Path
 from typing import Any, Final
 
@@ -130,7 +131,13 @@ class Audit:
             why = unwell(said)
             if why:
                 return f"{node.name}: {why}"
-            subnets[node.number] = said["lease"]["subnet"]
+            subnet = subnets[node.number] = said["lease"]["subnet"]
+            # They are written a moment after the lease is there, and pods are attached by them.
+            network, env = node.pod_network(), node.subnet_env()
+            files = {str(IPv4Interface(env.get("FLANNEL_SUBNET", "0.0.0.0/0")).network)}
+            files |= {str(one.network) for one in network.gateways} if network else {""}
+            if files != {subnet}:
+                return f"{node.name}: its files say {sorted(files)}, not {subnet}"
             peers[node.number] = {peer["subnet"] for peer in said["peers"]}
         for number, seen in peers.items():
             others = {subnet for other, subnet in subnets.items() if other != number}
