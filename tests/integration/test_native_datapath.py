@@ -29,7 +29,7 @@ from pyflannel.core.lpm import Peer, RouteTable
 from pyflannel.core.packet import VNET_HEADER_BYTES
 from pyflannel.datapath.base import DatapathConfig
 from pyflannel.datapath.native import NativeDatapath, _native
-from pyflannel.kernel.tun import TUN_F_CSUM, TUN_F_USO4, TUN_F_USO6, open_tun, set_offload
+from pyflannel.kernel.tun import open_tun, set_offload
 from tests.contract.datapath_cases import AT_A, MTU, NETWORK, OURS, one_hop_later, packet
 from tests.contract.datapath_rigs import DeviceRig, Namespace, PairRig, Rig, Wire, udp_socket
 from tests.unit.datapath.test_native_packets import (
@@ -40,6 +40,8 @@ from tests.unit.datapath.test_native_packets import (
     stream,
     super_packet,
 )
+
+TUN_F_CSUM, TUN_F_USO4, TUN_F_USO6 = 0x01, 0x20, 0x40  # linux/if_tun.h
 
 pytestmark = pytest.mark.guest
 
