@@ -34,7 +34,7 @@ from pyflannel.node.envfiles import EnvFiles, read_former
 from pyflannel.node.parts import Parts, Settings
 from pyflannel.node.patience import while_starting
 from pyflannel.node.restart import is_restart
-from pyflannel.node.statussocket import keep_socket
+from pyflannel.node.serving import serve_health, serve_status
 from pyflannel.node.trouble import Trouble
 from pyflannel.node.watchdog import feed_watchdog
 from pyflannel.store.open import open_store
@@ -73,15 +73,9 @@ async def _run(options: DaemonOptions) -> None:
         agent.failing["docker options"] = docker_trouble = Trouble(SystemClock())
         docker_trouble.set(not_ours)
         async with while_starting(notifier):
-            status = asyncio.create_task(_serve_status(agent, options), name="status socket")
+            status = asyncio.create_task(serve_status(agent, options), name="status socket")
             stack.push_async_callback(finish, status, within=STATUS_END_S)
-            if options.healthz_port > 0:
-                from pyflannel.api.health import serve_health
-
-                ip, port = options.healthz_ip, options.healthz_port
-                report = agent.report if options.metrics else None
-                health = await serve_health(lambda: agent.ready, report, ip, port)
-                stack.push_async_callback(health.cleanup)
+            await serve_health(agent, options, stack)
             node = await agent.start(stack)
         gc.collect()
         gc.freeze()  # what was made so far stays; later collections need not look at it
@@ -94,14 +88,6 @@ async def _run(options: DaemonOptions) -> None:
         except asyncio.CancelledError:  # asked to stop; a failure is a group of exceptions
             await agent.leave()
             raise
-
-
-async def _serve_status(agent: Agent, options: DaemonOptions) -> None:
-    if not options.status_socket:
-        await asyncio.Event().wait()
-    trouble = agent.failing["status socket"] = Trouble(SystemClock())
-    path, group = options.status_socket, options.status_group
-    await keep_socket(agent.report, path, agent.progress, trouble.set, group=group)
 
 
 def _parts(options: DaemonOptions, notifier: Notifier, stack: contextlib.AsyncExitStack) -> Parts:

@@ -44,21 +44,34 @@ def _plain(text: str, status: int = 200) -> web.Response:
     )
 
 
-def health_app(ready: Callable[[], bool], scrapes: Scrapes | None = None) -> web.Application:
+Trouble = Callable[[], str]
+"""Why a node that was ready does not do its work now; empty if it does."""
+
+
+def no_trouble() -> str:
+    """For `/readyz` as upstream has it: once ready, always ready."""
+    return ""
+
+
+def health_app(
+    ready: Callable[[], bool], scrapes: Scrapes | None = None, trouble: Trouble = no_trouble
+) -> web.Application:
     """`/healthz`, `/readyz`, `/metrics`, and upstream's 404 for everything else.
 
     Args:
         ready: whether the node is ready.
         scrapes: answers `/metrics`; without it there is none.
+        trouble: asked by `/readyz` of a node that is ready.
     """
 
     async def answer(request: web.Request) -> web.Response:
         if request.path == "/healthz":
             return _plain("flanneld is running")
         if request.path == "/readyz":
-            if ready():
-                return _plain("flanneld is ready")
-            return _plain("flanneld is not ready yet", 503)
+            if not ready():
+                return _plain("flanneld is not ready yet", 503)
+            why = trouble()
+            return _plain(f"not ready: {shown(why)}", 503) if why else _plain("flanneld is ready")
         if request.path == "/metrics" and scrapes is not None:
             body = await scrapes.answer()
             return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
@@ -85,8 +98,9 @@ class HealthServer:
         ready: Callable[[], bool],
         limits: Limits | None = None,
         scrapes: Scrapes | None = None,
+        trouble: Trouble = no_trouble,
     ) -> None:
-        app = health_app(ready, scrapes)
+        app = health_app(ready, scrapes, trouble)
 
         @web.middleware
         async def note(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -130,7 +144,11 @@ class HealthServer:
 
 
 async def serve_health(
-    ready: Callable[[], bool], report: Callable[[], NodeReport] | None, host: str, port: int
+    ready: Callable[[], bool],
+    report: Callable[[], NodeReport] | None,
+    host: str,
+    port: int,
+    trouble: Trouble = no_trouble,
 ) -> HealthServer:
     """Starts the health server.
 
@@ -139,11 +157,13 @@ async def serve_health(
         report: what `/metrics` is made of; `None` for no metrics.
         host: the address to listen on.
         port: the port.
+        trouble: why `/readyz` says that the node does not do its work; empty if it does.
 
     Raises:
         DeviceUnavailable: the address or the port cannot be had.
     """
-    server = HealthServer(ready, scrapes=Scrapes(report) if report is not None else None)
+    scrapes = Scrapes(report) if report is not None else None
+    server = HealthServer(ready, scrapes=scrapes, trouble=trouble)
     await server.start(host, port)
     return server
 

@@ -121,6 +121,8 @@ class DaemonOptions:
     log_format: str = "auto"
     metrics: bool = True
     """Whether the health port answers `/metrics`."""
+    strict_health: bool = False
+    """Whether `/readyz` goes back when the node does not do its work any more."""
     probe_interval: int = 10
     """Seconds between two probes of a peer where there are few; 0 for none."""
     allow_extension: bool = False
@@ -421,6 +423,14 @@ FLAGS: Final = (
         default=_DEFAULTS.allow_extension,
         help="accept backend extension from etcd: whoever may write the network config there "
         "then runs commands on this node, as root",
+        since="pyflannel",
+    ),
+    Flag(
+        name="strict-health",
+        kind=Kind.BOOL,
+        default=_DEFAULTS.strict_health,
+        help="/readyz answers 503 as soon as the node does not do its work any more (lease lost, "
+        "device or interface down); without, once ready is always ready, as with flanneld",
         since="pyflannel",
     ),
     Flag(
@@ -761,6 +771,7 @@ def _daemon_options(flags: Flags, env: Mapping[str, str]) -> DaemonOptions:
         metrics=flags.switch("metrics"),
         allow_extension=flags.switch("allow-extension"),
         probe_interval=flags.number("probe-interval"),
+        strict_health=flags.switch("strict-health"),
         instance=flags.text("instance"),
         docker_opts_file=flags.text("docker-opts-file"),
         docker_opts_keys=tuple(flags.text("docker-opts-keys").split(",")),

@@ -69,6 +69,7 @@ from pyflannel.report.model import (
     StoreReport,
     UnderlayReport,
 )
+from pyflannel.report.problems import why_not_working
 from pyflannel.report.text import headline
 from pyflannel.store.configlog import log_problems
 from pyflannel.traffic.select import former_rules
@@ -197,6 +198,10 @@ class Agent:
                 self._parts.notifier.status(line)
                 said = line
             await self._parts.clock.sleep(HEADLINE_S)
+
+    def trouble(self) -> str:
+        """Why this node does not do its work now; empty if it does."""
+        return why_not_working(self.report(peers=False))
 
     def report(self, *, peers: bool = True) -> NodeReport:
         """Everything about this node.

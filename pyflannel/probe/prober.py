@@ -47,6 +47,8 @@ LATE_S: Final = 1.0
 """Behind its time by more the loop, or the machine, stood still."""
 UNDERLAY_EVERY: Final = 6
 LARGE_EVERY: Final = 10
+LARGE_AGAIN: Final = 3
+"""Of a peer that only small packets reach: whoever mends the way wants to see it."""
 EAGER_TURNS: Final = 3
 """First turns of a peer follow each other at once: its way may just be made."""
 FRESH_S: Final = 60.0
@@ -245,7 +247,8 @@ class Prober:
         yield "tunnel", address, small
         if track.state is not State.UNKNOWN and not ill:
             largest = self.mtu(target.family)
-            wanted = peer.turns % LARGE_EVERY == 1 or track.sizes.searching(small)
+            every = LARGE_EVERY if track.state is State.UP else LARGE_AGAIN
+            wanted = peer.turns % every == 1 or track.sizes.searching(small)
             if wanted and largest > small:
                 yield "size", address, track.sizes.next(small, largest)
         peer.turns += 1

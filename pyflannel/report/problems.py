@@ -74,6 +74,15 @@ def problems(report: NodeReport) -> tuple[Problem, ...]:
     return tuple(sorted(found, key=lambda problem: _ORDER.index(problem.severity)))
 
 
+def why_not_working(report: NodeReport) -> str:
+    """The first problem for which a node does not do its work; empty if it does.
+
+    Of the peers' state nothing is asked: a node is not restarted or drained because others are ill.
+    """
+    serious = (one for one in problems(report) if one.severity is Severity.ERROR)
+    return next((f"{one.code} {one.text}" for one in serious if one.code != CUT_OFF), "")
+
+
 def _waiting(report: NodeReport) -> Iterator[Problem]:
     if report.waiting_for and not report.ready:
         yield Problem(

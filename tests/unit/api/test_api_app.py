@@ -7,7 +7,7 @@ import json
 
 from aiohttp.test_utils import make_mocked_request
 
-from pyflannel.api import app
+from pyflannel.api import app, health
 from pyflannel.report.codec import encode
 from pyflannel.report.model import NodeReport, StoreReport
 
@@ -29,3 +29,20 @@ def test_status_is_the_report_made_at_that_moment():
 
     assert asyncio.run(main()) == json.loads(json.dumps(encode(REPORT)))
     assert made == [1]
+
+
+def ready_answer(*, ready: bool, trouble: str = "") -> tuple[int, str]:
+    async def main() -> tuple[int, str]:
+        served = health.health_app(lambda: ready, trouble=lambda: trouble)
+        (route,) = served.router.routes()
+        answer = await route.handler(make_mocked_request("GET", "/readyz"))
+        return answer.status, answer.body.decode()
+
+    return asyncio.run(main())
+
+
+def test_readyz_is_upstreams_unless_somebody_has_more_to_say():
+    assert ready_answer(ready=False) == (503, "flanneld is not ready yet")
+    assert ready_answer(ready=False, trouble="x") == (503, "flanneld is not ready yet")
+    assert ready_answer(ready=True) == (200, "flanneld is ready")
+    assert ready_answer(ready=True, trouble="PF111 lost") == (503, "not ready: PF111 lost")

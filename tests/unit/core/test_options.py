@@ -41,6 +41,7 @@ OURS = {
     "etcd-password-file", "instance", "lease-ttl", "release-on-exit",
     "metrics", "probe-interval", "cni-conflist",
     "etcd-discovery-srv", "etcd-discovery-srv-name", "etcd-insecure-discovery",
+    "strict-health",
 }  # fmt: skip
 
 

@@ -536,3 +536,15 @@ class TestProbes:
             assert node.report().probes.interval_s == 0
 
         play(scenario)
+
+
+def test_a_lease_that_has_ended_is_told_to_who_asks_whether_the_node_works(play):
+    async def scenario(node: WholeNode) -> None:
+        assert node.agent.trouble() == ""
+        node.store.down()
+        await node.advance(10)
+        assert node.agent.trouble() == ""  # packets flow, and the lease is held
+        await node.advance(90)
+        assert node.agent.trouble().startswith(("PF111 ", "PF112 "))
+
+    play(scenario, config=CONFIG.replace(b'"Backend"', b'"LeaseTTL":60,"Backend"'))

@@ -177,7 +177,7 @@ def test_a_path_for_small_packets_alone_is_found_with_its_border(play, limit):
         assert limit - 8 <= view.mtu <= limit
         assert node.prober.report().failing["10.0.1.0/24"].state == "small-only"
         node.net.carries = {}
-        await node.clock.advance(220)
+        await node.clock.advance(40)
         assert (node.view().state, node.view().mtu) == (State.UP, 1450)
 
     play(scenario)

@@ -230,3 +230,16 @@ def test_a_line_fits_into_80_columns_where_its_words_allow_it():
     for _, report, _ in CASES:
         for line in page(report).splitlines()[1:]:
             assert len(line) <= 80 or " " not in line.strip() or not line.startswith("  "), line
+
+
+def test_a_node_is_not_working_for_its_own_errors_and_never_for_its_peers():
+    assert rules.why_not_working(FINE) == ""
+    assert rules.why_not_working(broken(store=AWAY)) == ""  # packets flow on
+    lost = broken(lease=replace(FINE.lease, held=False, reason="taken"))
+    assert rules.why_not_working(lost).startswith("PF111 ")
+    assert "flannel.1" in rules.why_not_working(
+        network(devices={"flannel.1": DeviceReport(up=False)})
+    )
+    cut = probed({f"10.5.{n}.0/24": ProbeFailure(state="down") for n in range(9)})
+    assert problems(cut)[0].code == rules.CUT_OFF
+    assert rules.why_not_working(cut) == ""
