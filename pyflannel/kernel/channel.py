@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import socket
 import time
 from collections import deque
@@ -37,6 +38,8 @@ this; beyond 64 nothing is gained, and 64 acknowledgements of less than 1 KB eac
 counts them) stay far below the smallest receive buffer."""
 HOLD_S: Final = 0.002
 """How long the event loop is held at a time; a packet waits no longer than that for us."""
+_FROZEN_EVERY: Final = 16
+"""Steps of `HOLD_S` after which the collector forgets what there is: some 10,000 objects."""
 ANSWER_TIMEOUT_S: Final = 5.0
 """How long an answer may be missing. It is there at once, or the kernel is in deep trouble."""
 DUMP_ATTEMPTS: Final = 20
@@ -109,17 +112,27 @@ async def _readable(sock: socket.socket) -> None:
 
 
 class Pace:
-    """Steps aside for the event loop after each `HOLD_S` of work."""
+    """Steps aside for the event loop after each `HOLD_S` of work.
 
-    __slots__ = ("_since",)
+    Work that takes long makes many objects, and each collection looks at all of them: a quarter of
+    a second with a million. They have no cycles and are gone with their last reference, so the
+    collector need not know them.
+    """
+
+    __slots__ = ("_since", "_steps")
 
     def __init__(self) -> None:
         self._since = time.perf_counter()
+        self._steps = 0
 
     async def breathe(self) -> None:
         """Lets others run, if it has been long enough."""
         if time.perf_counter() - self._since >= HOLD_S:
             await asyncio.sleep(0)
+            self._steps += 1
+            if self._steps % _FROZEN_EVERY == 0:
+                gc.collect(1)  # what is young and dead would stay
+                gc.freeze()
             self._since = time.perf_counter()
 
 

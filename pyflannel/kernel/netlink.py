@@ -296,12 +296,7 @@ class KernelNetlink:
     ) -> dict[int, KernelError]:
         items = [operation.object for operation in operations.values()]
         routes = await self._find_routes(items, thorough=thorough)
-        if not thorough and any(
-            isinstance(operation, Set)
-            and isinstance(route := operation.object, Route)
-            and routes[rtnl.key_of(route)]
-            for operation in operations.values()
-        ):
+        if not thorough and await _replaces_any(operations.values(), routes):
             # Replacing takes the first under the key. Whose that is, the picked ones do not tell.
             routes = await self._find_routes(items, thorough=True)
         plan = Plan(routes, await self._find_addresses(items))
@@ -336,7 +331,10 @@ class KernelNetlink:
         found: dict[RouteKey, list[FoundRoute]] = {}
         families: set[Family] = set()
         protocols = set() if thorough else set(LISTED)
-        for item in items:
+        pace = Pace()
+        for count, item in enumerate(items):
+            if count % _PACE == 0:
+                await pace.breathe()
             if isinstance(item, Route):
                 found[rtnl.key_of(item)] = []
                 families.add(family_of(item.dst))
@@ -345,7 +343,6 @@ class KernelNetlink:
         # One changed lease should not cost the decoding of all: a prefix stands in its message.
         few = len(found) <= _FEW and all(key.length for key in found)
         prefixes = [key.dst for key in found] if few else [b""]
-        pace = Pace()
         for family in families:
             messages = await self._dump_routes(family, protocols=sorted(protocols - {0}))
             for count, message in enumerate(messages):
@@ -374,6 +371,20 @@ class KernelNetlink:
             if (address := rtnl.decode_address(message.body)) is not None
             and address.index in indexes
         ]
+
+
+async def _replaces_any(
+    operations: Iterable[Operation], found: Mapping[RouteKey, list[FoundRoute]]
+) -> bool:
+    """Whether one of the routes that are to be set has something under its key."""
+    pace = Pace()
+    for count, operation in enumerate(operations):
+        if count % _PACE == 0:
+            await pace.breathe()
+        route = operation.object
+        if isinstance(operation, Set) and isinstance(route, Route) and found[rtnl.key_of(route)]:
+            return True
+    return False
 
 
 def _operation_error(operation: Operation, answer: Answer) -> KernelError:
