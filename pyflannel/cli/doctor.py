@@ -33,6 +33,7 @@ from pyflannel.docker.facts import gather
 from pyflannel.foreign import MOST_IN_LOG, shown
 from pyflannel.kernel.lock import is_held
 from pyflannel.kernel.netlink import KernelNetlink
+from pyflannel.report import problems
 from pyflannel.report.codec import decode
 from pyflannel.report.model import SCHEMA, NodeReport, Severity
 from pyflannel.report.text import wrapped
@@ -40,14 +41,24 @@ from pyflannel.report.text import wrapped
 if TYPE_CHECKING:
     from pyflannel.diagnose.datapaths import DatapathFacts
 
-SUBJECTS: Final = ("node", "docker", "datapath")
+PART_OF: Final = {
+    "store": frozenset(code for code in problems.CODES if code < "PF121"),
+    "peers": frozenset({problems.PEER_DOWN, problems.PEER_SMALL_ONLY, problems.CUT_OFF})
+    | {problems.PEER_IGNORED, problems.NOT_APPLIED}
+    | {finding.RP_FILTER, finding.ROUTED_ELSEWHERE, finding.OTHER_UNDERLAY, finding.SHARED_ADDRESS},
+}
+"""Subjects that are a part of `node`, with their codes."""
+SUBJECTS: Final = ("node", *PART_OF, "docker", "datapath")
 DESCRIPTION: Final = """Looks for what keeps containers from reaching each other. Changes nothing.
 
 Subject node (the default) looks at the daemon, the kernel, routes, devices and every firewall chain
-that packets of the overlay meet; docker at what keeps docker out of the leased subnet; datapath
-starts each data path of backend udp in a network namespace of its own, and says what the kernel
-granted. --cluster compares what nodes say of each other, by --via 'ssh {host}' or from files that
---from names; who cannot be asked, flannel's own nodes too, is unknown.
+that packets of the overlay meet; store and peers are the parts of it that are about etcd and the
+lease, and about the other nodes. docker looks at what keeps docker out of the leased subnet;
+datapath starts each data path of backend udp in a network namespace of its own, and says what the
+kernel granted.
+
+--cluster compares what nodes say of each other, by --via 'ssh {host}' or from files that --from
+names; who cannot be asked, flannel's own nodes too, is unknown.
 
 Exit code 0 if nothing is wrong, 1 if something is, 3 if it may not look. What only may be wrong is
 said, and is 0. For datapath 1 means that --datapath auto takes none faster than python.
@@ -65,6 +76,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("subject", nargs="?", choices=SUBJECTS, default=SUBJECTS[0])
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--root", metavar="DIR", default="/", help="docker: look below it (/)")
+    parser.add_argument(
+        "--peer", metavar="P", help="what is about this peer: its subnet or public IP"
+    )
     parser.add_argument("--cluster", action="store_true", help="compare nodes")
     parser.add_argument(
         "--from", dest="collected", metavar="DIR", help="cluster: NODE.json of status --json"
@@ -80,8 +94,8 @@ def main(argv: Sequence[str]) -> int:
     if not Path(given.root).is_dir():
         raise UsageError(f"--root {given.root}: there is no such directory")
     if given.cluster:
-        found = cluster.collect(given.status_socket, given.collected or "", given.via or "")
-        return cluster.show(found, render_finding, as_json=given.json)
+        nodes = cluster.collect(given.status_socket, given.collected or "", given.via or "")
+        return cluster.show(nodes, render_finding, as_json=given.json)
     if given.collected or given.via:
         raise UsageError("--from and --via go with doctor --cluster")
     if given.subject == "docker":
@@ -95,14 +109,33 @@ def main(argv: Sequence[str]) -> int:
     except NotPermitted as error:
         print(f"pyflannel: {shown(error, MOST_IN_LOG)}", file=sys.stderr)
         return EXIT_CANNOT_LOOK
-    return show_node(asyncio.run(_node(report, silence, given.subnet_file)), as_json=given.json)
+    found = asyncio.run(_node(report, silence, given.subnet_file))
+    wanted = about(found, given.subject, given.peer or "")
+    return show_node(wanted, given.subject, as_json=given.json)
 
 
-def show_node(found: Sequence[finding.Finding], *, as_json: bool) -> int:
+def about(found: Sequence[finding.Finding], subject: str, peer: str = "") -> list[finding.Finding]:
+    """Those that are about a subject, and about a peer if one is named.
+
+    That no daemon answers, and what could not be looked at, is about everything.
+    """
+    always = {finding.NO_DAEMON, finding.NOT_SEEN}
+    codes = PART_OF.get(subject)
+    return [
+        one
+        for one in found
+        if (codes is None or one.code in codes | always)
+        and (not peer or peer in f"{one.subject} {one.text}" or one.code in always)
+    ]
+
+
+def show_node(
+    found: Sequence[finding.Finding], subject: str = SUBJECTS[0], *, as_json: bool
+) -> int:
     """Prints the findings about a node; returns the exit code."""
     wrong = [one for one in found if one.severity is not Severity.INFO]
     if as_json:
-        answer = {"schema": SCHEMA, "subject": "node", "findings": [asdict(one) for one in found]}
+        answer = {"schema": SCHEMA, "subject": subject, "findings": [asdict(one) for one in found]}
         print(json.dumps(answer, indent=2))
     else:
         for one in found:
@@ -211,13 +244,13 @@ DOCKER_CUTS: Final = frozenset({"direct routing"})
 
 def _show_docker(root: str, options_file: str, subnet_file: str, as_json: bool) -> int:  # noqa: FBT001
     found = asyncio.run(_docker(root, options_file, subnet_file))
-    problems = [one for one in found if one.state is State.PROBLEM]
+    wrong = [one for one in found if one.state is State.PROBLEM]
     if as_json:
         print(json.dumps({"findings": [asdict(one) for one in found]}, indent=2))
     else:
         print("\n".join(map(render, found)))
-        print(f"{len(problems)} problems" if problems else "nothing is wrong")
-    return EXIT_WRONG if problems else EXIT_OK
+        print(f"{len(wrong)} problems" if wrong else "nothing is wrong")
+    return EXIT_WRONG if wrong else EXIT_OK
 
 
 async def _docker(root: str, options_file: str, subnet_file: str) -> list[Finding]:

@@ -87,7 +87,7 @@ WITH_VALUE: Final = frozenset(
     {f"--{flag.name}" for flag in ETCD_FLAGS}
     | {"--name", "--public-ip", "--root", "--silent-for", "--unit"}
     | {"--subnet-file", "--docker-opts-file", "--status-socket", "--state-dir"}
-    | {"--silent-for", "--from", "--via", "--size", "--count", "--port", "--protocol"}
+    | {"--peer", "--silent-for", "--from", "--via", "--size", "--count", "--port", "--protocol"}
 )
 """Options with a value that may stand before the command: those of etcd, and of every command.
 (Those of the commands of `lab` come behind `lab`.)"""

@@ -169,6 +169,26 @@ def test_with_a_full_disk_the_start_ends_when_the_files_could_be_written(site):
                 node.run("umount", directory)
 
 
+def test_in_the_sandbox_peers_are_probed_and_the_journal_can_be_asked_for_one(site):
+    one, two = site.nodes[:2]
+    for node in (one, two):
+        start(node)
+    ask = ("pyflannel", "status", "--json")
+    until(
+        "the peer answers",
+        lambda: '"state": "up"' in one.run(*ask, check=False),
+    )
+    two.run("systemctl", "stop", "pyflannel")
+    two.run("ip", "link", "del", "flannel.1")
+    words = ("journalctl", "--no-pager", "-o", "cat", "-u", "pyflannel", "CODE=PF171")
+    until("the failure is in the journal", lambda: "does not any more" in one.run(*words), 60)
+    assert "PEER=10.5." in one.run(*words[:2], "-o", "export", "-u", "pyflannel", "CODE=PF171")
+    warnings = one.run("journalctl", "--no-pager", "-p", "warning", "-o", "cat", "-u", "pyflannel")
+    assert "does not any more" in warnings
+    start(two)
+    until("it answers again", lambda: '"state": "up"' in one.run(*ask, check=False), 60)
+
+
 def test_stop_takes_less_than_two_seconds_and_is_no_failure(site):
     node = site.nodes[0]
     node.run("systemctl", "start", "pyflannel")

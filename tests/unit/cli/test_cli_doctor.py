@@ -13,9 +13,10 @@ from pyflannel.cli import doctor, status
 from pyflannel.core.errors import NotPermitted, UsageError
 from pyflannel.diagnose import datapaths
 from pyflannel.diagnose.datapaths import DatapathFacts, PathFacts
-from pyflannel.diagnose.finding import Finding
+from pyflannel.diagnose.finding import CODES, Finding
 from pyflannel.docker import checks
 from pyflannel.docker.checks import DockerFacts
+from pyflannel.report import problems
 from pyflannel.report.model import Severity
 from tests.support.hostile import HOSTILE, is_fit
 
@@ -141,6 +142,27 @@ def test_without_rights_the_data_paths_cannot_be_tried(capsys, monkeypatch):
     monkeypatch.setattr(datapaths, "look", look)
     assert doctor.main(["datapath"]) == 3
     assert "unshare new network namespace: EPERM" in capsys.readouterr().err
+
+
+def test_subjects_are_parts_of_the_node_and_a_peer_is_told_by_its_name():
+    def one(code: str, subject: str = "x", text: str = "") -> Finding:
+        return Finding(code=code, severity=Severity.ERROR, subject=subject, text=text)
+
+    found = [
+        *(one("PF102"), one("PF111"), one("PF205"), one("PF299")),
+        *(one("PF171", "peer 10.5.7.0/24"), one("PF171", "peer 10.5.8.0/24")),
+        one("PF218", "peer 10.5.7.0/24", "to the node 192.0.2.7"),
+    ]
+    codes = [each.code for each in doctor.about(found, "store")]
+    assert codes == ["PF102", "PF111", "PF299"]
+    assert [each.code for each in doctor.about(found, "peers")] == [
+        *("PF299", "PF171", "PF171", "PF218"),
+    ]
+    assert doctor.about(found, "node") == found
+    of_peer = [each.code for each in doctor.about(found, "node", "10.5.7.0/24")]
+    assert of_peer == ["PF299", "PF171", "PF218"]
+    assert [each.code for each in doctor.about(found, "peers", "192.0.2.7")] == ["PF299", "PF218"]
+    assert doctor.PART_OF["peers"] <= {*problems.CODES, *CODES}
 
 
 class TestDockerInTheWholeNode:
