@@ -22,7 +22,6 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 import pyflannel
@@ -31,9 +30,9 @@ from pyflannel.aio.tasks import forever
 from pyflannel.backend.driver import Driver
 from pyflannel.core import rules, subnetenv
 from pyflannel.core.announce import Announcer
-from pyflannel.core.config import NetworkConfig, effective, parse_network_config
+from pyflannel.core.config import NetworkConfig
 from pyflannel.core.errors import NetworkConfigChanged, StoreDenied, StoreError
-from pyflannel.core.ip import Family, SubnetKey
+from pyflannel.core.ip import SubnetKey
 from pyflannel.core.lease import Identity, LeaseAttrs, LeaseEvent, LeaseTable, Snapshot
 from pyflannel.core.trust import check_commands
 from pyflannel.core.underlay import ExternalInterface
@@ -42,6 +41,7 @@ from pyflannel.logs import get_logger
 from pyflannel.node.blackhole import BlackholeKeeper
 from pyflannel.node.cnibridge import release_bridge
 from pyflannel.node.cniconf import conflist
+from pyflannel.node.configwatch import ConfigWatch, warn_about_bridges
 from pyflannel.node.firewall import Firewall
 from pyflannel.node.follow import UnderlayFollower
 from pyflannel.node.former import remove_former
@@ -71,7 +71,6 @@ from pyflannel.report.model import (
 )
 from pyflannel.report.problems import why_not_working
 from pyflannel.report.text import headline
-from pyflannel.store.configlog import log_problems
 from pyflannel.traffic.select import former_rules
 
 log = get_logger(__name__)
@@ -80,10 +79,6 @@ HEADLINE_S: Final = 1.0
 """How often systemd's status line is made anew; it is sent only when it has changed."""
 RELEASE_S: Final = 0.8
 """For giving the subnet back, of the 1.5 s that an orderly end may take."""
-BRIDGE_SYSCTL: Final = {
-    Family.V4: Path("/proc/sys/net/bridge/bridge-nf-call-iptables"),
-    Family.V6: Path("/proc/sys/net/bridge/bridge-nf-call-ip6tables"),
-}
 
 
 class Agent:
@@ -140,7 +135,7 @@ class Agent:
         config = self._config = await parts.store.network_config()
         check_commands(config, parts.store.origin, allowed=self._settings.allow_extension)
         log.info(f"Found network config - Backend type: {config.backend_type}")
-        _warn_about_bridges(config)
+        warn_about_bridges(config)
         found = await parts.find_underlay(
             config.families, prefer=parts.store.published(), public=parts.store.wished()
         )
@@ -297,7 +292,7 @@ class Node:
             network=self.network_report,
             underlay=lambda: self._underlay,
         )
-        self._pending_config = Trouble(parts.clock)
+        self._config_watch = ConfigWatch(parts.store, parts.kinds, started.config, parts.clock)
         self._docker_trouble = Trouble(parts.clock)
         self._unpublished = asyncio.Event()
         self._wanted = started.lease.attrs
@@ -341,7 +336,7 @@ class Node:
             if self._settings.blackhole:
                 work = self._blackhole.run(self._settings.rules_period_s)
                 forever(group, "blackhole route", work)
-            forever(group, "network config", self._later(self._watch_config))
+            forever(group, "network config", self._later(self._config_watch.run))
             forever(group, "probes", self._later(self._probing.run))
             forever(group, "docker's chain", self._later(self._keep_dockers_chain))
 
@@ -509,27 +504,6 @@ class Node:
             partial(conflist, settings.net_config_path),
         )
 
-    async def _watch_config(self) -> None:
-        async for raw in self._store.watch_config():
-            self._judge_config(raw)
-
-    def _judge_config(self, raw: bytes | None) -> None:
-        where = self._store.describe()
-        if raw is None:
-            log.error("network config was deleted; going on with the old one", where=where)
-            self._pending_config.set("it was deleted")
-            return
-        parsed = parse_network_config(raw, self._parts.kinds, allots=self._store.allots)
-        if parsed.config is None:
-            log.error("network config is wrong now; going on with the old one", where=where)
-            log_problems(parsed.problems, where)
-            self._pending_config.set(f"it is wrong now: {parsed.errors[0].message}")
-        elif parsed.config != self._config:
-            log.warning("network config changed; it takes effect at a restart", where=where)
-            self._pending_config.set("it has changed; a restart uses the new one")
-        else:
-            self._pending_config.set("")
-
     async def _keep_dockers_chain(self) -> None:
         """What `pyflannel docker-setup` asks for; nothing without its record."""
         from pyflannel.docker import userchain
@@ -545,11 +519,7 @@ class Node:
 
     def config_report(self) -> ConfigReport:
         """The config in force."""
-        return ConfigReport(
-            effective=effective(self._config),
-            pending=self._pending_config.text,
-            pending_since=self._pending_config.since,
-        )
+        return self._config_watch.report()
 
     def store_report(self) -> StoreReport:
         """The store, and who of its nodes is followed."""
@@ -591,17 +561,3 @@ class Node:
             seen(peer_report(lease, backend, network), views.get(lease.key))
             for _, lease in sorted(self._table.peers.items(), key=lambda item: peer_order(item[1]))
         )
-
-
-def _warn_about_bridges(config: NetworkConfig) -> None:
-    """Upstream refuses to start without br_netfilter; most set-ups never needed it."""
-    if config.enable_nftables:
-        return
-    for family in config.families:
-        if not BRIDGE_SYSCTL[family].exists():
-            log.warning(
-                "br_netfilter is not loaded: rules do not see traffic between containers of "
-                "one bridge",
-                missing=BRIDGE_SYSCTL[family],
-                remedy="modprobe br_netfilter, if such traffic must pass the firewall",
-            )
