@@ -18,7 +18,14 @@ IP_RECVTTL = 12
 
 @pytest.fixture(scope="module", params=["python", "native", "ebpf"])
 def lab(request):
-    spec = LabSpec(nodes=2, backend="udp", name=f"wire-{request.param}", datapath=request.param)
+    spec = LabSpec(
+        nodes=2,
+        backend="udp",
+        name=f"wire-{request.param}",
+        datapath=request.param,
+        # A probe is a datagram like any other, and here each one is looked at.
+        daemon_args=("--probe-interval=0",),
+    )
     with Lab(spec) as lab:
         lab.wait(lambda: lab.ping_all().ok, 10, what="all pods")
         yield lab
