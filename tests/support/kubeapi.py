@@ -157,6 +157,29 @@ class KubeCluster:
         assert name not in self.nodes
         return self._store("ADDED", made)
 
+    def populate(self, first: int, last: int, images: int = 45) -> None:
+        """Nodes with these numbers as peers of a vxlan, as large as kubelets make them (8 KB)."""
+        listed = [
+            {"names": [f"example/some/image-{n}@sha256:{'0123456789abcdef' * 4}"], "sizeBytes": n}
+            for n in range(images)
+        ]
+        for number in range(first, last + 1):
+            high, low = divmod(number, 256)
+            made = self.create(f"n{number}", f"10.{high}.{low}.0/24")
+            made["status"]["images"] = listed
+            self.annotate(
+                f"n{number}",
+                kube_subnet_manager="true",
+                backend_type="vxlan",
+                backend_data=f'{{"VNI":1,"VtepMAC":"02:00:00:00:{high:02x}:{low:02x}"}}',
+                public_ip=f"192.0.2.{number % 200 + 3}",
+            )
+
+    def beat(self, count: int) -> None:
+        """A heartbeat of each of the first nodes, no more than there are."""
+        for name in list(self.nodes)[:count]:
+            self.heartbeat(name)
+
     def annotate(self, name: str, manager: str = "kubectl", **values: str | None) -> None:
         """Sets flannel's annotations, `_` for `-`; `None` removes one."""
         changes = {PREFIX + k.replace("_", "-"): v for k, v in values.items()}
@@ -171,7 +194,9 @@ class KubeCluster:
 
     def heartbeat(self, name: str) -> None:
         node = copy.deepcopy(self.nodes[name])
-        node["status"]["conditions"][0]["lastHeartbeatTime"] = str(self.version)
+        hours, seconds = divmod(self.version % 86_400, 3600)
+        stamp = f"2026-11-27T{hours:02}:{seconds // 60:02}:{seconds % 60:02}Z"
+        node["status"]["conditions"][0]["lastHeartbeatTime"] = stamp
         self._store("MODIFIED", node)
 
     def delete(self, name: str) -> None:

@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -127,19 +126,20 @@ class KubeLab:
             return False
         return True
 
-    def control(self, call: str = "", *args: object, **kwargs: object) -> dict[str, Any]:
-        """Does something to the cluster; gives what it holds afterwards."""
+    def control(
+        self, call: str = "", *args: object, brief: bool = False, **kwargs: object
+    ) -> dict[str, Any]:
+        """Does something to the cluster; gives what it holds afterwards, or nothing if brief."""
 
         def ask() -> bytes:
             connection = http.client.HTTPConnection(ADDRESS, PORT, timeout=120)
             try:
-                body = json.dumps({"call": call, "args": args, "kwargs": kwargs})
+                body = json.dumps({"call": call, "args": args, "kwargs": kwargs, "brief": brief})
                 connection.request("POST", "/control", body)
                 return connection.getresponse().read()
             finally:
                 connection.close()
 
-        socket.setdefaulttimeout(None)
         found: dict[str, Any] = json.loads(self.lab.switch.call(ask))
         return found
 

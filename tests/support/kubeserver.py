@@ -10,6 +10,7 @@ a method of `KubeCluster`, and the answer is what the cluster holds afterwards.
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 import sys
 import threading
@@ -22,8 +23,8 @@ from pyflannel.core.errors import StoreUnavailable
 from pyflannel.store.kubernetes.base import Reply, Request
 from tests.support.kubeapi import KubeCluster
 
-PIECE = 700
-"""Bytes of a piece: less than one event."""
+PIECE = int(os.environ.get("KUBESERVER_PIECE", "700"))
+"""Bytes of a piece: less than one event, unless somebody measures."""
 
 
 def application(cluster: KubeCluster) -> web.Application:
@@ -66,6 +67,8 @@ def application(cluster: KubeCluster) -> web.Application:
         order = await request.json()
         if call := order.get("call"):
             getattr(cluster, call)(*order.get("args", ()), **order.get("kwargs", {}))
+        if order.get("brief"):
+            return web.json_response({})
         state = {
             "annotations": {name: cluster.annotations(name) for name in cluster.nodes},
             "log": cluster.log,
