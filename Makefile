@@ -44,7 +44,7 @@ demo: install
 	@$(BIN)/pyflannel lab demo $(ARGS)
 
 test: install
-	@$(BIN)/python -m pytest $(addprefix --ignore=tests/system/test_,$(BY_SYSTEM)) \
+	@$(BIN)/python tools/runtests.py $(addprefix --ignore=tests/system/test_,$(BY_SYSTEM)) \
 		$(addprefix --ignore=tests/integration/test_,$(LONG)) \
 		--ignore=tests/integration/etcd_cluster --ignore=tests/kube $(ARGS)
 
