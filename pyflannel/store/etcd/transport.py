@@ -165,7 +165,7 @@ class EndpointClient:
         """Whether the store of the v2 API has a key; see `v2.holds`. No failure raises."""
         host = f"[{self.endpoint.host}]" if ":" in self.endpoint.host else self.endpoint.host
         url = f"{self.endpoint.scheme}://{host}:{self.endpoint.port}{v2.path(key)}"
-        self._session.local.progress = [0.0]
+        self._session.local.progress, self._session.local.more_s = [0.0], 0.0
         try:
             answer = self._session.get(url, timeout=(CONNECT_S, ANSWER_S), allow_redirects=False)
         except (
