@@ -40,9 +40,14 @@ PLACES = {
 }
 
 
+QUIET = "--probe-interval=0"
+"""A probe is a packet like any other, and here single packets are counted."""
+
+
 def with_bpffs(name: str, **more) -> Lab:
     """A lab of two nodes with a BPF file system each; daemons not started."""
-    lab = Lab(LabSpec(nodes=2, backend="udp", name=name, datapath="ebpf", **more))
+    args = {"daemon_args": (QUIET,), **more}
+    lab = Lab(LabSpec(nodes=2, backend="udp", name=name, datapath="ebpf", **args))
     lab.create()
     lab.build()
     lab.configure()
@@ -95,7 +100,8 @@ def mixed():
             backend="udp",
             name="ebpf-mixed",
             datapath="ebpf",
-            node_commands={1: "pyflanneld --datapath=native"},
+            daemon_args=(QUIET,),
+            node_commands={1: f"pyflanneld --datapath=native {QUIET}"},
         )
     )
     with lab:
@@ -786,7 +792,7 @@ def test_nobody_speaks_as_the_node_itself_though_all_are_accepted(datapath):
         backend="udp",
         name=f"martians-{datapath}",
         datapath=datapath,
-        daemon_args=("--udp-accept=any",),
+        daemon_args=("--udp-accept=any", QUIET),
     )
     with Lab(spec) as lab:
         node = lab.node(1)
