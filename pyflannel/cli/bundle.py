@@ -27,7 +27,7 @@ the daemon's status, what pyflannel doctor finds, devices, addresses, routes, ne
 rules, sysctls, the unit with its journal, and the files that flannel writes.
 
 Passwords, tokens and private keys are removed; addresses, MACs and names stay, because without
-them nobody finds a fault in a network. MANIFEST.txt in the archive lists what is inside and what
+them a fault in a network is not found. MANIFEST.txt in the archive lists what is inside and what
 could not be had. Look into it before you send it. Changes nothing.
 """
 CHILD_S: Final = 20.0

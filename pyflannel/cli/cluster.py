@@ -53,7 +53,7 @@ def collect(socket: str, directory: str, via: str) -> list[Witness]:
     peers = here.report.peers if here.report is not None else ()
     hosts = [peer.public_ip or peer.public_ipv6 or "" for peer in peers]
     if not via:
-        why = "nobody was asked; --via 'ssh {host}' or --from DIR asks"
+        why = "not asked; --via 'ssh {host}' or --from DIR asks"
         return [here, *(Witness(name=host, reason=why) for host in hosts)]
     with ThreadPoolExecutor(max_workers=AT_ONCE) as pool:
         return [here, *pool.map(lambda host: _asked(via, host), hosts)]

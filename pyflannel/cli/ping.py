@@ -93,7 +93,7 @@ def _check(given: argparse.Namespace) -> None:
 
 
 class NoSuchPeer(FlannelError):
-    """Nobody has that name."""
+    """No peer has that name."""
 
     exit_code = EXIT_CANNOT
 

@@ -409,7 +409,7 @@ def _service(facts: NodeFacts, around: Around) -> Iterator[Finding]:
             code=codes.CLOCK,
             severity=Severity.INFO,
             subject="clock",
-            text="nobody keeps this machine's clock",
+            text="this machine's clock is not synchronised",
             evidence=("adjtimex: STA_UNSYNC",),
             consequence="times of leases and certificates are judged wrongly when it drifts",
             remedy="chrony or systemd-timesyncd; in a container that is the host's business",

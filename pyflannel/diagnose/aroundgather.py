@@ -219,7 +219,7 @@ async def _unit() -> tuple[str, str]:
 
 
 def _synchronised() -> bool | None:
-    """Whether somebody keeps the clock (adjtimex(2))."""
+    """Whether the clock is synchronised (adjtimex(2))."""
     buffer = ctypes.create_string_buffer(_TIMEX_SIZE)
     try:
         if ctypes.CDLL(None).adjtimex(buffer) < 0:

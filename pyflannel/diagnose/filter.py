@@ -201,7 +201,7 @@ def bases(tables: Iterable[Table], hook: Hook, version: int) -> list[tuple[Chain
 def translated(tables: Iterable[Table], hook: Hook, packet: Packet) -> Packet:
     """The packet behind a hook, whose rules may have given it another destination.
 
-    Where they only may have, it is as before: a pod's address is nobody's service.
+    Where they only may have, it is as before: a pod's address is no service.
     """
     for chain, table in bases(tables, hook, packet.version):
         ends = _Walk(table, packet).chain(chain, 0)

@@ -80,7 +80,7 @@ CODES: Final = {
     NEIGHBOURS_FULL: "the neighbour table is full, or nearly",
     DNS_INSIDE: "a DNS server lies inside the overlay's network",
     UNIT: "the unit has failed, or is not enabled",
-    CLOCK: "nobody keeps the clock",
+    CLOCK: "the clock is not synchronised",
     PODS_MASKED: "packets between containers of two nodes get the node's address",
     OUTER_MASKED: "packets between the nodes get another source, or another port",
     BOTH_FIREWALLS: "both variants of iptables hold rules",

@@ -32,15 +32,17 @@ GUIDES: Final[dict[str, Guide]] = {
         "`systemctl restart pyflannel` on each node; or mend or restore the config",
     ),
     "PF111": Guide(
-        "containers of one node are reached by nobody",
+        "containers of one node cannot be reached",
         "`pyflannel leases` says who holds the subnet; stop the other node, or wait",
     ),
     "PF112": Guide("the same after a long outage of etcd", "make etcd reachable"),
     "PF113": Guide("nothing yet", "make etcd reachable, or mend its roles, before the lease ends"),
     "PF114": Guide(
-        "one node is reached by nobody", "the reason names its lease; delete the key or mend it"
+        "one node cannot be reached", "the reason names its lease; delete the key or mend it"
     ),
-    "PF121": Guide("this node reaches nobody", "look at the interface, its cable and its address"),
+    "PF121": Guide(
+        "this node reaches no other node", "look at the interface, its cable and its address"
+    ),
     "PF131": Guide("no packet passes", "it is brought up within seconds; else see the log"),
     "PF132": Guide("one peer is not reached", "the kernel's answer stands there; `dmesg`"),
     "PF133": Guide(
@@ -63,7 +65,7 @@ GUIDES: Final[dict[str, Guide]] = {
         "connections open, then hang; small pings pass",
         "`MTU` in the Backend of the config, or the link that carries less",
     ),
-    "PF173": Guide("this node reaches nobody", "`pyflannel doctor` on this node"),
+    "PF173": Guide("this node reaches no other node", "`pyflannel doctor` on this node"),
     "PF199": Guide("nothing", "report it: `pyflannel bundle`"),
     "PF201": Guide("the lease will end", "`systemctl start pyflannel`"),
     "PF202": Guide(
@@ -102,10 +104,10 @@ GUIDES: Final[dict[str, Guide]] = {
         "`sysctl -w net.ipv6.conf.DEVICE.accept_ra=2`",
     ),
     "PF216": Guide(
-        "this node reaches nobody", "cable, switch, hypervisor; `ip link set DEVICE up`"
+        "this node reaches no other node", "cable, switch, hypervisor; `ip link set DEVICE up`"
     ),
     "PF217": Guide(
-        "containers reach nobody since a VPN is up",
+        "containers reach no other node since a VPN is up",
         "exclude the overlay there, or `ip rule add to NETWORK lookup main pref 100`",
     ),
     "PF218": Guide(
@@ -116,7 +118,7 @@ GUIDES: Final[dict[str, Guide]] = {
         "`systemctl disable --now nm-cloud-setup.service nm-cloud-setup.timer`",
     ),
     "PF220": Guide("large transfers hang", "restart docker and its containers"),
-    "PF222": Guide("some containers are not reached", "remove the bridge that nobody uses"),
+    "PF222": Guide("some containers are not reached", "remove the unused bridge"),
     "PF223": Guide("traffic goes the former way", "`ip link delete` it, if no daemon uses it"),
     "PF224": Guide("routes come and go", "`unmanaged-devices=interface-name:flannel*`"),
     "PF225": Guide("one of several nodes behind a router works", "`--public-ip` and a port each"),
@@ -168,7 +170,7 @@ GUIDES: Final[dict[str, Guide]] = {
     "PF403": Guide(
         "connections from one side fail", "`pyflannel doctor` on the one that does not hear"
     ),
-    "PF404": Guide("one node's containers are reached by nobody", "look at that node"),
+    "PF404": Guide("one node's containers cannot be reached", "look at that node"),
     "PF405": Guide("the same from one node", "it may use another etcd or prefix"),
     "PF406": Guide("nothing", "update the rest"),
 }

@@ -318,7 +318,7 @@ def _encapsulation(facts: WayFacts) -> Iterator[Hop]:
             place="neighbour",
             decides=asked,
             outcome=Outcome.ENDS,
-            text="there is no entry with a MAC, so there is nobody to send to",
+            text="there is no entry with a MAC, so there is no destination",
         )
         return
     yield Hop(place="neighbour", decides=asked, text=f"MAC {mac}")

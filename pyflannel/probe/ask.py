@@ -96,7 +96,7 @@ async def connect(address: IPAddress, port: int, timeout_s: float = 3.0) -> tupl
         async with asyncio.timeout(timeout_s):
             _, writer = await asyncio.open_connection(str(address), port)
     except ConnectionRefusedError:
-        return True, "refused, so it arrives; nobody listens there"
+        return True, "refused, so it arrives; the port is closed"
     except TimeoutError:
         return False, f"no answer within {timeout_s:g} s"
     except OSError as error:

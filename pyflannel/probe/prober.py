@@ -48,7 +48,7 @@ LATE_S: Final = 1.0
 UNDERLAY_EVERY: Final = 6
 LARGE_EVERY: Final = 10
 LARGE_AGAIN: Final = 3
-"""Of a peer that only small packets reach: whoever mends the way wants to see it."""
+"""Of a peer that only small packets reach: the cure of the path should show soon."""
 EAGER_TURNS: Final = 3
 """First turns of a peer follow each other at once: its way may just be made."""
 FRESH_S: Final = 60.0

@@ -78,7 +78,7 @@ class Schedule(Generic[K]):
             self._enter(key, now)
 
     def due(self, now: float) -> K | None:
-        """Whose turn it is, with its next one entered; `None` if it is nobody's, or too many were.
+        """Whose turn it is, with its next one entered; `None` if none is due or too many left.
 
         The caller tells with `sent` how many packets the turn took.
         """

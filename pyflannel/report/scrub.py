@@ -2,7 +2,7 @@
 
 Removed are values under names that say what they are (a password, a token, a key), the user part of
 URLs, private keys, and headers of authentication. Addresses, names and MACs stay: without them
-nobody finds a fault in a network.
+a fault in a network is not found.
 """
 
 from __future__ import annotations
