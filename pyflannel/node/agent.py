@@ -46,7 +46,7 @@ from pyflannel.node.firewall import Firewall
 from pyflannel.node.follow import UnderlayFollower
 from pyflannel.node.former import remove_former
 from pyflannel.node.parts import Parts, Settings, Started
-from pyflannel.node.probing import Probing, seen
+from pyflannel.node.probing import Probing
 from pyflannel.node.progress import PROGRAM_FIRST_S, Progress
 from pyflannel.node.reports import (
     config_report,
@@ -558,6 +558,6 @@ class Node:
         network, views = self._driver.report(), self._probing.views()
         backend = self._config.backend_type
         return tuple(
-            seen(peer_report(lease, backend, network), views.get(lease.key))
+            peer_report(lease, backend, network, views.get(lease.key))
             for _, lease in sorted(self._table.peers.items(), key=lambda item: peer_order(item[1]))
         )

@@ -14,10 +14,9 @@ from pyflannel.core.kind import Kind, Probed
 from pyflannel.core.lease import Lease, LeaseAdded, LeaseEvent, LeaseRemoved
 from pyflannel.core.underlay import ExternalInterface
 from pyflannel.node.parts import Parts
-from pyflannel.probe.judge import State
 from pyflannel.probe.prober import PeerView, Prober
 from pyflannel.probe.targets import Target, targets
-from pyflannel.report.model import NetworkReport, PeerReport, ProbeReport
+from pyflannel.report.model import NetworkReport, ProbeReport
 
 SILENT_S: Final = 10.0
 """Between two looks at who is left out."""
@@ -107,26 +106,6 @@ class Probing:
     def views(self) -> Mapping[SubnetKey, PeerView]:
         """What is known of each peer that is probed."""
         return self._prober.views() if self._prober is not None else {}
-
-
-def seen(peer: PeerReport, view: PeerView | None) -> PeerReport:
-    """A peer's record with what its probes say."""
-    if view is None:
-        return peer
-    told = replace(
-        peer,
-        last_heard=view.heard,
-        rtt_s=view.rtt_s,
-        loss=view.loss,
-        mtu=view.mtu,
-        underlay_heard=view.underlay_heard,
-        underlay_rtt_s=view.underlay_rtt_s,
-    )
-    if peer.state != State.UNKNOWN:
-        return told
-    return replace(
-        told, state=view.state.value, reason=view.reason, cause=view.cause.value, since=view.since
-    )
 
 
 def _families(config: NetworkConfig, kind: Kind | None) -> tuple[Family, ...]:

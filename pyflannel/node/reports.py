@@ -10,6 +10,7 @@ from pyflannel.core.config import NetworkConfig, effective
 from pyflannel.core.ip import SubnetKey
 from pyflannel.core.lease import Lease
 from pyflannel.core.underlay import ExternalInterface
+from pyflannel.probe.prober import UNSEEN, PeerView
 from pyflannel.report.model import (
     ConfigReport,
     Failure,
@@ -70,19 +71,37 @@ def underlay_report(
     )
 
 
-def peer_report(lease: Lease, backend: str, network: NetworkReport) -> PeerReport:
-    """A peer by its lease, with what the backend says of it."""
-    name = lease.key.describe()
-    ignored, failing = network.ignored.get(name, ""), network.failing.get(f"peer {name}", "")
+def peer_report(
+    lease: Lease, backend: str, network: NetworkReport, view: PeerView | None = None
+) -> PeerReport:
+    """A peer by its lease, with what the backend says of it and what its probes say.
+
+    One record, made once: with 1,000 peers the event loop stands still meanwhile.
+    """
+    ignored = failing = ""
+    if network.ignored or network.failing:
+        name = lease.key.describe()
+        ignored, failing = network.ignored.get(name, ""), network.failing.get(f"peer {name}", "")
+    bad = "ignored" if ignored else "failing" if failing else ""
+    probed = view if view is not None else UNSEEN
+    told = UNSEEN if bad else probed
     return PeerReport(
         subnet=_text(lease.key.v4),
         ipv6_subnet=_text(lease.key.v6),
         public_ip=_text(lease.attrs.public_ip),
         public_ipv6=_text(lease.attrs.public_ipv6),
         backend=lease.attrs.backend_type or backend,
-        state="ignored" if ignored else "failing" if failing else "unknown",
-        reason=ignored or failing,
+        state=bad or told.state.value,
+        reason=ignored or failing or told.reason,
+        cause=told.cause.value,
+        since=told.since,
         way=_way(backend, network),
+        last_heard=probed.heard,
+        rtt_s=probed.rtt_s,
+        loss=probed.loss,
+        mtu=probed.mtu,
+        underlay_heard=probed.underlay_heard,
+        underlay_rtt_s=probed.underlay_rtt_s,
     )
 
 

@@ -117,6 +117,21 @@ class PeerView:
     underlay_rtt_s: float | None
 
 
+UNSEEN: Final = PeerView(
+    state=State.UNKNOWN,
+    reason="",
+    cause=Cause.NONE,
+    since=None,
+    heard=None,
+    rtt_s=None,
+    loss=None,
+    mtu=None,
+    underlay_heard=None,
+    underlay_rtt_s=None,
+)
+"""Of a peer that is not probed."""
+
+
 @dataclass(slots=True)
 class _Counts:
     sent: int = 0
