@@ -27,8 +27,10 @@ def said(lab: Lab, number: int = 1) -> dict:
 
 
 def peer(lab: Lab) -> dict:
-    (found,) = said(lab)["peers"]
-    return found
+    """The other node's record; one without a state while its lease is not known yet."""
+    found = said(lab)["peers"]
+    assert len(found) < 2
+    return found[0] if found else {"state": "", "cause": "", "mtu": None}
 
 
 def codes(lab: Lab) -> set[str]:
