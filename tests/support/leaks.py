@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+import uvloop
 
 MARK: Final = "PYFLANNEL_TESTS"
 """In the environment of everything that the tests start."""
@@ -109,6 +110,8 @@ class Leaks:
         self._wide: set[int] = set()
         self._before: Seen | None = None
         os.environ[MARK] = self._mark
+        # Its first loop makes a pipe for the whole process, for signals.
+        uvloop.new_event_loop().close()
         asyncio.runners._cancel_all_tasks = _complaining(asyncio.runners._cancel_all_tasks)  # type: ignore[attr-defined]
 
     @pytest.hookimpl(wrapper=True)
