@@ -115,9 +115,10 @@ def check_limits() -> None:
     """
     from pyflannel.core.errors import DeviceUnavailable
     from pyflannel.core.limits import too_low
-    from pyflannel.kernel.limits import raise_files, read_limits
+    from pyflannel.kernel.limits import raise_files, read_limits, share_one_heap
 
     raise_files()
+    share_one_heap()
     if reason := too_low(read_limits()):
         raise DeviceUnavailable("start", "", 0, reason)
 

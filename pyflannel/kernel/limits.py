@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import resource
@@ -13,6 +14,8 @@ from pyflannel.core.limits import MIN_FILES, Limits
 
 CGROUP_ROOT: Final = Path("/sys/fs/cgroup")
 OWN_CGROUPS: Final = Path("/proc/self/cgroup")
+_M_ARENA_MAX: Final = -8
+"""`M_ARENA_MAX` of glibc's malloc.h."""
 
 
 def read_limits(root: Path = CGROUP_ROOT, own: Path = OWN_CGROUPS) -> Limits:
@@ -33,6 +36,17 @@ def raise_files() -> None:
     if soft != resource.RLIM_INFINITY and soft < wanted:
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def share_one_heap() -> bool:
+    """Has all threads allocate from one heap; whether this C library has more, and can be told.
+
+    glibc gives each thread that allocates one of its own, which never shrinks: 2 MB with the few
+    that a daemon has. What threads gain by that, not to wait for each other, the interpreter's lock
+    takes away. To be called before there are threads.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and mallopt(_M_ARENA_MAX, 1) == 1
 
 
 def forbid_core_dumps() -> None:

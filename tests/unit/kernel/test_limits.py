@@ -92,3 +92,23 @@ def test_locked_memory_is_raised_as_far_as_it_may_be(
     assert raise_locked_memory() is raised
     assert now == after
     assert locked_memory() == (None if after[0] == NO_LIMIT else after[0])
+
+
+def test_threads_share_one_heap():
+    """Each has a heap of its own otherwise, of 64 MB of address space and some memory."""
+    code = (
+        "import sys, threading; from pyflannel.kernel.limits import share_one_heap\n"
+        "sys.argv[1] == 'one' and print(share_one_heap())\n"
+        "kept = []\n"
+        "def work(): kept.append([bytes(1000) for _ in range(1000)])\n"
+        "for _ in range(3):\n"
+        "    thread = threading.Thread(target=work); thread.start(); thread.join()\n"
+        "print(sum('---p 00000000 00:00 0' in line for line in open('/proc/self/maps')))"
+    )
+
+    def reserved(how: str) -> int:
+        command = [sys.executable, "-c", code, how]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+        return int(done.stdout.split()[-1])
+
+    assert reserved("one") < reserved("many")
