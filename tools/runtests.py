@@ -1,12 +1,11 @@
-"""Runs the test suite in two halves at a time: what computes, and what waits.
+"""Runs the test suite in two halves at a time.
 
     python tools/runtests.py [PYTEST-ARGUMENT...]
 
-Unit, contract and fuzz tests keep one CPU busy in namespaces of their own; those of integration,
-interop and the booted nodes wait for daemons and for time to pass. So they share the machine well,
-and the first half gives way to the second. What is printed is pytest's own output, one half after
-the other, and a last line like pytest's with the sums. With a path among the arguments there is one
-run, of that path.
+Tests of integration and interop wait for daemons and for time to pass. Beside them run the others:
+unit, contract and fuzz tests keep one CPU busy in namespaces of their own, and give way; then come
+the booted nodes. What is printed is pytest's own output, one half after the other, and a last line
+like pytest's with the sums. With a path among the arguments there is one run, of that path.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-COMPUTES: Final = ("tests/unit", "tests/contract", "tests/fuzz")
-WAITS: Final = ("tests/integration", "tests/interop", "tests/system")
+BESIDE: Final = ("tests/unit", "tests/contract", "tests/fuzz", "tests/system")
+WAITS: Final = ("tests/integration", "tests/interop")
 NICE: Final = 5
-"""Of the half that computes, so that it takes no time away from what is measured in the other."""
+"""Of the half beside, so that it takes no time away from what is measured in the other."""
 _COUNT: Final = re.compile(r"(\d+) (failed|passed|skipped|xfailed|xpassed|deselected|errors?)\b")
 
 
@@ -41,7 +40,7 @@ def main(arguments: list[str]) -> int:
     common = ["-p", "no:cacheprovider", "--color=no", *arguments]
     with tempfile.TemporaryFile("w+") as kept:
         beside = subprocess.Popen(
-            ["nice", "-n", str(NICE), *pytest, *COMPUTES, *common],
+            ["nice", "-n", str(NICE), *pytest, *BESIDE, *common],
             cwd=ROOT, stdout=kept, stderr=subprocess.STDOUT,
         )  # fmt: skip
         try:
