@@ -50,6 +50,10 @@ GUIDES: Final[dict[str, Guide]] = {
     ),
     "PF134": Guide("no packet passes (udp)", "it is started again; the log says why it ended"),
     "PF135": Guide("part of the LAN or of a VPN has vanished", "another `Network`"),
+    "PF136": Guide(
+        "this node does not reach a network, an address of its own, or etcd",
+        "`systemctl restart pyflannel`: the next start takes another subnet; or another `Network`",
+    ),
     "PF141": Guide(
         "containers do not reach the world, or each other", "the log says what iptables answers"
     ),

@@ -36,7 +36,9 @@ def test_a_healthy_node_has_no_finding(backend):
 
 
 def test_faults_of_a_node_are_named_and_gone_when_they_are():
-    with Lab(LabSpec(nodes=2, backend="vxlan", name="ill")) as lab:
+    # Without probes: they see the same faults from outside, and a few seconds later.
+    flags = ("--probe-interval=0",)
+    with Lab(LabSpec(nodes=2, backend="vxlan", name="ill", daemon_args=flags)) as lab:
         node = lab.node(1)
         lab.wait(lambda: reaches(lab), 10, what="all pods")
 
@@ -77,7 +79,8 @@ def test_faults_of_a_node_are_named_and_gone_when_they_are():
 
 
 def test_a_stopped_daemon_and_rules_of_legacy_iptables_are_named():
-    with Lab(LabSpec(nodes=2, backend="vxlan", name="legacy")) as lab:
+    flags = ("--probe-interval=0",)
+    with Lab(LabSpec(nodes=2, backend="vxlan", name="legacy", daemon_args=flags)) as lab:
         node = lab.node(1)
         node.stop_daemon()
         assert set(serious(node)) == {"PF201"}

@@ -41,7 +41,7 @@ def shown(tmp_path_factory):
 class TestDemo:
     def test_it_fits_on_a_screen_and_is_plain_in_a_file(self, shown):
         assert len(shown.splitlines()) <= 70
-        assert max(map(len, shown.splitlines())) < 80
+        assert max(map(len, shown.splitlines())) <= 80
         assert "\x1b" not in shown
 
     def test_a_route_is_deleted_and_back_at_once(self, shown):

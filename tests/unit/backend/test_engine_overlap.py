@@ -177,7 +177,7 @@ def test_the_store_and_next_hops_are_kept_reachable():
         node.add(node.peer("10.5.50.0/24"), node.peer("10.5.60.0/24", 3), lease(4, HOST_GW))
         await node.engine.apply(full=True)
         assert await node.routes() == ["10.5.4.0/24"]
-        assert "etcd's address 10.5.50.9" in node.ignored["10.5.50.0/24"]
+        assert "the store's address 10.5.50.9" in node.ignored["10.5.50.0/24"]
         assert "next hop 10.5.60.1" in node.ignored["10.5.60.0/24"]
 
     run(scenario())

@@ -251,9 +251,9 @@ class TestWinning:
         seen: list[int] = []
         choose = allocation.choose
 
-        def noting(config, leases, rng, races_lost=0):
+        def noting(config, leases, rng, obstacles, races_lost):
             seen.append(races_lost)
-            return choose(config, leases, rng, races_lost)
+            return choose(config, leases, rng, obstacles, races_lost)
 
         monkeypatch.setattr(allocation, "choose", noting)
 
