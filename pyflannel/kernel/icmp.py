@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import secrets
+import os
 import socket
 import struct
 from collections.abc import Iterator
@@ -50,7 +50,7 @@ class EchoSocket:
 
     def __init__(self, family: Family) -> None:
         self.family = family
-        self.ident = secrets.randbits(16)
+        self.ident = int.from_bytes(os.urandom(2))
         """In all requests; replies with another one are not seen."""
         v4 = family is Family.V4
         kind = socket.AF_INET if v4 else socket.AF_INET6

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import secrets
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -163,7 +163,7 @@ class Prober:
     _sent: dict[int, _Sent] = field(init=False, default_factory=dict)
     _edges: dict[Family, Echoes] = field(init=False, default_factory=dict)
     _closed: dict[Family, tuple[str, float]] = field(init=False, default_factory=dict)
-    _secret: bytes = field(init=False, default_factory=lambda: secrets.token_bytes(echo.SECRET))
+    _secret: bytes = field(init=False, default_factory=lambda: os.urandom(echo.SECRET))
     _number: int = field(init=False, default=0)
     _states: Counter[State] = field(init=False, default_factory=Counter)
     """Peers by state; kept, because the report is made each second."""

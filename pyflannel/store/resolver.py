@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from pyflannel.aio.threads import ThreadPool
+from pyflannel.store.names import look_up
 
 Addresses = Callable[[str], Awaitable[Sequence[str]]]
 """Gives all addresses of a host; raises `OSError`."""
@@ -49,8 +50,7 @@ def in_threads(threads: ThreadPool) -> Addresses:
     """Look-ups in threads of one's own."""
 
     async def addresses(host: str) -> Sequence[str]:
-        found = await threads.run(lambda: socket.getaddrinfo(host, None, type=socket.SOCK_STREAM))
-        return tuple(dict.fromkeys(str(address[0]) for *_, address in found))
+        return await threads.run(lambda: look_up(host))
 
     return addresses
 

@@ -75,8 +75,8 @@ from pyflannel.store.etcd.failures import (
     unavailable,
 )
 from pyflannel.store.etcd.identity import ADOPT_AFTER_S, Cluster, Identity
-from pyflannel.store.etcd.names import Names
 from pyflannel.store.etcd.password import Password
+from pyflannel.store.names import Names
 
 if TYPE_CHECKING:
     from pyflannel.store.etcd.transport import EndpointClient

@@ -31,7 +31,7 @@ from pyflannel.store.etcd import gateway
 from pyflannel.store.etcd.base import WatchResponse
 from pyflannel.store.etcd.endpoints import Endpoint
 from pyflannel.store.etcd.failures import EndpointFailure, NoGateway, explain, not_etcd
-from pyflannel.store.etcd.names import Names
+from pyflannel.store.names import Names
 from pyflannel.store.resolver import Resolver
 
 CONNECT_S: Final = 1.0

@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from pyflannel.store.etcd import names as names_module
-from pyflannel.store.etcd.names import FRESH_S, Names, is_address
+from pyflannel.store import names as names_module
+from pyflannel.store.names import FRESH_S, Names, is_address
 
 
 class Dns:

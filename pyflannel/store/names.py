@@ -1,4 +1,4 @@
-"""Addresses of etcd's hosts, looked up where a dead DNS server keeps nobody waiting.
+"""Addresses of a store's hosts, looked up where a dead DNS server keeps nobody waiting.
 
 A look-up blocks its thread, with a server that does not answer for half a minute. So look-ups have
 threads of their own, one for each name at most, and whoever asks waits no longer than it wants to:
