@@ -36,12 +36,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import gc
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from pyflannel.aio.heap import pass_over
 from pyflannel.backend.base import Applied, BackendContext, PartlyApplied, SysctlWriter
 from pyflannel.backend.devices import DeviceKeeper
 from pyflannel.backend.plan import Device, PeerObjects, Plan, Table, TableEntry, View
@@ -460,7 +460,7 @@ class Engine:
                 if count % YIELD_EVERY == YIELD_EVERY - 1:
                     await asyncio.sleep(0)
                 if count % FROZEN_EVERY == FROZEN_EVERY - 1:
-                    gc.freeze()
+                    pass_over()
                 lease = self._peers.get(owner) if owner is not None else None
                 if lease is not None and not await self._look_up(lease, done):
                     self._pending[owner] = None

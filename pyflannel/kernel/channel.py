@@ -19,13 +19,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import gc
 import socket
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Final, Self
 
+from pyflannel.aio.heap import pass_over
 from pyflannel.core.errors import KernelError
 from pyflannel.core.ip import IPNetwork
 from pyflannel.kernel import routefilter, rtnl
@@ -114,9 +114,7 @@ async def _readable(sock: socket.socket) -> None:
 class Pace:
     """Steps aside for the event loop after each `HOLD_S` of work.
 
-    Work that takes long makes many objects, and each collection looks at all of them: a quarter of
-    a second with a million. They have no cycles and are gone with their last reference, so the
-    collector need not know them.
+    Work that takes long makes many objects without cycles (`aio/heap.py`).
     """
 
     __slots__ = ("_since", "_steps")
@@ -131,8 +129,7 @@ class Pace:
             await asyncio.sleep(0)
             self._steps += 1
             if self._steps % _FROZEN_EVERY == 0:
-                gc.collect(1)  # what is young and dead would stay
-                gc.freeze()
+                pass_over()
             self._since = time.perf_counter()
 
 

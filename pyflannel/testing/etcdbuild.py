@@ -7,17 +7,16 @@ module proxy has the sources; no binary is fetched). What is built lies in a cac
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import os
 import re
-import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 from typing import Final
 
 from pyflannel.testing.etcdserver import EtcdError, find_etcd
+from pyflannel.testing.gobuild import built
 
 RELEASES: Final = ("3.4", "3.5", "3.6")
 """Those that upstream's users run; 3.3 has had no fixes since 2021."""
@@ -64,19 +63,12 @@ def _release(program: Path) -> str:
 
 
 def _built(version: str) -> Path:
-    directory = cache() / "etcd"
-    program = directory / f"etcd-{version}"
-    if program.exists():
-        return program
-    go = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
-    if go is None:
-        raise EtcdError(f"etcd {version} is built with go, which is not installed")
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # several test runs may want it at once
-        if not program.exists():
-            _build(go, version, program)
-    return program
+    program = cache() / "etcd" / f"etcd-{version}"
+    return built(
+        program,
+        lambda go: _build(go, version, program),
+        lambda why: EtcdError(f"etcd {version} {why}"),
+    )
 
 
 def _build(go: str, version: str, program: Path) -> None:

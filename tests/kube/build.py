@@ -8,17 +8,16 @@ The module proxy has the sources; no binary is fetched. What is built lies in th
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
-import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 from typing import Final
 
 from pyflannel.testing.etcdbuild import cache
+from pyflannel.testing.gobuild import built
 
 VERSION: Final = "1.36.3"
 MODULE: Final = "k8s.io/kubernetes"
@@ -39,19 +38,12 @@ def api_server() -> Path:
     Raises:
         CannotBuild: with the reason.
     """
-    directory = cache() / "kube"
-    program = directory / f"kube-apiserver-{VERSION}"
-    if program.exists():
-        return program
-    go = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
-    if go is None:
-        raise CannotBuild(f"kube-apiserver {VERSION} is built with go, which is not installed")
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not program.exists():
-            _build(go, program)
-    return program
+    program = cache() / "kube" / f"kube-apiserver-{VERSION}"
+    return built(
+        program,
+        lambda go: _build(go, program),
+        lambda why: CannotBuild(f"kube-apiserver {VERSION} {why}"),
+    )
 
 
 def _build(go: str, program: Path) -> None:

@@ -17,13 +17,13 @@ vanished in a restore stay for `RESTORE_GRACE_S`, and are then judged by a snaps
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from pyflannel.aio.backoff import Backoff
 from pyflannel.aio.clock import Clock
+from pyflannel.aio.heap import pass_over
 from pyflannel.core.announce import Announcer
 from pyflannel.core.errors import StoreCompacted, StoreError
 from pyflannel.core.ip import SubnetKey
@@ -399,7 +399,7 @@ async def list_leases(store: Store, prefix: str) -> Listing:
         if start:
             await asyncio.sleep(0)
         if start and start % FROZEN_EVERY == 0:
-            gc.freeze()
+            pass_over()
         for kv in result.kvs[start : start + DECODED_AT_ONCE]:
             kvs[kv.key] = kv
             lease = codec.decode_lease(prefix, kv)

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import gc
 import importlib
 import random
 import threading
@@ -34,6 +33,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
+from pyflannel.aio.heap import pass_over
 from pyflannel.aio.race import first_to_answer
 from pyflannel.aio.threads import ThreadPool
 from pyflannel.core.errors import (
@@ -276,7 +276,7 @@ class EtcdStore:
                 return RangeResult(header=header, kvs=tuple(kvs))
             # What was read stays for as long as the listing is used, and looking through it in
             # search of garbage takes longer with each page: 50 ms at 100,000 keys.
-            gc.freeze()
+            pass_over()
             first, keys_only = page.kvs[-1].key + b"\0", False
             limit = next_page(limit, page.kvs)
 
