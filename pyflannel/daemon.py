@@ -12,7 +12,7 @@ import gc
 import os
 from collections.abc import Sequence
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import pyflannel
 from pyflannel import logs
@@ -22,7 +22,6 @@ from pyflannel.backend.base import BackendContext
 from pyflannel.backend.kinds import KINDS, create
 from pyflannel.core.options import DaemonOptions
 from pyflannel.kernel import ndisc
-from pyflannel.kernel.icmp import EchoSocket
 from pyflannel.kernel.lookup import find_interface, follow_interface
 from pyflannel.kernel.netlink import KernelNetlink
 from pyflannel.kernel.surroundings import look_for_obstacles
@@ -40,6 +39,10 @@ from pyflannel.node.watchdog import feed_watchdog
 from pyflannel.store.open import open_store
 from pyflannel.systemd import FdStore, Notifier, watchdog_interval_s
 from pyflannel.traffic import select
+
+if TYPE_CHECKING:
+    from pyflannel.core.ip import Family
+    from pyflannel.probe.prober import Echoes
 
 log = get_logger(__name__)
 
@@ -131,6 +134,12 @@ def _parts(options: DaemonOptions, notifier: Notifier, stack: contextlib.AsyncEx
         former=former,
         waiting=waiting,
         is_restart=is_restart,
-        open_echoes=EchoSocket,
+        open_echoes=_open_echoes,
         attached=fd_store.drop_rest,
     )
+
+
+def _open_echoes(family: Family) -> Echoes:
+    from pyflannel.kernel.icmp import EchoSocket  # for the probes, which begin after the start
+
+    return EchoSocket(family)

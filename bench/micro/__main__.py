@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import statistics
@@ -17,6 +18,7 @@ from pyflannel.core.config import load_network_config, parse_network_config
 from pyflannel.core.ip import Family, SubnetKey
 from pyflannel.core.lease import Lease, LeaseAttrs, LeaseTable, Snapshot
 from pyflannel.core.lpm import Peer, RouteTable
+from pyflannel.records import dataclass
 from pyflannel.store.etcd import codec
 from pyflannel.store.etcd.base import KeyValue
 
@@ -57,6 +59,17 @@ def lookup(count: int) -> Callable[[], object]:
     return call
 
 
+def record(decorate: Callable[..., Callable[[type], type]]) -> Callable[[], type]:
+    """Builds a class of five fields, by the library's decorator or the product's."""
+    fields = dict.fromkeys(("a", "b", "c", "d", "e"), int)
+
+    def call() -> type:
+        body = {"__annotations__": dict(fields), "__doc__": "A record.", "__module__": __name__}
+        return decorate(frozen=True, slots=True)(type("Made", (), body))
+
+    return call
+
+
 def cases() -> dict[str, tuple[Callable[[], object], int]]:
     """Name → what is called, and how many operations one call is."""
     config = load_network_config(CONFIG, KINDS)
@@ -69,7 +82,13 @@ def cases() -> dict[str, tuple[Callable[[], object], int]]:
     def snapshot() -> None:
         LeaseTable(network=IPv4Network("10.0.0.0/8"), network6=None).apply(Snapshot(thousand, 1))
 
+    ours, librarys = record(dataclass), record(dataclasses.dataclass)
+    make, make_as_library = ours(), librarys()
     return {
+        "class of records, the library's": (librarys, 1),
+        "class of records, ours": (ours, 1),
+        "record made, the library's": (lambda: make_as_library(1, 2, 3, 4, 5), 1),
+        "record made, ours": (lambda: make(1, 2, 3, 4, 5), 1),
         **{f"peer table look-up, {n} peers": (lookup(n), 1024) for n in (1, 1000, 10000)},
         "peer table of 1000, made": (lambda: RouteTable(peers(1000)), 1),
         "lease decoded": (lambda: codec.decode_lease("/coreos.com/network", kv), 1),

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from pyflannel.records import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

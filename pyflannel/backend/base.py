@@ -10,7 +10,7 @@ behind our back, so a network keeps desired state (from leases and config) apart
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
 
 from pyflannel.core.config import NetworkConfig
@@ -22,6 +22,7 @@ from pyflannel.core.underlay import ExternalInterface
 from pyflannel.kernel.base import Netlink, Notification
 from pyflannel.kernel.sysctl import try_write_sysctl
 from pyflannel.logs import get_logger
+from pyflannel.records import dataclass
 from pyflannel.report.model import NetworkReport
 from pyflannel.systemd import FdStore, Notifier
 

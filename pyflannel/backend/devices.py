@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from typing import Final
 
@@ -23,6 +23,7 @@ from pyflannel.backend.plan import Device, address_operations
 from pyflannel.core.errors import DeviceUnavailable, FlannelError, KernelError
 from pyflannel.kernel.base import Address, Link, LinkSpec, Netlink, Operation, VxlanAttrs
 from pyflannel.logs import get_logger
+from pyflannel.records import dataclass
 
 log = get_logger(__name__)
 

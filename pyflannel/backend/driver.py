@@ -25,7 +25,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Final, NoReturn
 
 from pyflannel.aio.backoff import Backoff
@@ -43,6 +43,7 @@ from pyflannel.core.lease import Lease, LeaseAdded, LeaseAttrs, LeaseEvent
 from pyflannel.core.underlay import ExternalInterface
 from pyflannel.kernel.base import Netlink, Notification, Topic
 from pyflannel.logs import get_logger
+from pyflannel.records import dataclass
 from pyflannel.report.model import NetworkReport
 
 log = get_logger(__name__)

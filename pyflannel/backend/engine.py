@@ -38,7 +38,7 @@ import asyncio
 import errno
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Final
 
 from pyflannel.aio.heap import pass_over
@@ -86,6 +86,7 @@ from pyflannel.kernel.ownership import LISTED, is_kernels, is_near, is_protected
 from pyflannel.kernel.surroundings import obstacles, own_devices, survey
 from pyflannel.kernel.sysctl import try_write_sysctl
 from pyflannel.logs import get_logger
+from pyflannel.records import dataclass
 from pyflannel.report.model import DeviceReport, NetworkReport
 
 log = get_logger(__name__)

@@ -36,7 +36,6 @@ import os
 import re
 import shlex
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import ClassVar, Final
 
 from pyflannel.backend.base import Applied, BackendContext, BackendKind
@@ -52,6 +51,7 @@ from pyflannel.foreign import shown
 from pyflannel.kernel.base import Notification
 from pyflannel.kernel.process import Completed, run
 from pyflannel.logs import get_logger
+from pyflannel.records import dataclass
 from pyflannel.report.model import NetworkReport
 
 log = get_logger(__name__)

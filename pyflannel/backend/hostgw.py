@@ -16,7 +16,7 @@ Source: upstream `pkg/backend/hostgw/`, `pkg/backend/route_network.go`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from pyflannel.backend import routes
@@ -32,6 +32,7 @@ from pyflannel.core.kind import Probed
 from pyflannel.core.lease import Lease, LeaseAttrs
 from pyflannel.core.underlay import ExternalInterface
 from pyflannel.kernel.base import Link, Route
+from pyflannel.records import dataclass
 
 BACKEND_TYPE: Final = "host-gw"
 OVERHEAD: Final = {Family.V4: 0, Family.V6: 0}

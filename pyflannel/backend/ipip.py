@@ -20,7 +20,7 @@ Source: upstream `pkg/backend/ipip/`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from ipaddress import IPv4Interface
 from typing import Final
 
@@ -38,6 +38,7 @@ from pyflannel.core.kind import DevicePattern, Probed, Settings, setting
 from pyflannel.core.lease import Lease, LeaseAttrs
 from pyflannel.core.underlay import ExternalInterface
 from pyflannel.kernel.base import IpipAttrs, Link, LinkSpec, Route
+from pyflannel.records import dataclass
 
 BACKEND_TYPE: Final = "ipip"
 

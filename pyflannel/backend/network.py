@@ -6,7 +6,7 @@ All that differs between those backends is in their plan; the rest is the engine
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol, Self
 
 from pyflannel.backend import routes
@@ -20,6 +20,7 @@ from pyflannel.core.kind import Kind
 from pyflannel.core.lease import Lease, LeaseAttrs, LeaseEvent
 from pyflannel.core.underlay import ExternalInterface
 from pyflannel.kernel.base import Link, Notification
+from pyflannel.records import dataclass
 from pyflannel.report.model import NetworkReport
 
 

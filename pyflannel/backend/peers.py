@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from pyflannel.core.ip import Family, IPAddress, IPNetwork
 from pyflannel.core.lease import Lease
+from pyflannel.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

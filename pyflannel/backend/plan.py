@@ -7,7 +7,7 @@ them. It never acts and never looks anything up; what it may look at is handed t
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
 
 from pyflannel.core.ip import Family, IPAddress, IPNetwork, SubnetKey
@@ -24,6 +24,7 @@ from pyflannel.kernel.base import (
     Route,
     Set,
 )
+from pyflannel.records import dataclass
 
 TableEntry = Route | Neighbour | FdbEntry
 """What plans name: everything but addresses, which belong to their device."""

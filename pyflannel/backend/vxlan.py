@@ -35,7 +35,7 @@ import json
 import random
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from ipaddress import ip_interface
 from pathlib import Path
 from typing import Final, Self
@@ -81,6 +81,7 @@ from pyflannel.kernel.files import (
     write_atomically,
 )
 from pyflannel.logs import get_logger
+from pyflannel.records import dataclass
 
 log = get_logger(__name__)
 

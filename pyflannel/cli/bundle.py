@@ -10,7 +10,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +20,7 @@ from pyflannel.cli.common import Parser
 from pyflannel.core.errors import EXIT_OK, CommandError, DeviceUnavailable, FlannelError
 from pyflannel.foreign import MOST_IN_LOG, shown
 from pyflannel.kernel import process
+from pyflannel.records import dataclass
 from pyflannel.report.scrub import scrubbed
 
 DESCRIPTION: Final = """Packs what a bug report needs into FILE (pyflannel-HOST-TIME.tar.gz here):

@@ -16,7 +16,6 @@ import os
 import stat
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -48,6 +47,7 @@ from pyflannel.kernel.lock import (
 )
 from pyflannel.kernel.netlink import KernelNetlink
 from pyflannel.kernel.ownership import is_left_by
+from pyflannel.records import dataclass
 from pyflannel.store import record
 from pyflannel.traffic import select
 from pyflannel.traffic.iptables import IptablesManager

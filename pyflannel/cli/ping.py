@@ -7,7 +7,7 @@ import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from ipaddress import ip_address, ip_network
 from typing import Final
 
@@ -26,6 +26,7 @@ from pyflannel.diagnose.layers import Ask, Layer, Outcome, Verdict, verdict
 from pyflannel.foreign import MOST_IN_LOG, shown
 from pyflannel.probe import echo
 from pyflannel.probe.ask import Answers, ask, connect
+from pyflannel.records import dataclass
 from pyflannel.report.codec import decode
 from pyflannel.report.model import NodeReport, PeerReport
 from pyflannel.report.text import wrapped

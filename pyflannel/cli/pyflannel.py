@@ -14,7 +14,6 @@ if IS_PROGRAM:
 
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final, NoReturn
 
 import pyflannel
@@ -23,6 +22,7 @@ from pyflannel.cli.order import command_first
 from pyflannel.core.errors import EXIT_DEFECT, EXIT_UNAVAILABLE, EXIT_USAGE, FlannelError
 from pyflannel.core.options import ETCD_FLAGS
 from pyflannel.foreign import MOST_IN_LOG, shown, shown_lines
+from pyflannel.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,6 @@ race the caller reads and plans again.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from random import Random
 from typing import Final
@@ -42,6 +41,7 @@ from pyflannel.core.ip import (
 )
 from pyflannel.core.lease import Lease, LeaseAttrs
 from pyflannel.core.overlap import CHANGE_NETWORK, Conflict, Obstacles
+from pyflannel.records import dataclass
 
 CANDIDATES: Final = 100
 """How many free subnets are drawn from. Upstream's number: enough that nodes which start together

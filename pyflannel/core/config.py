@@ -16,7 +16,7 @@ parsing what `effective` printed gives the same config again.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Final, TypeVar
 
@@ -43,6 +43,7 @@ from pyflannel.core.ip import (
 from pyflannel.core.kind import Kind, Kinds, Settings, decode, every, unknown_type
 from pyflannel.core.renewal import DEFAULT_LEASE_TTL_S, MAX_LEASE_TTL_S, MIN_LEASE_TTL_S
 from pyflannel.gocompat.json import JsonError, JsonObject, JsonValue, fold, loads_go
+from pyflannel.records import dataclass
 from pyflannel.suggest import did_you_mean
 
 __all__ = [

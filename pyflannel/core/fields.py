@@ -11,10 +11,10 @@ from __future__ import annotations
 import enum
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, TypeVar, cast
 
 from pyflannel.gocompat.json import JsonObject, JsonValue, fold
+from pyflannel.records import dataclass
 
 T = TypeVar("T")
 

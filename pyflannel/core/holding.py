@@ -28,10 +28,10 @@ from __future__ import annotations
 import enum
 import random
 from collections import Counter
-from dataclasses import dataclass
 from typing import Final
 
 from pyflannel.core.renewal import Renewal
+from pyflannel.records import dataclass
 
 CHECK_S: Final = 60.0
 """The key is read again this long after it was last shown to be ours. The watch tells of changes

@@ -19,7 +19,7 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Protocol, Self, TypeVar
 
 from pyflannel.core.errors import ConfigError
@@ -27,6 +27,7 @@ from pyflannel.core.fields import Mismatch, ObjectReader, Problem, show, string
 from pyflannel.core.ip import Family, IPNetwork
 from pyflannel.core.underlay import ExternalInterface
 from pyflannel.gocompat.json import JsonValue, fold
+from pyflannel.records import dataclass
 from pyflannel.suggest import did_you_mean
 
 if TYPE_CHECKING:  # the parser in there needs us

@@ -12,12 +12,13 @@ of ours to somewhere else.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final, TypeVar
 
 from pyflannel.core.ip import Family, IPAddress, IPNetwork, SubnetKey
 from pyflannel.gocompat.json import JsonError, JsonObject, loads_go
+from pyflannel.records import dataclass
 
 T = TypeVar("T")
 

@@ -7,8 +7,9 @@ switched on was measured to use, and half as much again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
+
+from pyflannel.records import dataclass
 
 MIN_FILES: Final = 64
 """Backend udp with three data paths' descriptors, etcd, health and status servers: 36; children

@@ -7,8 +7,9 @@ A table is a value: it is built once and replaced as a whole, never edited under
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
+
+from pyflannel.records import dataclass
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -7,7 +7,6 @@ the network and the peers, `allocation.plan` for this node's own subnet.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
 from random import Random
 from typing import Final
 
@@ -18,6 +17,7 @@ from pyflannel.core.fields import Problem
 from pyflannel.core.ip import SubnetKey
 from pyflannel.core.lease import Lease, LeaseAttrs
 from pyflannel.core.overlap import CHANGE_NETWORK, DELETE_LEASE, Judge, Kind, Obstacles
+from pyflannel.records import dataclass
 
 MOST_NAMED: Final = 20
 """Peers of one kind that are named each; of more the number is told."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Final
 
 from pyflannel.core.errors import ConfigError, UsageError
@@ -26,6 +26,7 @@ from pyflannel.core.kube.options import (
 from pyflannel.core.renewal import MAX_LEASE_TTL_S, MIN_LEASE_TTL_S
 from pyflannel.gocompat import flags as goflag
 from pyflannel.gocompat.flags import Flag, Flags, Kind, Mode
+from pyflannel.records import dataclass
 
 MIN_RENEW_MARGIN: Final = 1
 MAX_RENEW_MARGIN: Final = 1439

@@ -29,10 +29,11 @@ from __future__ import annotations
 import enum
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final, NamedTuple
 
 from pyflannel.core.ip import Family, IPAddress, IPNetwork, SubnetKey
+from pyflannel.records import dataclass
 
 CHANGE_NETWORK: Final = "choose a Network that overlaps nothing which this node reaches otherwise"
 """The way out of an overlap."""

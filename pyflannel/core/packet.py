@@ -16,10 +16,11 @@ Offsets in an IPv4 header (RFC 791 §3.1), for reading the code:
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
 from ipaddress import IPv4Address
 from typing import ClassVar, Final
+
+from pyflannel.records import dataclass
 
 Buffer = bytes | bytearray | memoryview
 

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.ip import Family, IPNetwork, SubnetKey
+from pyflannel.records import dataclass
 
 KUBE_PROXY_MARK: Final = 0x4000
 """kube-proxy's masquerade mark: it has decided already, and a second NAT corrupts checksums."""

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+from pyflannel.records import dataclass
 
 SERVICE: Final = "etcd-client"
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import pairwise
 from typing import Final, TypeVar
 
@@ -40,6 +40,7 @@ from pyflannel.core.ip import (
 from pyflannel.core.kind import Kind, Kinds
 from pyflannel.core.lease import Lease, LeaseAttrs
 from pyflannel.gocompat.json import JsonError, JsonObject, JsonValue, compact_raw, loads_go
+from pyflannel.records import dataclass
 from pyflannel.suggest import did_you_mean
 
 T = TypeVar("T")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final, TypeVar
 
@@ -23,6 +22,7 @@ from pyflannel.core.ip import (
     parse_ipv4_network,
     parse_ipv6_network,
 )
+from pyflannel.records import dataclass
 
 MOST_REASONS: Final = 8
 """So many passed-over things are told one by one: twice as many as a sound file could have."""

@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from pyflannel.core.errors import UsageError
 from pyflannel.core.options import FLAGS
 from pyflannel.gocompat import flags as goflag
+from pyflannel.records import dataclass
 from pyflannel.suggest import did_you_mean
 
 OPTIONS: Final = "FLANNEL_OPTIONS"

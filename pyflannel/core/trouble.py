@@ -11,8 +11,9 @@ Times are seconds on the caller's monotonic clock.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 from typing import Final
+
+from pyflannel.records import dataclass
 
 REPEAT_S: Final = 600.0
 """A kind of failure that was said is not said again within this time. Six lines an hour remind a

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
@@ -31,6 +31,7 @@ from pyflannel.core.errors import InterfaceError
 from pyflannel.core.ip import Family, IPAddress, SubnetKey, family_of, format_ip, parse_ip
 from pyflannel.core.options import DaemonOptions
 from pyflannel.gocompat.regex import compile_go
+from pyflannel.records import dataclass
 
 MOST_LISTED: Final = 20
 """So many interfaces are listed in a message; a node that runs containers has hundreds."""

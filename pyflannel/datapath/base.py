@@ -50,11 +50,12 @@ would have been made).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final, Protocol
 
 from pyflannel.core.lpm import RouteTable
+from pyflannel.records import dataclass
 
 COUNTERS: tuple[str, ...] = (
     "tun_packets",

@@ -13,7 +13,6 @@ logs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from importlib import import_module
 from types import MappingProxyType
 from typing import Final, NamedTuple, Protocol
@@ -22,6 +21,7 @@ from pyflannel.core.errors import DatapathError
 from pyflannel.datapath.advice import objection
 from pyflannel.datapath.base import Capabilities, Datapath, DatapathConfig
 from pyflannel.kernel.limits import linux_version
+from pyflannel.records import dataclass
 
 AUTO: Final = "auto"
 

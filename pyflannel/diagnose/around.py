@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from ipaddress import IPv4Interface, IPv6Interface
 
 from pyflannel.core.ip import IPAddress
 from pyflannel.diagnose.way import Lookup
+from pyflannel.records import dataclass
 
 IPInterface = IPv4Interface | IPv6Interface
 

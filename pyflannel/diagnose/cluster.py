@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from pyflannel.diagnose.finding import (
@@ -20,6 +19,7 @@ from pyflannel.diagnose.finding import (
     VERSIONS_DIFFER,
     Finding,
 )
+from pyflannel.records import dataclass
 from pyflannel.report.model import NodeReport, Severity
 from pyflannel.report.problems import problems
 

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
@@ -23,6 +23,7 @@ from pyflannel.datapath.ebpf import attachment, pins
 from pyflannel.kernel import netns
 from pyflannel.kernel.tun import open_tun
 from pyflannel.kernel.udp import open_udp
+from pyflannel.records import dataclass
 
 MTU: Final = 1472
 _DEVICE: Final = "flannel0"

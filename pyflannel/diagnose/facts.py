@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, ip_network
 from typing import Final
 
 from pyflannel.core.ip import IPNetwork
 from pyflannel.core.subnetenv import SubnetEnv
 from pyflannel.diagnose.filter import Table
+from pyflannel.records import dataclass
 from pyflannel.report.model import NodeReport
 
 IPInterface = IPv4Interface | IPv6Interface

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final
 
 from pyflannel.core.ip import IPAddress, IPNetwork
+from pyflannel.records import dataclass
 
 DEEPEST: Final = 16
 """Jumps inside each other: NFT_JUMP_STACK_SIZE of linux/netfilter/nf_tables.h."""

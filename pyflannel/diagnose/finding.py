@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
+from pyflannel.records import dataclass
 from pyflannel.report.model import Problem, Severity
 
 NO_DAEMON: Final = "PF201"

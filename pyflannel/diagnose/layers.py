@@ -8,8 +8,9 @@ thing more; so the first that fails names the place.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
+
+from pyflannel.records import dataclass
 
 
 class Ask(StrEnum):

@@ -9,13 +9,14 @@ node, where the other one decides.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from enum import StrEnum
 from typing import Final
 
 from pyflannel.core.ip import IPAddress
 from pyflannel.diagnose.facts import NodeFacts
 from pyflannel.diagnose.filter import Hook, Packet, bases, drops
+from pyflannel.records import dataclass
 
 
 class Outcome(StrEnum):

@@ -10,7 +10,7 @@ import enum
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from ipaddress import IPv4Interface, IPv4Network
 from typing import Final
 
@@ -20,6 +20,7 @@ from pyflannel.docker import options as docker_options
 from pyflannel.docker.dockerd import FLAG, VARIABLE, Direct
 from pyflannel.docker.dropin import KEYS, referenced
 from pyflannel.docker.unitfile import Unit, environment, variables
+from pyflannel.records import dataclass
 
 RESTART: Final = "systemctl restart docker"
 _JSON_KEYS: Final = {

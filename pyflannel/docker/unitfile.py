@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
+
+from pyflannel.records import dataclass
 
 SEARCH_PATH: Final = (
     "/etc/systemd/system",

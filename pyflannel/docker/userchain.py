@@ -22,7 +22,6 @@ import asyncio
 import json
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
@@ -34,6 +33,7 @@ from pyflannel.core.subnetenv import SubnetEnv
 from pyflannel.kernel import firewall, process
 from pyflannel.kernel.files import write_atomically
 from pyflannel.logs import get_logger
+from pyflannel.records import dataclass
 from pyflannel.traffic.iptables import BINARY, Flavour, parse_version
 from pyflannel.traffic.monitor import ChangeMonitor
 

@@ -21,9 +21,9 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
+from pyflannel.records import dataclass
 from pyflannel.suggest import did_you_mean
 
 Value = str | bool | int | tuple[str, ...]

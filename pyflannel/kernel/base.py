@@ -28,12 +28,13 @@ from __future__ import annotations
 
 import enum
 from collections.abc import AsyncIterator, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
 from typing import Protocol
 
 from pyflannel.core.errors import KernelError
 from pyflannel.core.ip import Family, IPAddress, IPNetwork
+from pyflannel.records import dataclass
 
 RT_TABLE_MAIN = 254
 RTPROT_KERNEL = 2

@@ -17,7 +17,6 @@ import socket
 import struct
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
 from pyflannel.core.errors import KernelError
@@ -33,6 +32,7 @@ from pyflannel.kernel.rtnl import (
     attribute_u32,
     nested_attributes,
 )
+from pyflannel.records import dataclass
 
 RTM_NEWQDISC: Final = 36
 RTM_DELQDISC: Final = 37

@@ -10,7 +10,6 @@ import errno
 import fcntl
 import socket
 import struct
-from dataclasses import dataclass
 from typing import Final
 
 from pyflannel.core.errors import KernelError
@@ -29,6 +28,7 @@ from pyflannel.kernel.rtnl import (
     link_attributes,
     nested_attributes,
 )
+from pyflannel.records import dataclass
 
 IFLA_IFNAME: Final = 3
 IFLA_ADDRESS: Final = 1

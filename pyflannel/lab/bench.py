@@ -11,13 +11,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
 from pyflannel.lab import traffic
 from pyflannel.lab.errors import LabError
 from pyflannel.lab.nodes import Node
+from pyflannel.records import dataclass
 
 PROGRAM: Final = Path(traffic.__file__)
 

@@ -22,7 +22,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -30,6 +29,7 @@ from pyflannel.lab.errors import LabError, LabTimeout
 from pyflannel.lab.processes import ProcessRef, abandon, end_all, ref_of, wait_gone
 from pyflannel.lab.spaces import Space
 from pyflannel.lab.topology import ETCD_ENDPOINT, ETCD_PORT
+from pyflannel.records import dataclass
 
 _REQUEST_TIMEOUT_S: Final = 5.0
 _START_TIMEOUT_S: Final = 20.0

@@ -27,7 +27,6 @@ import json
 import random
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from ipaddress import ip_interface
 from typing import Any, Final
 
@@ -38,6 +37,7 @@ from pyflannel.core.kind import Kind, every
 from pyflannel.lab import topology
 from pyflannel.lab.nodes import Node
 from pyflannel.lab.spaces import Space, ip_batch
+from pyflannel.records import dataclass
 
 NOBODY: Final = str(topology.underlay_address(250).ip)
 """Above the numbers of nodes (`topology.MAX_NODES`), below the switch's."""

@@ -10,13 +10,13 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
 from pyflannel.lab import pinger
 from pyflannel.lab.errors import LabError
 from pyflannel.lab.spaces import Space
+from pyflannel.records import dataclass
 
 PROGRAM: Final = Path(pinger.__file__)
 

@@ -21,7 +21,9 @@ import socket
 import struct
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from pyflannel.records import dataclass
 
 ICMP_HEADER = struct.Struct("!BBHHH")
 """Type, code, checksum, identifier, sequence number (RFC 792, RFC 4443)."""

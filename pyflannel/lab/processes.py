@@ -21,9 +21,10 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from pyflannel.records import dataclass
 
 LAB_ID_VARIABLE: Final = "PYFLANNEL_LAB_ID"
 """Environment variable that marks every process of a lab with the lab's id."""

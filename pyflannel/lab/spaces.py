@@ -21,12 +21,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
 from pyflannel.lab.errors import LabError
 from pyflannel.lab.processes import LAB_ID_VARIABLE, ProcessRef, ref_of
+from pyflannel.records import dataclass
 
 _CLONE_NEWNET: Final = 0x40000000
 """`CLONE_NEWNET` of linux/sched.h; `os` has it from Python 3.12 on only."""

@@ -21,13 +21,14 @@ import stat
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Final
 
 from pyflannel.lab.errors import LabError, LabExists, NoSuchLab
 from pyflannel.lab.processes import ProcessRef
 from pyflannel.lab.topology import LabSpec, spec_from_json
+from pyflannel.records import dataclass
 
 BASE_VARIABLE: Final = "PYFLANNEL_LAB_DIR"
 """Environment variable with the base directory, should the default not suit."""

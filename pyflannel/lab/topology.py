@@ -27,7 +27,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from enum import StrEnum
 from ipaddress import (
     IPv4Interface,
@@ -43,6 +43,7 @@ from pyflannel.backend.kinds import KINDS
 from pyflannel.core.config import NetworkConfig, load_network_config, parse_network_config
 from pyflannel.core.errors import UsageError
 from pyflannel.core.ip import Family, IPNetwork
+from pyflannel.records import dataclass
 
 UNDERLAY: Final = IPv4Network("192.0.2.0/24")
 """TEST-NET-1 of RFC 5737: on no real machine, so the lab's addresses collide with none."""

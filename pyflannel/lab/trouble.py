@@ -15,7 +15,7 @@ import re
 import signal
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
 from pyflannel.core.errors import UsageError
@@ -24,6 +24,7 @@ from pyflannel.lab.errors import LabError
 from pyflannel.lab.faults import FAULTS, RESTORE_UNDERLAY
 from pyflannel.lab.nodes import READY_S, Node
 from pyflannel.lab.ping import PingMatrix
+from pyflannel.records import dataclass
 from pyflannel.suggest import did_you_mean
 
 if TYPE_CHECKING:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import field
+from typing import TYPE_CHECKING, Protocol
 
 from pyflannel.aio.clock import Clock
 from pyflannel.backend.base import Backend, Network
@@ -19,10 +19,13 @@ from pyflannel.docker import options as docker_options
 from pyflannel.kernel.base import Netlink
 from pyflannel.node.envfiles import EnvFiles
 from pyflannel.node.trouble import Trouble
-from pyflannel.probe.prober import Echoes
+from pyflannel.records import dataclass
 from pyflannel.store.base import LeaseStore
 from pyflannel.systemd import Notifier
 from pyflannel.traffic.base import TrafficManager
+
+if TYPE_CHECKING:
+    from pyflannel.probe.prober import Echoes
 
 
 class FindUnderlay(Protocol):

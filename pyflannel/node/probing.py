@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Final, NoReturn
+from itertools import islice
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from pyflannel.aio.tasks import forever
 from pyflannel.core.config import NetworkConfig
@@ -14,16 +15,23 @@ from pyflannel.core.kind import Kind, Probed
 from pyflannel.core.lease import Lease, LeaseAdded, LeaseEvent, LeaseRemoved
 from pyflannel.core.underlay import ExternalInterface
 from pyflannel.node.parts import Parts
-from pyflannel.probe.prober import PeerView, Prober
-from pyflannel.probe.targets import Target, targets
 from pyflannel.report.model import NetworkReport, ProbeReport
+
+if TYPE_CHECKING:
+    from pyflannel.probe.prober import PeerView, Prober
+    from pyflannel.probe.targets import Target
 
 SILENT_S: Final = 10.0
 """Between two looks at who is left out."""
+TOLD_AT_ONCE: Final = 1_024
+"""Peers; the loop goes on with other work in between."""
 
 
 class Probing:
     """Probes while a node runs.
+
+    The first probe leaves when the node is ready. The room `probe/` is imported then, so that it
+    does not hold up the subnet.
 
     Args:
         parts: as the agent's.
@@ -52,9 +60,9 @@ class Probing:
         self._underlay = underlay
         self._clock = parts.clock
         self._silent: frozenset[str] = frozenset()
+        self._open_echoes = parts.open_echoes
+        self._interval_s = 0.0 if self._probed is Probed.NOTHING else interval_s
         self._prober: Prober | None = None
-        if interval_s > 0 and self._probed is not Probed.NOTHING and parts.open_echoes is not None:
-            self._prober = Prober(interval_s, parts.clock, parts.open_echoes, self._mtu)
 
     def changed(self, events: Iterable[LeaseEvent]) -> None:
         """Peers came, went or are other ones."""
@@ -65,12 +73,21 @@ class Probing:
 
     async def run(self) -> NoReturn:
         """Probes until cancelled, or sleeps where nothing is to be probed."""
-        if self._prober is None:
+        if self._interval_s <= 0 or self._open_echoes is None:
             await asyncio.Event().wait()
-        assert self._prober is not None  # noqa: S101 - nobody sets that event
+        from pyflannel.probe.prober import Prober
+
+        assert self._open_echoes is not None  # noqa: S101 - that event is never set
+        prober = Prober(self._interval_s, self._clock, self._open_echoes, self._mtu)
+        self._prober = prober
+        there = iter(list(self._peers()))
+        while some := list(islice(there, TOLD_AT_ONCE)):
+            peers = self._peers()  # one may have gone meanwhile
+            prober.update(self._targets([peers[key] for key in some if key in peers]))
+            await asyncio.sleep(0)
         async with asyncio.TaskGroup() as group:
-            forever(group, "echoes", self._prober.run())
-            forever(group, "left out", self._mind_silent(self._prober))
+            forever(group, "echoes", prober.run())
+            forever(group, "left out", self._mind_silent(prober))
         raise AssertionError("an endless task ended")
 
     async def _mind_silent(self, prober: Prober) -> NoReturn:
@@ -86,6 +103,8 @@ class Probing:
             await self._clock.sleep(SILENT_S)
 
     def _targets(self, leases: Sequence[Lease]) -> dict[SubnetKey, Sequence[Target]]:
+        from pyflannel.probe.targets import targets
+
         return {
             lease.key: ()
             if self._silent and lease.key.describe() in self._silent
@@ -100,7 +119,7 @@ class Probing:
     def report(self) -> ProbeReport:
         """The probes."""
         if self._prober is None:
-            return ProbeReport(probed=self._probed.value)
+            return ProbeReport(probed=self._probed.value, interval_s=self._interval_s)
         return replace(self._prober.report(), probed=self._probed.value)
 
     def views(self) -> Mapping[SubnetKey, PeerView]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
+
+from pyflannel.records import dataclass
 
 PROGRAM_FIRST_S: Final = 1.0
 """Deferred work (imports, the status server, cleaning up after the other traffic manager) starts

@@ -6,12 +6,12 @@ import asyncio
 import errno
 import secrets
 import time
-from dataclasses import dataclass
 from typing import Final
 
 from pyflannel.core.ip import IPAddress, family_of
 from pyflannel.kernel.icmp import EchoSocket
 from pyflannel.probe import echo
+from pyflannel.records import dataclass
 
 WAIT_S: Final = 1.0
 """For the answer to each."""

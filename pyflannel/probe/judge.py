@@ -16,8 +16,10 @@ passes is searched by halves.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
+
+from pyflannel.records import dataclass
 
 FAILS_AT: Final = 4
 """Misses in a row. At 5 % of random loss a peer that is well is called down once in 160,000

@@ -16,7 +16,7 @@ import errno
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import islice
 from random import SystemRandom
 from typing import Final, NamedTuple, NoReturn, Protocol
@@ -31,6 +31,7 @@ from pyflannel.probe.judge import Cause, State, Track, worst
 from pyflannel.probe.schedule import Schedule
 from pyflannel.probe.targets import Target
 from pyflannel.probe.words import sentence
+from pyflannel.records import dataclass
 from pyflannel.report.model import ProbeFailure, ProbeReport
 from pyflannel.report.problems import PEER_DOWN, PEER_SMALL_ONLY
 

@@ -11,11 +11,11 @@ itself is asked, at its public address, and what is told is whether that answers
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 
 from pyflannel.core.ip import Family, IPAddress, SubnetKey
 from pyflannel.core.kind import Probed
 from pyflannel.core.lease import Lease
+from pyflannel.records import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

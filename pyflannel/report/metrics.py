@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
+from pyflannel.records import dataclass
 from pyflannel.report.model import NodeReport, PeerReport, Severity
 from pyflannel.report.peers import by_trouble
 from pyflannel.report.problems import problems

@@ -18,9 +18,11 @@ Shapes grow and never shrink. `SCHEMA` changes only if a reader of the old shape
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from typing import Final
+
+from pyflannel.records import dataclass
 
 SCHEMA: Final = 1
 """Version of the shape of `pyflannel status --json`."""

@@ -8,8 +8,8 @@ node that most peers do not answer sees its own trouble.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from pyflannel.records import dataclass
 from pyflannel.report.model import NodeReport, PeerReport
 from pyflannel.report.problems import cut_off
 from pyflannel.report.words import duration

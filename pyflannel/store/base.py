@@ -30,7 +30,6 @@ changed or not. A subnet that another node holds is never written.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from pyflannel.core.config import NetworkConfig
@@ -38,6 +37,7 @@ from pyflannel.core.ip import IPAddress, IPNetwork
 from pyflannel.core.lease import Lease, LeaseAttrs, LeaseUpdate
 from pyflannel.core.overlap import Obstacles
 from pyflannel.core.trust import ConfigOrigin
+from pyflannel.records import dataclass
 from pyflannel.report.model import StoreReport
 
 FindObstacles = Callable[

@@ -13,7 +13,6 @@ written in place is broken for a moment.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Generic, TypeVar
 
@@ -21,6 +20,7 @@ from pyflannel.aio.clock import Clock
 from pyflannel.core.fields import Problem
 from pyflannel.kernel.files import FileText, FileUnreadable, read_text_if_exists
 from pyflannel.logs import get_logger
+from pyflannel.records import dataclass
 from pyflannel.store.configlog import log_problems
 
 log = get_logger(__name__)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 from pyflannel.core.allocation import Former
@@ -28,6 +27,7 @@ from pyflannel.kernel.files import (
     write_atomically,
 )
 from pyflannel.logs import get_logger
+from pyflannel.records import dataclass
 
 log = get_logger(__name__)
 

@@ -6,8 +6,9 @@ Keys are EC P-256, which take milliseconds to make; the `openssl` command does t
 from __future__ import annotations
 
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
+
+from pyflannel.records import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,11 +21,11 @@ import ssl
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, cast
 
+from pyflannel.records import dataclass
 from pyflannel.testing.certs import Certificate
 
 READY_S: Final = 20.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from ipaddress import IPv6Address, IPv6Interface, IPv6Network, ip_interface
 from typing import Final
 
@@ -32,6 +32,7 @@ from pyflannel.kernel.base import (
     Topic,
     VxlanAttrs,
 )
+from pyflannel.records import dataclass
 from pyflannel.testing.fakeroutes import (
     REJECTING_TYPES,
     Entry,

@@ -19,7 +19,7 @@ import asyncio
 import errno
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, Self
 
 from pyflannel.core.errors import KernelError
@@ -37,6 +37,7 @@ from pyflannel.kernel.base import (
     Topic,
 )
 from pyflannel.kernel.ownership import RTPROT_STATIC, describe, is_near, is_protected
+from pyflannel.records import dataclass
 from pyflannel.testing.fakekernel import FakeKernel, kernel_error
 from pyflannel.testing.fakeroutes import (
     REJECTING_TYPES,

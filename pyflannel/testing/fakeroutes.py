@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import Final, NamedTuple
 
 from pyflannel.core.ip import IPAddress, IPNetwork
 from pyflannel.kernel.base import IPV6_DEFAULT_METRIC, RT_SCOPE_UNIVERSE, Route
 from pyflannel.kernel.ownership import is_protected
+from pyflannel.records import dataclass
 
 REJECTING_TYPES: Final = frozenset((6, 7, 8, 9))
 """Unreachable, blackhole, prohibit and throw (linux/rtnetlink.h): routes without a device."""

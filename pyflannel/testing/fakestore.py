@@ -16,7 +16,7 @@ import itertools
 import math
 from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import partial
 from typing import Final
 
@@ -28,6 +28,7 @@ from pyflannel.core.errors import (
     StoreUnavailable,
 )
 from pyflannel.core.ip import IPAddress
+from pyflannel.records import dataclass
 from pyflannel.store.etcd.base import (
     MAX_VALUE_BYTES,
     DeleteEvent,

@@ -9,11 +9,11 @@ an operator's, and stays; chains and tables go with the last rule.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Protocol
 
 from pyflannel.core.ip import IPNetwork
 from pyflannel.core.rules import RuleSet
+from pyflannel.records import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

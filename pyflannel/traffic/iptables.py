@@ -28,7 +28,6 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Collection
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
@@ -37,6 +36,7 @@ from pyflannel.core.ip import Family, IPNetwork
 from pyflannel.core.rules import KUBE_PROXY_MARK, Action, FamilyRules, Rule, RuleSet
 from pyflannel.kernel import firewall, process
 from pyflannel.logs import get_logger
+from pyflannel.records import dataclass
 from pyflannel.traffic.base import RulesApplied
 from pyflannel.traffic.monitor import ChangeMonitor
 

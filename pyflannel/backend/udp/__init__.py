@@ -30,7 +30,6 @@ where every datagram is accepted, for then anybody could speak as the node itsel
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from ipaddress import IPv4Network
 from typing import Final
 
@@ -45,6 +44,7 @@ from pyflannel.core.lease import Lease, LeaseAttrs
 from pyflannel.core.underlay import ExternalInterface
 from pyflannel.kernel.base import Link, Route
 from pyflannel.kernel.ownership import is_protected
+from pyflannel.records import dataclass
 
 BACKEND_TYPE: Final = "udp"
 """Of the config; a lease carries none."""

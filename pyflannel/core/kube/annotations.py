@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
@@ -26,6 +25,7 @@ from pyflannel.core.errors import ConfigError
 from pyflannel.core.ip import Family, IPAddress, format_ip, parse_ipv4, parse_ipv6
 from pyflannel.core.lease import LeaseAttrs
 from pyflannel.gocompat.json import JsonError, JsonObject, loads_go
+from pyflannel.records import dataclass
 
 DEFAULT_PREFIX: Final = "flannel.alpha.coreos.com"
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
@@ -41,6 +41,7 @@ from pyflannel.core.lease import (
     LeasePut,
     Snapshot,
 )
+from pyflannel.records import dataclass
 
 MOST_PER_NODE: Final = 2
 """podCIDRs of a node: one for each family; the API server takes no third."""

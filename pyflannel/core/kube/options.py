@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Final
 
 from pyflannel.core.errors import ConfigError
 from pyflannel.core.kube.annotations import DEFAULT_PREFIX, normal_prefix
 from pyflannel.gocompat.flags import Flag, Flags, Kind, Mode
+from pyflannel.records import dataclass
 
 SWITCH: Final = "kube-subnet-mgr"
 

@@ -72,12 +72,16 @@ def probe_all() -> dict[str, str]:
 def probe() -> tuple[str, str]:
     """The way to take, or an empty name and why there is none.
 
+    Tcx is not tried out, only asked for: its programs are attached a moment later, when the data
+    path starts, and the caller takes another one if that fails. Each attaching and detaching
+    waits for all CPUs, 10 ms or more, which a start would spend twice.
+
     Raises:
         DatapathError: the environment asks for a way that does not exist.
     """
     reasons = []
     for name in _candidates():
-        reason = _why_not(_WAYS[name].try_out)
+        reason = _why_not(_WAYS[name].ask)
         if not reason:
             return name, ""
         reasons.append(f"no {name} ({reason})")
@@ -126,9 +130,9 @@ def _candidates() -> tuple[str, ...]:
     return (wanted,)
 
 
-def _why_not(try_out: Callable[[], None]) -> str:
+def _why_not(attempt: Callable[[], None]) -> str:
     try:
-        try_out()
+        attempt()
     except (FlannelError, OSError) as error:
         return str(error)
     return ""

@@ -13,12 +13,12 @@ import functools
 import os
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from pyflannel.core.errors import DatapathError, KernelError, NotPermitted
 from pyflannel.kernel import limits
+from pyflannel.records import dataclass
 
 SYSCALL: Final = {"x86_64": 321, "aarch64": 280, "riscv64": 280}
 MAP_CREATE: Final = 0

@@ -90,6 +90,10 @@ def remove(pins: Path | None) -> list[str]:
     return removed
 
 
+ask: Final = try_out
+"""What a kernel can do with filters is seen only when one is attached; that is fast enough."""
+
+
 class ClsactFilters:
     """The filters of all programs; see `Attachment` for the contract."""
 

@@ -19,7 +19,6 @@ import os
 import struct
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Final
@@ -28,6 +27,7 @@ from pyflannel.core.errors import DeviceUnavailable
 from pyflannel.datapath.ebpf import bpf
 from pyflannel.kernel import seg6, veth
 from pyflannel.kernel.sysctl import try_write_sysctl, write_sysctl
+from pyflannel.records import dataclass
 
 SENDER: Final = "flannelgro0"
 RECEIVER: Final = "flannelgro1"

@@ -12,7 +12,7 @@ from pyflannel.datapath.ebpf.programs import Programs, shape
 
 
 def probe() -> Capabilities | str:
-    """Loads the programs, and attaches and detaches one: the honest test of kernel and rights."""
+    """Loads the programs, and asks how they can be attached: a test of kernel and rights."""
     try:
         loaded = Programs(None)
         loaded.close()

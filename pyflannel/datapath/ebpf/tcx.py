@@ -8,6 +8,7 @@ one that runs in it, without a gap.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 from collections.abc import Mapping
@@ -20,6 +21,20 @@ from pyflannel.datapath.ebpf.pins import keep_pinned
 
 PIN: Final = "link-{}-{}"
 """A link's pin: program, ifindex."""
+
+
+def ask() -> None:
+    """Asks the kernel whether it has tcx; nothing is attached, so it costs no time.
+
+    Raises:
+        KernelError: it has none, or we lack the right to load programs.
+    """
+    program = bpf.load_program("probe", bpf.ASK_THE_NEXT, b"Apache-2.0\0", bpf.TCX_INGRESS)
+    try:
+        if not bpf.has_tcx(program, bpf.TCX_INGRESS):
+            raise KernelError("attach", "tcx program", errno.EINVAL)
+    finally:
+        os.close(program)
 
 
 def try_out() -> None:

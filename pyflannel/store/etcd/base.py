@@ -12,10 +12,10 @@ caller reads before it writes again.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Collection, Sequence
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 from pyflannel.core.ip import IPAddress
+from pyflannel.records import dataclass
 
 MAX_VALUE_BYTES: Final = 64 * 1024
 """Largest value that a listing or a watch hands on. A lease has some 200 bytes, one with the output

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import json
 import posixpath
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
@@ -27,6 +26,7 @@ from pyflannel.core.ip import SubnetKey, format_ip, parse_ip, parse_ipv4, parse_
 from pyflannel.core.lease import Lease, LeaseAttrs
 from pyflannel.foreign import shown
 from pyflannel.gocompat.json import JsonObject, compact_raw, loads_go
+from pyflannel.records import dataclass
 from pyflannel.store.etcd.base import MAX_VALUE_BYTES, KeyValue
 
 _UNSPECIFIED: Final = IPv4Address(0)

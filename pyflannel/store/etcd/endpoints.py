@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import ssl
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -21,6 +21,7 @@ from pyflannel.core.errors import StoreConfigError
 from pyflannel.core.options import EtcdOptions
 from pyflannel.gocompat.flags import hide_user_info
 from pyflannel.logs import get_logger
+from pyflannel.records import dataclass
 
 log = get_logger(__name__)
 

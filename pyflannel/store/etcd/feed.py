@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
 from typing import Final
 
 from pyflannel.aio.backoff import Backoff
@@ -39,6 +38,7 @@ from pyflannel.core.lease import (
 from pyflannel.core.trouble import Occasion, TroubleLog
 from pyflannel.foreign import shown
 from pyflannel.logs import get_logger
+from pyflannel.records import dataclass
 from pyflannel.report.model import StoreReport
 from pyflannel.store.etcd import codec
 from pyflannel.store.etcd.base import (

@@ -18,10 +18,11 @@ import base64
 import binascii
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, TypeAlias, cast
 
 from pyflannel.core.errors import StoreCompacted
+from pyflannel.records import dataclass
 from pyflannel.store import lines
 from pyflannel.store.etcd.base import (
     MAX_VALUE_BYTES,

@@ -7,7 +7,7 @@ upstream's nodes write and read: a reservation is a key without an etcd lease.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
@@ -18,6 +18,7 @@ from pyflannel.core.errors import LeaseError, StoreConflict
 from pyflannel.core.ip import SubnetKey
 from pyflannel.core.lease import Lease, LeaseAttrs
 from pyflannel.foreign import shown
+from pyflannel.records import dataclass
 from pyflannel.store.etcd import codec
 from pyflannel.store.etcd.acquire import discard_store_lease
 from pyflannel.store.etcd.base import KeyValue, RangeResult, Store

@@ -30,7 +30,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from pyflannel.aio.heap import pass_over
@@ -47,6 +47,7 @@ from pyflannel.core.errors import (
 from pyflannel.core.ip import IPAddress, parse_ip
 from pyflannel.core.options import EtcdOptions
 from pyflannel.logs import get_logger
+from pyflannel.records import dataclass
 from pyflannel.store.etcd import gateway
 from pyflannel.store.etcd.alive import Alive
 from pyflannel.store.etcd.auth import Tokens

@@ -17,13 +17,14 @@ import base64
 import binascii
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
 from pyflannel.core.errors import StoreConfigError
 from pyflannel.kernel.files import FileText, FileUnreadable, read_text_if_exists
+from pyflannel.records import dataclass
 
 SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """Where the kubelet mounts `token` and `ca.crt`."""

@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Protocol
 
 from pyflannel.core.ip import IPAddress
+from pyflannel.records import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

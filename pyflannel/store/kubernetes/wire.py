@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, TypeAlias
 
 from pyflannel.core.errors import StoreError, StoreUnavailable
 from pyflannel.core.kube import annotations as names
 from pyflannel.core.kube.nodes import KubeNode
+from pyflannel.records import dataclass
 from pyflannel.store.kubernetes.failures import failure
 
 Json: TypeAlias = Mapping[str, object]
