@@ -104,7 +104,8 @@ def test_threads_share_one_heap():
         "for _ in range(3):\n"
         "    thread = threading.Thread(target=work); thread.start(); thread.join()\n"
         # What a heap has reserved; a thread's stack has such a page as well, as its guard.
-        "ends = [line.split()[0].split('-') for line in open('/proc/self/maps') if '---p' in line]\n"
+        "lines = [line for line in open('/proc/self/maps') if '---p' in line]\n"
+        "ends = [line.split()[0].split('-') for line in lines]\n"
         "print(sum(int(end, 16) - int(start, 16) > 1 << 20 for start, end in ends))"
     )
 
