@@ -1,9 +1,9 @@
 """The real `Netlink`: this network namespace's links, addresses, routes, neighbours and FDBs.
 
-Four modules stand below: `channel.py` moves datagrams, `rtnl.py` knows the format of what comes in
-bulk and `pyroute.py` that of links and look-ups, `batch.py` knows what must be sent so that the
-kernel does what `Set` and `Delete` promise. This one puts them together and gives errors their
-meaning.
+Five modules stand below: `channel.py` moves datagrams, `rtnl.py` knows the format of what comes in
+bulk, `links.py` that of links, `pyroute.py` that of new links and look-ups, `batch.py` knows what
+must be sent so that the kernel does what `Set` and `Delete` promise. This one puts them together
+and gives errors their meaning.
 
 A batch that touches routes or addresses is preceded by a dump of what may stand under their keys (a
 few microseconds an entry; only what the batch names is decoded). Of routes the kernel is asked for
@@ -21,7 +21,7 @@ from typing import Final, TypeVar
 
 from pyflannel.core.errors import DeviceUnavailable, KernelError, NotPermitted
 from pyflannel.core.ip import Family, IPAddress, IPNetwork, family_of
-from pyflannel.kernel import pyroute, rtnl
+from pyflannel.kernel import links, pyroute, rtnl
 from pyflannel.kernel.base import (
     NUD_NOARP,
     Address,
@@ -101,25 +101,25 @@ class KernelNetlink:
 
     async def links(self) -> list[Link]:
         """All links, in order of their index."""
-        messages = await self._dump("link list", pyroute.dump_links())
-        links = await _decode(messages, rtnl.RTM_NEWLINK, pyroute.decode_link)
-        return sorted(links, key=lambda link: link.index)
+        messages = await self._dump("link list", links.dump_links())
+        found = await _decode(messages, rtnl.RTM_NEWLINK, links.decode_link)
+        return sorted(found, key=lambda link: link.index)
 
     async def link(self, name: str) -> Link | None:
         """The link of this name, or `None`."""
         if not 0 < len(name.encode()) <= _NAME_LIMIT:
             return None
-        answer, messages = await self._channel.get("link show", pyroute.get_link(name))
+        answer, messages = await self._channel.get("link show", links.get_link(name))
         if answer.errno == errno.ENODEV:
             return None
         if answer.errno:
             raise _error("link show", name, answer)
-        return pyroute.decode_link(messages[0].body)
+        return links.decode_link(messages[0].body)
 
     async def addresses(self, *, index: int | None = None) -> list[Address]:
         """Addresses of both families, of one link or of all; in the kernel's order."""
-        messages = await self._dump("address list", pyroute.dump_addresses(index))
-        found = await _decode(messages, rtnl.RTM_NEWADDR, pyroute.decode_address)
+        messages = await self._dump("address list", rtnl.dump_addresses(index))
+        found = await _decode(messages, rtnl.RTM_NEWADDR, rtnl.decode_address)
         return [address for address in found if index is None or address.index == index]
 
     async def routes(
@@ -210,7 +210,7 @@ class KernelNetlink:
 
     async def delete_link(self, index: int) -> None:
         """Deletes a link; one that is not there is well deleted."""
-        (answer,) = await self._channel.transact("link delete", [pyroute.delete_link(index)])
+        (answer,) = await self._channel.transact("link delete", [links.delete_link(index)])
         if answer.errno and answer.errno not in ABSENT:
             raise _error("link delete", f"dev {index}", answer)
 
@@ -224,7 +224,7 @@ class KernelNetlink:
         txqlen: int | None = None,
     ) -> None:
         """Changes the given attributes and leaves the others."""
-        request = pyroute.change_link(index, mtu=mtu, mac=mac, up=up, txqlen=txqlen)
+        request = links.change_link(index, mtu=mtu, mac=mac, up=up, txqlen=txqlen)
         (answer,) = await self._channel.transact("link set", [request])
         if answer.errno == errno.EADDRINUSE and up:
             raise await self._port_taken(index)

@@ -1,4 +1,4 @@
-"""Links, addresses and the route lookup, through pyroute2's message classes.
+"""The creation of links and the route lookup, through pyroute2's message classes.
 
 pyroute2 knows the dozens of attributes of a link and of each kind of link; we use that knowledge
 and nothing else of it. Its sockets are left out: `AsyncIPRoute` does not work on uvloop without
@@ -7,7 +7,7 @@ replacing its transport, mixes requests with events, and costs four times the st
     what is imported (Python 3.11, quiet machine)            time    memory
     `import pyroute2`                                        84 ms   13.7 MB
     `pyroute2.iproute.linux` (AsyncIPRoute) by itself        44 ms    6.7 MB
-    the three message classes by themselves                  11 ms    1.8 MB   <- this module
+    the two message classes by themselves                    10 ms    1.7 MB   <- this module
 
 So this module turns records into message bodies and message bodies into records, like
 `kernel/rtnl.py` does for what comes in bulk, and `kernel/netlink.py` moves both over one socket.
@@ -20,42 +20,33 @@ import sys
 from collections.abc import Iterable
 from functools import cache
 from importlib.machinery import PathFinder
-from ipaddress import IPv4Address, ip_address
+from ipaddress import ip_address
 from types import ModuleType
 from typing import Any, Final, NamedTuple
 
 from pyflannel.core.ip import IPAddress
 from pyflannel.kernel import rtnl
 from pyflannel.kernel.base import (
-    Address,
     IpipAttrs,
-    Link,
     LinkSpec,
     Route,
     VxlanAttrs,
 )
 from pyflannel.kernel.rtnl import Request
 
-_IFF_UP: Final = 0x1
-_IFF_LOOPBACK: Final = 0x8
-_IFF_RUNNING: Final = 0x40
-_RTEXT_FILTER_SKIP_STATS: Final = 0x8
-"""Asks for links without their 400 bytes of counters (linux/rtnetlink.h)."""
 _NLMSG_HEADER_LENGTH: Final = 16
-_MAC_TEXT_LENGTH: Final = 17
 
 
 class _MessageClasses(NamedTuple):
     """The classes of pyroute2 that we use. It has no types: they are `Any` here, and only here."""
 
     link: Any
-    address: Any
     route: Any
 
 
 @cache
 def _import_pyroute2() -> _MessageClasses:
-    """Imports three submodules of pyroute2 without running the package's own `__init__`.
+    """Imports two submodules of pyroute2 without running the package's own `__init__`.
 
     That `__init__` imports every protocol pyroute2 knows (the table above). While ours are imported
     an empty module stands in its place; afterwards it is taken away again, so that whoever says
@@ -86,7 +77,6 @@ def _load() -> _MessageClasses:
     package = "pyroute2.netlink.rtnl"
     return _MessageClasses(
         link=importlib.import_module(f"{package}.ifinfmsg").ifinfmsg,
-        address=importlib.import_module(f"{package}.ifaddrmsg").ifaddrmsg,
         route=importlib.import_module(f"{package}.rtmsg").rtmsg,
     )
 
@@ -103,19 +93,6 @@ def _decode(message_class: Any, body: bytes) -> Any:  # noqa: ANN401
     message = message_class(rtnl.pack(Request(0, 0, body), 0))
     message.decode()
     return message
-
-
-def dump_links() -> Request:
-    """All links."""
-    body = _body(_import_pyroute2().link(), [("IFLA_EXT_MASK", _RTEXT_FILTER_SKIP_STATS)])
-    return Request(rtnl.RTM_GETLINK, rtnl.NLM_F_REQUEST | rtnl.NLM_F_DUMP, body)
-
-
-def get_link(name: str) -> Request:
-    """One link by its name."""
-    attributes = [("IFLA_IFNAME", name), ("IFLA_EXT_MASK", _RTEXT_FILTER_SKIP_STATS)]
-    body = _body(_import_pyroute2().link(), attributes)
-    return Request(rtnl.RTM_GETLINK, rtnl.NLM_F_REQUEST, body)
 
 
 def create_link(spec: LinkSpec) -> Request:
@@ -190,113 +167,12 @@ def _by_family(name: str, address: IPAddress) -> str:
     return name if address.version == 4 else f"{name}6"
 
 
-def delete_link(index: int) -> Request:
-    """Deletes a link."""
-    message = _import_pyroute2().link()
-    message["index"] = index
-    flags = rtnl.NLM_F_REQUEST | rtnl.NLM_F_ACK
-    return Request(rtnl.RTM_DELLINK, flags, _body(message, []))
-
-
-def change_link(
-    index: int, *, mtu: int | None, mac: str | None, up: bool | None, txqlen: int | None
-) -> Request:
-    """Changes the given attributes of a link."""
-    message = _import_pyroute2().link()
-    message["index"] = index
-    if up is not None:
-        message["change"] = _IFF_UP
-        message["flags"] = _IFF_UP if up else 0
-    attributes: list[tuple[str, object]] = []
-    if mtu is not None:
-        attributes.append(("IFLA_MTU", mtu))
-    if txqlen is not None:
-        attributes.append(("IFLA_TXQLEN", txqlen))
-    if mac is not None:
-        attributes.append(("IFLA_ADDRESS", mac))
-    flags = rtnl.NLM_F_REQUEST | rtnl.NLM_F_ACK
-    return Request(rtnl.RTM_NEWLINK, flags, _body(message, attributes))
-
-
-def decode_link(body: bytes) -> Link:
-    """A link from RTM_NEWLINK."""
-    message = _decode(_import_pyroute2().link, body)
-    flags: int = message["flags"]
-    kind: str = message.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") or ""
-    data = message.get_nested("IFLA_LINKINFO", "IFLA_INFO_DATA")
-    mac: str = message.get_attr("IFLA_ADDRESS") or ""
-    return Link(
-        index=message["index"],
-        name=message.get_attr("IFLA_IFNAME") or "",
-        kind=kind,
-        mtu=message.get_attr("IFLA_MTU") or 0,
-        mac=mac.lower() if len(mac) == _MAC_TEXT_LENGTH else "",
-        up=bool(flags & _IFF_UP),
-        running=bool(flags & _IFF_RUNNING),
-        loopback=bool(flags & _IFF_LOOPBACK),
-        txqlen=message.get_attr("IFLA_TXQLEN") or 0,
-        master=message.get_attr("IFLA_MASTER") or 0,
-        vxlan=_vxlan(data) if kind == "vxlan" and data is not None else None,
-        ipip=_ipip(data) if kind == "ipip" and data is not None else None,
-    )
-
-
-def _vxlan(data: Any) -> VxlanAttrs:  # noqa: ANN401
-    get = data.get_attr
-    return VxlanAttrs(
-        vni=get("IFLA_VXLAN_ID") or 0,
-        link=get("IFLA_VXLAN_LINK") or 0,
-        local=_address(get("IFLA_VXLAN_LOCAL") or get("IFLA_VXLAN_LOCAL6")),
-        group=_address(get("IFLA_VXLAN_GROUP") or get("IFLA_VXLAN_GROUP6")),
-        port=get("IFLA_VXLAN_PORT") or 0,
-        learning=bool(get("IFLA_VXLAN_LEARNING")),
-        gbp=bool(get("IFLA_VXLAN_GBP")),
-        l2miss=bool(get("IFLA_VXLAN_L2MISS")),
-    )
-
-
-def _ipip(data: Any) -> IpipAttrs:  # noqa: ANN401
-    get = data.get_attr
-    local, remote = _address(get("IFLA_IPIP_LOCAL")), _address(get("IFLA_IPIP_REMOTE"))
-    return IpipAttrs(
-        local=local if isinstance(local, IPv4Address) else None,
-        remote=remote if isinstance(remote, IPv4Address) else None,
-        link=get("IFLA_IPIP_LINK") or 0,
-    )
-
-
 def _address(text: str | None) -> IPAddress | None:
     """An address from pyroute2's text; none, or all zeros ("any"), is `None`."""
     if not text:
         return None
     address = ip_address(text)
     return None if address.is_unspecified else address
-
-
-def dump_addresses(index: int | None) -> Request:
-    """The addresses of both families, of one link or of all."""
-    message = _import_pyroute2().address()
-    message["index"] = index or 0
-    flags = rtnl.NLM_F_REQUEST | rtnl.NLM_F_DUMP
-    return Request(rtnl.RTM_GETADDR, flags, _body(message, []))
-
-
-def decode_address(body: bytes) -> Address | None:
-    """An address from RTM_NEWADDR; `None` for families other than the two."""
-    message = _decode(_import_pyroute2().address, body)
-    if message["family"] not in (rtnl.AF_INET, rtnl.AF_INET6):
-        return None
-    text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
-    if text is None:
-        return None
-    flags = message.get_attr("IFA_FLAGS")
-    return rtnl.make_address(
-        message["index"],
-        ip_address(text),
-        message["prefixlen"],
-        message["scope"],
-        message["flags"] if flags is None else flags,
-    )
 
 
 def look_up_route(destination: IPAddress) -> Request:

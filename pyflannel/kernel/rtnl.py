@@ -2,8 +2,9 @@
 
 A node with a thousand peers has three thousand kernel objects. A general netlink library spends
 0.6-0.8 ms on each; packing the few structures that we need by hand costs microseconds, so routes,
-neighbours, FDB entries, addresses and all notifications go through this module. What is rare (links
-and their creation, the choice of the interface) goes through pyroute2, see `kernel/pyroute.py`.
+neighbours, FDB entries, addresses and all notifications go through this module, and links through
+`kernel/links.py`. What is rare (the creation of links, the look-up of a route) goes through
+pyroute2, see `kernel/pyroute.py`.
 
 A netlink datagram holds messages: a 16-byte header (`nlmsghdr`), then for rtnetlink a fixed struct
 that depends on the message type (`rtmsg`, `ndmsg`, `ifaddrmsg`, `ifinfomsg`), then attributes

@@ -6,7 +6,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
-from pyflannel.kernel import pyroute, rtnl
+from pyflannel.kernel import links, pyroute, rtnl
 from pyflannel.kernel.base import IpipAttrs, LinkSpec, VxlanAttrs
 
 EXCLUSIVE = 0x1 | 0x4 | 0x200 | 0x400
@@ -135,7 +135,7 @@ def test_an_ipv6_tunnel_source_has_an_attribute_of_its_own() -> None:
 )
 def test_what_is_created_can_be_read(spec: LinkSpec) -> None:
     """The kernel reports the same attributes that it was given."""
-    link = pyroute.decode_link(pyroute.create_link(spec).body)
+    link = links.decode_link(pyroute.create_link(spec).body)
     assert (link.name, link.kind, link.vxlan, link.ipip) == (
         spec.name,
         spec.kind,
@@ -148,16 +148,16 @@ def test_a_link_without_a_mac_has_an_empty_one() -> None:
     """The link-layer address of an ipip device is an IPv4 address."""
     message = pyroute.create_link(LinkSpec(name="t", kind="ipip")).body
     four_bytes = bytes.fromhex("0800 0100 c0000201")
-    assert pyroute.decode_link(message + four_bytes).mac == ""
+    assert links.decode_link(message + four_bytes).mac == ""
 
 
 def test_only_what_changes_is_sent() -> None:
     """Index, flags with their mask, and the given attributes."""
-    request = pyroute.change_link(3, mtu=1400, mac=None, up=None, txqlen=None)
+    request = links.change_link(3, mtu=1400, mac=None, up=None, txqlen=None)
     assert request.body == bytes.fromhex("00000000 03000000 00000000 00000000 08000400 78050000")
-    request = pyroute.change_link(3, mtu=None, mac=None, up=True, txqlen=None)
+    request = links.change_link(3, mtu=None, mac=None, up=True, txqlen=None)
     assert request.body == bytes.fromhex("00000000 03000000 01000000 01000000")
-    request = pyroute.change_link(3, mtu=None, mac=None, up=False, txqlen=None)
+    request = links.change_link(3, mtu=None, mac=None, up=False, txqlen=None)
     assert request.body == bytes.fromhex("00000000 03000000 00000000 01000000")
 
 
