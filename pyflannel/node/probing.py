@@ -75,9 +75,9 @@ class Probing:
         """Probes until cancelled, or sleeps where nothing is to be probed."""
         if self._interval_s <= 0 or self._open_echoes is None:
             await asyncio.Event().wait()
+            raise AssertionError("an endless wait ended")
         from pyflannel.probe.prober import Prober
 
-        assert self._open_echoes is not None  # noqa: S101 - that event is never set
         prober = Prober(self._interval_s, self._clock, self._open_echoes, self._mtu)
         self._prober = prober
         there = iter(list(self._peers()))
