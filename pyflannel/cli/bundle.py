@@ -16,21 +16,20 @@ from typing import Final
 
 import pyflannel
 from pyflannel.cli import doctor, status
-from pyflannel.cli.common import Parser
+from pyflannel.cli.parsers import Branch, Parser
 from pyflannel.core.errors import EXIT_OK, CommandError, DeviceUnavailable, FlannelError
 from pyflannel.foreign import MOST_IN_LOG, shown
 from pyflannel.kernel import process
 from pyflannel.records import dataclass
 from pyflannel.report.scrub import scrubbed
 
-DESCRIPTION: Final = """Packs what a bug report needs into FILE (pyflannel-HOST-TIME.tar.gz here):
-the daemon's status, what pyflannel doctor finds, devices, addresses, routes, neighbours, firewall
-rules, sysctls, the unit with its journal, and the files that flannel writes.
+ABOUT: Final = """\
+Inside are the daemon's status, what pyflannel doctor finds, devices, addresses, routes,
+neighbours, firewall rules, sysctls, the unit with its journal, and the files that flannel writes.
 
 Passwords, tokens and private keys are removed; addresses, MACs and names stay, because without
 them a fault in a network is not found. MANIFEST.txt in the archive lists what is inside and what
-could not be had. Look into it before you send it. Changes nothing.
-"""
+could not be had. Look into it before you send it. Changes nothing."""
 CHILD_S: Final = 20.0
 MOST: Final = 4_000_000
 """Bytes of one member: the rules of a node with 10,000 services."""
@@ -92,11 +91,7 @@ class Member:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
-    parser = Parser("pyflannel bundle", DESCRIPTION)
-    parser.add_argument("file", nargs="?", metavar="FILE")
-    parser.add_argument("--json", action="store_true", help="print what is inside as JSON")
-    status.add_socket_option(parser)
-    given = parser.parse_args(argv)
+    given = branch().parser.parse_args(argv)
     host = os.uname().nodename
     when = time.strftime("%Y%m%d-%H%M%S")
     path = Path(given.file or f"pyflannel-{host}-{when}.tar.gz")
@@ -109,6 +104,25 @@ def main(argv: Sequence[str]) -> int:
         print(manifest(members), end="")
         print(f"wrote {path}")
     return EXIT_OK
+
+
+def branch() -> Branch:
+    """The command line."""
+    parser = Parser(
+        "pyflannel bundle",
+        "what a bug report needs, without secrets",
+        ABOUT,
+        examples=("pyflannel bundle", "pyflannel bundle /tmp/node1.tar.gz"),
+    )
+    parser.add_argument(
+        "file",
+        nargs="?",
+        metavar="FILE",
+        help="the archive (default: pyflannel-HOST-TIME.tar.gz here)",
+    )
+    parser.add_argument("--json", action="store_true", help="print what is inside as JSON")
+    status.add_socket_option(parser)
+    return Branch(parser)
 
 
 async def gather(socket: str) -> list[Member]:

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from pyflannel.backend.kinds import KINDS
-from pyflannel.cli.common import Parser
+from pyflannel.cli.parsers import Branch, Parser
 from pyflannel.core import subnetenv, traces
 from pyflannel.core.errors import (
     EXIT_OK,
@@ -64,14 +64,7 @@ class Trace:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns 69 if something could not be removed."""
-    parser = Parser("pyflannel cleanup", __doc__ or "")
-    defaults = DaemonOptions()
-    parser.add_argument("--dry-run", action="store_true", help="only say what would be removed")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    for name in ("subnet-file", "docker-opts-file", "status-socket", "state-dir"):
-        default = getattr(defaults, name.replace("-", "_"))
-        parser.add_argument(f"--{name}", metavar="PATH", default=default, help=f"({default})")
-    given = parser.parse_args(argv)
+    given = branch().parser.parse_args(argv)
     if os.geteuid() != 0:
         raise NotPermitted("clean up", "this node", 1, "run it as root")
     upstream = [] if given.dry_run else upstream_daemons()
@@ -106,6 +99,23 @@ def main(argv: Sequence[str]) -> int:
         if not found:
             print("nothing of flannel's is here")
     return EXIT_UNAVAILABLE if failed else EXIT_OK
+
+
+def branch() -> Branch:
+    """The command line."""
+    parser = Parser(
+        "pyflannel cleanup",
+        "remove every trace of a stopped daemon",
+        (__doc__ or "").partition("\n")[2],
+        examples=("pyflannel cleanup --dry-run", "pyflannel cleanup"),
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    defaults = DaemonOptions()
+    for name in ("subnet-file", "docker-opts-file", "status-socket", "state-dir"):
+        default = getattr(defaults, name.replace("-", "_"))
+        parser.add_argument(f"--{name}", metavar="PATH", default=default, help="the daemon's")
+    return Branch(parser)
 
 
 def loadable(kinds: Kinds) -> list[Kind]:

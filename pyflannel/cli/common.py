@@ -1,91 +1,39 @@
-"""What several commands share: etcd flags in Go's syntax, argparse for the rest, one event loop."""
+"""What several commands share: etcd flags in Go's syntax, one event loop, tables."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import NoReturn, TypeVar
+from typing import Final, TypeVar
 
 from pyflannel.cli import unit
 from pyflannel.core.errors import StoreUnavailable, UsageError
-from pyflannel.core.options import ETCD_FLAGS, EtcdOptions, parse_etcd_flags
+from pyflannel.core.options import ETCD_FLAGS, FLAGS, EtcdOptions, parse_etcd_flags
 from pyflannel.core.sysconfig import translate
-from pyflannel.foreign import shown
-from pyflannel.gocompat.flags import Kind
+from pyflannel.gocompat import flags as goflag
+from pyflannel.gocompat.flags import Flag, Kind
 from pyflannel.store.etcd.base import Store
-from pyflannel.suggest import did_you_mean
 
 T = TypeVar("T")
 
-
-class Parser(argparse.ArgumentParser):
-    """argparse without abbreviations, whose errors are our `UsageError`.
-
-    Args:
-        prog: the command.
-        description: what it does.
-        etcd: whether it takes the etcd options.
-        more: made only if help is asked for; comes last in it.
-    """
-
-    def __init__(
-        self,
-        prog: str,
-        description: str,
-        *,
-        etcd: bool = False,
-        more: Callable[[], str] | None = None,
-    ) -> None:
-        epilog = _etcd_help() if etcd else None
-        self._more = more
-        self._etcd_options = [f"--{flag.name}" for flag in ETCD_FLAGS] if etcd else []
-        super().__init__(
-            prog=prog,
-            description=description,
-            epilog=epilog,
-            allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-
-    def parse_args(  # type: ignore[override]  # one signature of three
-        self, args: Sequence[str]
-    ) -> argparse.Namespace:
-        """As argparse's, but options may stand anywhere between the arguments.
-
-        And an unknown option is named without its value, and with a guess: argparse goes on after
-        one, takes its value for something else, and prints it; it may be a password.
-        """
-        ours = list(args)
-        if "--" in ours:
-            ours = ours[: ours.index("--")]
-        if {"-h", "--help"} & set(ours):
-            self.print_help()
-            self.exit()
-        for word in ours:
-            name = word.partition("=")[0]
-            if len(name) > 1 and name.startswith("-") and name not in self._option_string_actions:
-                near = did_you_mean(name, [*self._option_string_actions, *self._etcd_options])
-                hint = f", did you mean {near}?" if near else ""
-                self.error(f"unknown option {shown(name)}{hint}")
-        return self.parse_intermixed_args(args)
-
-    def format_help(self) -> str:
-        """Called by argparse."""
-        text = super().format_help()
-        return f"{text}\n{self._more()}\n" if self._more is not None else text
-
-    def error(self, message: str) -> NoReturn:
-        """Called by argparse."""
-        raise UsageError(f"{message} (see {self.prog} --help)")
-
-
-def _etcd_help() -> str:
-    lines = ["etcd options, as pyflanneld's (or FLANNELD_ETCD_… variables):"]
-    lines += [f"  --{flag.name:<16} {flag.help}" for flag in ETCD_FLAGS]
-    return "\n".join(lines)
+NODE_FLAGS: Final = tuple(
+    flag
+    for flag in FLAGS
+    if flag.name
+    in {
+        "iface",
+        "iface-regex",
+        "iface-can-reach",
+        "public-ip",
+        "public-ipv6",
+        "subnet-file",
+        "state-dir",
+        "datapath",
+    }
+)
+"""The daemon's flags that say what this node is; the unit's files have them as a rule."""
 
 
 def split_etcd(argv: Sequence[str]) -> tuple[EtcdOptions, list[str]]:
@@ -133,6 +81,18 @@ def words_of(argv: Sequence[str], names: Mapping[str, bool]) -> list[str]:
             found.append(word)
             takes_value = not takes_value and not equals and names[name.lstrip("-")]
     return found
+
+
+def without_flags(table: Sequence[Flag], argv: Sequence[str]) -> list[str]:
+    """The words without some flags.
+
+    Raises:
+        UsageError: one of them is wrong.
+    """
+    try:
+        return list(goflag.extract(table, argv).rest)
+    except goflag.FlagError as error:
+        raise UsageError(str(error)) from None
 
 
 def with_store(options: EtcdOptions, work: Callable[[Store], Awaitable[T]]) -> T:

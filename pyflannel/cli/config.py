@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -12,90 +11,106 @@ from typing import Final
 
 from pyflannel.backend.kinds import KINDS
 from pyflannel.cli.backends import help_text
-from pyflannel.cli.common import Parser, split_etcd, with_store
-from pyflannel.cli.order import command_first
+from pyflannel.cli.common import NODE_FLAGS, split_etcd, with_store, without_flags, words_of
+from pyflannel.cli.parsers import ETCD, Branch, Parser, group
 from pyflannel.cli.streams import write_bytes
 from pyflannel.core.config import NetworkConfig, Parsed, effective, parse_network_config
 from pyflannel.core.errors import EXIT_CONFIG, EXIT_OK, ConfigError, UsageError
 from pyflannel.core.fields import Problem
+from pyflannel.core.options import EtcdOptions
 from pyflannel.core.trust import command_warning
 from pyflannel.foreign import MOST_IN_LOG, escape, shown
+from pyflannel.gocompat.flags import Kind
 from pyflannel.store.etcd import codec
 
-DESCRIPTION = """The network config, the JSON under <etcd-prefix>/config.
-
-  set FILE    check FILE ('-' is standard input) and write it to etcd
-  get         print what etcd holds
-  check FILE  say what is wrong with FILE; needs no etcd
-
-Each of them has its own --help. Exit code 78 if the config has an error."""
-
-PAGES: Final = {
-    "set": """Checks FILE and writes it to etcd, where every daemon reads it when it starts.
-
-Exit code 78 if the config has an error; nothing is written then, unless --force is given.
-
-Example:
-  pyflannel config set network.json --etcd-endpoints=http://192.0.2.10:2379
-  echo '{"Network": "10.5.0.0/16"}' | pyflannel config set -""",
-    "get": """Prints the network config that etcd holds, byte for byte.
-
-With --json it is printed as the daemons understand it: every key with its value, and what is
-wrong. Exit code 78 if etcd holds none.
-
-Example:
-  pyflannel config get >network.json
-  pyflannel config get --json --etcd-prefix=/other/network""",
-    "check": """Says what is wrong with FILE, and how the daemons understand it. Needs no etcd.
+ABOUT: Final = """It is the JSON under <etcd-prefix>/config, and every daemon reads it when it
+starts. Exit code 78 if the config has an error."""
+SET: Final = """\
+Every daemon reads it when it starts. Exit code 78 if the config has an error; nothing is written
+then, unless --force is given."""
+GET: Final = """\
+Byte for byte, or with --json as the daemons understand it: every key with its value, and what is
+wrong. Exit code 78 if etcd holds none."""
+CHECK: Final = """Needs no etcd. Prints the config as the daemons understand it.
 
 With --node it is compared with this machine as well: the interface and what the backend asks of
 it, and what Network and all leases overlap (connected prefixes, addresses, next hops, etcd). The
-daemon's options are those of its unit; --iface, --iface-regex, --iface-can-reach, --public-ip,
---public-ipv6, --subnet-file, --state-dir and --datapath may be given here too. Leases are read from
-etcd; if it does not answer, that is a warning.
+daemon's options are those of its unit, or given here. Leases are read from etcd; if it does not
+answer, that is a warning.
 
 With --kubernetes it is read as a net-conf.json is, where subnets are the nodes' podCIDRs.
 
-Exit code 78 if there is an error.
+Exit code 78 if there is an error."""
 
-Example:
-  pyflannel config check network.json
-  pyflannel config check --kubernetes /etc/kube-flannel/net-conf.json
-  pyflannel config get | pyflannel config check - --json
-  pyflannel config check network.json --node --etcd-endpoints=http://192.0.2.10:2379""",
-}
-"""What each action's --help begins with."""
+
+def branch() -> Branch:
+    """The command line."""
+    prog = "pyflannel config"
+
+    def backends() -> str:
+        return help_text(KINDS)
+
+    write = Parser(
+        f"{prog} set",
+        "check FILE and write it to etcd",
+        SET,
+        flags=ETCD,
+        more=backends,
+        examples=(
+            "pyflannel config set network.json --etcd-endpoints=http://192.0.2.10:2379",
+            """echo '{"Network": "10.5.0.0/16"}' | pyflannel config set -""",
+        ),
+    )
+    write.add_argument("--force", action="store_true", help="write it although it has errors")
+    read = Parser(
+        f"{prog} get",
+        "print what etcd holds",
+        GET,
+        flags=ETCD,
+        examples=(
+            "pyflannel config get >network.json",
+            "pyflannel config get --json --etcd-prefix=/other/network",
+        ),
+    )
+    check = Parser(
+        f"{prog} check",
+        "say what is wrong with FILE",
+        CHECK,
+        flags={"with --node, as pyflanneld's": NODE_FLAGS, **ETCD},
+        more=backends,
+        examples=(
+            "pyflannel config check network.json",
+            "pyflannel config check --kubernetes /etc/kube-flannel/net-conf.json",
+            "pyflannel config get | pyflannel config check - --json",
+            "pyflannel config check network.json --node --etcd-endpoints=http://192.0.2.10:2379",
+        ),
+    )
+    check.add_argument("--node", action="store_true", help="compare it with this machine")
+    check.add_argument(
+        "--kubernetes", action="store_true", help="read it as a net-conf.json of Kubernetes"
+    )
+    for each in (write, check):
+        each.add_argument("file", metavar="FILE", help="'-' is standard input")
+    for each in (read, check):
+        each.add_argument("--json", action="store_true", help="print JSON")
+    return group(prog, "the network config in etcd", ABOUT, (write, read, check), more=backends)
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
     options, rest = split_etcd(argv)
-    node_words: list[str] = []
-    if "--node" in rest:
-        # Looking at a machine is more to import than looking at a file.
-        from pyflannel.cli import nodecheck
-
-        node_words, rest = nodecheck.split_node(rest)
-    words = command_first(rest, PAGES, ())
-    given = _parser(words).parse_args(words)
-    if given.node and given.action != "check":
-        raise UsageError("--node goes with config check")
-    if given.action == "get":
-        if given.file is not None:
-            raise UsageError("config get takes no FILE")
+    here = branch()
+    action, words = here.choose(rest)
+    if action == "check":
+        return _check_file(here.actions[action], words, options)
+    given = here.actions[action].parse_args(words)
+    if action == "get":
         found = with_store(options, lambda store: store.get(codec.config_key(options.prefix)))
         if not found.kvs:
             where = shown(codec.config_key(options.prefix))
             raise ConfigError(f"no network config under {where}; write one with config set")
         return _show(found.kvs[0].value, as_json=given.json)
-    if given.file is None:
-        raise UsageError(f"config {given.action} needs a FILE ('-' is standard input)")
     raw = _read(given.file)
-    if given.action == "check":
-        if not given.node:
-            return _check(raw, as_json=given.json, kubernetes=given.kubernetes)
-        on_node = partial(nodecheck.check, words=node_words, etcd=options)
-        return _check(raw, as_json=given.json, kubernetes=given.kubernetes, on_node=on_node)
     parsed = parse_network_config(raw, KINDS)
     _print_problems(_problems(parsed))
     if parsed.config is None and not given.force:
@@ -107,34 +122,19 @@ def main(argv: Sequence[str]) -> int:
     return EXIT_OK
 
 
-def _parser(words: Sequence[str]) -> Parser:
-    """The parser of one action, whose help is about that alone; else of all of them."""
-    action = words[0] if words and words[0] in PAGES else ""
-    more = None if action == "get" else lambda: help_text(KINDS)
-    prog, about = f"pyflannel config {action}".rstrip(), PAGES.get(action, DESCRIPTION)
-    usage = None if not action else f"{prog} [OPTION]..." + ("" if action == "get" else " FILE")
-    parser = Parser(prog, about, etcd=True, more=more)
-    parser.usage = usage
-    shown = argparse.SUPPRESS if action else None
-    parser.add_argument("action", choices=tuple(PAGES), help=shown)
-    parser.add_argument(
-        "file", nargs="?", metavar="FILE", help=shown if action == "get" else "'-' is stdin"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument(
-        "--node",
-        action="store_true",
-        help="check: compare with this machine" if action in ("", "check") else argparse.SUPPRESS,
-    )
-    if action in ("", "check"):
-        parser.add_argument(
-            "--kubernetes", action="store_true", help="check: as a net-conf.json of Kubernetes"
-        )
-    if action in ("", "set"):
-        parser.add_argument(
-            "--force", action="store_true", help="set: write it although it has errors"
-        )
-    return parser
+def _check_file(parser: Parser, words: Sequence[str], etcd: EtcdOptions) -> int:
+    node_words = words_of(words, {flag.name: flag.kind is not Kind.BOOL for flag in NODE_FLAGS})
+    given = parser.parse_args(without_flags(NODE_FLAGS, words))
+    if node_words and not given.node:
+        raise UsageError(f"{node_words[0].partition('=')[0]} goes with config check --node")
+    raw = _read(given.file)
+    if not given.node:
+        return _check(raw, as_json=given.json, kubernetes=given.kubernetes)
+    # Looking at a machine is more to import than looking at a file.
+    from pyflannel.cli import nodecheck
+
+    on_node = partial(nodecheck.check, words=node_words, etcd=etcd)
+    return _check(raw, as_json=given.json, kubernetes=given.kubernetes, on_node=on_node)
 
 
 def _read(name: str) -> bytes:

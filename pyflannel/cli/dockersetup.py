@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from pyflannel.cli.common import Parser
+from pyflannel.cli.parsers import Branch, Parser
 from pyflannel.core import subnetenv
 from pyflannel.core.errors import EXIT_OK, CommandError, ConfigError, DeviceUnavailable, UsageError
 from pyflannel.core.options import DaemonOptions
@@ -37,7 +37,7 @@ SYSTEMCTL_S: Final = 120.0
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command."""
-    parser = _parser()
+    parser = branch().parser
     given = parser.parse_args(argv)
     if "/" in given.unit:
         raise UsageError(f"--unit {given.unit}: expected a name like {UNIT}")
@@ -95,13 +95,20 @@ def _content(path: Path) -> str | None:
     return ""
 
 
-def _parser() -> Parser:
+def branch() -> Branch:
+    """The command line."""
     parser = Parser(
         "pyflannel docker-setup",
-        "Writes the drop-in that starts docker in the leased subnet, fitting the unit that is\n"
+        "start docker in the leased subnet",
+        "Writes the drop-in for that, fitting the unit that is\n"
         "installed (Debian's, docker's own, CentOS's). For docker 28 and later also what lets\n"
         "other nodes' containers in: dockerd's option, and an accept in DOCKER-USER that the\n"
         "daemon keeps. `pyflannel cleanup` takes it all away.",
+        examples=(
+            "pyflannel docker-setup --print",
+            "pyflannel docker-setup --now",
+            "pyflannel docker-setup --networks",
+        ),
     )
     defaults = DaemonOptions()
     parser.add_argument("--print", action="store_true", dest="show", help="print it, write nothing")
@@ -113,20 +120,18 @@ def _parser() -> Parser:
         action="store_true",
         help="only the accept, for docker networks in the leased subnet; no drop-in",
     )
-    parser.add_argument("--unit", metavar="NAME", default=UNIT, help=f"docker's unit ({UNIT})")
-    parser.add_argument("--root", metavar="DIR", default="/", help="of another machine's tree (/)")
+    parser.add_argument("--unit", metavar="NAME", default=UNIT, help="docker's unit")
+    parser.add_argument("--root", metavar="DIR", default="/", help="of another machine's tree")
     for name, default in (
         ("docker-opts-file", docker_options.DOCKER_ENV),
         ("subnet-file", defaults.subnet_file),
         ("state-dir", defaults.state_dir),
     ):
-        parser.add_argument(
-            f"--{name}", metavar="PATH", default=default, help=f"as pyflanneld's ({default})"
-        )
+        parser.add_argument(f"--{name}", metavar="PATH", default=default, help="as pyflanneld's")
     parser.add_argument(
         "--force", action="store_true", help="overwrite a drop-in that is not from here"
     )
-    return parser
+    return Branch(parser)
 
 
 def _direct(root: Path, command_line: str) -> Direct:

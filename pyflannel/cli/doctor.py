@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from pyflannel.backend.kinds import KINDS
 from pyflannel.cli import cluster, status
-from pyflannel.cli.common import Parser
+from pyflannel.cli.parsers import Branch, Parser
 from pyflannel.core.errors import (
     EXIT_OK,
     DeviceUnavailable,
@@ -49,7 +49,7 @@ PART_OF: Final = {
 }
 """Subjects that are a part of `node`, with their codes."""
 SUBJECTS: Final = ("node", *PART_OF, "docker", "datapath")
-DESCRIPTION: Final = """Looks for what keeps containers from reaching each other. Changes nothing.
+ABOUT: Final = """Changes nothing.
 
 Subject node (the default) looks at the daemon, the kernel, routes, devices and every firewall chain
 that packets of the overlay meet; store and peers are the parts of it that are about etcd and the
@@ -72,25 +72,7 @@ _SIGNS: Final = {State.OK: "ok     ", State.PROBLEM: "PROBLEM", State.UNKNOWN: "
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
-    parser = Parser("pyflannel doctor", DESCRIPTION)
-    parser.add_argument("subject", nargs="?", choices=SUBJECTS, default=SUBJECTS[0])
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--root", metavar="DIR", default="/", help="docker: look below it (/)")
-    parser.add_argument(
-        "--peer", metavar="P", help="what is about this peer: its subnet or public IP"
-    )
-    parser.add_argument("--cluster", action="store_true", help="compare nodes")
-    parser.add_argument(
-        "--from", dest="collected", metavar="DIR", help="cluster: NODE.json of status --json"
-    )
-    parser.add_argument("--via", metavar="CMD", help="cluster: how to reach one: 'ssh {host}'")
-    status.add_socket_option(parser)
-    for name, default in (
-        ("docker-opts-file", docker_options.DOCKER_ENV),
-        ("subnet-file", status.subnet_file()),
-    ):
-        parser.add_argument(f"--{name}", metavar="PATH", default=default, help=f"({default})")
-    given = parser.parse_args(argv)
+    given = branch().parser.parse_args(argv)
     if not Path(given.root).is_dir():
         raise UsageError(f"--root {given.root}: there is no such directory")
     if given.cluster:
@@ -112,6 +94,46 @@ def main(argv: Sequence[str]) -> int:
     found = asyncio.run(_node(report, silence, given.subnet_file))
     wanted = about(found, given.subject, given.peer or "")
     return show_node(wanted, given.subject, as_json=given.json)
+
+
+def branch() -> Branch:
+    """The command line."""
+    parser = Parser(
+        "pyflannel doctor",
+        "what keeps containers from reaching each other",
+        ABOUT,
+        examples=(
+            "pyflannel doctor",
+            "pyflannel doctor peers --peer 10.5.34.0/24",
+            "pyflannel doctor docker --json",
+            "pyflannel doctor --cluster --via 'ssh {host}'",
+        ),
+    )
+    parser.add_argument(
+        "subject",
+        nargs="?",
+        metavar="SUBJECT",
+        choices=SUBJECTS,
+        default=SUBJECTS[0],
+        help=f"{', '.join(SUBJECTS)} (default: {SUBJECTS[0]})",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--root", metavar="DIR", default="/", help="docker: look below it")
+    parser.add_argument(
+        "--peer", metavar="PEER", help="what is about this peer: its subnet or public IP"
+    )
+    parser.add_argument("--cluster", action="store_true", help="compare nodes")
+    parser.add_argument(
+        "--from", dest="collected", metavar="DIR", help="cluster: NODE.json of status --json"
+    )
+    parser.add_argument("--via", metavar="CMD", help="cluster: how to reach one: 'ssh {host}'")
+    status.add_socket_option(parser)
+    for name, default in (
+        ("docker-opts-file", docker_options.DOCKER_ENV),
+        ("subnet-file", status.subnet_file()),
+    ):
+        parser.add_argument(f"--{name}", metavar="PATH", default=default, help="the daemon's")
+    return Branch(parser)
 
 
 def about(found: Sequence[finding.Finding], subject: str, peer: str = "") -> list[finding.Finding]:

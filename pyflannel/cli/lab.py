@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import random
 import re
 import signal
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NoReturn
 
-from pyflannel.backend.kinds import KINDS
+from pyflannel.cli import labparsers
 from pyflannel.cli.common import table
-from pyflannel.cli.order import command_first, options_first
+from pyflannel.cli.order import options_first
+from pyflannel.cli.parsers import with_value
 from pyflannel.core.errors import EXIT_OK, FlannelError, UsageError
 from pyflannel.foreign import MOST_IN_LOG, shown
 from pyflannel.lab import bench, demo, overview, precheck, rootless, topology, trouble
@@ -38,21 +38,9 @@ EXIT_INTERRUPTED: Final = 130
 _OF_ETCD: Final = ("FLANNELD_ETCD_", "ETCDCTL_", "FLANNEL_ETCD")
 """Variables that say where an etcd is, and how to get in."""
 
-_DAEMON_ARG: Final = "--daemon-arg"
+branch = labparsers.branch
 
 _MODULE: Final = "pyflannel.cli.lab"
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse, with our exception in the place of its exit."""
-
-    def error(self, message: str) -> NoReturn:
-        # Of an unknown option only the name: its value may be a password.
-        what, colon, words = message.partition("unrecognized arguments: ")
-        if colon and not what and "-" in words:
-            names = [word.partition("=")[0] for word in words.split() if word.startswith("-")]
-            message = f"unknown option {' '.join(names)}"
-        raise UsageError(f"{self.prog}: {message}")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -313,188 +301,19 @@ def spec_from_options(options: argparse.Namespace) -> LabSpec:
     )
 
 
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text}: expected seconds, more than 0")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected 1 or more")
-    return value
-
-
-EXAMPLES: Final[Mapping[str, Sequence[str]]] = {
-    "demo": ("demo --nodes 5",),
-    "up": ("up --nodes 3 --backend vxlan", "up --name other --config config/vxlan.json"),
-    "ping": ("ping --count 1 --deadline 2",),
-    "exec": ("exec 1 -- ip route", "exec pod2 ping -c1 10.0.1.2", "exec switch -- tcpdump -ni any"),
-    "bench": ("bench --from 1 --to 3 --seconds 5",),
-    "break": ("break route-deleted --node 2", "break --random --hide"),
-    "heal": ("heal",),
-    "list": ("list --json",),
-    "status": ("status",),
-    "logs": ("logs 2 --follow",),
-    "down": ("down --name other",),
-}
-"""What each command's help ends with, behind `pyflannel lab`."""
-
-
-def _parsers() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:
-    """The command line of `pyflannel lab`, and of each of its commands."""
-    top = _Parser(
-        prog="pyflannel lab",
-        description="A flannel cluster in network namespaces of this machine.",
-        epilog="Nothing outside the namespaces is touched, and `down` leaves nothing behind.",
-        allow_abbrev=False,
-    )
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def add(name: str, summary: str, *, named: bool = True) -> argparse.ArgumentParser:
-        command = commands.add_parser(
-            name,
-            help=summary,
-            description=f"{summary[0].upper()}{summary[1:]}.",
-            epilog="\n  pyflannel lab ".join(["Example:", *EXAMPLES[name]]),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        if named:
-            command.add_argument(
-                "--name", default="default", help="which lab (default: %(default)s)"
-            )
-        return command
-
-    show = add("demo", "show what flannel does, on three nodes, and clean up", named=False)
-    show.add_argument("--nodes", type=int, default=3, metavar="N", help="default: %(default)s")
-    show.add_argument("--datapath", default="", metavar="X", help="data path of the daemons")
-
-    _add_up_options(add("up", "make a lab and leave it running"))
-
-    ping = add("ping", "ping between all pairs of pods; ends 1 if a pair does not answer")
-    ping.add_argument("--json", action="store_true", help="print JSON")
-    ping.add_argument(
-        "--count", type=_count, default=3, metavar="N", help="answers wanted per pair"
-    )
-    ping.add_argument("--deadline", type=_seconds, default=5.0, metavar="S", help="seconds to try")
-
-    ping.add_argument(
-        "-6", dest="version", action="store_const", const=6, default=4, help="over IPv6"
-    )
-
-    run = add("exec", "run a command on a node, in its pod, or on the switch")
-    run.add_argument("--pod", action="store_true", help="in the node's pod")
-    run.add_argument("node", metavar="NODE", help="1, node1, pod1 or switch")
-    run.add_argument(
-        "argv", nargs="*", metavar="-- CMD", help="the command and its arguments; a shell if none"
-    )
-
-    speed = add("bench", "measure throughput and latency between two pods of a lab")
-    speed.add_argument("--json", action="store_true", help="print JSON")
-    speed.add_argument("--from", dest="source", type=int, default=1, metavar="NODE")
-    speed.add_argument("--to", dest="target", type=int, default=2, metavar="NODE")
-    speed.add_argument(
-        "--seconds", type=_seconds, default=2.0, metavar="S", help="of each of four measurements"
-    )
-
-    harm = add("break", "break something in a lab, to see it heal or to find it")
-    harm.add_argument("fault", nargs="*", metavar="FAULT", help="what; --list has them all")
-    harm.add_argument("--list", action="store_true", help="print all faults, break nothing")
-    harm.add_argument("--random", action="store_true", help="choose one that stays broken")
-    harm.add_argument("--hide", action="store_true", help="do not say what is broken, or where")
-    harm.add_argument("--node", metavar="NODE", help="where (default: 1; with --random any)")
-    harm.add_argument("--seed", metavar="TEXT", help="with --random: the same choice each time")
-
-    add("heal", "undo whatever `break` did; ends 1 if a pair of pods does not answer")
-
-    labs = add("list", "the labs of this machine that are up", named=False)
-    labs.add_argument("--json", action="store_true", help="print JSON")
-
-    state = add("status", "how each node of a lab is; ends 1 if one has a problem")
-    state.add_argument("--json", action="store_true", help="print JSON")
-
-    logs = add("logs", "what the daemons have logged, and etcd")
-    logs.add_argument("node", nargs="*", metavar="NODE", help="1, node1 or etcd; all if none")
-    logs.add_argument("-f", "--follow", action="store_true", help="go on with what is added")
-    logs.add_argument(
-        "-n", "--lines", type=_count, default=20, metavar="N", help="of each (default: %(default)s)"
-    )
-
-    add("down", "take a lab away, also one that is only half made")
-    return top, commands.choices
-
-
-def _add_up_options(up: argparse.ArgumentParser) -> None:
-    up.add_argument("--nodes", type=int, default=3, metavar="N", help="default: %(default)s")
-    up.add_argument(
-        "--backend",
-        default="udp",
-        metavar="TYPE",
-        help=f"{', '.join(KINDS.names())} (default: %(default)s)",
-    )
-    up.add_argument("--network", default=topology.DEFAULT_NETWORK, metavar="CIDR")
-    up.add_argument("--config", metavar="FILE", help="the whole network config; - is stdin")
-    up.add_argument(
-        "--node-command",
-        action="append",
-        default=[],
-        metavar="K=CMD",
-        help="node K runs CMD (with upstream's -etcd-endpoints, -etcd-prefix, -subnet-file and "
-        "-iface appended) in the place of pyflanneld; may be given again",
-    )
-    up.add_argument("--datapath", default="", metavar="X", help="data path of the daemons")
-    up.add_argument(
-        _DAEMON_ARG,
-        action="append",
-        default=[],
-        metavar="ARG",
-        help="one more argument for each pyflanneld, as --daemon-arg --ip-masq; may be given again",
-    )
-    up.add_argument("--no-daemons", action="store_true", help="stop when etcd has the config")
-    up.add_argument(
-        "--underlay",
-        choices=[mode.value for mode in Underlay],
-        default=Underlay.AS_IT_COMES.value,
-        help="segmentation offload of the underlay: all, none to send, none at all",
-    )
-    up.add_argument("--underlay-mtu", type=int, default=1500, metavar="BYTES")
-    up.add_argument(
-        "--tx-checksums-off",
-        action="store_true",
-        help="finish checksums before the underlay, as a card without that offload",
-    )
-    up.add_argument(
-        "--store",
-        choices=topology.STORES,
-        default="etcd",
-        help="who keeps the leases: etcd, or a static network file on each node",
-    )
-    up.add_argument("--etcd", default="", metavar="PATH", help="the etcd server program")
-    up.add_argument("--etcd-prefix", default=topology.DEFAULT_PREFIX, metavar="PREFIX")
-    up.add_argument("--json", action="store_true", help="print JSON")
-
-
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    top, commands = _parsers()
-    words = command_first(argv, commands, _with_value(commands.values()))
-    if words[:1] == ["help"]:
-        words = [*words[1:], "--help"]
-    if words and words[0].startswith("-") and words[0] not in {"-h", "--help"}:
-        raise UsageError(f"pyflannel lab: no command behind {words[0].partition('=')[0]}")
-    if not words or words[0] not in commands:
-        return top.parse_args(words)
-    name, rest = words[0], words[1:]
-    values = _with_value([commands[name]])
+    branch = labparsers.branch()
+    name, rest = branch.choose(argv)
+    parser = branch.actions[name]
     # What follows NODE or `--` is the command's own, whatever it looks like.
-    ours, theirs = options_first(_joined(rest), values, arguments=1 if name == "exec" else None)
+    arguments = 1 if name == "exec" else None
+    ours, theirs = options_first(_joined(rest), with_value([parser]), arguments=arguments)
     if theirs[:1] == ["--"]:
         if name != "exec":
             raise UsageError(f"pyflannel lab {name}: takes no command after --")
         theirs = theirs[1:]
-    options = top.parse_args([name, *ours])
+    options = parser.parse_args(ours)
+    options.command = name
     if name == "exec":
         options.argv = theirs
     return options
@@ -504,22 +323,11 @@ def _joined(words: Sequence[str]) -> list[str]:
     """With the values of --daemon-arg, which are options themselves, in its own word."""
     joined: list[str] = []
     for word in words:
-        if joined and joined[-1] == _DAEMON_ARG:
-            joined[-1] = f"{_DAEMON_ARG}={word}"
+        if joined and joined[-1] == labparsers.DAEMON_ARG:
+            joined[-1] = f"{labparsers.DAEMON_ARG}={word}"
         else:
             joined.append(word)
     return joined
-
-
-def _with_value(parsers: Iterable[argparse.ArgumentParser]) -> frozenset[str]:
-    """The options that take a value."""
-    return frozenset(
-        name
-        for each in parsers
-        for action in each._actions  # noqa: SLF001 - argparse shows them nowhere else
-        if action.nargs is None
-        for name in action.option_strings
-    )
 
 
 def _node_commands(given: Sequence[str], nodes: int) -> Mapping[int, str]:

@@ -13,7 +13,8 @@ from typing import Final
 from pyflannel.aio.clock import SystemClock
 from pyflannel.backend.kinds import KINDS
 from pyflannel.cli import status
-from pyflannel.cli.common import Parser, split_etcd, table, with_store
+from pyflannel.cli.common import split_etcd, table, with_store
+from pyflannel.cli.parsers import ETCD, Branch, Parser, group
 from pyflannel.cli.prune import prune
 from pyflannel.core.config import NetworkConfig, load_network_config
 from pyflannel.core.errors import EXIT_OK, ConfigError, FlannelError, UsageError
@@ -26,55 +27,90 @@ from pyflannel.gocompat.json import nesting
 from pyflannel.store.etcd import codec, operator
 from pyflannel.store.etcd.base import Store
 
-ACTIONS: Final = ("list", "release", "reserve", "prune")
 AT_ONCE: Final = 16
 """Questions for the time left that are under way together; one per lease has to be asked."""
 
 MOST_LEVELS: Final = 100
 """Nesting of backend data that is printed as JSON. No backend's own goes beyond two levels."""
 
-DESCRIPTION: Final = """The subnet leases in etcd.
-
-  list (or nothing)                 who has which subnet, and for how long
-  release SUBNET                    give a subnet back; refused while its node is alive
-  prune --silent-for 2h [--yes]     leases whose nodes this node's daemon has not heard for so long
-  reserve SUBNET --public-ip IP     bind a subnet to a node's public IP, without a time limit
-
-SUBNET is written as the list has it: 10.5.34.0/24, or 10.5.34.0/24,fd00:5:34::/64.
-
+ABOUT: Final = """SUBNET is written as the list has it: 10.5.34.0/24, or
+10.5.34.0/24,fd00:5:34::/64."""
+LIST: Final = """\
 The list is in the order of the subnets' numbers. OWN marks those whose public IP is an address of
 this node. Where a line would be longer than the terminal is wide, a second line has the backend's
-data.
+data."""
+RELEASE: Final = "Refused while the node answers in the overlay, unless --force is given."
+RESERVE: Final = """\
+The node with that public IP leases this subnet and no other, and keeps it without a time limit.
+Nobody else gets it."""
+PRUNE: Final = """Lists the leases of nodes that answered this node's probes, through the tunnel and
+beside it, and have answered neither for so long. Deletes them with --yes alone, never a
+reservation, and refuses where this node's daemon has not watched for that long."""
 
-prune lists the leases of nodes that answered this node's probes, through the tunnel and beside it,
-and have answered neither for so long. It deletes them with --yes alone, never a reservation, and
-refuses where this node's daemon has not watched for that long.
 
-Example:
-  pyflannel leases
-  pyflannel leases --json --etcd-endpoints=http://192.0.2.10:2379
-  pyflannel leases reserve 10.5.34.0/24 --public-ip 192.0.2.34 --dry-run"""
+def branch() -> Branch:
+    """The command line."""
+    prog = "pyflannel leases"
+    listing = Parser(
+        f"{prog} list",
+        "who has which subnet, and for how long",
+        LIST,
+        flags=ETCD,
+        examples=(
+            "pyflannel leases",
+            "pyflannel leases --json --etcd-endpoints=http://192.0.2.10:2379",
+        ),
+    )
+    release = Parser(
+        f"{prog} release",
+        "give a subnet back; refused while its node is alive",
+        RELEASE,
+        flags=ETCD,
+        examples=("pyflannel leases release 10.5.34.0/24 --dry-run",),
+    )
+    release.add_argument("--force", action="store_true", help="do not ask the node")
+    reserve = Parser(
+        f"{prog} reserve",
+        "bind a subnet to a node's public IP, without a time limit",
+        RESERVE,
+        flags=ETCD,
+        examples=("pyflannel leases reserve 10.5.34.0/24 --public-ip 192.0.2.34 --dry-run",),
+    )
+    reserve.add_argument("--public-ip", metavar="IP", required=True, help="the node's public IP")
+    for each in (release, reserve):
+        each.add_argument("subnet", metavar="SUBNET", help="as the list has it")
+    silent = Parser(
+        f"{prog} prune",
+        "leases whose nodes this node's daemon has not heard for long",
+        PRUNE,
+        flags=ETCD,
+        examples=(
+            "pyflannel leases prune --silent-for 2h",
+            "pyflannel leases prune --silent-for 1d --yes",
+        ),
+    )
+    silent.add_argument(
+        "--silent-for", metavar="TIME", required=True, help="90m, 2h, 1d; at least 10m"
+    )
+    silent.add_argument("--yes", action="store_true", help="release what is listed")
+    status.add_socket_option(silent)
+    for each in (release, reserve, silent):
+        each.add_argument("--dry-run", action="store_true", help="say what would be done")
+    actions = (listing, release, reserve, silent)
+    for each in actions:
+        each.add_argument("--json", action="store_true", help="print JSON")
+    return group(prog, "who has which subnet", ABOUT, actions, default="list")
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
     options, rest = split_etcd(argv)
-    parser = Parser("pyflannel leases", DESCRIPTION, etcd=True)
-    parser.add_argument("action", nargs="?", choices=ACTIONS, default="list")
-    parser.add_argument("subnet", nargs="?", metavar="SUBNET")
-    parser.add_argument("--public-ip", metavar="IP", help="reserve: the node's public IP")
-    parser.add_argument("--force", action="store_true", help="release: do not ask the node")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--silent-for", metavar="TIME", help="prune: 90m, 2h, 1d; at least 10m")
-    parser.add_argument("--yes", action="store_true", help="prune: release what is listed")
-    status.add_socket_option(parser)
-    given = parser.parse_args(rest)
-    if (given.silent_for is None) == (given.action == "prune"):
-        raise UsageError("--silent-for goes with leases prune, which needs it")
-    if given.yes and given.action != "prune":
-        raise UsageError("--yes goes with leases prune")
-    if given.action == "prune":
+    here = branch()
+    action, words = here.choose(rest)
+    given = here.actions[action].parse_args(words)
+    if action == "list":
+        return _list(options, as_json_too=given.json)
+    if action == "prune":
         return prune(
             options,
             given.silent_for,
@@ -82,18 +118,8 @@ def main(argv: Sequence[str]) -> int:
             yes=given.yes and not given.dry_run,
             as_json=given.json,
         )
-    if given.action == "list":
-        if given.subnet is not None:
-            raise UsageError(f"leases list takes no SUBNET, and got {shown(given.subnet)}")
-        return _list(options, as_json_too=given.json)
-    if given.subnet is None:
-        raise UsageError(f"leases {given.action} needs a SUBNET")
-    if (given.public_ip is None) == (given.action == "reserve"):
-        raise UsageError("--public-ip goes with leases reserve, which needs it")
-    if given.force and given.action != "release":
-        raise UsageError("--force goes with leases release")
     key = _subnet(given.subnet)
-    address = _address(given.public_ip) if given.public_ip is not None else None
+    address = _address(given.public_ip) if action == "reserve" else None
 
     async def work(store: Store) -> operator.Done:
         if address is None:
@@ -108,7 +134,7 @@ def main(argv: Sequence[str]) -> int:
 
     done = with_store(options, work)
     if given.json:
-        ttl = None if given.action == "reserve" else 0
+        ttl = None if action == "reserve" else 0
         print(json.dumps({"done": done.text, "lease": as_json(done.lease, ttl)}, indent=2))
     else:
         print(done.text)

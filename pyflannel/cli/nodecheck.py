@@ -9,51 +9,24 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
-from typing import Final
 
 from pyflannel.backend.kinds import KINDS
 from pyflannel.cli import precheck, unit
-from pyflannel.cli.common import words_of
 from pyflannel.core import nodecheck
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.errors import FlannelError, StoreError
 from pyflannel.core.fields import Problem
 from pyflannel.core.ip import IPAddress
 from pyflannel.core.lease import Lease, LeaseAttrs
-from pyflannel.core.options import FLAGS, DaemonOptions, EtcdOptions, RunDaemon, parse_daemon
+from pyflannel.core.options import DaemonOptions, EtcdOptions, RunDaemon, parse_daemon
 from pyflannel.core.overlap import Judge
 from pyflannel.core.sysconfig import translate
 from pyflannel.core.trust import ConfigOrigin
-from pyflannel.gocompat import flags as goflag
 from pyflannel.kernel.lookup import find_interface
 from pyflannel.kernel.netlink import KernelNetlink
 from pyflannel.kernel.surroundings import look_around, look_for_obstacles
 from pyflannel.node.envfiles import read_former
 from pyflannel.store.record import LeaseRecord
-
-OF_NODE: Final = (
-    "iface",
-    "iface-regex",
-    "iface-can-reach",
-    "public-ip",
-    "public-ipv6",
-    "subnet-file",
-    "state-dir",
-    "datapath",
-)
-"""The daemon's flags that say what this node is; the unit's files have them as a rule."""
-_FLAGS: Final = [flag for flag in FLAGS if flag.name in OF_NODE]
-
-
-def split_node(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Takes the daemon's flags about this node off a command line: these, and the rest.
-
-    Raises:
-        UsageError: one of them is wrong.
-    """
-    words = words_of(argv, dict.fromkeys(OF_NODE, True))
-    rest = goflag.extract(_FLAGS, argv).rest
-    return words, list(rest)
 
 
 def check(config: NetworkConfig, words: Sequence[str], etcd: EtcdOptions) -> list[Problem]:

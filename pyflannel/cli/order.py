@@ -8,10 +8,17 @@ that, `--name lab` and `--json lab` look the same.
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
+from typing import Final
+
+HELP: Final = ("-h", "--help", "-help", "help")
+"""Words that ask for help, wherever they stand."""
 
 
 def command_first(
-    words: Sequence[str], commands: Container[str], with_value: Container[str]
+    words: Sequence[str],
+    commands: Container[str],
+    with_value: Container[str],
+    maybe_value: Container[str] = (),
 ) -> list[str]:
     """The words with the command brought to the front, if only options stand before it.
 
@@ -22,10 +29,15 @@ def command_first(
         words: of the command line, without the program's name.
         commands: their names.
         with_value: options, as `--name`, whose value is the next word unless there is an `=`.
+        maybe_value: options that have one in some commands: the next word, unless that is a
+            command.
     """
     position = 0
     while position < len(words) and _is_option(words[position]):
-        position += 2 if _takes_next(words[position], with_value) else 1
+        step = 2 if _takes_next(words[position], with_value) else 1
+        if words[position] in maybe_value and words[position + 1 : position + 2]:
+            step = 1 if words[position + 1] in commands else 2
+        position += step
     if position >= len(words) or words[position] not in commands:
         return list(words)
     return [words[position], *words[:position], *words[position + 1 :]]

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from pyflannel.cli import status
-from pyflannel.cli.common import Parser
+from pyflannel.cli.parsers import Branch, Parser
 from pyflannel.core.errors import EXIT_OK, DeviceUnavailable, NotPermitted
 from pyflannel.foreign import MOST_IN_LOG, shown
 from pyflannel.report.codec import decode
@@ -17,18 +17,14 @@ from pyflannel.report.paint import painted, wanted
 from pyflannel.report.peers import by_trouble, table, troubled
 from pyflannel.report.text import wrapped
 
-DESCRIPTION = """The other nodes as this node's daemon sees them, those with trouble first.
-
-What nothing was measured of is left out here and null in --json. Exit code 0, or 3 if there is no
-daemon or it may not be asked."""
+ABOUT = """\
+Those with trouble come first. What nothing was measured of is left out here and null in --json.
+Exit code 0, or 3 if there is no daemon or it may not be asked."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
-    parser = Parser("pyflannel peers", DESCRIPTION)
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    status.add_socket_option(parser)
-    given = parser.parse_args(argv)
+    given = branch().parser.parse_args(argv)
     try:
         answer = status.ask(given.status_socket, status.subnet_file())
     except (DeviceUnavailable, NotPermitted) as error:
@@ -48,6 +44,19 @@ def main(argv: Sequence[str]) -> int:
         text = render(decode(answer))
         print(painted(text) if wanted(os.environ, terminal=sys.stdout.isatty()) else text)
     return EXIT_OK
+
+
+def branch() -> Branch:
+    """The command line."""
+    parser = Parser(
+        "pyflannel peers",
+        "the other nodes, as this node's daemon sees them",
+        ABOUT,
+        examples=("pyflannel peers", "pyflannel peers --json"),
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    status.add_socket_option(parser)
+    return Branch(parser)
 
 
 def render(report: NodeReport) -> str:

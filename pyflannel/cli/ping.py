@@ -12,7 +12,7 @@ from ipaddress import ip_address, ip_network
 from typing import Final
 
 from pyflannel.cli import status
-from pyflannel.cli.common import Parser
+from pyflannel.cli.parsers import Branch, Parser
 from pyflannel.core.errors import (
     EXIT_OK,
     DeviceUnavailable,
@@ -31,8 +31,8 @@ from pyflannel.report.codec import decode
 from pyflannel.report.model import NodeReport, PeerReport
 from pyflannel.report.text import wrapped
 
-DESCRIPTION: Final = """Reaches a peer, or a pod of a peer, layer by layer: the node beside the
-tunnel, its overlay address, a packet of the whole MTU, its bridge, the pod, a TCP port.
+ABOUT: Final = """The layers: the node beside the tunnel, its overlay address, a packet of the whole
+MTU, its bridge, the pod, a TCP port.
 
 TARGET is an address of a pod, a peer's subnet (10.5.7.0/24), its public IP or its host name. The
 packets start at this node, so of its own forward chains they see nothing: pyflannel doctor and
@@ -63,16 +63,7 @@ class Target:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
-    parser = Parser("pyflannel ping", DESCRIPTION)
-    parser.add_argument("target", metavar="TARGET")
-    parser.add_argument("--size", type=int, metavar="BYTES", help="of the large packet (the MTU)")
-    parser.add_argument("--count", type=int, default=3, metavar="N", help="echoes a layer (3)")
-    parser.add_argument("--tcp", action="store_true", help=f"TCP, too (port {PROBE_PORT})")
-    parser.add_argument("--port", type=int, metavar="PORT", help="TCP to this port")
-    parser.add_argument("-6", dest="six", action="store_true", help="IPv6 where a peer has both")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    status.add_socket_option(parser)
-    given = parser.parse_args(argv)
+    given = branch().parser.parse_args(argv)
     _check(given)
     try:
         report = decode(status.ask(given.status_socket, status.subnet_file()))
@@ -81,6 +72,31 @@ def main(argv: Sequence[str]) -> int:
     except (DeviceUnavailable, NotPermitted, KernelError) as error:
         print(f"pyflannel: {shown(error, MOST_IN_LOG)}", file=sys.stderr)
         return EXIT_CANNOT
+
+
+def branch() -> Branch:
+    """The command line."""
+    parser = Parser(
+        "pyflannel ping",
+        "reach a peer or a pod, layer by layer",
+        ABOUT,
+        examples=(
+            "pyflannel ping 10.5.34.2",
+            "pyflannel ping 10.5.34.0/24 --size 1400 --count 10",
+            "pyflannel ping 10.5.34.2 --port 80 --json",
+        ),
+    )
+    parser.add_argument("target", metavar="TARGET", help="a pod, or a peer by any of its names")
+    parser.add_argument(
+        "--size", type=int, metavar="BYTES", help="of the large packet (default: the MTU)"
+    )
+    parser.add_argument("--count", type=int, default=3, metavar="N", help="echoes a layer")
+    parser.add_argument("--tcp", action="store_true", help=f"TCP, too (port {PROBE_PORT})")
+    parser.add_argument("--port", type=int, metavar="PORT", help="TCP to this port")
+    parser.add_argument("-6", dest="six", action="store_true", help="IPv6 where a peer has both")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    status.add_socket_option(parser)
+    return Branch(parser)
 
 
 def _check(given: argparse.Namespace) -> None:

@@ -18,9 +18,8 @@ from typing import Final, NoReturn
 
 import pyflannel
 from pyflannel.cli import streams
-from pyflannel.cli.order import command_first
+from pyflannel.cli.order import HELP, command_first
 from pyflannel.core.errors import EXIT_DEFECT, EXIT_UNAVAILABLE, EXIT_USAGE, FlannelError
-from pyflannel.core.options import ETCD_FLAGS
 from pyflannel.foreign import MOST_IN_LOG, shown, shown_lines
 from pyflannel.records import dataclass
 
@@ -35,8 +34,10 @@ class Command:
 
 COMMANDS: Final[dict[str, Command]] = {
     "lab": Command("pyflannel.cli.lab", "a cluster in a box, made of network namespaces"),
-    "config": Command("pyflannel.cli.config", "the network config in etcd: set, get, check"),
-    "static": Command("pyflannel.cli.static", "the static network file: check, from-etcd"),
+    "config": Command("pyflannel.cli.config", "the network config in etcd"),
+    "static": Command(
+        "pyflannel.cli.static", "the static network file, config and nodes without etcd"
+    ),
     "leases": Command("pyflannel.cli.leases", "who has which subnet"),
     "status": Command("pyflannel.cli.status", "this node, as its daemon sees it"),
     "peers": Command("pyflannel.cli.peers", "the other nodes, as this node's daemon sees them"),
@@ -81,21 +82,24 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     sys.exit(streams.finish("pyflannel", lambda: run(words)))
 
 
-HELP: Final = ("-h", "--help", "-help", "help")
-
-WITH_VALUE: Final = frozenset(
-    {f"--{flag.name}" for flag in ETCD_FLAGS}
-    | {"--name", "--public-ip", "--root", "--silent-for", "--unit"}
-    | {"--subnet-file", "--docker-opts-file", "--status-socket", "--state-dir"}
-    | {"--peer", "--silent-for", "--from", "--via", "--size", "--count", "--port", "--protocol"}
-)
-"""Options with a value that may stand before the command: those of etcd, and of every command.
-(Those of the commands of `lab` come behind `lab`.)"""
+_WITH_VALUE: Final = """
+    --etcd-cafile --etcd-certfile --etcd-discovery-srv --etcd-discovery-srv-name --etcd-endpoints
+    --etcd-keyfile --etcd-password --etcd-password-file --etcd-prefix --etcd-username
+    --backend --config --count --daemon-arg --datapath --deadline --docker-opts-file --etcd --from
+    --iface --iface-can-reach --iface-regex --lines --name --network --node-command --nodes --peer
+    --port --protocol --public-ip --public-ipv6 --root --seconds --seed --silent-for --size
+    --state-dir --status-socket --store --subnet-file --to --underlay --underlay-mtu --unit --via -n
+"""
+WITH_VALUE: Final = frozenset(_WITH_VALUE.split())
+"""Options whose value is the next word, in every command that has them. They may stand before the
+command, which is not imported yet then."""
+MAYBE_VALUE: Final = frozenset({"--node", "--watch"})
+"""Options that have a value in some commands, or may have one."""
 
 
 def run(argv: list[str]) -> int:
     """Runs one command and returns its exit code."""
-    words = command_first(argv, {*COMMANDS, "help"}, WITH_VALUE)
+    words = command_first(argv, {*COMMANDS, "help"}, WITH_VALUE, MAYBE_VALUE)
     if words[:1] == ["help"] and words[1:]:
         words = [*(word for word in words[1:] if word not in HELP), "--help"]
     if not words or words[0] in HELP:

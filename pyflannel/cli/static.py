@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 from typing import Final
 
 from pyflannel.backend.kinds import KINDS
-from pyflannel.cli.common import Parser, split_etcd, with_store
-from pyflannel.cli.order import command_first
+from pyflannel.cli.common import split_etcd, with_store
+from pyflannel.cli.parsers import ETCD, Branch, Parser, group
 from pyflannel.core.config import effective, load_network_config
-from pyflannel.core.errors import EXIT_CONFIG, EXIT_OK, ConfigError, UsageError
+from pyflannel.core.errors import EXIT_CONFIG, EXIT_OK, ConfigError
 from pyflannel.core.lease import Lease
 from pyflannel.core.staticnet import ParsedStatic, StaticNode, parse_static, render_static
 from pyflannel.foreign import shown
@@ -21,51 +20,43 @@ from pyflannel.store.etcd import codec
 from pyflannel.store.etcd.base import Store
 from pyflannel.store.static import MOST_BYTES
 
-DESCRIPTION = """The static network file: network config and nodes, for clusters without etcd.
+ABOUT: Final = "Exit code 78 if the file has an error."
 
-  check FILE  say what is wrong with FILE ('-' is standard input); needs no etcd
-  from-etcd   print such a file with the config and the leases that etcd holds now
 
-Each of them has its own --help. Exit code 78 if the file has an error, or etcd no config."""
-
-PAGES: Final = {
-    "check": """Says what is wrong with FILE, the static network file. Needs no etcd.
-
-Exit code 78 if the file has an error.
-
-Example:
-  pyflannel static check /etc/pyflannel/network.json""",
-    "from-etcd": """Prints a static network file with the config and the leases that etcd holds now.
-
-Exit code 78 if etcd holds no config.
-
-Example:
-  pyflannel static from-etcd --etcd-endpoints=http://192.0.2.10:2379 >network.json""",
-}
-"""What each action's --help begins with."""
+def branch() -> Branch:
+    """The command line."""
+    prog = "pyflannel static"
+    check = Parser(
+        f"{prog} check",
+        "say what is wrong with FILE, the static network file",
+        "Needs no etcd. Exit code 78 if the file has an error.",
+        examples=("pyflannel static check /etc/pyflannel/network.json",),
+    )
+    check.add_argument("file", metavar="FILE", help="'-' is standard input")
+    check.add_argument("--json", action="store_true", help="print JSON")
+    made = Parser(
+        f"{prog} from-etcd",
+        "print such a file with the config and the leases in etcd",
+        "Exit code 78 if etcd holds no config.",
+        flags=ETCD,
+        examples=(
+            "pyflannel static from-etcd --etcd-endpoints=http://192.0.2.10:2379 >network.json",
+        ),
+    )
+    return group(
+        prog, "the static network file, config and nodes without etcd", ABOUT, (check, made)
+    )
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
     options, rest = split_etcd(argv)
-    words = command_first(rest, PAGES, ())
-    action = words[0] if words and words[0] in PAGES else ""
-    prog, about = f"pyflannel static {action}".rstrip(), PAGES.get(action, DESCRIPTION)
-    parser = Parser(prog, about, etcd=action != "check")
-    if action:
-        parser.usage = f"{prog} [OPTION]..." + (" FILE" if action == "check" else "")
-    parser.add_argument("action", choices=tuple(PAGES), help=argparse.SUPPRESS if action else None)
-    parser.add_argument("file", nargs="?", metavar="FILE", help="check: '-' is stdin")
-    if action != "from-etcd":
-        parser.add_argument("--json", action="store_true", help="check: print JSON")
-    given = parser.parse_args(words)
-    if given.action == "from-etcd":
-        if given.file is not None:
-            raise UsageError("static from-etcd takes no FILE; redirect its output")
+    here = branch()
+    action, words = here.choose(rest)
+    given = here.actions[action].parse_args(words)
+    if action == "from-etcd":
         print(with_store(options, lambda store: _made_from(store, options.prefix)), end="")
         return EXIT_OK
-    if given.file is None:
-        raise UsageError("static check needs a FILE ('-' is standard input)")
     return _check(parse_static(_read(given.file), KINDS), as_json=given.json)
 
 

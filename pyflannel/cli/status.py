@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pyflannel.cli import unit
-from pyflannel.cli.common import Parser
+from pyflannel.cli.parsers import Branch, Parser
 from pyflannel.core.errors import EXIT_OK, DeviceUnavailable, NotPermitted
 from pyflannel.core.options import DaemonOptions
 from pyflannel.foreign import MOST_IN_LOG
@@ -37,7 +37,7 @@ CLEAR = "\x1b[H\x1b[2J"
 """Cursor home, erase the screen (ECMA-48 CUP, ED)."""
 
 
-DESCRIPTION = """This node, as its daemon sees it: the verdict, what is wrong, then part by part.
+ABOUT = """The verdict comes first, then what is wrong, then part by part.
 
 Colours on a terminal only (NO_COLOR=1: none). With --watch and --json one object a line.
 
@@ -49,7 +49,29 @@ EXIT_NOT_READY = 3
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
-    parser = Parser("pyflannel status", DESCRIPTION)
+    given = branch().parser.parse_args(argv)
+    if given.watch is None:
+        return show(given)
+    while True:
+        if sys.stdout.isatty() and not given.json:
+            print(CLEAR, end="")
+        show(given)
+        sys.stdout.flush()
+        time.sleep(given.watch)
+
+
+def branch() -> Branch:
+    """The command line."""
+    parser = Parser(
+        "pyflannel status",
+        "this node, as its daemon sees it",
+        ABOUT,
+        examples=(
+            "pyflannel status",
+            "pyflannel status --watch 5",
+            "pyflannel status --json",
+        ),
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
         "--watch",
@@ -60,15 +82,7 @@ def main(argv: Sequence[str]) -> int:
         help=f"again and again, every {WATCH_S:g} s, until Ctrl-C",
     )
     add_socket_option(parser)
-    given = parser.parse_args(argv)
-    if given.watch is None:
-        return show(given)
-    while True:
-        if sys.stdout.isatty() and not given.json:
-            print(CLEAR, end="")
-        show(given)
-        sys.stdout.flush()
-        time.sleep(given.watch)
+    return Branch(parser)
 
 
 def seconds(text: str) -> float:
@@ -107,7 +121,7 @@ def show(given: argparse.Namespace) -> int:
 def add_socket_option(parser: Parser) -> None:
     """Gives a command the option that names the daemon to ask."""
     default = os.environ.get("FLANNELD_STATUS_SOCKET") or DaemonOptions().status_socket
-    parser.add_argument("--status-socket", metavar="PATH", default=default)
+    parser.add_argument("--status-socket", metavar="PATH", default=default, help="the daemon's")
 
 
 def subnet_file() -> str:

@@ -12,7 +12,7 @@ from typing import Final
 
 from pyflannel.backend.kinds import KINDS
 from pyflannel.cli import status
-from pyflannel.cli.common import Parser
+from pyflannel.cli.parsers import Branch, Parser
 from pyflannel.core.errors import (
     EXIT_OK,
     DeviceUnavailable,
@@ -29,14 +29,13 @@ from pyflannel.kernel.netlink import KernelNetlink
 from pyflannel.report.codec import decode
 from pyflannel.report.model import NodeReport
 
-DESCRIPTION: Final = """The way of a packet from one pod to another over this node: every hop with
-the kernel's object that decides there (a device, chains, a route, a neighbour, an FDB entry), and
-where it ends. Both are addresses of the overlay; one is a pod of this node, and the other end's
-half is told by the same command there. Nothing is sent and nothing is changed: the rules are
-evaluated for the first packet of a connection.
+ABOUT: Final = """\
+Every hop with the kernel's object that decides there (a device, chains, a route, a neighbour, an
+FDB entry), and where it ends. Both are addresses of the overlay; one is a pod of this node, and
+the other end's half is told by the same command there. Nothing is sent and nothing is changed:
+the rules are evaluated for the first packet of a connection.
 
-Exit code 0 if nothing here ends it, 1 if something does, 3 if it may not look.
-"""
+Exit code 0 if nothing here ends it, 1 if something does, 3 if it may not look."""
 EXIT_ENDS: Final = 1
 EXIT_CANNOT: Final = 3
 _SIGNS: Final = {
@@ -49,14 +48,7 @@ _SIGNS: Final = {
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
-    parser = Parser("pyflannel trace", DESCRIPTION)
-    parser.add_argument("source", metavar="POD")
-    parser.add_argument("destination", metavar="POD")
-    parser.add_argument("--protocol", choices=("icmp", "tcp", "udp"), help="(icmp)")
-    parser.add_argument("--port", type=int, metavar="PORT", help="destination port (TCP)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    status.add_socket_option(parser)
-    given = parser.parse_args(argv)
+    given = branch().parser.parse_args(argv)
     source, destination = _address(given.source), _address(given.destination)
     if source.version != destination.version:
         raise UsageError(f"{source} and {destination} are of different families")
@@ -75,6 +67,31 @@ def main(argv: Sequence[str]) -> int:
     else:
         print(render(hops))
     return EXIT_ENDS if last is not None else EXIT_OK
+
+
+def branch() -> Branch:
+    """The command line."""
+    parser = Parser(
+        "pyflannel trace",
+        "the way of a packet between two pods, hop by hop",
+        ABOUT,
+        examples=(
+            "pyflannel trace 10.5.7.2 10.5.34.2",
+            "pyflannel trace 10.5.7.2 10.5.34.2 --port 80",
+            "pyflannel trace 10.5.7.2 10.5.34.2 --protocol udp --port 53 --json",
+        ),
+    )
+    parser.add_argument("source", metavar="POD", help="address of the pod that sends")
+    parser.add_argument("destination", metavar="POD", help="address of the other one")
+    parser.add_argument(
+        "--protocol",
+        choices=("icmp", "tcp", "udp"),
+        help="of the packet (default: icmp, or tcp with --port)",
+    )
+    parser.add_argument("--port", type=int, metavar="PORT", help="destination port")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    status.add_socket_option(parser)
+    return Branch(parser)
 
 
 def _address(text: str) -> IPAddress:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import re
 import sys
 from pathlib import Path
 
 import pytest
 
-from pyflannel.cli import common, config, lab, pyflannel, start, static
+from pyflannel.cli import common, config, lab, pyflannel, start
 from pyflannel.cli.order import command_first, options_first
 from pyflannel.core.errors import UsageError
 
@@ -32,10 +31,13 @@ WITH_VALUE = {"--name"}
         (["--", "lab"], ["--", "lab"]),
         (["--name"], ["--name"]),
         (["-", "lab"], ["-", "lab"]),
+        (["--maybe", "1", "lab"], ["lab", "--maybe", "1"]),
+        (["--maybe", "lab", "1"], ["lab", "--maybe", "1"]),
+        (["--maybe"], ["--maybe"]),
     ],
 )
 def test_the_command_comes_to_the_front(words, wanted):
-    assert command_first(words, COMMANDS, WITH_VALUE) == wanted
+    assert command_first(words, COMMANDS, WITH_VALUE, {"--maybe"}) == wanted
 
 
 @pytest.mark.parametrize(
@@ -62,7 +64,7 @@ def test_config_check_takes_options_anywhere(place, capsys):
 
 
 def test_config_set_takes_force_before_the_file():
-    given = config._parser(["set"]).parse_args(["set", "--force", FILE])
+    given = config.branch().actions["set"].parse_args(["--force", FILE])
     assert (given.force, given.file) == (True, FILE)
 
 
@@ -81,28 +83,6 @@ def test_options_may_stand_before_the_command(argv, monkeypatch):
     assert pyflannel.run(argv) == 0
     options, rest = common.split_etcd(seen[0])
     assert (options.endpoints, rest) == (("http://h:1",), ["--json"])
-
-
-class _Seen(Exception):
-    pass
-
-
-@pytest.mark.parametrize(
-    "name", ["cleanup", "config", "doctor", "docker-setup", "leases", "static"]
-)
-def test_every_option_with_a_value_is_known_before_the_command(name, monkeypatch):
-    """Else `pyflannel --option leases status` would run the wrong one."""
-    parsers = []
-
-    def stop(parser, _args):
-        parsers.append(parser)
-        raise _Seen
-
-    monkeypatch.setattr(common.Parser, "parse_args", stop)
-    module = pyflannel.COMMANDS[name].module
-    with pytest.raises(_Seen):
-        pyflannel.importlib.import_module(module).main([])
-    assert lab._with_value(parsers) <= pyflannel.WITH_VALUE
 
 
 def output(call, capsys):
@@ -125,19 +105,6 @@ def test_help_is_the_same_in_every_spelling(words, capsys):
 def test_help_of_nothing_is_the_list_of_commands(capsys):
     for words in (["help"], ["-h"], ["--help"], ["help", "--help"]):
         assert output(lambda w=words: pyflannel.run(w), capsys) == pyflannel.usage()
-
-
-@pytest.mark.parametrize(
-    ("module", "action"),
-    [*((config, action) for action in config.PAGES), *((static, each) for each in static.PAGES)],
-)
-def test_every_action_has_a_page_of_its_own_with_an_example(module, action, capsys):
-    page = output(lambda: module.main([action, "--help"]), capsys)
-    about = page.split("options:")[0]
-    others = set(module.PAGES) - {action}
-    assert re.search(rf"Example:\n  pyflannel \w+ {action}", about)
-    assert not any(f"  {other} FILE" in about for other in others)
-    assert ("--force" in page) == (action == "set")
 
 
 def test_the_value_of_an_unknown_option_is_not_shown(capsys):
@@ -181,14 +148,3 @@ def test_check_only_may_be_taken_back_and_has_to_be_a_truth_value():
     with pytest.raises(UsageError, match="check-only"):
         start.split_check(["--check-only=maybe"])
     assert "pyflannel.gocompat.flags" in sys.modules
-
-
-@pytest.mark.parametrize("name", lab._COMMANDS)
-def test_every_command_of_the_lab_has_examples_that_are_right(name, capsys):
-    with pytest.raises(SystemExit):
-        lab._parse([name, "--help"])
-    page = capsys.readouterr().out
-    shown = re.findall(r"^  pyflannel lab (.*)$", page, re.MULTILINE)
-    assert shown
-    for example in shown:
-        assert lab._parse(example.split()).command == name
