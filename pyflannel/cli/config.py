@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from pyflannel.backend.kinds import KINDS
+from pyflannel.cli import configset
 from pyflannel.cli.backends import help_text
 from pyflannel.cli.common import NODE_FLAGS, split_etcd, with_store, without_flags, words_of
 from pyflannel.cli.parsers import ETCD, Branch, Parser, group
@@ -26,8 +27,11 @@ from pyflannel.store.etcd import codec
 ABOUT: Final = """It is the JSON under <etcd-prefix>/config, and every daemon reads it when it
 starts. Exit code 78 if the config has an error."""
 SET: Final = """\
-Every daemon reads it when it starts. Exit code 78 if the config has an error; nothing is written
-then, unless --force is given."""
+Every daemon reads it when it starts. If etcd holds another one already, what changes is shown,
+with the leases that would not fit; on a terminal you are asked before it is replaced.
+
+Exit code 78 if the config has an error; nothing is written then, unless --force is given. Exit
+code 1 if you say no."""
 GET: Final = """\
 Byte for byte, or with --json as the daemons understand it: every key with its value, and what is
 wrong. Exit code 78 if etcd holds none."""
@@ -58,10 +62,13 @@ def branch() -> Branch:
         more=backends,
         examples=(
             "pyflannel config set network.json --etcd-endpoints=http://192.0.2.10:2379",
+            "pyflannel config set network.json --dry-run",
             """echo '{"Network": "10.5.0.0/16"}' | pyflannel config set -""",
         ),
     )
     write.add_argument("--force", action="store_true", help="write it although it has errors")
+    write.add_argument("--yes", action="store_true", help="replace another config without asking")
+    write.add_argument("--dry-run", action="store_true", help="only say what would change")
     read = Parser(
         f"{prog} get",
         "print what etcd holds",
@@ -116,10 +123,7 @@ def main(argv: Sequence[str]) -> int:
     if parsed.config is None and not given.force:
         print("pyflannel config: nothing was written", file=sys.stderr)
         return EXIT_CONFIG
-    key = codec.config_key(options.prefix)
-    with_store(options, lambda store: store.put(key, raw))
-    print(f"written to {shown(key)}")
-    return EXIT_OK
+    return configset.run(options, raw, parsed.config, yes=given.yes, dry_run=given.dry_run)
 
 
 def _check_file(parser: Parser, words: Sequence[str], etcd: EtcdOptions) -> int:
