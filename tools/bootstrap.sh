@@ -32,7 +32,10 @@ if [[ ${1:-} == kernels ]]; then
     )
 fi
 if [[ ${1:-} == system ]]; then
-    PACKAGES+=(qemu-user)              # the wheel for aarch64 is tried
+    PACKAGES+=(
+        qemu-user                      # the wheel for aarch64 is tried
+        zsh fish                       # their completion is tried
+    )
 fi
 
 say() { printf '==> %s\n' "$*"; }

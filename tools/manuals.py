@@ -1,13 +1,12 @@
 """Writes the man pages and the shell completion below a directory: tools/manuals.py DIRECTORY.
 
 Everything in them comes from where `--help` takes it: the table of flags in `core/options.py`, the
-table of commands in `cli/pyflannel.py`, and each command's own usage text. So they cannot disagree.
+table of commands in `cli/pyflannel.py`, and each command's own parsers. So they cannot disagree.
 """
 
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterable
@@ -15,7 +14,10 @@ from pathlib import Path
 from typing import Final
 
 import pyflannel
+from pyflannel.cli import completion
+from pyflannel.cli.parsers import Branch, Parser, default_of, sentence, term
 from pyflannel.cli.pyflannel import COMMANDS
+from pyflannel.cli.tree import tree
 from pyflannel.core.options import FLAGS
 from pyflannel.core.sysconfig import NAMES, OPTIONS
 from pyflannel.docker import options as docker_options
@@ -36,6 +38,14 @@ FILES: Final = (
     ("/var/lib/pyflannel", "what must outlive a reboot"),
     ("/etc/default/pyflannel", "environment of pyflannel.service"),
 )
+OTHERS: Final = ("pyflanneld", "pyflanneld-start", "pyflannel-mk-docker-opts")
+"""Programs that the same script completes."""
+SHELLS: Final = {
+    "bash": "bash-completion/completions/pyflannel",
+    "zsh": "zsh/vendor-completions/_pyflannel",
+    "fish": "fish/vendor_completions.d/pyflannel.fish",
+}
+"""Where Debian's shells look, below /usr/share."""
 _QUOTED: Final = str.maketrans({"\\": "\\e", "-": "\\-", "'": "\\(aq"})
 
 
@@ -109,27 +119,68 @@ def daemon_page() -> str:
     )
 
 
-def help_of(command: str) -> str:
-    """What `pyflannel COMMAND --help` prints, at a fixed width and without colours."""
-    environment = {**os.environ, "COLUMNS": "78", "NO_COLOR": "1"}
-    argv = [sys.executable, "-m", "pyflannel.cli.pyflannel", command, "--help"]
-    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=True)
-    return done.stdout.rstrip()
-
-
 def tool_page() -> str:
-    """pyflannel(8): every command with its usage text."""
+    """pyflannel(8): every command, each with a page of its own."""
+    rows = [(name, sentence(command.summary)) for name, command in COMMANDS.items()]
     body = [
         ".SH DESCRIPTION",
         "The operator's tool. Every command has --help; those that print data have --json.",
+        "Options and arguments may stand in any order. Each command has a page:",
+        ".BR pyflannel\\-COMMAND (8).",
         ".SH COMMANDS",
-        *tagged((name, command.summary) for name, command in COMMANDS.items()),
+        *tagged(rows),
+        ".SH EXIT STATUS",
+        *tagged(EXIT_STATUS),
     ]
-    for name in COMMANDS:
-        if name != "mk-docker-opts":
-            body += [f".SS {name}", ".nf", roff(help_of(name)), ".fi"]
-    body += [".SH EXIT STATUS", *tagged(EXIT_STATUS)]
     return page("pyflannel", 8, "look after a flannel node", "pyflannel COMMAND [OPTION]...", body)
+
+
+def command_page(name: str, branch: Branch) -> str:
+    """pyflannel-COMMAND(8): what it does, and each of its actions."""
+    parser = branch.parser
+    own = parser.about.partition("\n\nactions:")[0] if branch.actions else parser.about
+    own = "" if own.startswith("actions:") else own
+    body = [".SH DESCRIPTION", roff(sentence(parser.summary)), *_paragraphs(own)]
+    if branch.actions:
+        body.append(".SH ACTIONS")
+        for action, each in branch.actions.items():
+            body += [f".SS {roff(action)}", f".B {roff(_usage(each))}"]
+            body += [".PP", roff(sentence(each.summary)), *_paragraphs(each.about)]
+            body += [*tagged(_rows(each)), *_examples(each)]
+    else:
+        body += [".SH OPTIONS", *tagged(_rows(parser)), *_examples(parser)]
+    parsers = branch.actions.values() if branch.actions else [parser]
+    tables = {title: table for each in parsers for title, table in each.flags.items()}
+    for title, table in tables.items():
+        body += [f".SH {roff(title.partition(',')[0].upper())}", *tagged(map(flag_row, table))]
+    if parser.more is not None:
+        title, _, rest = parser.more().partition(":\n")
+        body += [f".SH {roff(title.partition(' ')[0].upper())}", ".nf", roff(rest), ".fi"]
+    body += [".SH EXIT STATUS", *tagged(EXIT_STATUS)]
+    return page(f"pyflannel-{name}", 8, parser.summary, _usage(parser), body)
+
+
+def _usage(parser: Parser) -> str:
+    return " ".join(parser.format_usage().removeprefix("usage: ").split())
+
+
+def _paragraphs(text: str) -> list[str]:
+    return [line for part in text.split("\n\n") if part for line in (".PP", roff(part))]
+
+
+def _rows(parser: Parser) -> list[tuple[str, str]]:
+    """Arguments and options, each with what its help says."""
+    rows = []
+    for each in (*parser.arguments, *parser.options):
+        default = default_of(each)
+        text = sentence(each.help or "") + (f" Default: {default}." if default else "")
+        rows.append((term(each), text))
+    return rows
+
+
+def _examples(parser: Parser) -> list[str]:
+    lines = "\n".join(map(roff, parser.examples))
+    return [".PP", "Examples:", ".PP", ".nf", ".RS", lines, ".RE", ".fi"]
 
 
 def docker_options_page() -> str:
@@ -166,53 +217,35 @@ def start_page() -> str:
     )
 
 
-def completion() -> str:
-    """Completion for bash: commands, flags, and the values of flags that have a choice of them."""
-    words = " ".join(f"--{flag.name}" for flag in FLAGS)
-    cases = "\n".join(
-        f"    *-{flag.name}) COMPREPLY=($(compgen -W '{' '.join(flag.choices)}' -- \"$word\")) ;;"
-        for flag in FLAGS
-        if flag.choices
-    )
-    return f"""\
-# bash completion for pyflanneld and pyflannel
-_pyflanneld() {{
-    local word=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD - 1]}}
-    case $before in
-{cases}
-    *-file | *-dir | *-socket) COMPREPLY=($(compgen -f -- "$word")) ;;
-    *) COMPREPLY=($(compgen -W '{words}' -- "$word")) ;;
-    esac
-}}
-_pyflannel() {{
-    local word=${{COMP_WORDS[COMP_CWORD]}}
-    if ((COMP_CWORD == 1)); then
-        COMPREPLY=($(compgen -W '{" ".join(COMMANDS)}' -- "$word"))
-    else
-        COMPREPLY=($(compgen -W '--help --json' -- "$word") $(compgen -f -- "$word"))
-    fi
-}}
-complete -o filenames -F _pyflanneld pyflanneld
-complete -o filenames -F _pyflannel pyflannel
-"""
-
-
 def write_all(directory: Path) -> None:
     """Writes everything; `directory` becomes /usr/share."""
-    man = directory / "man" / "man8"
-    shell = directory / "bash-completion" / "completions"
-    for each in (man, shell):
-        each.mkdir(parents=True, exist_ok=True)
-    (man / "pyflanneld.8").write_text(daemon_page())
-    (man / "pyflannel.8").write_text(tool_page())
-    (man / "pyflannel-mk-docker-opts.8").write_text(docker_options_page())
-    (man / "pyflanneld-start.8").write_text(start_page())
-    (shell / "pyflannel").write_text(completion())
-    # bash looks the file up by the command's name.
-    link = shell / "pyflanneld"
-    link.unlink(missing_ok=True)
-    link.symlink_to("pyflannel")
+    pages = {
+        "pyflanneld": daemon_page(),
+        "pyflannel": tool_page(),
+        "pyflannel-mk-docker-opts": docker_options_page(),
+        "pyflanneld-start": start_page(),
+    }
+    pages |= {f"pyflannel-{name}": command_page(name, each) for name, each in tree().items()}
+    for name, text in pages.items():
+        _write(directory / "man" / "man8" / f"{name}.8", text)
+    # bash and fish look a file up by the command's name.
+    for shell, place in SHELLS.items():
+        path = directory / place
+        _write(path, completion.script(shell))
+        for name in OTHERS if shell != "zsh" else ():
+            link = path.with_name(f"{name}{path.suffix}")
+            link.unlink(missing_ok=True)
+            link.symlink_to(path.name)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
 
 
 if __name__ == "__main__":
+    # What a page says does not depend on who makes it.
+    os.environ |= {"COLUMNS": "80", "NO_COLOR": "1"}
+    for variable in [name for name in os.environ if name.startswith("FLANNELD_")]:
+        del os.environ[variable]
     write_all(Path(sys.argv[1]))

@@ -222,6 +222,17 @@ def sentence(summary: str) -> str:
     return f"{summary[:1].upper()}{summary[1:]}."
 
 
+def term(action: argparse.Action) -> str:
+    """An option or argument as a list names it: `-n N, --lines N`."""
+    metavar = str(action.metavar or "|".join(map(str, action.choices or ())))
+    if not action.option_strings:
+        return f"[{metavar}]..." if action.nargs == "*" else metavar
+    if action.nargs == 0:
+        return ", ".join(action.option_strings)
+    value = f"[{metavar}]" if action.nargs == "?" else metavar
+    return ", ".join(f"{name} {value}" for name in action.option_strings)
+
+
 def default_of(action: argparse.Action) -> str:
     """What an option's value is without it, for people; empty if there is nothing to say."""
     value = action.default

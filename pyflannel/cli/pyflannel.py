@@ -47,6 +47,9 @@ COMMANDS: Final[dict[str, Command]] = {
     "doctor": Command("pyflannel.cli.doctor", "what keeps containers from reaching each other"),
     "bundle": Command("pyflannel.cli.bundle", "what a bug report needs, without secrets"),
     "docker-setup": Command("pyflannel.cli.dockersetup", "start docker in the leased subnet"),
+    "completion": Command(
+        "pyflannel.cli.completion", "what a shell needs to complete these commands"
+    ),
     "mk-docker-opts": Command(
         "pyflannel.cli.dockeropts", "docker's options from subnet.env (mk-docker-opts.sh)"
     ),

@@ -120,8 +120,14 @@ def show(given: argparse.Namespace) -> int:
 
 def add_socket_option(parser: Parser) -> None:
     """Gives a command the option that names the daemon to ask."""
-    default = os.environ.get("FLANNELD_STATUS_SOCKET") or DaemonOptions().status_socket
-    parser.add_argument("--status-socket", metavar="PATH", default=default, help="the daemon's")
+    parser.add_argument(
+        "--status-socket", metavar="PATH", default=socket_path(), help="the daemon's"
+    )
+
+
+def socket_path() -> str:
+    """The daemon's socket, unless the command line names one."""
+    return os.environ.get("FLANNELD_STATUS_SOCKET") or DaemonOptions().status_socket
 
 
 def subnet_file() -> str:

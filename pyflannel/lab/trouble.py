@@ -134,6 +134,11 @@ def slug(name: str) -> str:
 _BY_SLUG: Final = {slug(name): name for name in (*TROUBLES, *FAULTS)}
 
 
+def slugs() -> list[str]:
+    """Every fault as one word."""
+    return list(_BY_SLUG)
+
+
 def named(text: str) -> str:
     """The name that is meant, with blanks or dashes, in any case.
 
