@@ -126,6 +126,7 @@ class VxlanSettings(Settings):
         default=1,
         effect="VXLAN network id; also the number in the device's name",
         within=_VNIS,
+        together=True,
     )
     port: int = setting(
         "Port",
@@ -133,6 +134,7 @@ class VxlanSettings(Settings):
         default=0,
         effect=f"UDP port of all nodes; 0 leaves it to the kernel, which takes {KERNEL_PORT}",
         within=_PORTS,
+        together=True,
     )
     mtu: int = setting(
         "MTU",

@@ -11,7 +11,7 @@ from typing import Final
 
 from pyflannel.backend.kinds import KINDS
 from pyflannel.cli import configset
-from pyflannel.cli.backends import help_text
+from pyflannel.cli.backends import keys_text
 from pyflannel.cli.common import NODE_FLAGS, split_etcd, with_store, without_flags, words_of
 from pyflannel.cli.parsers import ETCD, Branch, Parser, group
 from pyflannel.cli.streams import write_bytes
@@ -51,15 +51,15 @@ def branch() -> Branch:
     """The command line."""
     prog = "pyflannel config"
 
-    def backends() -> str:
-        return help_text(KINDS)
+    def keys() -> str:
+        return keys_text(KINDS)
 
     write = Parser(
         f"{prog} set",
         "check FILE and write it to etcd",
         SET,
         flags=ETCD,
-        more=backends,
+        more=keys,
         examples=(
             "pyflannel config set network.json --etcd-endpoints=http://192.0.2.10:2379",
             "pyflannel config set network.json --dry-run",
@@ -84,7 +84,7 @@ def branch() -> Branch:
         "say what is wrong with FILE",
         CHECK,
         flags={"with --node, as pyflanneld's": NODE_FLAGS, **ETCD},
-        more=backends,
+        more=keys,
         examples=(
             "pyflannel config check network.json",
             "pyflannel config check --kubernetes /etc/kube-flannel/net-conf.json",
@@ -100,7 +100,7 @@ def branch() -> Branch:
         each.add_argument("file", metavar="FILE", help="'-' is standard input")
     for each in (read, check):
         each.add_argument("--json", action="store_true", help="print JSON")
-    return group(prog, "the network config in etcd", ABOUT, (write, read, check), more=backends)
+    return group(prog, "the network config in etcd", ABOUT, (write, read, check), more=keys)
 
 
 def main(argv: Sequence[str]) -> int:

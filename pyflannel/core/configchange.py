@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from pyflannel.core.allocation import is_compatible
 from pyflannel.core.config import NetworkConfig, effective
 from pyflannel.core.lease import Lease
+from pyflannel.records import dataclass
 
 MOST_NAMED: Final = 10
 """Leases that are named; of more there is the number."""
@@ -29,9 +29,9 @@ class Change:
 def changes(before: NetworkConfig | None, after: NetworkConfig | None) -> tuple[Change, ...]:
     """The keys that differ, defaults filled in; a config that is none has no keys."""
     old, new = _flat(before), _flat(after)
-    keys = [*old, *(key for key in new if key not in old)]
+    names = [*old, *(key for key in new if key not in old)]
     return tuple(
-        Change(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)
+        Change(key, old.get(key), new.get(key)) for key in names if old.get(key) != new.get(key)
     )
 
 
@@ -80,8 +80,15 @@ def _of_nodes(before: NetworkConfig | None, after: NetworkConfig) -> Iterator[st
         yield "nodes go by it when they lease a subnet the next time, at a restart as a rule"
         return
     yield "nodes that run go on with the old one until they are restarted (PF103 says so)"
-    if before.backend_type != after.backend_type or before.networks != after.networks:
+    if before.networks != after.networks or _together(before) != _together(after):
         yield "until all of them are, those with the old and those with the new one are cut off"
+
+
+def _together(config: NetworkConfig) -> list[object]:
+    """What all nodes have to agree about, to reach each other."""
+    declared = config.backend.declared().items()
+    agreed = [getattr(config.backend, name) for name, each in declared if each.together]
+    return [config.backend_type, *agreed]
 
 
 def _flat(config: NetworkConfig | None) -> dict[str, object]:

@@ -90,6 +90,8 @@ class Setting(Generic[T]):
     effect: str
     """What it does, one line without a full stop."""
     range: Range | None = None
+    together: bool = False
+    """Whether nodes with different values are cut off from each other."""
 
     @property
     def wanted(self) -> str:
@@ -110,9 +112,10 @@ def setting(
     default: T,
     effect: str,
     within: Range | None = None,
+    together: bool = False,
 ) -> T:
     """Declares a field of a `Settings` dataclass; the arguments are those of `Setting`."""
-    declared = Setting(key, decode, default, effect, within)
+    declared = Setting(key, decode, default, effect, within, together)
     return field(default=default, metadata={_SETTING: declared})
 
 

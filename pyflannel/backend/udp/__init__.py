@@ -65,6 +65,7 @@ class UdpSettings(Settings):
         default=8285,
         effect="UDP port of this node and of every peer; it is not part of the lease",
         within=_PORTS,
+        together=True,
     )
 
     def tunnel_port(self) -> int:

@@ -78,6 +78,7 @@ def test_who_has_a_lease_that_does_not_fit_is_said_up_to_a_number():
         ('{"Network": "10.5.0.0/16", "EnableNFTables": true}', True, False),
         ('{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}', True, True),
         ('{"Network": "10.4.0.0/15"}', True, True),
+        ('{"Network": "10.5.0.0/16", "Backend": {"Type": "udp", "Port": 8286}}', True, True),
     ],
 )
 def test_what_the_nodes_do(text, restart, cut):
