@@ -21,9 +21,7 @@ import socket
 import struct
 import sys
 import time
-from dataclasses import field
-
-from pyflannel.records import dataclass
+from dataclasses import dataclass, field
 
 ICMP_HEADER = struct.Struct("!BBHHH")
 """Type, code, checksum, identifier, sequence number (RFC 792, RFC 4443)."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyflannel.lab import pinger
+from pyflannel.lab import pinger, traffic
 from pyflannel.lab.ping import PingMatrix, PingResult
 
 
@@ -85,3 +87,10 @@ def test_silence_says_to_how_much_and_how_long():
 def test_a_deadline_that_was_too_short_to_ask_is_no_silence_of_the_other():
     said = replace(result("pod1", "pod2", received=0), sent=0).silence(0.001)
     assert said.endswith("the deadline of 0.001 s passed before anything was sent")
+
+
+@pytest.mark.parametrize("module", [pinger, traffic])
+def test_what_runs_in_a_pod_needs_the_standard_library_alone(module):
+    command = [sys.executable, "-I", "-S", module.__file__, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", check=False)
+    assert (done.returncode, done.stderr) == (0, "")
