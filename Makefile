@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo test system book kernels kube check bench fuzz interop deb wheels lock clean
+.PHONY: help install demo picture test system book kernels kube check bench fuzz interop deb wheels lock clean
 
 BIN := .venv/bin
 # A minute and more each: `make system` runs them, and `make book` the second.
@@ -17,6 +17,7 @@ CACHE := $(or $(PYFLANNEL_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/pyflanne
 
 help:
 	@echo "make demo      a flannel cluster on this machine, shown step by step"
+	@echo "make picture   the demo once more, as a picture for README"
 	@echo "make test      the whole test suite (ARGS=... goes to pytest)"
 	@echo "make system    the part of it on booted Debian nodes, with etcd three minutes late, and"
 	@echo "               what of the suite takes a minute and more (etcd 3.4 to 3.6)"
@@ -42,6 +43,9 @@ install:
 
 demo: install
 	@$(BIN)/pyflannel lab demo $(ARGS)
+
+picture: install
+	@$(BIN)/pyflannel lab demo --svg docs/pictures/demo.svg
 
 test: install
 	@$(BIN)/python tools/runtests.py $(addprefix --ignore=tests/system/test_,$(BY_SYSTEM)) \

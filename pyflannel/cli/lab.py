@@ -262,7 +262,7 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    return demo.run(nodes=options.nodes, datapath=options.datapath)
+    return demo.run(nodes=options.nodes, datapath=options.datapath, picture=options.svg)
 
 
 _COMMANDS: Final = {

@@ -56,10 +56,14 @@ def _demo() -> Parser:
         "show what flannel does, on a few nodes, and clean up",
         "Exit code 0 only if every pair of pods answered.",
         "demo --nodes 5",
+        "demo --svg demo.svg",
         named=False,
     )
     parser.add_argument("--nodes", type=int, default=3, metavar="N", help="how many")
     _datapath(parser)
+    parser.add_argument(
+        "--svg", default="", metavar="FILE", help="write what is shown to FILE, as a picture"
+    )
     return parser
 
 

@@ -91,7 +91,8 @@ _WITH_VALUE: Final = """
     --backend --config --count --daemon-arg --datapath --deadline --docker-opts-file --etcd --from
     --iface --iface-can-reach --iface-regex --lines --name --network --node-command --nodes --peer
     --port --protocol --public-ip --public-ipv6 --root --seconds --seed --silent-for --size
-    --state-dir --status-socket --store --subnet-file --to --underlay --underlay-mtu --unit --via -n
+    --state-dir --status-socket --store --subnet-file --svg --to --underlay --underlay-mtu
+    --unit --via -n
 """
 WITH_VALUE: Final = frozenset(_WITH_VALUE.split())
 """Options whose value is the next word, in every command that has them. They may stand before the

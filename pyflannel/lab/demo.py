@@ -17,10 +17,12 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Final, TextIO
 
 import pyflannel
-from pyflannel.lab import bench, precheck
+from pyflannel.core.errors import UsageError
+from pyflannel.lab import bench, compare, precheck, svg
 from pyflannel.lab.cluster import Lab
 from pyflannel.lab.errors import LabError
 from pyflannel.lab.nodes import Node
@@ -32,6 +34,9 @@ from pyflannel.lab.topology import DEMO_CONFIG, LabSpec
 
 EXIT_UNANSWERED: Final = 1
 """Some pod did not answer; as ping(8) ends."""
+
+BULK_S: Final = 1.0
+"""Seconds of bulk traffic by each way."""
 
 _WIDTH: Final = 79
 """Columns: one less than a terminal has, for some begin a new line in the last one."""
@@ -47,11 +52,15 @@ _PICTURE: Final = """\
   ---+-------------+-------------+------  underlay 192.0.2.0/24, etcd is on it"""
 
 
+_CODES: Final = re.compile("\x1b\\[[0-9;]*m")
+
+
 class Stage:
     """Prints the demo: headlines with times, commands, output; colours only on a terminal."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
+        self._shown: list[str] = []
         self._colors = out.isatty() and os.environ.get("TERM") != "dumb"
         self._colors = self._colors and "NO_COLOR" not in os.environ
         self._number = 0
@@ -61,17 +70,15 @@ class Stage:
         """A headline, finished with the time that the enclosed work took; output goes after it."""
         self._number += 1
         text = f"{self._number}  {title}"
+        head = f"\n{self._paint(text, '1')}"
+        # Without a terminal nobody watches it being done, and a broken headline is ugly in a file.
         if self._colors:
-            self._out.write(f"\n{self._paint(text, '1')}")
-            self._out.flush()
+            self._write(head)
         begin = time.monotonic()
         yield
         took = f"{time.monotonic() - begin:.2f} s"
         gap = " " * max(1, _WIDTH - len(text) - len(took))
-        # Without a terminal nobody watches it being done, and a broken headline is ugly in a file.
-        lead = "" if self._colors else f"\n{text}"
-        self._out.write(f"{lead}{gap}{self._paint(took, '2')}\n")
-        self._out.flush()
+        self._write(f"{'' if self._colors else head}{gap}{self._paint(took, '2')}\n")
 
     def command(self, where: str, command: str) -> None:
         """A command, as typed at a prompt."""
@@ -88,15 +95,24 @@ class Stage:
 
     def line(self, text: str = "") -> None:
         """One line as it is."""
-        self._out.write(text + "\n")
-        self._out.flush()
+        self._write(text + "\n")
 
     def verdict(self, text: str, *, good: bool) -> None:
         """The last word."""
         self.line("\n" + self._paint(text, "32;1" if good else "31;1"))
 
-    def _paint(self, text: str, code: str) -> str:
-        return f"\x1b[{code}m{text}\x1b[0m" if self._colors else text
+    def picture(self) -> str:
+        """All that was shown so far, as SVG."""
+        return svg.render("".join(self._shown), "What pyflannel lab demo prints")
+
+    def _write(self, text: str) -> None:
+        self._shown.append(text)
+        self._out.write(text if self._colors else _CODES.sub("", text))
+        self._out.flush()
+
+    @staticmethod
+    def _paint(text: str, code: str) -> str:
+        return f"\x1b[{code}m{text}\x1b[0m"
 
 
 def folded(command: str, width: int) -> list[str]:
@@ -115,14 +131,22 @@ def folded(command: str, width: int) -> list[str]:
     return lines
 
 
-def run(*, nodes: int = 3, datapath: str = "", out: TextIO | None = None) -> int:
+def run(*, nodes: int = 3, datapath: str = "", picture: str = "", out: TextIO | None = None) -> int:
     """Shows the walk-through and takes everything away again, however it ends.
+
+    Args:
+        nodes: how many.
+        datapath: of the daemons; empty for what they choose.
+        picture: a file for what was shown, as SVG; empty for none.
+        out: where it is shown; stdout if `None`.
 
     Returns:
         0 only if every pair of pods answered.
     """
     spec = LabSpec(name=f"demo-{os.getpid()}", nodes=nodes, config=DEMO_CONFIG, datapath=datapath)
     precheck.check(spec)
+    if picture and not os.access(Path(picture).absolute().parent, os.W_OK):
+        raise UsageError(f"--svg {picture}: no directory that can be written to")
     stage = Stage(out if out is not None else sys.stdout)
     _clear_up_after_the_killed()
     begin = time.monotonic()
@@ -144,6 +168,11 @@ def run(*, nodes: int = 3, datapath: str = "", out: TextIO | None = None) -> int
     stage.line("Your own to explore, and to break (docs/learn.md):")
     for rest in ("up --backend vxlan", "exec 1 -- ip route", "break --random --hide", "down"):
         stage.line(f"{_INDENT}{name} lab {rest}")
+    if picture:
+        try:
+            Path(picture).write_text(stage.picture(), encoding="utf-8")
+        except OSError as error:
+            raise LabError(f"--svg {picture}: {error.strerror}") from error
     return 0 if good else EXIT_UNANSWERED
 
 
@@ -191,10 +220,18 @@ def _show(stage: Stage, lab: Lab) -> tuple[bool, str]:
     _break(stage, lab, lab.node(1))
 
     if lab.spec.nodes > 1:
-        with stage.step("Bulk traffic from pod1 to pod2"):
-            bulk = bench.tcp(lab.node(1), lab.node(2), seconds=1.0)
-        speed = f"TCP {bulk.gbit_per_s:.2f} Gbit/s through the data path {_datapath(lab)}"
-        stage.output([f"{speed}; pod2 sees it come from {', '.join(bulk.seen_as)}"])
+        one, other = lab.node(1), lab.node(2)
+        with stage.step("Bulk traffic from pod1 to pod2: ours, and what else there is"):
+            bulk = bench.tcp(one, other, seconds=BULK_S)
+            rates = compare.others(one, other, seconds=BULK_S)
+        ours = compare.Rate(f"udp ({_datapath(lab)})", bulk.gbit_per_s)
+        stage.output([f"TCP, Gbit/s: {', '.join(map(str, [ours, *rates]))}"])
+        stage.output(
+            [
+                f"{BULK_S:g} s each; this machine's CPUs are both ends and all nodes: compare only",
+                f"pod2 sees it come from {', '.join(bulk.seen_as)}",
+            ]
+        )
     return matrix.ok, f"{answered} of {len(matrix.results)} pairs answered"
 
 
