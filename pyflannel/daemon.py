@@ -22,6 +22,7 @@ from pyflannel.backend.base import BackendContext
 from pyflannel.backend.kinds import KINDS, create
 from pyflannel.core.options import DaemonOptions
 from pyflannel.kernel import ndisc
+from pyflannel.kernel.claim import DeviceClaims
 from pyflannel.kernel.lookup import find_interface, follow_interface
 from pyflannel.kernel.netlink import KernelNetlink
 from pyflannel.kernel.surroundings import look_for_obstacles
@@ -96,6 +97,8 @@ async def _run(options: DaemonOptions) -> None:
 def _parts(options: DaemonOptions, notifier: Notifier, stack: contextlib.AsyncExitStack) -> Parts:
     clock, netlink, fd_store = SystemClock(), KernelNetlink(), FdStore.from_environment()
     stack.push_async_callback(netlink.close)
+    claims = DeviceClaims()
+    stack.callback(claims.close)
     waiting, former = Trouble(clock), read_former(options.subnet_file)
 
     def tell(what: str) -> None:
@@ -125,6 +128,7 @@ def _parts(options: DaemonOptions, notifier: Notifier, stack: contextlib.AsyncEx
                 fd_store=fd_store,
                 store_addresses=store.addresses,
                 is_own_device=KINDS.is_device,
+                claim_device=claims.take,
             )
         ),
         firewall=lambda config: select.managers(config, options),

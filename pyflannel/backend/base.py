@@ -35,6 +35,8 @@ has the same."""
 
 SysctlWriter = Callable[[str, str], bool]
 """Sets a sysctl named like its file under /proc/sys; tells whether it could."""
+DeviceClaim = Callable[[str], None]
+"""Makes a device, by its name, this daemon's alone, or raises `DeviceUnavailable`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +66,8 @@ class BackendContext:
     """Whether a device, by its name and kind of link, was made by a backend of any kind."""
     store_addresses: Callable[[], Collection[IPAddress]] = tuple
     """Where the store is, as far as known now: no route of ours may lead there."""
+    claim_device: DeviceClaim = lambda _name: None
+    """For devices that several daemons could keep; see `kernel/claim.py`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

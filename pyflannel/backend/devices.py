@@ -18,7 +18,7 @@ from dataclasses import field
 from functools import partial
 from typing import Final
 
-from pyflannel.backend.base import SysctlWriter
+from pyflannel.backend.base import DeviceClaim, SysctlWriter
 from pyflannel.backend.plan import Device, address_operations
 from pyflannel.core.errors import DeviceUnavailable, FlannelError, KernelError
 from pyflannel.kernel.base import Address, Link, LinkSpec, Netlink, Operation, VxlanAttrs
@@ -45,9 +45,15 @@ class Kept:
 class DeviceKeeper:
     """Makes devices as they should be."""
 
-    def __init__(self, netlink: Netlink, write_sysctl: SysctlWriter) -> None:
+    def __init__(
+        self,
+        netlink: Netlink,
+        write_sysctl: SysctlWriter,
+        claim: DeviceClaim = lambda _name: None,
+    ) -> None:
         self._netlink = netlink
         self._write_sysctl = write_sysctl
+        self._claim = claim
         self._as_made: dict[str, tuple[Device, Link]] = {}
         self._kept: dict[str, Link] = {}
 
@@ -57,6 +63,8 @@ class DeviceKeeper:
         Raises:
             FlannelError: it cannot be had at all.
         """
+        if device.create is not None:
+            self._claim(device.name)
         link = await self._netlink.link(device.name)
         if link is not None:
             difference = self._mismatch(device, link)

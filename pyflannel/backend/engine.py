@@ -42,9 +42,23 @@ from dataclasses import field, replace
 from typing import Final
 
 from pyflannel.aio.heap import pass_over
-from pyflannel.backend.base import Applied, BackendContext, PartlyApplied, SysctlWriter
+from pyflannel.backend.base import (
+    Applied,
+    BackendContext,
+    DeviceClaim,
+    PartlyApplied,
+    SysctlWriter,
+)
 from pyflannel.backend.devices import DeviceKeeper
-from pyflannel.backend.plan import Device, PeerObjects, Plan, Table, TableEntry, View
+from pyflannel.backend.plan import (
+    Device,
+    PeerObjects,
+    Plan,
+    Table,
+    TableEntry,
+    View,
+    shared_devices,
+)
 from pyflannel.backend.routes import explain
 from pyflannel.backend.tables import (
     KIND,
@@ -59,6 +73,7 @@ from pyflannel.backend.tables import (
 from pyflannel.core.delta import AT_ONCE
 from pyflannel.core.errors import FlannelError, KernelError
 from pyflannel.core.ip import Family, IPAddress, IPNetwork, SubnetKey, family_of
+from pyflannel.core.kind import OWN_VNI
 from pyflannel.core.lease import Lease, LeaseAdded, LeaseEvent
 from pyflannel.core.overlap import (
     ANOTHER_SUBNET,
@@ -70,6 +85,7 @@ from pyflannel.core.overlap import (
     overlap,
 )
 from pyflannel.kernel.base import (
+    NUD_PERMANENT,
     Address,
     Delete,
     FdbEntry,
@@ -159,6 +175,7 @@ class Engine:
         netlink: the kernel.
         plan: what to keep; `follow` replaces it.
         write_sysctl: how a sysctl is written; by default the file under /proc/sys.
+        claim_device: as in `BackendContext`.
         store_addresses: where the store is; no route of ours may lead there.
         is_own_device: whether a device, by name and kind of link, is of any backend; its addresses
             and routes are in nobody's way.
@@ -170,14 +187,16 @@ class Engine:
         plan: Plan,
         *,
         write_sysctl: SysctlWriter = try_write_sysctl,
+        claim_device: DeviceClaim = lambda _name: None,
         store_addresses: Callable[[], Collection[IPAddress]] = tuple,
         is_own_device: Callable[[str, str], bool] = lambda _name, _kind: False,
     ) -> None:
         self._netlink = netlink
         self._plan = plan
-        self._keeper = DeviceKeeper(netlink, write_sysctl)
+        self._keeper = DeviceKeeper(netlink, write_sysctl, claim_device)
         self._paths: dict[IPAddress, Route | None] = {}
-        self._view = View(paths=self._paths)
+        self._strangers: dict[int, Mapping[str, Neighbour]] = {}
+        self._view = View(paths=self._paths, strangers=self._strangers)
         self._specs: dict[str, Device] = {}
         self._tables: dict[TableId, TableState] = {}
         self._foreign: dict[Family, list[TableEntry]] = {}
@@ -213,6 +232,7 @@ class Engine:
             context.netlink,
             plan,
             write_sysctl=context.write_sysctl,
+            claim_device=context.claim_device,
             store_addresses=context.store_addresses,
             is_own_device=context.is_own_device,
         )
@@ -281,7 +301,10 @@ class Engine:
             case Topic.NEIGHBOUR:
                 if notification.index not in indexes or not self._is_news(notification):
                     return None
-                return _Dirty(kinds={FdbEntry if notification.family is None else Neighbour})
+                if notification.family is not None:
+                    return _Dirty(kinds={Neighbour})
+                # Whose an FDB entry is, its neighbour tells.
+                return _Dirty(kinds={FdbEntry, Neighbour})
             case Topic.ROUTE:
                 if self._is_of_others(notification):
                     return _Dirty(kinds={Route}, others=True)
@@ -426,7 +449,8 @@ class Engine:
             repair = self._specs.get(device.name) == device
             for kind in kept.done:
                 done.count(kind, repair=repair)
-        before, self._view = self._view, View(underlay=underlay, links=links, paths=self._paths)
+        before = self._view
+        self._view = replace(before, underlay=underlay, links=links)
         self._specs = specs
         self._link_failures = failures
         if not self._replanned and _indexes(before) == _indexes(self._view):
@@ -737,7 +761,32 @@ class Engine:
             rerouted |= self._foreign_changed(table, listing)
             for _ in state.taking(listing, is_ours):
                 await asyncio.sleep(0)
+            if table.kind is Neighbour:
+                self._meet(where[2], state.not_ours)
         return rerouted
+
+    def _meet(self, index: int, not_ours: Iterable[TableEntry]) -> None:
+        """Takes note of the neighbours that another daemon has on a device of ours."""
+        found = {
+            thing.mac: thing
+            for thing in not_ours
+            if isinstance(thing, Neighbour) and thing.state & NUD_PERMANENT
+        }
+        before = self._strangers.get(index, {})
+        if found == before:
+            return
+        self._strangers[index] = found
+        for (kind, _, on), table in self._tables.items():
+            if kind == KIND[FdbEntry] and on == index:
+                table.forget_listing()
+        if bool(found) == bool(before):
+            return
+        device = next(link.name for link in self._view.links.values() if link.index == index)
+        if found:
+            sign = shared_devices(self._view, self._plan.networks)[device]
+            log.warning("another daemon uses this device", device=device, sign=sign, remedy=OWN_VNI)
+        else:
+            log.info("no other daemon uses this device any more", device=device)
 
     async def _list(self, table: Table, where: TableId) -> list[TableEntry]:
         if table.family is None:
@@ -861,6 +910,7 @@ class Engine:
             ignored={_describe(owner): text for owner, text in self._problems.items()},
             overlaps=tuple(self._overlaps),
             own_overlap=self._own_overlap,
+            shared=shared_devices(self._view, self._plan.networks),
             failing=failing,
         )
 

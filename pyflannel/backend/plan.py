@@ -76,6 +76,9 @@ class View:
     """The plan's devices by name; one that could not be had is missing."""
     paths: Mapping[IPAddress, Route | None] = field(default_factory=dict)
     """Answers to `Plan.destinations`; `None` = unreachable."""
+    strangers: Mapping[int, Mapping[str, Neighbour]] = field(default_factory=dict)
+    """By ifindex of the plan's devices and by MAC: permanent neighbours that are not ours, so those
+    of another daemon with this device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +147,21 @@ class Plan(Protocol):
     def concerns(self, dst: IPNetwork) -> bool:
         """Whether a change of a route to `dst` may be a change of one of ours."""
         ...
+
+
+def shared_devices(view: View, networks: Sequence[IPNetwork]) -> dict[str, str]:
+    """The devices that another daemon keeps as well, each with what shows it."""
+    where = ", ".join(map(str, networks))
+    found: dict[str, str] = {}
+    for link in view.links.values():
+        strangers = view.strangers.get(link.index)
+        if strangers:
+            first = min(strangers.values(), key=lambda neighbour: int(neighbour.ip))
+            found[link.name] = (
+                f"{len(strangers)} of its permanent neighbours are not in {where}, "
+                f"such as {first.ip} ({first.mac})"
+            )
+    return found
 
 
 def address_operations(device: Device, index: int, present: Sequence[Address]) -> list[Operation]:

@@ -73,7 +73,10 @@ def overrules(thing: TableEntry, desired: Mapping[Key, TableEntry]) -> bool:
 class TableState:
     """One table: the difference, who wants what, and what the last listing said."""
 
-    __slots__ = ("delta", "drifted", "held", "listing", "owners", "ranks", "rivals", "surplus")
+    __slots__ = (
+        *("delta", "drifted", "held", "listing", "not_ours", "owners", "ranks", "rivals"),
+        "surplus",
+    )
 
     def __init__(self) -> None:
         self.delta: DeltaMap[Key, TableEntry] = DeltaMap()
@@ -88,6 +91,8 @@ class TableState:
         """Failed; not tried again until there is a reason to."""
         self.surplus: list[tuple[TableEntry, bool]] = []
         """Second and further objects under one key; `True` if the key is one we want."""
+        self.not_ours: list[TableEntry] = []
+        """What the last listing had of others; protected routes are left out."""
         self.listing: list[TableEntry] | None = None
         """The last listing while neither side changed since, else empty; `None` before the first
         one."""
@@ -183,7 +188,7 @@ class TableState:
                 return
         desired, known = self.delta.desired, self.delta.actual
         actual: dict[Key, TableEntry] = {}
-        self.surplus = []
+        self.surplus, self.not_ours = [], []
         for count, thing in enumerate(listing, 1):
             if count % AT_ONCE == 0:
                 yield
@@ -196,6 +201,7 @@ class TableState:
                 self.surplus.append((thing, True))
                 continue
             if wanted is None and known.get(key) != thing and not is_ours(thing):
+                self.not_ours.append(thing)
                 continue
             if key not in actual:
                 actual[key] = thing

@@ -485,8 +485,9 @@ class VxlanPlan(NodePlan):
                 permanent = bool(thing.state & NUD_PERMANENT)
                 return permanent and network is not None and thing.ip in network
             case FdbEntry():
-                # Also if the device learns: what it learned ages, and is not listed.
-                return True
+                # Also if the device learns: what it learned ages, and is not listed. Each of ours
+                # has a neighbour, which is set before it and deleted after it.
+                return thing.mac not in view.strangers.get(thing.index, ())
             case Route():
                 device = view.links.get(self.name(Family(thing.dst.version)))
                 if routes.is_device_route(thing, self.config, self.own, device):

@@ -42,6 +42,9 @@ MAX_DEVICE_NAME: Final = 15
 DEVICE_PREFIX: Final = "flannel"
 """What the names of all devices start with, upstream's as well: others' are told by a look."""
 
+OWN_VNI: Final = "give each daemon on this node a VNI, or a backend, of its own"
+"""The way out where two daemons want one device."""
+
 UNSUPPORTED: Final = ("ipsec", "tencent-vpc", "wireguard")
 """Types that flannel v0.28 has and pyflannel has not."""
 REMOVED: Final = ("ali-vpc", "aws-vpc", "gce")

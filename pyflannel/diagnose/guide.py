@@ -54,6 +54,11 @@ GUIDES: Final[dict[str, Guide]] = {
         "this node does not reach a network, an address of its own, or etcd",
         "`systemctl restart pyflannel`: the next start takes another subnet; or another `Network`",
     ),
+    "PF137": Guide(
+        "peers of one of two networks are lost now and then",
+        "each daemon on a node needs a `VNI` of its own; no other daemon? `pyflannel cleanup` "
+        "while pyflannel is stopped",
+    ),
     "PF141": Guide(
         "containers do not reach the world, or each other", "the log says what iptables answers"
     ),

@@ -176,6 +176,8 @@ class NetworkReport:
     """What is carried although it overlaps something of this machine, with both sides."""
     own_overlap: str = ""
     """What of this machine the node's own subnet takes away, with both sides; empty if nothing."""
+    shared: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+    """Devices that another daemon uses too, with what shows it."""
     failing: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     """What could not be applied, with the kernel's answer; it is retried."""
     failing_since: Mapping[str, float] = field(default_factory=dict)

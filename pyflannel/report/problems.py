@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
+from pyflannel.core.kind import OWN_VNI
 from pyflannel.core.overlap import ANOTHER_SUBNET
 from pyflannel.report.model import NodeReport, ProbeFailure, Problem, Severity
 from pyflannel.report.words import clock_time, left
@@ -28,6 +29,7 @@ PEER_IGNORED: Final = "PF133"
 NO_DATAPATH: Final = "PF134"
 OVERLAP: Final = "PF135"
 OWN_OVERLAP: Final = "PF136"
+SHARED_DEVICE: Final = "PF137"
 RULES: Final = "PF141"
 FILE: Final = "PF151"
 PART: Final = "PF161"
@@ -51,6 +53,7 @@ CODES: Final = {
     NO_DATAPATH: "no data path carries the packets of backend udp",
     OVERLAP: "a subnet that is carried overlaps a prefix of this machine",
     OWN_OVERLAP: "this node's own subnet overlaps what the node is connected to",
+    SHARED_DEVICE: "another daemon uses a device of this one",
     RULES: "the masquerade and forward rules are not in place",
     FILE: "an environment file could not be written",
     PART: "a part of the daemon that packets do not need fails",
@@ -248,6 +251,9 @@ def _network(report: NodeReport) -> Iterator[Problem]:
             text=f"{network.own_overlap}: containers and what is there cannot reach each other",
             remedy=ANOTHER_SUBNET,
         )
+    for device, sign in network.shared.items():
+        text = f"another daemon uses it: {sign}"
+        yield Problem(code=SHARED_DEVICE, subject=device, text=text, remedy=OWN_VNI)
     for overlap in network.overlaps:
         yield Problem(code=OVERLAP, severity=Severity.INFO, subject="overlap", text=overlap)
     if network.datapath is not None and network.datapath.name is None:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import time
 from collections.abc import Iterator
 from subprocess import DEVNULL, PIPE, Popen
 
 import pytest
 
+from pyflannel.core.errors import EXIT_UNAVAILABLE
 from pyflannel.lab import Lab, LabSpec
 from pyflannel.lab.nodes import Node
 
@@ -158,3 +160,28 @@ def test_dockers_options_stay_the_first_ones():
         finally:
             second.terminate()
             second.communicate(timeout=10)
+
+
+def test_the_second_one_with_the_same_vni_is_refused_and_the_first_loses_nothing():
+    """A slip: another prefix and network, and the VNI that both have by default."""
+    spec = LabSpec(nodes=2, config=network(FIRST, "vxlan", nftables=False), name="vni")
+    device = [
+        "sh",
+        "-c",
+        "ip -d link show flannel.1; ip -4 addr show flannel.1; bridge fdb show dev flannel.1",
+    ]
+    with Lab(spec) as lab:
+        node, peer = lab.nodes
+        second = {"Network": SECOND, "Backend": {"Type": "vxlan"}}
+        lab.etcd.put("/two/config", json.dumps(second))
+        lab.wait(lambda: lab.ping_all(count=1).ok, 15, what="all pods")
+        before = node.exec(device).stdout
+        ping = node.pod.popen(["ping", "-q", "-i", "0.01", peer.pod_address()])
+        done = node.exec([*node.daemon_command(), *OF_ITS_OWN], check=False, timeout=30)
+        ping.send_signal(signal.SIGINT)
+        answers = ping.communicate(timeout=10)[0]
+        assert done.returncode == EXIT_UNAVAILABLE, done.stderr
+        assert f"pyflanneld (pid {node.pid}) keeps this device" in done.stderr
+        assert " 0% packet loss" in answers, answers
+        assert node.exec(device).stdout == before
+        assert not lab.etcd.get_prefix("/two/subnets/"), "no subnet is taken for nothing"

@@ -772,3 +772,48 @@ def test_of_two_leases_with_one_vtep_mac_the_newer_says_where_it_is(order):
         assert str(entry.dst) == "192.0.2.2"
 
     run(scenario())
+
+
+# A device that another daemon keeps, too.
+
+STRANGERS_MAC = "0a:00:00:00:09:02"
+
+
+def strangers_peer(node: Node) -> list[Neighbour | FdbEntry]:
+    """What another daemon of the network 10.9.0.0/16 sets for a peer, in its order."""
+    return [
+        Neighbour(index=node.device, ip=IPv4Address("10.9.2.0"), mac=STRANGERS_MAC),
+        FdbEntry(index=node.device, mac=STRANGERS_MAC, dst=IPv4Address("192.0.2.92")),
+    ]
+
+
+@pytest.mark.parametrize("first", ["the other", "we"])
+def test_another_daemons_peers_on_our_device_stay_and_are_told_once(first, caplog):
+    """With one VNI by mistake; who started first makes no difference."""
+
+    async def scenario() -> None:
+        node = Node()
+        node.add(2)
+        node.engine.synced()
+        if first == "we":
+            await node.apply()
+        else:
+            await node.engine.ensure_devices()
+        node.subscription = node.netlink.notifications()
+        theirs = strangers_peer(node)
+        for thing in theirs:
+            node.netlink.meddle(Set(thing))
+            await noticed(node)
+        for full in (False, True, True):
+            await node.apply(full=full)
+        assert set(theirs) | node.objects(2) <= await node.machine.state()
+        assert "10.9.2.0" in node.engine.report().shared["flannel.1"]
+        assert len([r for r in caplog.records if "another daemon" in r.getMessage()]) == 1
+
+        # It is gone, and what it left behind of its own is nobody's.
+        node.netlink.meddle(Delete(theirs[0]))
+        await node.apply()
+        assert await node.has_exactly(2)
+        assert node.engine.report().shared == {}
+
+    run(scenario())

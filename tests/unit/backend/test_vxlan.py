@@ -470,3 +470,15 @@ def test_it_follows_another_underlay_address_in_place(tmp_path):
             await network.rebase(replace(moved, address=None))
 
     run(scenario())
+
+
+def test_an_fdb_entry_of_another_daemons_neighbour_is_not_ours():
+    machine = Machine()
+    link = machine.plug("flannel.1")
+    entry = FdbEntry(index=link.index, mac=mac(7), dst=IPv4Address("192.0.2.7"))
+    stranger = Neighbour(index=link.index, ip=IPv4Address("10.9.7.0"), mac=mac(7))
+    ours = plan(machine)
+    assert ours.is_ours(entry, View(), startup=True)
+    shared = View(strangers={link.index: {stranger.mac: stranger}})
+    assert not ours.is_ours(entry, shared, startup=True)
+    assert ours.is_ours(replace(entry, mac=mac(8)), shared, startup=True)
