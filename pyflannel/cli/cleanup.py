@@ -77,8 +77,6 @@ def main(argv: Sequence[str]) -> int:
         files = own_files(given, kinds)
         if locked_before:
             files.append(OwnFile(str(lock.path), is_lock_content))
-        if given.docker_opts_file:
-            files.append(OwnFile(str(SingleInstance(given.docker_opts_file).path), is_lock_content))
         found, failed, left = asyncio.run(
             _run(given.subnet_file, files, kinds, given.state_dir, dry_run=given.dry_run)
         )
@@ -300,11 +298,20 @@ class OwnLink:
 
 def own_files(given: argparse.Namespace, kinds: Sequence[Kind]) -> list[OwnFile | OwnLink]:
     """What a daemon with these paths may have left, whichever kind of backend it ran."""
-    options_file = Path(given.docker_opts_file)
-    docker: list[OwnFile | OwnLink] = [OwnFile(str(options_file), options.is_written_here)]
-    if options_file.is_symlink() and str(options_file.readlink()) == options.UNIT_LINK:
-        target = options_file.parent / options.UNIT_LINK
-        docker = [OwnLink(str(options_file)), OwnFile(str(target), options.is_written_here)]
+    written = Path(given.docker_opts_file)
+    docker: list[OwnFile | OwnLink] = []
+    if written.is_symlink() and str(written.readlink()) == options.UNIT_LINK:
+        docker.append(OwnLink(str(written)))
+        written = written.parent / options.UNIT_LINK
+    if given.docker_opts_file:
+        docker += [
+            OwnFile(str(written), options.is_written_here),
+            # The unit's daemon locks the file itself, one without the unit what may be a link.
+            *(
+                OwnFile(str(SingleInstance(path).path), is_lock_content)
+                for path in dict.fromkeys((given.docker_opts_file, str(written)))
+            ),
+        ]
     records = {record.FILE_NAME: traces.LEASE_RECORD, userchain.RECORD: traces.DOCKER_RECORD}
     records |= {file.name: file.members for kind in kinds for file in kind.state_files}
     return [

@@ -57,7 +57,7 @@ def test_all_of_ours_goes_and_nothing_else(backend, tmp_path):
         shutil.copy("/bin/sleep", tmp_path / "flanneld")
         child = node.space.popen([str(tmp_path / "flanneld"), "60"])
         comm = Path(f"/proc/{child.pid}/comm")
-        lab.wait(lambda: comm.read_text() == "flanneld\n", 2, what="the other daemon")
+        lab.wait(lambda: comm.read_text() == "flanneld\n", 15, what="the other daemon")
         try:
             refused = node.exec(["pyflannel", "cleanup"], check=False)
             assert refused.returncode == 69
