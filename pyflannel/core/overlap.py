@@ -207,7 +207,8 @@ class Obstacles:
     new: Judge
     """Of subnets that this node does not have: everything counts, somebody's bridge as well."""
     kept: Judge
-    """Of those that it has already: without the devices of containers, which are in it rightly."""
+    """Of those that it has already: without what leads to containers of this machine, or nowhere,
+    which is in it rightly."""
 
     def of_new(self, subnet: IPNetwork) -> Conflict | None:
         """Why a subnet is not to be taken."""

@@ -116,6 +116,9 @@ class Link:
     master: int = field(default=0, compare=False)
     """ifindex of the bridge or bond that it is a port of; 0 for none. Not compared: what the
     overlay keeps does not depend on it."""
+    parent: int = field(default=0, compare=False)
+    """ifindex of the link of this network namespace that it stands on (IFLA_LINK: of a macvlan or
+    vlan the lower one, of a veth the other end); 0 for none. Not compared, as `master`."""
     vxlan: VxlanAttrs | None = None
     ipip: IpipAttrs | None = None
 

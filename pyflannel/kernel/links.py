@@ -30,10 +30,12 @@ _IFF_RUNNING: Final = 0x40
 _ADDRESS: Final = 1
 _IFNAME: Final = 3
 _MTU: Final = 4
+_LINK: Final = 5
 _MASTER: Final = 10
 _TXQLEN: Final = 13
 _LINKINFO: Final = 18
 _EXT_MASK: Final = 29
+_LINK_NETNSID: Final = 37
 _SKIP_STATS: Final = 0x8
 """Asks for links without their 400 bytes of counters (linux/rtnetlink.h)."""
 _INFO_KIND: Final = 1
@@ -113,6 +115,7 @@ def decode_link(body: bytes) -> Link:
         loopback=bool(flags & _IFF_LOOPBACK),
         txqlen=_number(attributes, _TXQLEN),
         master=_number(attributes, _MASTER),
+        parent=_number(attributes, _LINK) if _LINK_NETNSID not in attributes else 0,
         vxlan=_vxlan(data) if kind == "vxlan" and data is not None else None,
         ipip=_ipip(data) if kind == "ipip" and data is not None else None,
     )

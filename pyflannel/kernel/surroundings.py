@@ -30,8 +30,10 @@ log = get_logger(__name__)
 
 IsOurs = Callable[[str, str], bool]
 """Whether a device is the overlay's own, by its name and kind."""
-BRIDGES: Final = frozenset({"bridge", "openvswitch"})
-"""Kinds of link that containers are joined by."""
+STAY_HERE: Final = frozenset({"bridge", "openvswitch", "veth", "netkit", "dummy"})
+"""Kinds of link that lead to containers of this machine, or nowhere."""
+STACKED: Final = frozenset({"macvlan", "macvtap", "ipvlan", "ipvtap", "vlan"})
+"""Kinds of link that lead where the one leads that they stand on."""
 
 
 def survey(
@@ -132,11 +134,7 @@ def obstacles(
     """
     known = {link.index: link for link in links}
     names = {index: link.name for index, link in known.items()}
-
-    def is_containers(index: int | None, length: int, most: int) -> bool:
-        # Bridges; and the plugin ptp gives each pod a veth with a host address.
-        kind = known[index].kind if index in known and index not in underlay else ""
-        return kind in BRIDGES or (kind == "veth" and length == most)
+    inside = {index for index in known if _stays_here(index, known, underlay)}
 
     def judge(addresses: Iterable[Address], routes: Iterable[Route]) -> Judge:
         found = survey(
@@ -147,21 +145,31 @@ def obstacles(
     return Obstacles(
         new=judge(addresses, routes),
         kept=judge(
-            [
-                address
-                for address in addresses
-                if not is_containers(
-                    address.index,
-                    address.interface.network.prefixlen,
-                    address.interface.max_prefixlen,
-                )
-            ],
-            [
-                route
-                for route in routes
-                if not is_containers(route.oif, route.dst.prefixlen, route.dst.max_prefixlen)
-            ],
+            [address for address in addresses if address.index not in inside],
+            [route for route in routes if route.oif not in inside],
         ),
+    )
+
+
+def _stays_here(index: int, links: Mapping[int, Link], underlay: Collection[int]) -> bool:
+    """Whether what is behind a link is on this machine: containers, or nothing.
+
+    An address there inside this node's own subnet is a use of the subnet: docker's bridge, a
+    macvlan on it through which the host reaches containers, a dummy for a service. On a machine
+    that is a container itself, a LAN may be behind a veth. That cannot be told, so the subnet is
+    kept: what lies in it has come after the lease, for a new subnet is taken only where nothing is
+    (`Obstacles.new`).
+    """
+    link = links.get(index)
+    # A stack of links is no loop, and has a handful of storeys.
+    for _ in range(len(links)):
+        if link is None or link.index in underlay or link.kind not in STACKED:
+            break
+        link = links.get(link.parent)
+    return (
+        link is not None
+        and link.index not in underlay
+        and (link.loopback or link.kind in STAY_HERE)
     )
 
 

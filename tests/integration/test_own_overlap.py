@@ -70,7 +70,7 @@ def test_a_subnet_that_is_the_underlay_is_given_back_and_never_taken():
         assert lab.etcd.get(wrong) is not None, "a reservation is its author's"
 
         # While it runs the containers keep their subnet; it is said.
-        node.exec(["ip", "link", "add", "lan0", "type", "veth", "peer", "name", "lan1"])
+        node.exec(["ip", "link", "add", "link", "eth0", "name", "lan0", "type", "macvlan"])
         node.exec(["ip", "addr", "add", "192.0.3.9/25", "dev", "lan0"])
         node.exec(["ip", "link", "set", "lan0", "up"])
 
@@ -87,3 +87,31 @@ def test_a_subnet_that_is_the_underlay_is_given_back_and_never_taken():
         assert node.wait_exit(timeout=START_S) == 78
         assert "192.0.3.9/25 of lan0" in node.log()
         assert lab.etcd.get(f"{SUBNETS}/192.0.3.0-24") is not None, "nothing better was to be had"
+
+
+USES = """
+ip link add link docker0 name shim type macvlan mode bridge
+ip addr add {net}.254/24 dev shim
+ip addr add {net}.249/32 dev lo
+ip link add router type veth peer name router-pod
+ip addr add {net}.253/24 dev router
+for device in shim router; do ip link set $device up; done
+"""
+"""What people put beside docker's bridge: the host's way to containers of a macvlan network, a
+service for all containers on `lo`, a router for some."""
+
+
+def test_a_restart_keeps_the_subnet_whatever_uses_it():
+    spec = LabSpec(nodes=2, backend="vxlan", name="own-uses")
+    with Lab(spec) as lab:
+        node = lab.node(1)
+        subnet = node.subnet_env()["FLANNEL_SUBNET"]
+        node.exec(["sh", "-ec", USES.format(net=subnet.rpartition(".")[0])])
+        for end in (node.stop_daemon, node.kill):
+            end()
+            node.start_daemon()
+            lab.wait(node.is_ready, START_S, what="the node to be ready again")
+            assert node.subnet_env()["FLANNEL_SUBNET"] == subnet
+        found = json.loads(node.exec(["pyflannel", "status", "--json"], check=False).stdout)
+        assert not [one for one in found["problems"] if one["code"] == "PF136"]
+        lab.wait(lambda: lab.ping_all(count=1).ok, 15, what="all pods")

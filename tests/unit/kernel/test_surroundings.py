@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface
+
+import pytest
 
 from pyflannel.core.ip import IPAddress
 from pyflannel.core.overlap import Kind, Obstacles, Surroundings
@@ -109,11 +112,13 @@ LINKS = [
 MINE = key(ME).v4
 
 
-def in_the_way(*things: Address | Route, underlay: int = ETH0) -> Obstacles:
+def in_the_way(
+    *things: Address | Route, underlay: int = ETH0, links: Sequence[Link] = ()
+) -> Obstacles:
     return obstacles(
         [thing for thing in things if isinstance(thing, Address)],
         [thing for thing in things if isinstance(thing, Route)],
-        LINKS,
+        [*LINKS, *links],
         ours={OURS},
         underlay={underlay},
         networks=(NETWORK,),
@@ -132,11 +137,51 @@ def test_a_lan_is_in_the_way_of_a_subnet_whether_it_is_new_or_had_already():
 def test_devices_of_containers_are_in_nobodys_way_in_a_subnet_that_the_node_has():
     """But nobody else's bridge is to be covered by a new one."""
     pod = Route(dst=IPv4Network("10.5.1.9/32"), oif=VETH, protocol=RTPROT_KERNEL, scope=253)
-    for thing in (address("10.5.1.1/24", DOCKER0), address("10.5.1.1/32", VETH), pod):
+    for thing in (
+        address("10.5.1.1/24", DOCKER0),
+        address("10.5.1.1/32", VETH),
+        address("10.5.1.1/24", VETH),
+        pod,
+    ):
         found = in_the_way(thing)
         assert found.of_kept(key(ME)) is None
         assert found.of_new(MINE) is not None
     assert in_the_way(address("10.5.1.1/32", OURS)).of_new(MINE) is None
+
+
+LO, ON_ETH0, ON_DOCKER0, ON_THAT, TUN, DUMMY = 1, 20, 21, 22, 23, 24
+MORE = [
+    Link(index=LO, name="lo", loopback=True),
+    Link(index=ON_ETH0, name="mac0", kind="macvlan", parent=ETH0),
+    Link(index=ON_DOCKER0, name="shim", kind="macvlan", parent=DOCKER0),
+    Link(index=ON_THAT, name="shim.7", kind="vlan", parent=ON_DOCKER0),
+    Link(index=TUN, name="tun0", kind="tun"),
+    Link(index=DUMMY, name="dns", kind="dummy"),
+]
+
+
+@pytest.mark.parametrize(
+    ("index", "counts"),
+    [
+        (LO, False),
+        (DUMMY, False),
+        (ON_DOCKER0, False),
+        (ON_THAT, False),
+        (ON_ETH0, True),
+        (TUN, True),
+    ],
+)
+def test_what_is_stacked_leads_where_the_lowest_one_does(index, counts):
+    """A macvlan on docker0 is how a host reaches containers; one on the NIC has the LAN behind."""
+    found = in_the_way(address("10.5.1.254/24", index), links=MORE)
+    assert (found.of_kept(key(ME)) is not None) is counts
+    assert found.of_new(MINE) is not None
+
+
+@pytest.mark.parametrize("underlay", [DOCKER0, ON_DOCKER0])
+def test_what_is_stacked_on_the_way_to_the_other_nodes_counts(underlay):
+    found = in_the_way(address("10.5.1.254/24", ON_THAT), links=MORE, underlay=underlay)
+    assert found.of_kept(key(ME)) is not None
 
 
 def test_a_bridge_that_leads_to_the_other_nodes_is_none_of_containers():
