@@ -3,10 +3,12 @@
     make kernels                                       all kernels, all tests marked `guest`
     make kernels ARGS="6.1"                            one kernel; also 7.2, 6.1-cloud, newest
     make kernels ARGS="6.1 tests/contract/test_traffic_contract.py"   any test, marked or not
+    make kernels ARGS="6.1 --record tests/contract/test_traffic_contract.py"   a part of the whole
     make kernels ARGS="6.1 -- ip -V"                   any command, in the checkout
     make kernels ARGS="--list"                         what there is
 
-A run of all tests of a kernel replaces its column in docs/kernels.md. Ends 1 if a test failed.
+A run of all tests of a kernel fills its column in docs/kernels.md, a module at a time; with
+`--record`, a run of some modules does so for these. Ends 1 if a test failed.
 """
 
 from __future__ import annotations
@@ -39,6 +41,10 @@ RESULTS: Final = ROOT / "docs/kernels.json"
 PYTEST: Final = ".venv/bin/python -m pytest -q -p no:cacheprovider -o junit_family=xunit1"
 """The newer family of reports has no properties of single tests, and so no figures."""
 
+MODULE_LIMIT_S: Final = 3600
+"""In the guest's time. Each test has a deadline of its own, and the
+report is written when all have ended, so a limit that is too low loses what is done."""
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
@@ -54,11 +60,8 @@ class Wanted:
     jobs: int
     listing: bool
     update: bool
-
-    @property
-    def whole(self) -> bool:
-        """Whether its results are those of all tests."""
-        return not self.tests and not self.command
+    record: bool
+    """Whether its results are written into the document: those of whole modules."""
 
 
 def parse(arguments: Sequence[str]) -> Wanted:
@@ -74,9 +77,14 @@ def parse(arguments: Sequence[str]) -> Wanted:
     parser.add_argument(
         "-j", "--jobs", type=int, default=os.cpu_count() or 1, help="guests at a time"
     )
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help="run what is marked in the modules given, and write it into the document",
+    )
     parser.add_argument("--list", action="store_true", help="list kernels and tests, run nothing")
     parser.add_argument("--update", action="store_true", help="read the archive's lists anew first")
-    given = parser.parse_args(words[:cut])
+    given = parser.parse_intermixed_args(words[:cut])
     kernels = tuple(word for word in given.what if is_series(word))
     tests = tuple(word for word in given.what if not is_series(word))
     missing = [test for test in tests if not (ROOT / test.split("::")[0]).exists()]
@@ -85,6 +93,8 @@ def parse(arguments: Sequence[str]) -> Wanted:
     rest = words[cut + 1 :]
     if rest and tests:
         parser.error("tests, or a command behind --, not both")
+    if given.record and (rest or any("::" in test for test in tests)):
+        parser.error("--record takes whole modules")
     return Wanted(
         kernels or KERNELS,
         tests,
@@ -92,6 +102,7 @@ def parse(arguments: Sequence[str]) -> Wanted:
         max(1, given.jobs),
         given.list,
         given.update,
+        given.record or not (tests or rest),
     )
 
 
@@ -113,7 +124,8 @@ def marked_modules() -> list[str]:
 def pytest_step(test: str, *, marked: bool) -> Step:
     """The step that runs a module, or a test, in a guest."""
     only = " -m guest" if marked else ""
-    return Step("test", f"{PYTEST}{only} --junitxml=$OUT/junit.xml {shlex.quote(test)}")
+    command = f"{PYTEST}{only} --junitxml=$OUT/junit.xml {shlex.quote(test)}"
+    return Step("test", command, limit_s=MODULE_LIMIT_S)
 
 
 def judge(booted: Boot, results: Path) -> report.Outcome:
@@ -149,6 +161,8 @@ class Run:
         pack_checkout(self._checkout)
         self._disks = [(images.tree(), "/"), (images.environment(), str(ROOT / ".venv"))]
         self._logs = images.folder / "logs"
+        self._known = report.load(RESULTS)
+        self._lock = threading.Lock()
 
     def command(self) -> int:
         """Runs the command on each kernel, one after the other; gives the last bad code."""
@@ -165,15 +179,17 @@ class Run:
             code = 70 if ended is None else ended.code or code
         return code
 
-    def tests(self) -> dict[str, report.Column]:
-        """Runs the tests on each kernel; a column for each."""
-        modules = self.wanted.tests or tuple(marked_modules())
-        date = dt.datetime.now(dt.UTC).date().isoformat()
-        columns = {k.series: report.Column(k.version, date, self._commit) for k in self._kernels}
+    def tests(self) -> report.Results:
+        """Runs the tests on each kernel, and records them if that is wanted."""
+        marked = marked_modules() if self.wanted.record else []
+        if unmarked := [test for test in self.wanted.tests if marked and test not in marked]:
+            raise KernelsError(f"no test is marked in {', '.join(unmarked)}")
+        self._known.tests = marked
+        seen = report.Results()
         with ThreadPoolExecutor(self.wanted.jobs) as pool:
             jobs = [
-                pool.submit(self._module, kernel, module, columns[kernel.series])
-                for module in modules
+                pool.submit(self._module, kernel, module, seen)
+                for module in self.wanted.tests or marked
                 for kernel in self._kernels
             ]
             try:
@@ -184,14 +200,21 @@ class Run:
                 self._stop.set()
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
-        return columns
+        return seen
 
-    def _module(self, kernel: Kernel, module: str, column: report.Column) -> None:
-        step = pytest_step(module, marked=not self.wanted.tests)
+    def _module(self, kernel: Kernel, module: str, seen: report.Results) -> None:
+        step = pytest_step(module, marked=self.wanted.record)
+        date = dt.datetime.now(dt.UTC).date().isoformat()
         booted, logs = self._boot(kernel, step, module.replace("/", "-").replace("::", "-"))
+        if self._stop.is_set():
+            return
         outcome = judge(booted, logs / "results")
-        column.modules[module] = outcome
-        column.cpu_s = round(column.cpu_s + booted.cpu_s, 1)
+        outcome.date, outcome.commit, outcome.cpu_s = date, self._commit, round(booted.cpu_s, 1)
+        with self._lock:
+            seen.put(kernel.series, kernel.version, module, outcome)
+            if self.wanted.record:
+                self._known.put(kernel.series, kernel.version, module, outcome)
+                write(self._known)
         say(
             f"{kernel.upstream}  {module}: {outcome.cell().replace('*', '')}"
             f"  ({outcome.seconds:.0f} s there, {booted.wall_s:.0f} s here)"
@@ -232,12 +255,10 @@ def commit() -> str:
     return head + ("+" if changes else "")
 
 
-def write(columns: dict[str, report.Column]) -> None:
-    """Puts the columns of this run into the results and the document."""
-    known = {**report.load(RESULTS), **columns}
-    report.save(known, RESULTS)
-    DOCUMENT.write_text(report.into_document(DOCUMENT.read_text(), report.render(known)))
-    say(f"written: {DOCUMENT.relative_to(ROOT)}, {RESULTS.relative_to(ROOT)}")
+def write(results: report.Results) -> None:
+    """Puts the results into their file and into the document."""
+    report.save(results, RESULTS)
+    DOCUMENT.write_text(report.into_document(DOCUMENT.read_text(), report.render(results)))
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -263,12 +284,12 @@ def main(arguments: Sequence[str]) -> int:
         run = Run(wanted, Images(folder, archive), kernels, Path(scratch))
         if wanted.command:
             return run.command()
-        columns = run.tests()
-    print(report.render(columns))
-    if wanted.whole:
-        write(columns)
+        seen = run.tests()
+    print(report.render(seen))
+    if wanted.record:
+        say(f"written: {DOCUMENT.relative_to(ROOT)}, {RESULTS.relative_to(ROOT)}")
     say(f"took {time.monotonic() - begin:.0f} s; what was built lies in {cache_folder()}")
-    return 0 if all(o.fine for c in columns.values() for o in c.modules.values()) else 1
+    return 0 if all(o.fine for c in seen.kernels.values() for o in c.modules.values()) else 1
 
 
 def _interrupted(signum: int, _: object) -> None:

@@ -1,7 +1,8 @@
 """From what pytest wrote in a guest to the tables in docs/kernels.md.
 
-`docs/kernels.json` has the results, a column for each kernel; a run replaces the columns of the
-kernels it ran. The tables are made from it, so nobody writes them by hand.
+`docs/kernels.json` has the results: a column for each kernel, a cell for each module of tests. All
+tests of a kernel take hours, so each cell is written when its module has ended, with the commit and
+the day. The tables are made from it, so nobody writes them by hand.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import re
 import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
@@ -37,6 +38,13 @@ class Outcome:
     figures: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     """In the guest's time."""
+
+    cpu_s: float = 0.0
+    """CPU time of the machine that ran the guest."""
+
+    date: str = ""
+    commit: str = ""
+    """Of the checkout that ran; with a `+` if there were changes beside it."""
 
     broken: str = ""
     """Why there is no result, if there is none; or what the kernel said that it should not."""
@@ -69,25 +77,40 @@ class Outcome:
 
 @dataclass
 class Column:
-    """All results of one kernel."""
+    """The results of one kernel."""
 
     version: str
     """The package's version."""
 
-    date: str
-    commit: str
-    """Of the checkout; with a `+` if there were changes beside it."""
-
-    cpu_s: float = 0.0
-    """CPU time of the machine that ran the guests."""
-
     modules: dict[str, Outcome] = field(default_factory=dict)
+    """Of the modules that have run; they may have run on different days."""
 
     @classmethod
     def of(cls, value: Mapping[str, Any]) -> Self:
         """From JSON."""
         modules = {name: Outcome.of(one) for name, one in value["modules"].items()}
-        return cls(**{**value, "modules": modules})
+        return cls(value["version"], modules)
+
+
+@dataclass
+class Results:
+    """All that is known of all kernels."""
+
+    tests: list[str] = field(default_factory=list)
+    """The modules with tests for guests, whether they have run or not."""
+
+    kernels: dict[str, Column] = field(default_factory=dict)
+    """By series."""
+
+    def put(self, series: str, version: str, module: str, outcome: Outcome) -> None:
+        """Takes what became of a module in place of what was known.
+
+        A newer package is another kernel: what was seen on the one before it is dropped.
+        """
+        known = self.kernels.get(series)
+        if known is None or known.version != version:
+            known = self.kernels[series] = Column(version)
+        known.modules[module] = outcome
 
 
 def read_junit(text: str) -> Outcome:
@@ -122,49 +145,53 @@ def read_junit(text: str) -> Outcome:
     return outcome
 
 
-def load(file: Path) -> dict[str, Column]:
-    """The columns of a results file; none if there is no file yet."""
+def load(file: Path) -> Results:
+    """The results in a file; none if there is no file yet."""
     if not file.exists():
-        return {}
-    return {name: Column.of(value) for name, value in json.loads(file.read_text()).items()}
+        return Results()
+    value = json.loads(file.read_text())
+    columns = {name: Column.of(one) for name, one in value["kernels"].items()}
+    return Results(value["tests"], columns)
 
 
-def save(columns: Mapping[str, Column], file: Path) -> None:
+def save(results: Results, file: Path) -> None:
     """Writes a results file, the columns in the order of their kernels."""
-    ordered = {name: asdict(columns[name]) for name in sorted(columns, key=_numbers)}
-    file.write_text(json.dumps(ordered, indent=1, sort_keys=False) + "\n")
+    kernels = results.kernels
+    ordered = {name: asdict(kernels[name]) for name in sorted(kernels, key=_numbers)}
+    value = {"tests": sorted(results.tests), "kernels": ordered}
+    file.write_text(json.dumps(value, indent=1) + "\n")
 
 
-def render(columns: Mapping[str, Column]) -> str:
+def render(results: Results) -> str:
     """The tables, and what explains them, in Markdown."""
-    order = sorted(columns, key=_numbers)
-    if not order:
+    columns = [results.kernels[name] for name in sorted(results.kernels, key=_numbers)]
+    if not columns:
         return "Not run yet.\n"
-    chosen = [columns[name] for name in order]
-    modules = sorted({module for column in chosen for module in column.modules})
-    rows = [["tests", *(_upstream(column.version) for column in chosen)]]
+    modules = sorted({*results.tests, *(name for column in columns for name in column.modules)})
+    rows = [["tests", *(_upstream(column.version) for column in columns)]]
     for module in modules:
-        cells = [c.modules[module].cell() if module in c.modules else "–" for c in chosen]
-        rows.append([f"`{module}`", *cells])
-    rows.append(["guest's time, s", *(f"{_seconds(column):.0f}" for column in chosen)])
-    rows.append(["CPU time here, s", *(f"{column.cpu_s:.0f}" for column in chosen)])
-    rows.append(["run on", *(f"{column.date}, {column.commit}" for column in chosen)])
+        rows.append([f"`{module}`", *(_cell(column.modules.get(module)) for column in columns)])
+    rows.append(
+        ["guest's time, s", *(_sum(o.seconds for o in c.modules.values()) for c in columns)]
+    )
+    rows.append(["CPU time here, s", *(_sum(o.cpu_s for o in c.modules.values()) for c in columns)])
+    rows.append(["run on", *(_days(column) for column in columns)])
     text = _table(rows)
     figures = list(
         dict.fromkeys(
-            label for c in chosen for outcome in c.modules.values() for label in outcome.figures
+            label for c in columns for outcome in c.modules.values() for label in outcome.figures
         )
     )
     if figures:
-        rows = [["figure", *(_upstream(column.version) for column in chosen)]]
+        rows = [["figure", *(_upstream(column.version) for column in columns)]]
         for label in figures:
             found = [
                 next((o.figures[label] for o in c.modules.values() if label in o.figures), None)
-                for c in chosen
+                for c in columns
             ]
             rows.append([label, *("–" if value is None else f"{value:,.0f}" for value in found)])
         text += "\n" + _table(rows)
-    return text + _list("Failed", _failures(chosen)) + _list("Skipped", _skips(chosen))
+    return text + _list("Failed", _failures(columns)) + _list("Skipped", _skips(columns))
 
 
 def into_document(document: str, tables: str) -> str:
@@ -212,8 +239,17 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([head, "|---" * len(rows[0]) + "|", *body]) + "\n"
 
 
-def _seconds(column: Column) -> float:
-    return sum(outcome.seconds for outcome in column.modules.values())
+def _cell(outcome: Outcome | None) -> str:
+    return "not run" if outcome is None else f"{outcome.cell()} ({outcome.commit})"
+
+
+def _sum(values: Iterable[float]) -> str:
+    return f"{sum(values):.0f}"
+
+
+def _days(column: Column) -> str:
+    days = sorted({outcome.date for outcome in column.modules.values()})
+    return days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
 
 
 def _upstream(version: str) -> str:

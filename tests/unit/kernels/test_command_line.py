@@ -17,23 +17,39 @@ from tests.kernels.report import read_junit
 def test_without_words_it_is_everything():
     wanted = parse([])
     assert (wanted.kernels, wanted.tests, wanted.command) == (KERNELS, (), "")
-    assert wanted.whole
+    assert wanted.record
 
 
 def test_kernels_and_tests_may_be_mixed():
     one = "tests/unit/kernels/test_command_line.py::test_x"
     wanted = parse(["6.1", one, "newest", "-j", "1"])
     assert (wanted.kernels, wanted.tests, wanted.jobs) == (("6.1", "newest"), (one,), 1)
-    assert not wanted.whole
+    assert not wanted.record
+
+
+def test_a_part_of_the_whole_is_written_down_if_that_is_asked_for():
+    module = "tests/unit/kernels/test_command_line.py"
+    assert parse(["6.1", "--record", module]).record
+    assert not parse(["6.1", module]).record
+    assert parse(["6.1"]).record
 
 
 def test_what_is_behind_the_dashes_is_a_command():
     assert parse(["6.1", "--", "a; b"]).command == "a; b"
     assert parse(["--", "echo", "a b"]).command == "echo 'a b'"
-    assert not parse(["--", "true"]).whole
+    assert not parse(["--", "true"]).record
 
 
-@pytest.mark.parametrize("words", [["tests/no_such.py"], ["6.1.2"], ["tests/unit", "--", "true"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["tests/no_such.py"],
+        ["6.1.2"],
+        ["tests/unit", "--", "true"],
+        ["--record", "tests/unit/kernels/test_command_line.py::test_x"],
+        ["--record", "--", "true"],
+    ],
+)
 def test_a_mistake_ends_with_2(words: list[str], capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as ended:
         parse(words)

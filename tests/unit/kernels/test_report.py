@@ -6,7 +6,7 @@ import pytest
 
 from tests.kernels import report
 from tests.kernels.__main__ import DOCUMENT, RESULTS
-from tests.kernels.report import Column, Outcome
+from tests.kernels.report import Column, Outcome, Results
 
 JUNIT = """<?xml version="1.0" encoding="utf-8"?>
 <testsuites><testsuite name="pytest" time="12.5">
@@ -58,31 +58,59 @@ def test_a_cell_says_what_became_of_it(outcome: Outcome, cell: str, fine: bool):
     assert outcome.fine is fine
 
 
-def columns():
-    return {
-        "6.1": Column(
-            "6.1.192-2", "2026-01-02", "abc", 61.0, {"tests/test_x.py": report.read_junit(JUNIT)}
-        ),
-        "5.10": Column("5.10.262-1", "2026-01-01", "abc+", 9.0, {"tests/test_w.py": Outcome(1)}),
-    }
+def results() -> Results:
+    old = Outcome(1, date="2026-01-01", commit="abc+", seconds=2, cpu_s=9)
+    new = report.read_junit(JUNIT)
+    new.date, new.commit, new.cpu_s = "2026-01-02", "def", 61
+    return Results(
+        ["tests/test_v.py", "tests/test_w.py", "tests/test_x.py"],
+        {
+            "6.1": Column("6.1.192-2", {"tests/test_x.py": new}),
+            "5.10": Column("5.10.262-1", {"tests/test_w.py": old, "tests/test_x.py": new}),
+        },
+    )
 
 
 def test_tables_have_a_column_for_each_kernel_in_the_order_of_their_age():
-    lines = report.render(columns()).splitlines()
+    lines = report.render(results()).splitlines()
     assert lines[0] == "| tests | 5.10.262 | 6.1.192 |"
-    assert "| `tests/test_w.py` | 1 passed | – |" in lines
-    assert "| `tests/test_x.py` | – | **1 failed**, 2 passed, 1 skipped |" in lines
-    assert "| run on | 2026-01-01, abc+ | 2026-01-02, abc |" in lines
-    assert "| TCP vxlan, Mbit/s | – | 1,500 |" in lines
-    assert "* `TestY::test_d`: 6.1.192" in lines
-    assert "* data path ebpf: no tcx: 1 on 6.1.192" in lines
+    ran = "**1 failed**, 2 passed, 1 skipped (def)"
+    assert f"| `tests/test_x.py` | {ran} | {ran} |" in lines
+    assert "| guest's time, s | 14 | 12 |" in lines
+    assert "| CPU time here, s | 70 | 61 |" in lines
+    assert "| TCP vxlan, Mbit/s | 1,500 | 1,500 |" in lines
+    assert "* `TestY::test_d`: 5.10.262, 6.1.192" in lines
+    assert "* data path ebpf: no tcx: 1 on 5.10.262, 1 on 6.1.192" in lines
+
+
+def test_each_cell_says_which_commit_ran_or_that_none_did():
+    lines = report.render(results()).splitlines()
+    assert "| `tests/test_v.py` | not run | not run |" in lines
+    assert "| `tests/test_w.py` | 1 passed (abc+) | not run |" in lines
+    assert "| run on | 2026-01-01 to 2026-01-02 | 2026-01-02 |" in lines
+
+
+def test_a_module_that_has_run_takes_its_own_cell_and_no_other():
+    known = results()
+    known.put("5.10", "5.10.262-1", "tests/test_w.py", Outcome(7))
+    assert known.kernels["5.10"].modules == {
+        "tests/test_w.py": Outcome(7),
+        "tests/test_x.py": results().kernels["5.10"].modules["tests/test_x.py"],
+    }
+    assert known.kernels["6.1"] == results().kernels["6.1"]
+
+
+def test_what_was_seen_on_the_package_before_is_not_said_of_a_newer_one():
+    known = results()
+    known.put("5.10", "5.10.263-1", "tests/test_w.py", Outcome(7))
+    assert known.kernels["5.10"] == Column("5.10.263-1", {"tests/test_w.py": Outcome(7)})
 
 
 def test_results_are_the_same_after_writing_and_reading(tmp_path):
-    report.save(columns(), tmp_path / "r.json")
-    assert report.load(tmp_path / "r.json") == columns()
-    assert list(report.load(tmp_path / "r.json")) == ["5.10", "6.1"]
-    assert report.load(tmp_path / "none.json") == {}
+    report.save(results(), tmp_path / "r.json")
+    assert report.load(tmp_path / "r.json") == results()
+    assert list(report.load(tmp_path / "r.json").kernels) == ["5.10", "6.1"]
+    assert report.load(tmp_path / "none.json") == Results()
 
 
 def test_only_what_is_between_the_marks_is_written():
