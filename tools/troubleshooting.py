@@ -33,7 +33,7 @@ What answers what:
 | node to node | node to overlay address | PF205, the provider's firewall |
 | node to overlay address | node to container | there: PF202, PF203, PF204, PF207 |
 | node to container | container to container | here: PF202, PF203, PF204, PF217 |
-| ping | TCP | checksums: `ethtool -K flannel.1 tx-checksum-ip-generic off` on both nodes |
+| ping | TCP | vxlan: `"TxChecksumOffload": false` in `Backend` of the network config |
 | small packets | large ones | PF172, PF220 |
 | IPv4 | IPv6 | PF213, PF214, PF215 |
 | all peers but one | one | PF171, PF132, PF133, PF225 |

@@ -78,7 +78,7 @@ class Applied:
     """Objects set or deleted because leases or config changed."""
     repaired: Mapping[str, int] = field(default_factory=dict)
     """Objects put right because somebody else had changed the kernel, by kind: `route`,
-    `neighbour`, `fdb`, `address`, `link`, `mtu`, `mac`, `device`."""
+    `neighbour`, `fdb`, `address`, `link`, `mtu`, `mac`, `offload`, `device`."""
 
 
 class PartlyApplied(ApplyError):

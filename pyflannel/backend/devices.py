@@ -37,7 +37,7 @@ class Kept:
 
     link: Link
     done: list[str] = field(default_factory=list)
-    """Kinds of what was written: `device`, or any of `mac mtu link address`."""
+    """Kinds of what was written: `device`, or any of `mac mtu link offload address`."""
     failures: dict[str, FlannelError] = field(default_factory=dict)
     """What could not be corrected, by device and kind."""
 
@@ -182,6 +182,11 @@ class DeviceKeeper:
             steps.append(("mtu", partial(set_link, mtu=device.mtu)))
         if device.txqlen is not None and link.txqlen != device.txqlen:
             steps.append(("link", partial(set_link, txqlen=device.txqlen)))
+        if await self._differs_in_offload(device, kept):
+            switch = partial(
+                self._netlink.set_tx_checksum, device.name, on=bool(device.tx_checksum)
+            )
+            steps.append(("offload", switch))
         if device.addresses:
             present = await self._netlink.addresses(index=index)
             operations = address_operations(device, index, present)
@@ -200,6 +205,15 @@ class DeviceKeeper:
             else:
                 done.append(kind)
         return done
+
+    async def _differs_in_offload(self, device: Device, kept: Kept) -> bool:
+        if device.tx_checksum is None:
+            return False
+        try:
+            return await self._netlink.tx_checksum(device.name) != device.tx_checksum
+        except KernelError as error:
+            kept.failures[f"{device.name} offload"] = error
+            return False
 
     async def _apply(self, name: str, operation: Operation) -> None:
         for error in (await self._netlink.apply([operation])).values():

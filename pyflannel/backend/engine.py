@@ -902,7 +902,13 @@ class Engine:
         return NetworkReport(
             underlay=self._plan.underlay,
             devices={
-                link.name: DeviceReport(index=link.index, mac=link.mac, mtu=link.mtu, up=link.up)
+                link.name: DeviceReport(
+                    index=link.index,
+                    mac=link.mac,
+                    mtu=link.mtu,
+                    up=link.up,
+                    tx_checksum="off" if self._specs[link.name].tx_checksum is False else "",
+                )
                 for link in self._view.links.values()
             },
             peers=len(self._peers),

@@ -56,6 +56,8 @@ class Device:
     mtu: int | None = None
     mac: str | None = None
     txqlen: int | None = None
+    tx_checksum: bool | None = None
+    """Whether it takes packets without a checksum, see `Netlink.tx_checksum`."""
     up: bool = True
     """Whether to bring it up; `False` leaves it as it is."""
     addresses: tuple[IPInterface, ...] = ()

@@ -21,8 +21,8 @@ published before, chance. A MAC that is changed behind our back is put back; if 
 allow that, the new one is published.
 
 An existing device that differs in what cannot be changed is created anew, with the same MAC;
-MTU, MAC, queue length, address and state are corrected in place. Everything stays when the daemon
-ends, so that packets flow during a restart.
+MTU, MAC, queue length, checksum offload, address and state are corrected in place. Everything stays
+when the daemon ends, so that packets flow during a restart.
 
 Source: upstream `pkg/backend/vxlan/`; RFC 7348; Linux `drivers/net/vxlan/vxlan_core.c`.
 """
@@ -154,6 +154,13 @@ class VxlanSettings(Settings):
         boolean,
         default=False,
         effect="plain routes instead of tunnels to peers on the same link",
+    )
+    tx_checksum_offload: bool = setting(
+        "TxChecksumOffload",
+        boolean,
+        default=True,
+        effect="`false` has the kernel compute checksums of TCP and UDP before the tunnel: slower, "
+        "and right where they are lost in it; `true` leaves the device as it is",
     )
 
     def tunnel_port(self) -> int:
@@ -423,6 +430,8 @@ class VxlanPlan(NodePlan):
             name=name,
             mac=self.macs.get(family),
             txqlen=0,
+            # What the operator switched off by other means stays off.
+            tx_checksum=None if self.settings.tx_checksum_offload else False,
             up=self.own is not None,
             # As /32 (/128): no broadcast address and no connected route comes with it.
             addresses=(ip_interface((own.network_address, family.bits)),) if own else (),

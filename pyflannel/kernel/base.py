@@ -382,6 +382,21 @@ class Netlink(Protocol):
         """Changes the given attributes and leaves the others."""
         ...
 
+    async def tx_checksum(self, name: str) -> bool:
+        """Whether a link takes packets whose checksum is not computed yet.
+
+        That is ethtool's `tx-checksumming`; a vxlan link has `tx-checksum-ip-generic` of it.
+        """
+        ...
+
+    async def set_tx_checksum(self, name: str, *, on: bool) -> None:
+        """Switches it.
+
+        Where it is off the kernel computes checksums, and cuts large segments, before it hands
+        packets over.
+        """
+        ...
+
     async def apply(self, operations: Sequence[Operation]) -> dict[int, KernelError]:
         """Carries the operations out in order; one that fails does not stop the rest.
 

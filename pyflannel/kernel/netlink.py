@@ -21,7 +21,7 @@ from typing import Final, TypeVar
 
 from pyflannel.core.errors import DeviceUnavailable, KernelError, NotPermitted
 from pyflannel.core.ip import Family, IPAddress, IPNetwork, family_of
-from pyflannel.kernel import links, pyroute, rtnl
+from pyflannel.kernel import ethtool, links, pyroute, rtnl
 from pyflannel.kernel.base import (
     NUD_NOARP,
     Address,
@@ -255,6 +255,14 @@ class KernelNetlink:
             " of the network config, for all nodes"
         )
         return KernelError("link set", f"{mine.name} up", errno.EADDRINUSE, hint)
+
+    async def tx_checksum(self, name: str) -> bool:
+        """Whether a link takes packets without a checksum."""
+        return ethtool.offload(name, ethtool.ETHTOOL_STXCSUM)
+
+    async def set_tx_checksum(self, name: str, *, on: bool) -> None:
+        """Switches it."""
+        ethtool.set_offload(name, ethtool.ETHTOOL_STXCSUM, on=on)
 
     async def apply(self, operations: Sequence[Operation]) -> dict[int, KernelError]:
         """Carries the operations out in order; one that fails does not stop the rest."""

@@ -1,4 +1,4 @@
-"""A veth pair and the offloads of its ends, synchronously: some netlink requests and ioctls.
+"""A veth pair, synchronously: some netlink requests.
 
 For the one caller that has a pair as part of something else (the eBPF data path); everything that
 is reconciled by the engine goes through `kernel.netlink`.
@@ -7,7 +7,6 @@ is reconciled by the engine goes through `kernel.netlink`.
 from __future__ import annotations
 
 import errno
-import fcntl
 import socket
 import struct
 from typing import Final
@@ -42,12 +41,6 @@ VETH_INFO_PEER: Final = 1
 IFF_UP: Final = 0x1
 IFF_NOARP: Final = 0x80
 """linux/rtnetlink.h, linux/if_link.h, linux/veth.h, linux/if.h."""
-SIOCETHTOOL: Final = 0x8946
-ETHTOOL_STXCSUM: Final = 0x17
-ETHTOOL_STSO: Final = 0x1F
-ETHTOOL_SGRO: Final = 0x2C
-"""linux/ethtool.h: `struct ethtool_value` is a command and a value. The command that reads an
-offload is the one before the command that sets it."""
 _IFINFOMSG: Final = struct.Struct("=BxHiII")
 
 
@@ -105,43 +98,6 @@ def delete_link(name: str) -> bool:
             raise
         return False
     return True
-
-
-def set_offload(name: str, command: int, *, on: bool) -> None:
-    """Switches one offload of an interface.
-
-    Args:
-        command: one of `ETHTOOL_STXCSUM`, `ETHTOOL_STSO`, `ETHTOOL_SGRO`.
-
-    Raises:
-        KernelError: the interface does not let it be switched.
-    """
-    _ethtool(name, command, int(on))
-
-
-def offload(name: str, command: int) -> bool:
-    """Whether an offload of an interface is on.
-
-    Args:
-        command: the one that would set it.
-
-    Raises:
-        KernelError: the interface does not say.
-    """
-    return bool(_ethtool(name, command - 1, 0))
-
-
-def _ethtool(name: str, command: int, value: int) -> int:
-    import ctypes
-
-    data = ctypes.create_string_buffer(struct.pack("=II", command, value), 8)
-    ifreq = struct.pack("16sP16x", name.encode(), ctypes.addressof(data))
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
-        try:
-            fcntl.ioctl(asking, SIOCETHTOOL, ifreq)
-        except OSError as error:
-            raise KernelError("ethtool", f"{name} {command:#x}", error.errno or 0) from error
-    return int(struct.unpack("=4xI", data.raw)[0])
 
 
 @dataclass(frozen=True, slots=True)

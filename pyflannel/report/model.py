@@ -141,6 +141,8 @@ class DeviceReport:
     mtu: int = 0
     """In bytes."""
     up: bool | None = None
+    tx_checksum: str = ""
+    """`off` where the offload of checksums is kept off; empty where it is left alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

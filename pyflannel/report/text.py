@@ -205,6 +205,8 @@ def _network(report: NodeReport) -> Iterator[Row]:
         state = {True: "up", False: "DOWN", None: "state unknown"}[device.up]
         mac = f", {device.mac}" if device.mac else ""
         yield "device", f"{name} {state}, index {device.index}, MTU {device.mtu}{mac}"
+        if device.tx_checksum:
+            yield "checksums", f"offload of {name} {device.tx_checksum}"
     yield "peers", _peers(network)
     yield "objects", _counts(network.objects)
     yield "repaired", _counts(network.repaired)

@@ -63,6 +63,7 @@ class Device:
     neighbours: dict[IPAddress, Neighbour] = field(default_factory=dict)
     fdb: dict[str, FdbEntry] = field(default_factory=dict)
     learned: dict[str, FdbEntry] = field(default_factory=dict)
+    tx_checksum: bool = True
 
 
 class FakeKernel:
@@ -195,6 +196,13 @@ class FakeKernel:
             return self.devices[index]
         except KeyError:
             raise DeviceUnavailable("find", f"dev {index}", errno.ENODEV) from None
+
+    def named(self, name: str) -> Device:
+        """The device of this name; `DeviceUnavailable` without."""
+        link = self.by_name(name)
+        if link is None:
+            raise DeviceUnavailable("find", name, errno.ENODEV)
+        return self.devices[link.index]
 
     def by_name(self, name: str) -> Link | None:
         """The link of this name."""

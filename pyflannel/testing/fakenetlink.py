@@ -349,6 +349,19 @@ class FakeNetlink:
         await self._called("set_link", index)
         self._kernel.set_link(index, mtu=mtu, mac=mac, up=up, txqlen=txqlen)
 
+    async def tx_checksum(self, name: str) -> bool:
+        """Whether a link takes packets without a checksum; a new one does."""
+        await self._called("tx_checksum", name)
+        return self._kernel.named(name).tx_checksum
+
+    async def set_tx_checksum(self, name: str, *, on: bool) -> None:
+        """Switches it; announced if it was another way."""
+        await self._called("set_tx_checksum", name)
+        device = self._kernel.named(name)
+        if device.tx_checksum != on:
+            device.tx_checksum = on
+            self._kernel.announce_link(device.link)
+
     async def apply(self, operations: Sequence[Operation]) -> dict[int, KernelError]:
         """Carries the operations out in order; yields between chunks."""
         await self._called("apply")

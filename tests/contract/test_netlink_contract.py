@@ -359,6 +359,42 @@ class TestLinks:
 
         check(body)
 
+    def test_the_checksum_offload_is_switched_and_the_link_announced(self, check: Check) -> None:
+        """A new vxlan link has it on; it stays as it is while the link goes down and up."""
+
+        async def body(w: World) -> None:
+            name, index = w.device.name, w.device.index
+            assert await w.netlink.tx_checksum(name)
+            stream = w.netlink.notifications()
+            for on in (False, True, False):
+                await w.netlink.set_tx_checksum(name, on=on)
+                assert await w.netlink.tx_checksum(name) is on
+                async with asyncio.timeout(PERIOD_S):
+                    async for told in stream:
+                        if told.topic is Topic.LINK and told.index == index:
+                            break
+            await w.netlink.set_tx_checksum(name, on=False)  # as it is
+            for up in (False, True):
+                await w.netlink.set_link(index, up=up)
+                assert not await w.netlink.tx_checksum(name)
+            await stream.aclose()
+
+        check(body)
+
+    def test_the_checksum_offload_of_no_link_is_a_missing_device(self, check: Check) -> None:
+        """Also to be read."""
+
+        async def body(w: World) -> None:
+            for work in (
+                w.netlink.tx_checksum("flannel.9"),
+                w.netlink.set_tx_checksum("flannel.9", on=False),
+            ):
+                with pytest.raises(DeviceUnavailable) as refusal:
+                    await work
+                assert refusal.value.errno == errno.ENODEV
+
+        check(body)
+
     def test_set_link_of_nothing_is_a_missing_device(self, check: Check) -> None:
         """Unlike a delete, it cannot be taken for done."""
 

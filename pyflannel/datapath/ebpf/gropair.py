@@ -25,7 +25,7 @@ from typing import Final
 
 from pyflannel.core.errors import DeviceUnavailable
 from pyflannel.datapath.ebpf import bpf
-from pyflannel.kernel import seg6, veth
+from pyflannel.kernel import ethtool, seg6, veth
 from pyflannel.kernel.sysctl import try_write_sysctl, write_sysctl
 from pyflannel.records import dataclass
 
@@ -90,12 +90,12 @@ class Wanted:
 ENDS: Final = (
     # veth joins packets only if the sending end could not have cut them
     # (drivers/net/veth.c, veth_skb_is_eligible_for_gro).
-    Wanted(SENDER, {veth.ETHTOOL_STSO: False}),
+    Wanted(SENDER, {ethtool.ETHTOOL_STSO: False}),
     # What is sent out of this end is to be cut and to have its checksum finished. TSO goes first:
     # without checksums the kernel switches it off by itself, and does not switch it on again.
     Wanted(
         RECEIVER,
-        {veth.ETHTOOL_STSO: False, veth.ETHTOOL_STXCSUM: False, veth.ETHTOOL_SGRO: True},
+        {ethtool.ETHTOOL_STSO: False, ethtool.ETHTOOL_STXCSUM: False, ethtool.ETHTOOL_SGRO: True},
     ),
 )
 
@@ -155,8 +155,8 @@ def _mend(end: Wanted, there: veth.End) -> list[str]:
         veth.bring_up(end.name)
         wrong.append(f"{end.name} down")
     for command, on in end.offloads.items():
-        if veth.offload(end.name, command) != on:
-            veth.set_offload(end.name, command, on=on)
+        if ethtool.offload(end.name, command) != on:
+            ethtool.set_offload(end.name, command, on=on)
             wrong.append(f"{end.name} offload {command:#x}")
     return wrong
 

@@ -40,6 +40,7 @@ def decode_backend(
         ("vxlan", {"vni": 0, "mtu": 118, "directrouting": True},
          VxlanSettings(vni=0, mtu=118, direct_routing=True)),
         ("vxlan", {"VNI": 16777215}, VxlanSettings(vni=16777215)),
+        ("vxlan", {"txchecksumoffload": False}, VxlanSettings(tx_checksum_offload=False)),
         ("vxlan", {"Port": 65535, "MTU": 9216}, VxlanSettings(port=65535, mtu=9216)),
         ("udp", {"Port": 1}, UdpSettings(port=1)),
         ("udp", {"Port": 65535}, UdpSettings(port=65535)),

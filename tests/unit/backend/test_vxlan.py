@@ -122,6 +122,16 @@ def test_the_device_has_every_attribute_that_upstream_sets():
     assert device.up
 
 
+def test_the_checksum_offload_is_left_alone_or_kept_off():
+    """As upstream creates it, it is on; an operator may have switched it off by other means."""
+    machine = Machine()
+    (device,) = plan(machine).devices(machine.eth0)
+    assert device.tx_checksum is None
+    off = plan(machine, ipv6=True, tx_checksum_offload=False).devices(machine.eth0)
+    assert [device.tx_checksum for device in off] == [False, False]
+    assert plan(machine, tx_checksum_offload=False).devices(None)[0].tx_checksum is False
+
+
 def test_before_the_lease_the_device_has_no_address_and_stays_down():
     machine = Machine()
     (device,) = replace(plan(machine), own=None).devices(machine.eth0)
@@ -378,6 +388,63 @@ def test_an_mtu_changed_in_the_config_reaches_a_device_that_is_kept(tmp_path):
         assert (await again.attach(lease(1, "vxlan"))).mtu == 1350
         link = await machine.netlink.link("flannel.1")
         assert (link.index, link.mtu) == (index, 1350)
+
+    run(scenario())
+
+
+def test_the_checksum_offload_is_kept_off_over_changes_and_a_new_device(tmp_path):
+    """As every other attribute; and status says so."""
+
+    async def scenario() -> None:
+        machine = Machine()
+        made = backend(machine, tmp_path, TxChecksumOffload=False)
+        await made.prepare(None)
+        assert not await machine.netlink.tx_checksum("flannel.1")
+        network = await made.attach(lease(1, "vxlan"))
+        await network.apply(full=True)
+        await machine.netlink.set_tx_checksum("flannel.1", on=True)
+        assert (await network.apply(full=True)).repaired == {"offload": 1}
+        assert not await machine.netlink.tx_checksum("flannel.1")
+        await machine.netlink.delete_link((await machine.netlink.link("flannel.1")).index)
+        await network.apply(full=True)
+        assert not await machine.netlink.tx_checksum("flannel.1")
+        assert network.report().devices["flannel.1"].tx_checksum == "off"
+
+    run(scenario())
+
+
+def test_without_the_setting_the_checksum_offload_is_the_operators(tmp_path):
+    async def scenario() -> None:
+        machine = Machine()
+        made = backend(machine, tmp_path)
+        await made.prepare(None)
+        network = await made.attach(lease(1, "vxlan"))
+        for on in (True, False):
+            await machine.netlink.set_tx_checksum("flannel.1", on=on)
+            await network.apply(full=True)
+            assert await machine.netlink.tx_checksum("flannel.1") is on
+        assert network.report().devices["flannel.1"].tx_checksum == ""
+
+    run(scenario())
+
+
+def test_an_offload_that_cannot_be_switched_is_reported_and_stops_nothing_else(tmp_path):
+    async def scenario() -> None:
+        machine = Machine()
+        made = backend(machine, tmp_path, TxChecksumOffload=False)
+        await made.prepare(None)
+        network = await made.attach(lease(1, "vxlan"))
+        await machine.netlink.set_tx_checksum("flannel.1", on=True)
+        index = (await machine.netlink.link("flannel.1")).index
+        await machine.netlink.set_link(index, mtu=1000)
+        for method in ("tx_checksum", "set_tx_checksum"):
+            machine.netlink.fail_next(method, errno.EOPNOTSUPP)
+            with pytest.raises(PartlyApplied) as partly:
+                await network.apply(full=True)
+            assert list(partly.value.failures) == ["flannel.1 offload"]
+            assert (await machine.netlink.link("flannel.1")).mtu == 1450
+        await network.apply(full=True)
+        assert not await machine.netlink.tx_checksum("flannel.1")
 
     run(scenario())
 

@@ -618,6 +618,7 @@ class TestEffective:
                 "GBP": False,
                 "Learning": False,
                 "DirectRouting": False,
+                "TxChecksumOffload": True,
             },
         }
 

@@ -1,0 +1,98 @@
+"""vxlan's checksum offload on real devices: kept off, and what leaves the node then."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterator
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+
+from pyflannel.core.packet import checksum
+from tests.integration.backend_nodes import Node, Underlay, eventually, run
+from tests.support.overlay import config
+
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.guest]
+
+HEALED_WITHIN_S = 2.0
+PORT = 7000
+TEXT = b"the checksum of this datagram is computed before the tunnel, or behind it"
+
+
+@pytest.fixture
+def underlay() -> Iterator[Underlay]:
+    with Underlay() as made:
+        yield made
+
+
+def pair(underlay: Underlay, state: Path, **settings: object) -> tuple[Node, Node]:
+    a, b = (underlay.node(config({"Type": "vxlan", **settings}), state) for _ in range(2))
+    for node in (a, b):
+        node.start()
+        node.drive()
+    underlay.introduce()
+    eventually(lambda: a.pings(b) and b.pings(a), 3, "first ping")
+    return a, b
+
+
+def offload(node: Node) -> bool:
+    return node.do(node.netlink.tx_checksum("flannel.1"))
+
+
+def lose_open_checksums(node: Node, target: str, source: str, port: int, size: int) -> None:
+    """Stands for the fault: what had no checksum when it got to the tunnel is lost behind it.
+
+    In the place of a checksum that is still to be computed there is the sum of the pseudo header
+    (include/linux/skbuff.h, CHECKSUM_PARTIAL).
+    """
+    addresses = IPv4Address(source).packed + IPv4Address(target).packed
+    pseudo = addresses + struct.pack("!HH", socket.IPPROTO_UDP, 8 + size)
+    rule = f'iifname "flannel.1" udp dport {port} udp checksum {~checksum(pseudo) & 0xFFFF} drop'
+    chain = f"chain in {{ type filter hook prerouting priority 0; {rule}; }};"
+    run("ip", "netns", "exec", node.ns, "nft", f"table inet fault {{ {chain} }}")
+
+
+def sends(a: Node, b: Node) -> bool:
+    """Whether a datagram gets from container to container."""
+
+    async def open_(address: str, port: int) -> socket.socket:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.bind((address, port))
+        return sock
+
+    with b.do(open_("10.5.2.1", PORT)) as there, a.do(open_("10.5.1.1", 0)) as here:
+        there.settimeout(0.3)
+        here.sendto(TEXT, ("10.5.2.1", PORT))
+        try:
+            return there.recv(1000) == TEXT
+        except TimeoutError:
+            return False
+
+
+def test_off_it_is_kept_off_and_nothing_leaves_without_a_checksum(
+    underlay: Underlay, tmp_path: Path
+) -> None:
+    """Over somebody's `ethtool -K`, and over a device that is made anew."""
+    a, b = pair(underlay, tmp_path, TxChecksumOffload=False)
+    lose_open_checksums(b, "10.5.2.1", "10.5.1.1", PORT, len(TEXT))
+    assert not offload(a)
+    assert sends(a, b)
+    a.do(a.netlink.set_tx_checksum("flannel.1", on=True))
+    eventually(lambda: not offload(a), HEALED_WITHIN_S, "off again")
+    a.ip("link", "del", "flannel.1")
+    eventually(lambda: a.pings(b) and not offload(a), HEALED_WITHIN_S, "off on another device")
+    assert sends(a, b)
+    assert a.driver.stats.repaired["offload"] == 1
+
+
+def test_on_the_kernel_leaves_checksums_to_those_behind_the_tunnel(
+    underlay: Underlay, tmp_path: Path
+) -> None:
+    """So that is what the test above is about, and what upstream does."""
+    a, b = pair(underlay, tmp_path)
+    assert offload(a)
+    assert sends(a, b)
+    lose_open_checksums(b, "10.5.2.1", "10.5.1.1", PORT, len(TEXT))
+    assert not sends(a, b)
