@@ -37,12 +37,14 @@ from pyflannel.node.restart import is_restart
 from pyflannel.node.serving import serve_health, serve_status
 from pyflannel.node.trouble import Trouble
 from pyflannel.node.watchdog import feed_watchdog
+from pyflannel.probe.checksums import Finding
 from pyflannel.store.open import open_store
 from pyflannel.systemd import FdStore, Notifier, watchdog_interval_s
 from pyflannel.traffic import select
 
 if TYPE_CHECKING:
-    from pyflannel.core.ip import Family
+    from pyflannel.core.ip import Family, IPAddress
+    from pyflannel.probe.checksums import Knocks
     from pyflannel.probe.prober import Echoes
 
 log = get_logger(__name__)
@@ -105,6 +107,7 @@ def _parts(options: DaemonOptions, notifier: Notifier, stack: contextlib.AsyncEx
         if waiting.set(what) and what:
             notifier.status(what)
 
+    checksums = Finding()
     obstacles = partial(look_for_obstacles, netlink, ours=KINDS.is_device)
     store = open_store(options, KINDS, former.previous_subnet, clock, tell, obstacles)
     stack.push_async_callback(store.close)
@@ -125,6 +128,7 @@ def _parts(options: DaemonOptions, notifier: Notifier, stack: contextlib.AsyncEx
                 datapath=options.datapath,
                 accept_any_port=options.udp_accept == "any-port",
                 accept_any=options.udp_accept == "any",
+                checksums_lost=lambda: checksums.text,
                 fd_store=fd_store,
                 store_addresses=store.addresses,
                 is_own_device=KINDS.is_device,
@@ -139,6 +143,8 @@ def _parts(options: DaemonOptions, notifier: Notifier, stack: contextlib.AsyncEx
         waiting=waiting,
         is_restart=is_restart,
         open_echoes=_open_echoes,
+        open_knock=_open_knock,
+        checksums=checksums,
         attached=fd_store.drop_rest,
     )
 
@@ -147,3 +153,9 @@ def _open_echoes(family: Family) -> Echoes:
     from pyflannel.kernel.icmp import EchoSocket  # for the probes, which begin after the start
 
     return EchoSocket(family)
+
+
+def _open_knock(address: IPAddress) -> Knocks:
+    from pyflannel.kernel.knock import Knock  # few nodes look for lost checksums
+
+    return Knock(address)

@@ -57,6 +57,8 @@ class BackendContext:
     """Whether packets from others than known peers are taken, where that can be told."""
     write_sysctl: SysctlWriter = try_write_sysctl
     """For those of its own devices."""
+    checksums_lost: Callable[[], str] = str
+    """Where packets are known to be lost whose checksum is left to the device; empty if nowhere."""
     fd_store: FdStore = field(default_factory=lambda: FdStore(Notifier("")))
     """Descriptors that a restart shall find again."""
     prescribed: LeaseAttrs | None = None

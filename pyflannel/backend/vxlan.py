@@ -22,7 +22,9 @@ allow that, the new one is published.
 
 An existing device that differs in what cannot be changed is created anew, with the same MAC;
 MTU, MAC, queue length, checksum offload, address and state are corrected in place. Everything stays
-when the daemon ends, so that packets flow during a restart.
+when the daemon ends, so that packets flow during a restart. The checksum offload is left alone, or
+kept off: by the config, or with "auto" once the probe of checksums has seen them lost. One that
+"auto" finds off at the start stays so, for then nothing is lost any more that could be seen.
 
 Source: upstream `pkg/backend/vxlan/`; RFC 7348; Linux `drivers/net/vxlan/vxlan_core.c`.
 """
@@ -34,7 +36,7 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import field, replace
 from ipaddress import ip_interface
 from pathlib import Path
@@ -48,7 +50,7 @@ from pyflannel.backend.peers import Site, public_address, sites
 from pyflannel.backend.plan import Device, PeerObjects, Table, TableEntry, View
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.errors import ConfigError, FlannelError, KernelError
-from pyflannel.core.fields import Problem, boolean, integer
+from pyflannel.core.fields import Mismatch, Problem, boolean, integer
 from pyflannel.core.ip import Family, IPAddress, IPNetwork
 from pyflannel.core.kind import (
     MAX_DEVICE_NAME,
@@ -63,7 +65,7 @@ from pyflannel.core.kind import (
 )
 from pyflannel.core.lease import Lease, LeaseAttrs
 from pyflannel.core.underlay import ExternalInterface
-from pyflannel.gocompat.json import JsonError, JsonObject, loads_go
+from pyflannel.gocompat.json import JsonError, JsonObject, JsonValue, loads_go
 from pyflannel.kernel.base import (
     NUD_PERMANENT,
     FdbEntry,
@@ -82,6 +84,7 @@ from pyflannel.kernel.files import (
 )
 from pyflannel.logs import get_logger
 from pyflannel.records import dataclass
+from pyflannel.report.model import NetworkReport
 
 log = get_logger(__name__)
 
@@ -114,6 +117,24 @@ _MOST_MTU: Final = MAX_DEVICE_MTU + OVERHEAD[Family.V4]
 _MTUS: Final = Range(
     _LEAST_MTU, _MOST_MTU, f"the MTU of the underlay, {_LEAST_MTU} to {_MOST_MTU}", _FOLLOW, also=0
 )
+
+
+AUTO: Final = "auto"
+LEFT_ALONE: Final[bool | str] = True
+
+
+def boolean_or_auto(value: JsonValue) -> bool | str:
+    """`true`, `false` or `"auto"`.
+
+    Raises:
+        Mismatch: it is something else.
+    """
+    if value == AUTO:
+        return AUTO
+    try:
+        return boolean(value)
+    except Mismatch as mismatch:
+        raise Mismatch(f'true, false or "{AUTO}"', mismatch.remedy) from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,17 +176,22 @@ class VxlanSettings(Settings):
         default=False,
         effect="plain routes instead of tunnels to peers on the same link",
     )
-    tx_checksum_offload: bool = setting(
+    tx_checksum_offload: bool | str = setting(
         "TxChecksumOffload",
-        boolean,
-        default=True,
+        boolean_or_auto,
+        default=LEFT_ALONE,
         effect="`false` has the kernel compute checksums of TCP and UDP before the tunnel: slower, "
-        "and right where they are lost in it; `true` leaves the device as it is",
+        'and right where they are lost in it; `"auto"` does so when a probe sees them lost; `true` '
+        "leaves the device as it is",
     )
 
     def tunnel_port(self) -> int:
         """As in `Settings`."""
         return self.port or KERNEL_PORT
+
+    def minds_checksums(self) -> bool:
+        """As in `Settings`."""
+        return self.tx_checksum_offload == AUTO
 
     def problems(self) -> Iterable[Problem]:
         """As in `Settings`: what is unlikely to be meant."""
@@ -186,6 +212,7 @@ class VxlanSettings(Settings):
 DEVICES: Final = {Family.V4: "flannel", Family.V6: "flannel-v6"}
 """What the names of the devices start with; a dot and the VNI follow."""
 MAC_FILE: Final = "vtep-mac.json"
+FOUND_OFF: Final = "it was off at the start"
 
 
 def device_name(family: Family, vni: int) -> str:
@@ -355,6 +382,8 @@ class VxlanPlan(NodePlan):
     settings: VxlanSettings
     macs: Mapping[Family, str] = field(default_factory=dict)
     """The VTEP MAC of each enabled family."""
+    checksums_lost: str = ""
+    """With "auto": why the checksum offload is to be off; empty while it is left alone."""
 
     @property
     def mtu(self) -> int:
@@ -372,6 +401,10 @@ class VxlanPlan(NodePlan):
     def _device_mtu(self, family: Family, underlay_mtu: int) -> int:
         # More than the interface carries is refused by the kernel, whatever the config says.
         return min(self.settings.mtu or underlay_mtu, underlay_mtu) - OVERHEAD[family]
+
+    @property
+    def _offloads(self) -> bool:
+        return bool(self.settings.tx_checksum_offload) and not self.checksums_lost
 
     def vxlan_attrs(self, family: Family, underlay: Link) -> VxlanAttrs:
         """The attributes of the device that are fixed when it is created.
@@ -431,7 +464,7 @@ class VxlanPlan(NodePlan):
             mac=self.macs.get(family),
             txqlen=0,
             # What the operator switched off by other means stays off.
-            tx_checksum=None if self.settings.tx_checksum_offload else False,
+            tx_checksum=None if self._offloads else False,
             up=self.own is not None,
             # As /32 (/128): no broadcast address and no connected route comes with it.
             addresses=(ip_interface((own.network_address, family.bits)),) if own else (),
@@ -581,18 +614,44 @@ def _where(external: ExternalInterface) -> str:
 
 
 class VxlanNetwork(KernelNetwork):
-    """A kernel network that also keeps the state file."""
+    """A kernel network that also keeps the state file, and hears where checksums are lost."""
 
-    def __init__(self, kind: Kind, engine: Engine, plan: VxlanPlan, file: MacFile) -> None:
+    def __init__(
+        self,
+        kind: Kind,
+        engine: Engine,
+        plan: VxlanPlan,
+        file: MacFile,
+        checksums_lost: Callable[[], str],
+    ) -> None:
         super().__init__(kind, engine, plan)
         self._vxlan = plan
         self._file = file
+        self._checksums_lost = checksums_lost
 
     async def apply(self, *, full: bool) -> Applied:
         """As in `Network`."""
+        plan = self._vxlan
         if full:
-            self._file.keep(self._vxlan.external, self._vxlan.macs_by_device)
+            self._file.keep(plan.external, plan.macs_by_device)
+        if plan.settings.minds_checksums() and not plan.checksums_lost:
+            lost = self._checksums_lost()
+            if lost:
+                log.warning("checksum offload switched off", reason=lost)
+                self._plan = self._vxlan = replace(plan, checksums_lost=lost)
+                self._engine.follow(self._vxlan)
         return await super().apply(full=full)
+
+    def report(self) -> NetworkReport:
+        """As in `Network`: with the reason for what became of the checksum offload."""
+        report, plan = super().report(), self._vxlan
+        if not plan.settings.minds_checksums():
+            return report
+        text = f"off: {plan.checksums_lost}" if plan.checksums_lost else "as it is: none seen lost"
+        devices = {
+            name: replace(device, tx_checksum=text) for name, device in report.devices.items()
+        }
+        return replace(report, devices=devices)
 
     async def rebase(self, underlay: ExternalInterface, lease: Lease | None = None) -> LeaseAttrs:
         """As in `Network`."""
@@ -616,6 +675,7 @@ class VxlanBackend:
         self._rng = rng if rng is not None else random.SystemRandom()
         self._plan = VxlanPlan(config=context.config, settings=settings, external=context.underlay)
         self._prescribed = context.prescribed
+        self._checksums_lost = context.checksums_lost
         self._engine = Engine.of(context, self._plan)
 
     async def prepare(self, previous: LeaseAttrs | None) -> LeaseAttrs:
@@ -629,7 +689,8 @@ class VxlanBackend:
             family: await self._choose_mac(family, remembered, previous)
             for family in self._plan.config.families
         }
-        self._plan = replace(self._plan, macs=macs)
+        off = self._plan.settings.minds_checksums() and await self._is_off()
+        self._plan = replace(self._plan, macs=macs, checksums_lost=FOUND_OFF if off else "")
         self._engine.follow(self._plan)
         await self._ensure_devices()
         return self._plan.attrs(self._engine.links)
@@ -645,7 +706,15 @@ class VxlanBackend:
         plan = replace(self._plan, own=lease.key)
         self._engine.follow(plan)
         await self._ensure_devices()
-        return VxlanNetwork(KIND, self._engine, plan, self._file)
+        return VxlanNetwork(KIND, self._engine, plan, self._file, self._checksums_lost)
+
+    async def _is_off(self) -> bool:
+        """Whether a former run, or the operator, has switched the checksum offload off."""
+        for family in self._plan.config.families:
+            name = self._plan.name(family)
+            if await self._netlink.link(name) and not await self._netlink.tx_checksum(name):
+                return True
+        return False
 
     async def _ensure_devices(self) -> None:
         await self._engine.ensure_devices()

@@ -147,6 +147,10 @@ class Settings:
         """The UDP port at which all nodes take packets of the overlay; `None` if they have none."""
         return None
 
+    def minds_checksums(self) -> bool:
+        """Whether the backend wants to know where checksums are lost (`probe.checksums`)."""
+        return False
+
     @classmethod
     def declared(cls) -> Mapping[str, Setting[object]]:
         """What the fields declare, by their names, in order."""

@@ -19,12 +19,14 @@ from pyflannel.docker import options as docker_options
 from pyflannel.kernel.base import Netlink
 from pyflannel.node.envfiles import EnvFiles
 from pyflannel.node.trouble import Trouble
+from pyflannel.probe.checksums import Finding
 from pyflannel.records import dataclass
 from pyflannel.store.base import LeaseStore
 from pyflannel.systemd import Notifier
 from pyflannel.traffic.base import TrafficManager
 
 if TYPE_CHECKING:
+    from pyflannel.probe.checksums import Knocks
     from pyflannel.probe.prober import Echoes
 
 
@@ -139,6 +141,10 @@ class Parts:
     """Whether we are stopped only to be started again; see `node.restart`."""
     open_echoes: Callable[[Family], Echoes] | None = None
     """Gives the edge of the probes; without one no peer is probed."""
+    open_knock: Callable[[IPAddress], Knocks] | None = None
+    """Gives the edge of the probe of checksums."""
+    checksums: Finding = field(default_factory=Finding)
+    """What that has found; the backend reads it."""
     attached: Callable[[], None] = lambda: None
     """Called when the backend has taken what it can use of a former run."""
 

@@ -14,12 +14,15 @@ from pyflannel.core.ip import Family, SubnetKey
 from pyflannel.core.kind import Kind, Probed
 from pyflannel.core.lease import Lease, LeaseAdded, LeaseEvent, LeaseRemoved
 from pyflannel.core.underlay import ExternalInterface
+from pyflannel.logs import get_logger
 from pyflannel.node.parts import Parts
 from pyflannel.report.model import NetworkReport, ProbeReport
 
 if TYPE_CHECKING:
     from pyflannel.probe.prober import PeerView, Prober
     from pyflannel.probe.targets import Target
+
+log = get_logger(__name__)
 
 SILENT_S: Final = 10.0
 """Between two looks at who is left out."""
@@ -63,6 +66,17 @@ class Probing:
         self._open_echoes = parts.open_echoes
         self._interval_s = 0.0 if self._probed is Probed.NOTHING else interval_s
         self._prober: Prober | None = None
+        self._open_knock = parts.open_knock if config.backend.minds_checksums() else None
+        self._checksums = parts.checksums
+        if config.backend.minds_checksums() and not (self._probes and self._open_knock):
+            log.warning(
+                "lost checksums are not looked for: peers are not probed",
+                remedy="give a --probe-interval, or set TxChecksumOffload to true or false",
+            )
+
+    @property
+    def _probes(self) -> bool:
+        return self._interval_s > 0 and self._open_echoes is not None
 
     def changed(self, events: Iterable[LeaseEvent]) -> None:
         """Peers came, went or are other ones."""
@@ -76,6 +90,7 @@ class Probing:
         if self._interval_s <= 0 or self._open_echoes is None:
             await asyncio.Event().wait()
             raise AssertionError("an endless wait ended")
+        from pyflannel.probe.checksums import ChecksumProbe
         from pyflannel.probe.prober import Prober
 
         prober = Prober(self._interval_s, self._clock, self._open_echoes, self._mtu)
@@ -88,6 +103,11 @@ class Probing:
         async with asyncio.TaskGroup() as group:
             forever(group, "echoes", prober.run())
             forever(group, "left out", self._mind_silent(prober))
+            if self._open_knock is not None:
+                checksums = ChecksumProbe(
+                    self._clock, self._open_knock, prober.answering, self._checksums
+                )
+                group.create_task(checksums.run(), name="checksums")
         raise AssertionError("an endless task ended")
 
     async def _mind_silent(self, prober: Prober) -> NoReturn:

@@ -59,6 +59,7 @@ FEW_ILL: Final = 5
 MOST_FAILING_SHOWN: Final = 100
 
 _ILL: Final = frozenset({State.DOWN, State.SMALL_ONLY})
+_ANSWERING: Final = frozenset({State.UP, State.SMALL_ONLY})
 
 
 class Echoes(Protocol):
@@ -402,6 +403,15 @@ class Prober:
         return min(times)
 
     # Reports
+
+    def answering(self) -> list[IPAddress]:
+        """The overlay addresses of the peers that answer."""
+        return [
+            peer.target.overlay[0]
+            for peers in self._peers.values()
+            for peer in peers
+            if peer.track.state in _ANSWERING and not peer.track.tunnel.misses
+        ]
 
     def views(self) -> Mapping[SubnetKey, PeerView]:
         """What is known of each peer."""

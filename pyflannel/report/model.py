@@ -142,7 +142,8 @@ class DeviceReport:
     """In bytes."""
     up: bool | None = None
     tx_checksum: str = ""
-    """`off` where the offload of checksums is kept off; empty where it is left alone."""
+    """What becomes of the offload of checksums: `off` where it is kept off, with the reason if that
+    is not the config; empty where it is left alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import socket
 import struct
 from collections.abc import Iterator
@@ -10,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from pyflannel.core.ip import IPAddress
 from pyflannel.core.packet import checksum
+from pyflannel.kernel.knock import PORT as PROBED
+from pyflannel.kernel.knock import SIZE, Knock
 from tests.integration.backend_nodes import Node, Underlay, eventually, run
 from tests.support.overlay import config
 
@@ -27,8 +32,11 @@ def underlay() -> Iterator[Underlay]:
         yield made
 
 
-def pair(underlay: Underlay, state: Path, **settings: object) -> tuple[Node, Node]:
-    a, b = (underlay.node(config({"Type": "vxlan", **settings}), state) for _ in range(2))
+def pair(
+    underlay: Underlay, state: Path, *, ipv6: bool = False, **settings: object
+) -> tuple[Node, Node]:
+    conf = config({"Type": "vxlan", **settings}, ipv6=ipv6)
+    a, b = (underlay.node(conf, state) for _ in range(2))
     for node in (a, b):
         node.start()
         node.drive()
@@ -41,17 +49,23 @@ def offload(node: Node) -> bool:
     return node.do(node.netlink.tx_checksum("flannel.1"))
 
 
-def lose_open_checksums(node: Node, target: str, source: str, port: int, size: int) -> None:
-    """Stands for the fault: what had no checksum when it got to the tunnel is lost behind it.
+def losing_rules(target: str, source: str, port: int, size: int) -> str:
+    """Rules for the receiver; they stand for the fault.
 
-    In the place of a checksum that is still to be computed there is the sum of the pseudo header
-    (include/linux/skbuff.h, CHECKSUM_PARTIAL).
+    What had no checksum when it got to the tunnel is lost behind it. In the place of a checksum
+    that is still to be computed there is the sum of the pseudo header (include/linux/skbuff.h,
+    CHECKSUM_PARTIAL).
     """
     addresses = IPv4Address(source).packed + IPv4Address(target).packed
     pseudo = addresses + struct.pack("!HH", socket.IPPROTO_UDP, 8 + size)
     rule = f'iifname "flannel.1" udp dport {port} udp checksum {~checksum(pseudo) & 0xFFFF} drop'
     chain = f"chain in {{ type filter hook prerouting priority 0; {rule}; }};"
-    run("ip", "netns", "exec", node.ns, "nft", f"table inet fault {{ {chain} }}")
+    return f"table inet fault {{ {chain} }}"
+
+
+def lose_open_checksums(node: Node, target: str, source: str, port: int, size: int) -> None:
+    """Puts those rules in force."""
+    run("ip", "netns", "exec", node.ns, "nft", losing_rules(target, source, port, size))
 
 
 def sends(a: Node, b: Node) -> bool:
@@ -96,3 +110,37 @@ def test_on_the_kernel_leaves_checksums_to_those_behind_the_tunnel(
     assert sends(a, b)
     lose_open_checksums(b, "10.5.2.1", "10.5.1.1", PORT, len(TEXT))
     assert not sends(a, b)
+
+
+@pytest.mark.parametrize("ipv6", [False, True])
+def test_both_datagrams_of_the_probe_are_refused_and_heard(
+    ipv6: bool, underlay: Underlay, tmp_path: Path
+) -> None:
+    a, b = pair(underlay, tmp_path, ipv6=ipv6)
+    first = b.key.v6 if ipv6 else b.key.v4
+    assert first is not None
+    eventually(lambda: a.pings(b, ipv6=ipv6), 3, "first ping")
+    for written in (False, True):
+        assert a.do(knock(first.network_address, written=written))
+
+
+def test_the_probe_hears_which_of_its_datagrams_is_lost(underlay: Underlay, tmp_path: Path) -> None:
+    """And with the offload off none is."""
+    a, b = pair(underlay, tmp_path)
+    lose_open_checksums(b, "10.5.2.0", "10.5.1.0", PROBED, SIZE)
+    target = IPv4Address("10.5.2.0")
+    assert not a.do(knock(target, written=False))
+    assert a.do(knock(target, written=True))
+    a.do(a.netlink.set_tx_checksum("flannel.1", on=False))
+    assert a.do(knock(target, written=False))
+
+
+async def knock(target: IPAddress, *, written: bool) -> bool:
+    """Whether one is answered within a second."""
+    with contextlib.closing(Knock(target)) as made:
+        assert made.send(written=written) == 0
+        for _ in range(20):
+            await asyncio.sleep(0.05)
+            if made.answered():
+                return True
+        return False

@@ -253,9 +253,12 @@ def test_a_device_is_kept_only_if_it_is_the_one_asked_for(there, difference):
 # The backend.
 
 
-def backend(machine: Machine, state_dir, *, seed=1, ipv6=False, **keys) -> VxlanBackend:
+def backend(
+    machine: Machine, state_dir, *, seed=1, ipv6=False, checksums_lost=str, **keys
+) -> VxlanBackend:
     conf = config({"Type": "vxlan", **keys}, ipv6=ipv6)
-    return VxlanBackend(machine.context(conf, state_dir), rng=random.Random(seed))
+    context = replace(machine.context(conf, state_dir), checksums_lost=checksums_lost)
+    return VxlanBackend(context, rng=random.Random(seed))
 
 
 def published(attrs: LeaseAttrs) -> str:
@@ -424,6 +427,52 @@ def test_without_the_setting_the_checksum_offload_is_the_operators(tmp_path):
             await network.apply(full=True)
             assert await machine.netlink.tx_checksum("flannel.1") is on
         assert network.report().devices["flannel.1"].tx_checksum == ""
+
+    run(scenario())
+
+
+def test_auto_switches_the_checksum_offload_off_once_checksums_are_known_to_be_lost(
+    tmp_path, caplog
+):
+    """And says why; a device that is made anew has it off, too."""
+
+    async def scenario() -> None:
+        machine, lost = Machine(), ""
+        made = backend(machine, tmp_path, checksums_lost=lambda: lost, TxChecksumOffload="auto")
+        await made.prepare(None)
+        network = await made.attach(lease(1, "vxlan"))
+        await network.apply(full=True)
+        assert await machine.netlink.tx_checksum("flannel.1")
+        assert network.report().devices["flannel.1"].tx_checksum == "as it is: none seen lost"
+        lost = "10.5.2.0 answers only what has a checksum"
+        assert (await network.apply(full=False)).repaired == {}
+        assert not await machine.netlink.tx_checksum("flannel.1")
+        assert network.report().devices["flannel.1"].tx_checksum == f"off: {lost}"
+        assert [r.getMessage() for r in caplog.records].count("checksum offload switched off") == 1
+        await network.rebase(machine.external())
+        await machine.netlink.delete_link((await machine.netlink.link("flannel.1")).index)
+        await network.apply(full=True)
+        assert not await machine.netlink.tx_checksum("flannel.1")
+
+    run(scenario())
+
+
+def test_auto_keeps_off_what_it_finds_off(tmp_path):
+    """After a restart nothing is lost any more that could be seen to be."""
+
+    async def scenario() -> None:
+        machine = Machine()
+        first = backend(machine, tmp_path)
+        await first.prepare(None)
+        await machine.netlink.set_tx_checksum("flannel.1", on=False)
+        again = backend(machine, tmp_path, TxChecksumOffload="auto")
+        await again.prepare(None)
+        network = await again.attach(lease(1, "vxlan"))
+        await machine.netlink.set_tx_checksum("flannel.1", on=True)
+        await network.apply(full=True)
+        assert not await machine.netlink.tx_checksum("flannel.1")
+        shown = network.report().devices["flannel.1"].tx_checksum
+        assert shown == "off: it was off at the start"
 
     run(scenario())
 

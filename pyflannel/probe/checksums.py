@@ -1,0 +1,121 @@
+"""Whether packets arrive whose checksum is left to the device, where others do.
+
+On some kernels, cards and NAT rules they do not: ping passes, TCP hangs. A peer that answers echoes
+is sent two datagrams to a port where nothing listens, alike but for who computed the checksum. It
+refuses both, or neither (a firewall): then nothing is wrong, or nothing is known. One that refuses
+only what was written whole has not got the other, which may be chance; several times in a row it is
+not.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from pyflannel.aio.clock import Clock
+from pyflannel.core.errors import FlannelError
+from pyflannel.core.ip import IPAddress
+from pyflannel.logs import get_logger
+
+log = get_logger(__name__)
+
+WAIT_S: Final = 1.0
+"""For an answer. Linux answers one a second of these to an address, after a burst of six."""
+EVERY_S: Final = 2.0
+"""Between two peers; 1,000 have their turn within an hour, for a packet a second."""
+ROUNDS: Final = 5
+"""Where one packet of ten is lost on the way or back, it takes 100,000 turns to fail so often."""
+
+
+class Knocks(Protocol):
+    """Datagrams to one address; see `kernel.knock.Knock`."""
+
+    def send(self, *, written: bool) -> int:
+        """Sends one, with its checksum or without; 0 or an `errno`."""
+        ...
+
+    def answered(self) -> bool:
+        """Whether an answer has come since the last look."""
+        ...
+
+    def close(self) -> None:
+        """Ends it."""
+        ...
+
+
+class Outcome(enum.Enum):
+    """Of one round."""
+
+    ARRIVES = enum.auto()
+    LOST = enum.auto()
+    """What was written whole arrived, and the other did not."""
+    UNKNOWN = enum.auto()
+
+
+@dataclass(slots=True)
+class Finding:
+    """What is known; written by the probe, read by the backend."""
+
+    text: str = ""
+    """A sentence about the peer where checksums are lost; empty while none is known."""
+
+
+class ChecksumProbe:
+    """Asks one peer after the other until it has found something. `run` once.
+
+    Args:
+        clock: the time.
+        open_knock: gives the sockets for an address; raises `FlannelError`.
+        answering: the addresses of peers that answer echoes now.
+        finding: takes what is found.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        open_knock: Callable[[IPAddress], Knocks],
+        answering: Callable[[], Sequence[IPAddress]],
+        finding: Finding,
+    ) -> None:
+        self._clock = clock
+        self._open = open_knock
+        self._answering = answering
+        self._finding = finding
+
+    async def run(self) -> None:
+        """Returns when something was found; until then it goes on."""
+        while True:
+            for address in self._answering():
+                if await self._loses(address):
+                    self._finding.text = (
+                        f"{address} answers datagrams with a checksum, and none whose checksum is "
+                        "left to the device"
+                    )
+                    return
+                await self._clock.sleep(EVERY_S)
+            await self._clock.sleep(EVERY_S)
+
+    async def _loses(self, address: IPAddress) -> bool:
+        for number in range(ROUNDS):
+            # In turn: where answers are rationed it is not always the second that gets none.
+            if await self._round(address, written_first=bool(number % 2)) is not Outcome.LOST:
+                return False
+        return True
+
+    async def _round(self, address: IPAddress, *, written_first: bool) -> Outcome:
+        try:
+            # A socket each, so that a late answer is not taken for the other's.
+            with closing(self._open(address)) as left, closing(self._open(address)) as written:
+                for knock in (written, left) if written_first else (left, written):
+                    if knock.send(written=knock is written):
+                        return Outcome.UNKNOWN
+                    await self._clock.sleep(WAIT_S)
+                if left.answered():
+                    return Outcome.ARRIVES
+                return Outcome.LOST if written.answered() else Outcome.UNKNOWN
+        except FlannelError as error:
+            log.debug("checksums not probed", address=address, error=error)
+            return Outcome.UNKNOWN
