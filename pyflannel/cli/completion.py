@@ -11,7 +11,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
 from pyflannel.cli import values
@@ -19,6 +19,7 @@ from pyflannel.cli.parsers import Branch, Parser, group
 from pyflannel.core.errors import EXIT_OK
 from pyflannel.core.options import FLAGS
 from pyflannel.gocompat.flags import Flag, Kind
+from pyflannel.records import dataclass
 
 PROG: Final = "pyflannel completion"
 ABOUT: Final = """\

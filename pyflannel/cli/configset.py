@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TextIO
 
@@ -17,6 +16,7 @@ from pyflannel.core.errors import EXIT_OK, ConfigError, StoreConflict, StoreErro
 from pyflannel.core.lease import Lease
 from pyflannel.core.options import EtcdOptions
 from pyflannel.foreign import MOST_IN_LOG, shown
+from pyflannel.records import dataclass
 from pyflannel.store.etcd import codec
 from pyflannel.store.etcd.base import KeyValue, Store
 

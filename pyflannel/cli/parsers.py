@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final, NoReturn
 
 from pyflannel.cli.order import HELP, command_first
@@ -19,6 +19,7 @@ from pyflannel.core.options import ETCD_FLAGS
 from pyflannel.foreign import shown
 from pyflannel.gocompat import flags as goflag
 from pyflannel.gocompat.flags import Flag, Kind
+from pyflannel.records import dataclass
 from pyflannel.suggest import did_you_mean
 
 ETCD: Final[Mapping[str, Sequence[Flag]]] = {

@@ -12,13 +12,13 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 from pyflannel.aio.clock import Clock
 from pyflannel.core.errors import FlannelError
 from pyflannel.core.ip import IPAddress
 from pyflannel.logs import get_logger
+from pyflannel.records import dataclass
 
 log = get_logger(__name__)
 

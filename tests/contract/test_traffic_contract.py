@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pyflannel.backend.vxlan import VxlanSettings
+from pyflannel.backend.vxlan.settings import VxlanSettings
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.errors import CommandError
 from pyflannel.core.ip import SubnetKey

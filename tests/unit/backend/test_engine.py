@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from pyflannel.backend.base import Applied, PartlyApplied
 from pyflannel.backend.engine import Engine
-from pyflannel.backend.vxlan import VxlanPlan, VxlanSettings
+from pyflannel.backend.vxlan import VxlanPlan
+from pyflannel.backend.vxlan.settings import VxlanSettings
 from pyflannel.core.errors import KernelError
 from pyflannel.core.ip import Family
 from pyflannel.core.lease import LeaseAdded, LeaseRemoved

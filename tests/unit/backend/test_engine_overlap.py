@@ -13,7 +13,8 @@ from pyflannel.backend.hostgw import HostGwPlan
 from pyflannel.backend.kinds import KINDS
 from pyflannel.backend.plan import Device
 from pyflannel.backend.udp import UdpPlan
-from pyflannel.backend.vxlan import VxlanPlan, VxlanSettings
+from pyflannel.backend.vxlan import VxlanPlan
+from pyflannel.backend.vxlan.settings import VxlanSettings
 from pyflannel.core.ip import Family, IPAddress, SubnetKey
 from pyflannel.core.lease import Lease, LeaseAdded
 from pyflannel.kernel.base import (

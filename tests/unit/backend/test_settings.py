@@ -8,7 +8,7 @@ from pyflannel.backend.extension import ExtensionSettings
 from pyflannel.backend.ipip import IpipSettings
 from pyflannel.backend.kinds import BUILT_IN, KINDS
 from pyflannel.backend.udp import UdpSettings
-from pyflannel.backend.vxlan import VxlanSettings
+from pyflannel.backend.vxlan.settings import VxlanSettings
 from pyflannel.core.fields import Problem, Severity
 from pyflannel.core.kind import Settings, decode
 from pyflannel.gocompat.json import JsonObject, loads_go

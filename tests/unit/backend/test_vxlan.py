@@ -16,18 +16,16 @@ from hypothesis import strategies as st
 from pyflannel.backend.base import PartlyApplied
 from pyflannel.backend.kinds import create
 from pyflannel.backend.plan import View
-from pyflannel.backend.vxlan import (
+from pyflannel.backend.vxlan import VxlanBackend, VxlanPlan, vxlan_difference
+from pyflannel.backend.vxlan.macs import (
     MacFile,
-    VxlanBackend,
     VxlanData,
-    VxlanPlan,
-    VxlanSettings,
     decode_data,
     encode_data,
     parse_mac,
     random_mac,
-    vxlan_difference,
 )
+from pyflannel.backend.vxlan.settings import VxlanSettings
 from pyflannel.core.errors import ConfigError, KernelError, LeaseError
 from pyflannel.core.ip import Family
 from pyflannel.core.lease import LeaseAdded, LeaseAttrs

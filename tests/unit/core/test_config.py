@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pyflannel.backend.kinds import KINDS
 from pyflannel.backend.udp import UdpSettings
-from pyflannel.backend.vxlan import VxlanSettings
+from pyflannel.backend.vxlan.settings import VxlanSettings
 from pyflannel.core.config import (
     NetworkConfig,
     Parsed,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network
 
-from pyflannel.backend.vxlan import VxlanSettings
+from pyflannel.backend.vxlan.settings import VxlanSettings
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.ip import Family, SubnetKey
 from pyflannel.core.kind import Settings

@@ -32,15 +32,11 @@ Source: upstream `pkg/backend/vxlan/`; RFC 7348; Linux `drivers/net/vxlan/vxlan_
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import random
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, replace
 from ipaddress import ip_interface
-from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
 from pyflannel.backend import routes
 from pyflannel.backend.base import Applied, BackendContext, BackendKind
@@ -48,24 +44,28 @@ from pyflannel.backend.engine import Engine
 from pyflannel.backend.network import KernelNetwork, NodePlan, require_families
 from pyflannel.backend.peers import Site, public_address, sites
 from pyflannel.backend.plan import Device, PeerObjects, Table, TableEntry, View
-from pyflannel.core.config import NetworkConfig
-from pyflannel.core.errors import ConfigError, FlannelError, KernelError
-from pyflannel.core.fields import Mismatch, Problem, boolean, integer
-from pyflannel.core.ip import Family, IPAddress, IPNetwork
-from pyflannel.core.kind import (
-    MAX_DEVICE_NAME,
-    MAX_PORT,
-    DevicePattern,
-    Kind,
-    Probed,
-    Range,
-    Settings,
-    StateFile,
-    setting,
+from pyflannel.backend.vxlan.macs import (
+    MAC_FILE,
+    MacFile,
+    VxlanData,
+    decode_data,
+    derive_data,
+    encode_data,
+    random_mac,
 )
+from pyflannel.backend.vxlan.settings import (
+    KERNEL_PORT,
+    OVERHEAD,
+    VxlanSettings,
+    device_name,
+    device_names,
+    suits,
+)
+from pyflannel.core.errors import ConfigError, KernelError
+from pyflannel.core.ip import Family, IPAddress, IPNetwork
+from pyflannel.core.kind import DevicePattern, Kind, Probed, StateFile
 from pyflannel.core.lease import Lease, LeaseAttrs
 from pyflannel.core.underlay import ExternalInterface
-from pyflannel.gocompat.json import JsonError, JsonObject, JsonValue, loads_go
 from pyflannel.kernel.base import (
     NUD_PERMANENT,
     FdbEntry,
@@ -76,12 +76,6 @@ from pyflannel.kernel.base import (
     Route,
     VxlanAttrs,
 )
-from pyflannel.kernel.files import (
-    FileMissing,
-    FileUnreadable,
-    read_text_if_exists,
-    write_atomically,
-)
 from pyflannel.logs import get_logger
 from pyflannel.records import dataclass
 from pyflannel.report.model import NetworkReport
@@ -91,263 +85,7 @@ log = get_logger(__name__)
 BACKEND_TYPE: Final = "vxlan"
 
 
-# What the operator may set.
-
-OVERHEAD: Final = {Family.V4: 50, Family.V6: 70}
-"""Outer IP (20 or 40) + UDP (8) + VXLAN (8) + inner Ethernet (14). Upstream takes 50 for both; with
-an IPv6 underlay its full-size packets do not fit, and the kernel refuses such an MTU."""
-MIN_MTU: Final = {Family.V4: 68, Family.V6: 1280}
-"""RFC 791 §3.2, RFC 8200 §5. The kernel keeps a family off devices with less."""
-MAX_DEVICE_MTU: Final = 65535
-"""`ETH_MAX_MTU`: the kernel refuses more."""
-USUAL_LARGEST_MTU: Final = 9216
-"""Jumbo frames as switches are commonly set for; larger is more likely a slip of the fingers."""
-MAX_VNI: Final = 0xFFFFFF
-"""24 bits (RFC 7348 §5); the kernel answers ERANGE to more."""
-KERNEL_PORT: Final = 8472
-"""What the kernel takes when no port is given (its module parameter `udp_port`)."""
-
-_FOLLOW: Final = "leave it out to follow the interface"
-_VNIS: Final = Range(0, MAX_VNI, f"24 bits, 0 to {MAX_VNI}", "1 is flannel's own")
-_PORTS: Final = Range(
-    None, MAX_PORT, f"a UDP port, 1 to {MAX_PORT}", f"0 means the kernel's own, {KERNEL_PORT}"
-)
-_LEAST_MTU: Final = MIN_MTU[Family.V4] + OVERHEAD[Family.V4]
-_MOST_MTU: Final = MAX_DEVICE_MTU + OVERHEAD[Family.V4]
-_MTUS: Final = Range(
-    _LEAST_MTU, _MOST_MTU, f"the MTU of the underlay, {_LEAST_MTU} to {_MOST_MTU}", _FOLLOW, also=0
-)
-
-
-AUTO: Final = "auto"
-LEFT_ALONE: Final[bool | str] = True
-
-
-def boolean_or_auto(value: JsonValue) -> bool | str:
-    """`true`, `false` or `"auto"`.
-
-    Raises:
-        Mismatch: it is something else.
-    """
-    if value == AUTO:
-        return AUTO
-    try:
-        return boolean(value)
-    except Mismatch as mismatch:
-        raise Mismatch(f'true, false or "{AUTO}"', mismatch.remedy) from None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VxlanSettings(Settings):
-    """`Backend` of the network config."""
-
-    vni: int = setting(
-        "VNI",
-        integer,
-        default=1,
-        effect="VXLAN network id; also the number in the device's name",
-        within=_VNIS,
-        together=True,
-    )
-    port: int = setting(
-        "Port",
-        integer,
-        default=0,
-        effect=f"UDP port of all nodes; 0 leaves it to the kernel, which takes {KERNEL_PORT}",
-        within=_PORTS,
-        together=True,
-    )
-    mtu: int = setting(
-        "MTU",
-        integer,
-        default=0,
-        effect="MTU of the underlay to assume, overhead not yet taken off; 0 is the interface's",
-        within=_MTUS,
-    )
-    gbp: bool = setting(
-        "GBP", boolean, default=False, effect="the group based policy extension of the device"
-    )
-    learning: bool = setting(
-        "Learning", boolean, default=False, effect="the kernel learns FDB entries from packets"
-    )
-    direct_routing: bool = setting(
-        "DirectRouting",
-        boolean,
-        default=False,
-        effect="plain routes instead of tunnels to peers on the same link",
-    )
-    tx_checksum_offload: bool | str = setting(
-        "TxChecksumOffload",
-        boolean_or_auto,
-        default=LEFT_ALONE,
-        effect="`false` has the kernel compute checksums of TCP and UDP before the tunnel: slower, "
-        'and right where they are lost in it; `"auto"` does so when a probe sees them lost; `true` '
-        "leaves the device as it is",
-    )
-
-    def tunnel_port(self) -> int:
-        """As in `Settings`."""
-        return self.port or KERNEL_PORT
-
-    def minds_checksums(self) -> bool:
-        """As in `Settings`."""
-        return self.tx_checksum_offload == AUTO
-
-    def problems(self) -> Iterable[Problem]:
-        """As in `Settings`: what is unlikely to be meant."""
-        if self.port < 0:
-            text = f"Port is {self.port}: taken as 0, the kernel's own port {KERNEL_PORT}"
-            yield Problem.warning("Backend.Port", text, "leave it out")
-        if USUAL_LARGEST_MTU < self.mtu <= _MOST_MTU:
-            text = f"MTU is {self.mtu}, more than jumbo frames ({USUAL_LARGEST_MTU})"
-            yield Problem.warning("Backend.MTU", text, _FOLLOW)
-
-    def settled(self) -> Self:
-        """As in `Settings`: upstream hands a port to the kernel only if it is above 0."""
-        return replace(self, port=max(self.port, 0))
-
-
-# Whether it can work, and what it is called on the node.
-
-DEVICES: Final = {Family.V4: "flannel", Family.V6: "flannel-v6"}
-"""What the names of the devices start with; a dot and the VNI follow."""
-MAC_FILE: Final = "vtep-mac.json"
 FOUND_OFF: Final = "it was off at the start"
-
-
-def device_name(family: Family, vni: int) -> str:
-    """`flannel.1`, for IPv6 `flannel-v6.1`."""
-    return f"{DEVICES[family]}.{vni}"
-
-
-def device_names(config: NetworkConfig) -> Mapping[Family, str]:
-    """The VTEPs."""
-    vni = config.settings(VxlanSettings).vni
-    return {family: device_name(family, vni) for family in config.families}
-
-
-def suits(config: NetworkConfig, external: ExternalInterface | None) -> Iterator[Problem]:
-    """A device needs a name, a tunnel a source, and each family room for a packet of its own."""
-    settings = config.settings(VxlanSettings)
-    for family in config.families:
-        device = device_name(family, settings.vni)
-        if len(device) > MAX_DEVICE_NAME:
-            largest = 10 ** (MAX_DEVICE_NAME - len(DEVICES[family]) - 1) - 1
-            yield Problem.error(
-                "Backend.VNI",
-                f"VNI is {settings.vni}, expected at most {largest}: the device {device} would "
-                f"have a name of more than {MAX_DEVICE_NAME} characters",
-                "1 is flannel's own",
-            )
-        least = MIN_MTU[family] + OVERHEAD[family]
-        if 0 < settings.mtu < least:
-            rfc = "RFC 791 §3.2" if family is Family.V4 else "RFC 8200 §5"
-            text = f"MTU is {settings.mtu}, expected at least {least} for {family} ({rfc})"
-            yield Problem.error("Backend.MTU", text, _FOLLOW)
-        if external is None:
-            continue
-        if external.local(family) is None:
-            text = (
-                f"{external.name} has no {family} address, which vxlan needs as its tunnel source"
-            )
-            yield Problem.error("", text)
-        if external.mtu < least:
-            left = external.mtu - OVERHEAD[family]
-            yield Problem.error(
-                "",
-                f"MTU {external.mtu} leaves {left} bytes after vxlan's {OVERHEAD[family]}, and "
-                f"{family} needs {MIN_MTU[family]}",
-            )
-    if external is not None and settings.mtu > external.mtu:
-        yield Problem.warning(
-            "Backend.MTU",
-            f"MTU is {settings.mtu}, more than {external.name} carries: its {external.mtu} counts",
-            _FOLLOW,
-        )
-
-
-# What the lease carries.
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VxlanData:
-    """`BackendData` of a vxlan lease."""
-
-    mac: str
-    """VTEP MAC, lower case with colons."""
-    vni: int | None = None
-    """Missing in the leases of old peers; not compared with ours, as upstream does not."""
-
-
-def encode_data(data: VxlanData) -> str:
-    """The JSON text, byte for byte as upstream writes it."""
-    return f'{{"VNI":{data.vni or 0},"VtepMAC":"{data.mac}"}}'
-
-
-def decode_data(text: str | None) -> VxlanData:
-    """Reads `BackendData` of a peer, with Go's leniency about the keys' case.
-
-    Raises:
-        ValueError: a sentence about what is wrong.
-    """
-    if not text:
-        raise ValueError("it publishes no VTEP MAC")
-    try:
-        value = loads_go(text)
-    except JsonError as error:
-        raise ValueError(f"its backend data is not JSON: {error}") from None
-    if not isinstance(value, JsonObject):
-        raise ValueError(f"its backend data is not an object: {text[:80]}")  # noqa: TRY004
-    mac, vni = value.find("VtepMAC"), value.find("VNI")
-    if not isinstance(mac, str):
-        raise ValueError(f"its backend data has no VtepMAC: {text[:80]}")  # noqa: TRY004
-    return VxlanData(mac=parse_mac(mac), vni=vni if isinstance(vni, int) else None)
-
-
-_MAC: Final = re.compile(r"[0-9a-f]{2}([:-])[0-9a-f]{2}(?:\1[0-9a-f]{2}){4}", re.ASCII)
-_CISCO_MAC: Final = re.compile(r"[0-9a-f]{4}\.[0-9a-f]{4}\.[0-9a-f]{4}", re.ASCII)
-
-
-def parse_mac(text: str) -> str:
-    """A unicast Ethernet address in the spelling we use; reads those that Go's `ParseMAC` does.
-
-    Raises:
-        ValueError: it is none, or a multicast address, or zero.
-    """
-    lower = text.lower()
-    if not _MAC.fullmatch(lower) and not _CISCO_MAC.fullmatch(lower):
-        raise ValueError(f"its VTEP MAC {text!r} is not an Ethernet address")
-    raw = bytes.fromhex(re.sub(r"[:.-]", "", lower))
-    if raw[0] & 1 or not any(raw):
-        raise ValueError(f"its VTEP MAC {text!r} is not a unicast address")
-    return raw.hex(":")
-
-
-def derive_data(settings: VxlanSettings, family: Family, subnet: IPNetwork) -> str:
-    """The data of a lease whose node publishes nothing: the VTEP MAC follows from the subnet.
-
-    Every node computes the same one, so nothing has to be exchanged. Of the 46 bits that are free
-    in a locally administered unicast address all come from a hash of VNI and subnet: among 10,000
-    nodes two share one with a probability of less than one in a million.
-    """
-    seed = f"pyflannel vtep {settings.vni} {family.value} {subnet}".encode()
-    raw = bytearray(hashlib.sha256(seed).digest()[:6])
-    raw[0] = raw[0] & 0xFC | 0x02
-    return encode_data(VxlanData(vni=settings.vni, mac=raw.hex(":")))
-
-
-def random_mac(rng: random.Random) -> str:
-    """A locally administered unicast address (second-lowest bit of the first byte set, lowest not).
-
-    Chosen before the device exists, so that udev's MAC policy takes it for the operator's wish and
-    leaves it alone.
-    """
-    raw = bytearray(rng.randbytes(6))
-    raw[0] = raw[0] & 0xFE | 0x02
-    return raw.hex(":")
-
-
-# What must be in the kernel, as pure functions.
 
 
 def vxlan_difference(link: Link, wanted: VxlanAttrs) -> str:
@@ -558,59 +296,6 @@ class VxlanPlan(NodePlan):
             backend_data=data.get(Family.V4),
             backend_v6_data=data.get(Family.V6),
         )
-
-
-class MacFile:
-    """The VTEP MACs of this node, kept over a reboot: `<state-dir>/vtep-mac.json`.
-
-    Losing it costs the peers an update of one FDB and neighbour entry, so no failure is fatal.
-    """
-
-    def __init__(self, state_dir: str) -> None:
-        self._path = Path(state_dir) / MAC_FILE
-        self._written: dict[str, object] = {}
-        self._failing = False
-
-    def load(self, external: ExternalInterface) -> dict[str, str]:
-        """MACs by device name, as written by this node at this address; else nothing."""
-        try:
-            found = read_text_if_exists(self._path, own=True)
-            if isinstance(found, FileMissing):
-                return {}
-            if isinstance(found, FileUnreadable):
-                raise ValueError(found.reason)  # noqa: TRY004, TRY301
-            content = json.loads(found.text)
-            if content["public_ip"] != _where(external):
-                return {}
-            return {name: parse_mac(mac) for name, mac in content["macs"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            log.warning(
-                "file of VTEP MACs unreadable, going on without",
-                path=str(self._path),
-                reason=str(error),
-            )
-            return {}
-
-    def keep(self, external: ExternalInterface, macs: Mapping[str, str]) -> None:
-        """Writes if anything has changed, or could not be written; to be called now and then."""
-        content: dict[str, object] = {"public_ip": _where(external), "macs": dict(macs)}
-        if content == self._written:
-            return
-        if self._written or self.load(external) != macs:
-            try:
-                write_atomically(self._path, json.dumps(content).encode() + b"\n", private=True)
-            except FlannelError as error:
-                if not self._failing:
-                    log.warning("VTEP MAC not remembered over a reboot", reason=str(error))
-                self._failing = True
-                return
-        if self._failing:
-            log.info("VTEP MAC is remembered over a reboot again", path=str(self._path))
-        self._written, self._failing = content, False
-
-
-def _where(external: ExternalInterface) -> str:
-    return str(external.public_ip or external.public_ipv6)
 
 
 class VxlanNetwork(KernelNetwork):
