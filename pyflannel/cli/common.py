@@ -9,8 +9,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, TypeVar
 
 from pyflannel.cli import unit
+from pyflannel.core.commandline import parse_etcd_flags
 from pyflannel.core.errors import StoreUnavailable, UsageError
-from pyflannel.core.options import ETCD_FLAGS, FLAGS, EtcdOptions, parse_etcd_flags
+from pyflannel.core.options import ETCD_FLAGS, FLAGS, EtcdOptions
 from pyflannel.core.sysconfig import translate
 from pyflannel.gocompat import flags as goflag
 from pyflannel.gocompat.flags import Flag, Kind

@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from pyflannel.backend.kinds import KINDS
 from pyflannel.cli import precheck, unit
 from pyflannel.core import nodecheck
+from pyflannel.core.commandline import RunDaemon, parse_daemon
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.errors import FlannelError, StoreError
 from pyflannel.core.fields import Problem
 from pyflannel.core.ip import IPAddress
 from pyflannel.core.lease import Lease, LeaseAttrs
-from pyflannel.core.options import DaemonOptions, EtcdOptions, RunDaemon, parse_daemon
+from pyflannel.core.options import DaemonOptions, EtcdOptions
 from pyflannel.core.overlap import Judge
 from pyflannel.core.sysconfig import translate
 from pyflannel.core.trust import ConfigOrigin

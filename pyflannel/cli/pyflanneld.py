@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def run(argv: Sequence[str]) -> int:
     """Parses, runs, and returns the exit code."""
-    from pyflannel.core.options import ShowHelp, ShowVersion, parse_daemon
+    from pyflannel.core.commandline import ShowHelp, ShowVersion, parse_daemon
 
     try:
         parsed = parse_daemon(argv, os.environ)

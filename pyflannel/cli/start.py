@@ -23,8 +23,9 @@ from pyflannel.core.errors import EXIT_OK, ConfigError, FlannelError, UsageError
 from pyflannel.foreign import MOST_IN_LOG, shown
 
 if TYPE_CHECKING:
+    from pyflannel.core.commandline import RunDaemon
     from pyflannel.core.config import NetworkConfig, Parsed
-    from pyflannel.core.options import DaemonOptions, RunDaemon
+    from pyflannel.core.options import DaemonOptions
     from pyflannel.core.trust import ConfigOrigin
 
 CHECK_ONLY: Final = "check-only"
@@ -73,7 +74,7 @@ def in_our_directory(
 
     Somebody who named the usual place means what he finds there, which is the unit's link.
     """
-    from pyflannel.core.options import RunDaemon, parse_daemon
+    from pyflannel.core.commandline import RunDaemon, parse_daemon
     from pyflannel.docker import options as docker_options
 
     place, ours = docker_options.DOCKER_ENV, docker_options.UNIT_FILE
@@ -104,7 +105,7 @@ def _without(argv: Sequence[str], flag: str) -> list[str]:
 
 def check(argv: Sequence[str]) -> int:
     """Says on stderr what a start like this would stumble over; returns its exit code."""
-    from pyflannel.core.options import RunDaemon, parse_daemon
+    from pyflannel.core.commandline import RunDaemon, parse_daemon
 
     try:
         parsed = parse_daemon(["pyflanneld", *argv], os.environ)

@@ -11,10 +11,10 @@ import shutil
 from collections.abc import Callable
 
 from pyflannel.backend.kinds import KINDS
+from pyflannel.core.commandline import parse_daemon
 from pyflannel.core.config import NetworkConfig, parse_network_config, subnet_count
 from pyflannel.core.errors import ConfigError, UsageError
 from pyflannel.core.fields import Problem
-from pyflannel.core.options import parse_daemon
 from pyflannel.lab import topology
 from pyflannel.lab.etcd import find_etcd
 from pyflannel.lab.topology import LabSpec

@@ -87,7 +87,7 @@ def _open_kubernetes(
     log.info("leases are those of Kubernetes' nodes", server=access.server)
     return KubernetesLeaseStore(
         HttpTransport(access),
-        prefix=options.annotation_prefix,
+        prefix=options.key_prefix,
         node_name=options.node_name,
         pod=(options.pod_namespace, options.pod_name),
         net_config=options.net_config_path,

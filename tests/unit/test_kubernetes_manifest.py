@@ -10,8 +10,8 @@ import yaml
 
 from pyflannel.backend.kinds import KINDS
 from pyflannel.core.cni import CONFLIST
+from pyflannel.core.commandline import RunDaemon, parse_daemon
 from pyflannel.core.config import parse_network_config
-from pyflannel.core.options import RunDaemon, parse_daemon
 from pyflannel.store.kubernetes.access import SERVICE_ACCOUNT
 from tests.support.kubeapi import ROLE
 

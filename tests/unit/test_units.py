@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pyflannel.core.options import instance_files
+from pyflannel.core.commandline import instance_files
 from pyflannel.docker.unitfile import merge
 
 SYSTEMD = Path(__file__).parents[2] / "systemd"

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from pyflannel.core.errors import ConfigError
+from pyflannel.core.flagfields import flags_of, option, read
 from pyflannel.core.kube.annotations import DEFAULT_PREFIX, normal_prefix
-from pyflannel.gocompat.flags import Flag, Flags, Kind, Mode
+from pyflannel.gocompat.flags import Flags, Mode
 from pyflannel.records import dataclass
 
 SWITCH: Final = "kube-subnet-mgr"
@@ -17,81 +18,58 @@ SWITCH: Final = "kube-subnet-mgr"
 class KubernetesOptions:
     """How to reach the API server, and which of its nodes we are."""
 
-    api_url: str = ""
+    api_url: str = option(
+        "",
+        "URL of the Kubernetes API server; alone without credentials, with -kubeconfig-file "
+        "in the place of the server there",
+        name="kube-api-url",
+        mode=Mode.KUBE,
+        urls=True,
+    )
     """Empty for what the kubeconfig, or the pod, says."""
-    kubeconfig_file: str = ""
-    annotation_prefix: str = f"{DEFAULT_PREFIX}/"
-    """As `normal_prefix` gives it."""
-    net_config_path: str = "/etc/kube-flannel/net-conf.json"
-    set_node_network_unavailable: bool = True
+    annotation_prefix: str = option(
+        DEFAULT_PREFIX,
+        "prefix of the annotations on Kubernetes nodes",
+        name="kube-annotation-prefix",
+        mode=Mode.KUBE,
+    )
+    """As given; see `key_prefix`."""
+    kubeconfig_file: str = option(
+        "",
+        "how to reach the Kubernetes API server; without it the pod's service account",
+        mode=Mode.KUBE,
+    )
+    net_config_path: str = option(
+        "/etc/kube-flannel/net-conf.json", "network config file, for Kubernetes", mode=Mode.KUBE
+    )
+    set_node_network_unavailable: bool = option(
+        True,
+        "clear the NetworkUnavailable condition of the Kubernetes node when ready",
+        mode=Mode.KUBE,
+    )
+    cni_conflist: str = option(
+        "",
+        "file to which the configuration for CNI is written after subnet.env, so that the "
+        "kubelet calls the node ready when it is: cni-conf.json beside -net-config-path, or "
+        "flannel's usual one",
+        mode=Mode.KUBE,
+        ours=True,
+    )
+    """Where to write the configuration for CNI; empty for nowhere."""
     node_name: str = ""
     """`NODE_NAME`; empty to ask for the pod."""
     pod_name: str = ""
     """`POD_NAME`."""
     pod_namespace: str = ""
     """`POD_NAMESPACE`."""
-    cni_conflist: str = ""
-    """Where to write the configuration for CNI; empty for nowhere."""
+
+    @property
+    def key_prefix(self) -> str:
+        """What the keys of the annotations begin with, up to their last part."""
+        return normal_prefix(self.annotation_prefix)
 
 
-_DEFAULTS: Final = KubernetesOptions()
-
-KUBE_FLAGS: Final = (
-    Flag(
-        name=SWITCH,
-        kind=Kind.BOOL,
-        default=False,
-        help="take subnets from the Kubernetes API instead of etcd",
-        mode=Mode.KUBE,
-    ),
-    Flag(
-        name="kube-api-url",
-        kind=Kind.STRING,
-        default=_DEFAULTS.api_url,
-        help="URL of the Kubernetes API server; alone without credentials, with -kubeconfig-file "
-        "in the place of the server there",
-        mode=Mode.KUBE,
-        urls=True,
-    ),
-    Flag(
-        name="kube-annotation-prefix",
-        kind=Kind.STRING,
-        default=DEFAULT_PREFIX,
-        help="prefix of the annotations on Kubernetes nodes",
-        mode=Mode.KUBE,
-    ),
-    Flag(
-        name="kubeconfig-file",
-        kind=Kind.STRING,
-        default=_DEFAULTS.kubeconfig_file,
-        help="how to reach the Kubernetes API server; without it the pod's service account",
-        mode=Mode.KUBE,
-    ),
-    Flag(
-        name="net-config-path",
-        kind=Kind.STRING,
-        default=_DEFAULTS.net_config_path,
-        help="network config file, for Kubernetes",
-        mode=Mode.KUBE,
-    ),
-    Flag(
-        name="set-node-network-unavailable",
-        kind=Kind.BOOL,
-        default=_DEFAULTS.set_node_network_unavailable,
-        help="clear the NetworkUnavailable condition of the Kubernetes node when ready",
-        mode=Mode.KUBE,
-    ),
-    Flag(
-        name="cni-conflist",
-        kind=Kind.STRING,
-        default=_DEFAULTS.cni_conflist,
-        help="file to which the configuration for CNI is written after subnet.env, so that the "
-        "kubelet calls the node ready when it is: cni-conf.json beside -net-config-path, or "
-        "flannel's usual one",
-        mode=Mode.KUBE,
-        since="pyflannel",
-    ),
-)
+KUBE_FLAGS: Final = flags_of(KubernetesOptions)
 """The flags that have an effect with Kubernetes alone."""
 
 
@@ -100,12 +78,7 @@ def kubernetes_options(flags: Flags, env: Mapping[str, str]) -> KubernetesOption
     if not flags.switch(SWITCH):
         return KubernetesOptions()
     return KubernetesOptions(
-        api_url=flags.text("kube-api-url"),
-        kubeconfig_file=flags.text("kubeconfig-file"),
-        annotation_prefix=normal_prefix(flags.text("kube-annotation-prefix")),
-        net_config_path=flags.text("net-config-path"),
-        set_node_network_unavailable=flags.switch("set-node-network-unavailable"),
-        cni_conflist=flags.text("cni-conflist"),
+        **read(KubernetesOptions, flags),
         node_name=flags.text("node-name") or env.get("NODE_NAME", ""),
         pod_name=env.get("POD_NAME", ""),
         pod_namespace=env.get("POD_NAMESPACE", ""),
@@ -136,7 +109,7 @@ def kubernetes_warnings(flags: Flags, env: Mapping[str, str]) -> Iterator[str]:
     """What is given and has no effect."""
     if not flags.switch(SWITCH):
         for flag in KUBE_FLAGS:
-            if flag.name in flags.given and flag.name != SWITCH:
+            if flag.name in flags.given:
                 yield f"-{flag.name} has no effect without -{SWITCH}"
         return
     if env.get("CONT_WHEN_CACHE_NOT_READY"):

@@ -9,8 +9,9 @@ import pytest
 from pyflannel import daemon
 from pyflannel.cli import pyflannel as tool
 from pyflannel.cli import pyflanneld, start
+from pyflannel.core.commandline import RunDaemon, parse_daemon
 from pyflannel.core.errors import UsageError
-from pyflannel.core.options import DaemonOptions, EtcdOptions, RunDaemon, parse_daemon
+from pyflannel.core.options import DaemonOptions, EtcdOptions
 from pyflannel.core.sysconfig import translate
 from pyflannel.kernel import limits
 

@@ -9,14 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyflannel.core.errors import EXIT_CONFIG, EXIT_USAGE, ConfigError, FlannelError, UsageError
-from pyflannel.core.kube.options import KUBE_FLAGS, KubernetesOptions
-from pyflannel.core.options import (
-    ETCD_FLAGS,
-    FLAGS,
+from pyflannel.core.commandline import (
     REMOVED,
-    DaemonOptions,
-    EtcdOptions,
     RunDaemon,
     ShowHelp,
     ShowVersion,
@@ -24,7 +18,10 @@ from pyflannel.core.options import (
     parse_etcd_flags,
     usage,
 )
-from pyflannel.gocompat.flags import Kind
+from pyflannel.core.errors import EXIT_CONFIG, EXIT_USAGE, ConfigError, FlannelError, UsageError
+from pyflannel.core.kube.options import KubernetesOptions
+from pyflannel.core.options import ETCD_FLAGS, FLAGS, DaemonOptions, EtcdOptions
+from pyflannel.gocompat.flags import Kind, Mode
 
 UPSTREAM = {
     "etcd-endpoints", "etcd-prefix", "etcd-keyfile", "etcd-certfile", "etcd-cafile",
@@ -150,9 +147,9 @@ def test_every_flag_has_a_variable() -> None:
                 "instance": "b",
                 "kube-annotation-prefix": "example.org",
             }
-            more = {"FLANNELD_KUBE_SUBNET_MGR": "1", **IN_A_POD} if flag in KUBE_FLAGS else {}
+            more = {"FLANNELD_KUBE_SUBNET_MGR": "1", **IN_A_POD} if flag.mode is Mode.KUBE else {}
             parsed = run(**{flag.variable(): usable.get(flag.name, "192.0.2.1")}, **more)
-            if flag in KUBE_FLAGS:
+            if flag.mode is Mode.KUBE:
                 assert parsed.options.kube != run(**more).options.kube, flag.name
             assert parsed.options != DaemonOptions() or flag.name in ("vmodule", "log_backtrace_at")
     assert options(FLANNELD_ETCD_ENDPOINTS="http://e").etcd.endpoints == ("http://e",)
@@ -311,12 +308,13 @@ class TestKubernetes:
         assert given.kube == KubernetesOptions(
             api_url="https://k:6443",
             kubeconfig_file="/c",
-            annotation_prefix="example.org/x-",
+            annotation_prefix="example.org/x",
             net_config_path="/n",
             set_node_network_unavailable=False,
             node_name="n1",
             cni_conflist="/etc/cni/net.d/10-flannel.conflist",
         )
+        assert given.kube.key_prefix == "example.org/x-"
         assert given.docker_opts_file == "/d"
         assert "kube-api-url=" in given.describe()
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from pyflannel.core.commandline import RunDaemon, parse_daemon
 from pyflannel.core.errors import UsageError
-from pyflannel.core.options import RunDaemon, parse_daemon
 from pyflannel.core.sysconfig import Launch, translate
 
 
