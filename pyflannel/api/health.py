@@ -23,7 +23,7 @@ from pyflannel.api.metrics import CONTENT_TYPE, Scrapes
 from pyflannel.core.errors import DeviceUnavailable
 from pyflannel.foreign import shown
 from pyflannel.logs import get_logger
-from pyflannel.report.model import NodeReport
+from pyflannel.report.source import Source
 
 log = get_logger(__name__)
 
@@ -145,7 +145,7 @@ class HealthServer:
 
 async def serve_health(
     ready: Callable[[], bool],
-    report: Callable[[], NodeReport] | None,
+    source: Source | None,
     host: str,
     port: int,
     trouble: Trouble = no_trouble,
@@ -154,7 +154,7 @@ async def serve_health(
 
     Args:
         ready: whether the node is ready.
-        report: what `/metrics` is made of; `None` for no metrics.
+        source: what `/metrics` is made of; `None` for no metrics.
         host: the address to listen on.
         port: the port.
         trouble: why `/readyz` says that the node does not do its work; empty if it does.
@@ -162,7 +162,7 @@ async def serve_health(
     Raises:
         DeviceUnavailable: the address or the port cannot be had.
     """
-    scrapes = Scrapes(report) if report is not None else None
+    scrapes = Scrapes(source) if source is not None else None
     server = HealthServer(ready, scrapes=scrapes, trouble=trouble)
     await server.start(host, port)
     return server

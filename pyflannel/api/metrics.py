@@ -9,10 +9,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from pyflannel.aio.pace import let_go, paced
 from pyflannel.report.metrics import Family, families
 from pyflannel.report.model import NodeReport
+from pyflannel.report.source import Source
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -27,14 +30,12 @@ class Scrapes:
     """Answers scrapes, one at a time, each with a report of its second.
 
     Args:
-        report: makes the node's report with its peers; called in the event loop.
+        source: makes the node's reports.
         now: a monotonic clock, in seconds.
     """
 
-    def __init__(
-        self, report: Callable[[], NodeReport], now: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._report = report
+    def __init__(self, source: Source, now: Callable[[], float] = time.monotonic) -> None:
+        self._source = source
         self._now = now
         self._lock = asyncio.Lock()
         self._made: float | None = None
@@ -44,7 +45,11 @@ class Scrapes:
         """The body."""
         async with self._lock:
             if self._made is None or self._now() - self._made >= FRESH_S:
-                self._answer = await asyncio.to_thread(render, self._report())
+                every = self._source.peer_reports()
+                peers = [peer async for peer in paced(every) if peer is not None]
+                report = replace(self._source.report(), peers=peers)
+                self._answer = await asyncio.to_thread(render, report)
+                await let_go(peers)
                 self._made = self._now()
             return self._answer
 

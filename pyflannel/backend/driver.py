@@ -30,6 +30,7 @@ from typing import Final, NoReturn
 
 from pyflannel.aio.backoff import Backoff
 from pyflannel.aio.clock import Clock, SystemClock
+from pyflannel.aio.pace import Pace, let_go
 from pyflannel.aio.tasks import forever
 from pyflannel.backend.base import (
     RESYNC_INTERVAL_S,
@@ -58,8 +59,8 @@ CALM_S: Final = 2.0
 """After this long without notifications the next one gets the short wait again."""
 RETRY_FIRST_S: Final = 0.25
 RETRY_MAX_S: Final = RESYNC_INTERVAL_S
-HANDED_AT_ONCE: Final = 1000
-"""Lease events that a network takes at a time, before others have their turn: 3 ms."""
+HANDED_AT_ONCE: Final = 200
+"""Lease events that a network takes at a time, before others may have their turn: 1 ms."""
 NAMED_FAILURES: Final = 20
 """New failures of one pass that get a log line each; the rest is a number, and in the status."""
 
@@ -343,12 +344,13 @@ class Driver:
         }
         synced, self._synced = self._synced, False
         waiting = list(events.values())
+        pace = Pace()
         for start in range(0, len(waiting), HANDED_AT_ONCE):
-            if start:
-                await asyncio.sleep(0)
             self._hand_over_some(waiting[start : start + HANDED_AT_ONCE])
+            await pace.breathe()
         if synced:
             self._network.synced()
+        await let_go(events, waiting)
 
     def _hand_over_some(self, events: Sequence[LeaseEvent]) -> None:
         try:

@@ -34,14 +34,13 @@ pending, and is tried again on the next `full` pass or after the next relevant n
 
 from __future__ import annotations
 
-import asyncio
 import errno
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import field, replace
 from typing import Final
 
-from pyflannel.aio.heap import pass_over
+from pyflannel.aio.pace import Pace, drained, paced
 from pyflannel.backend.base import (
     Applied,
     BackendContext,
@@ -70,7 +69,6 @@ from pyflannel.backend.tables import (
     overrules,
     table_id,
 )
-from pyflannel.core.delta import AT_ONCE
 from pyflannel.core.errors import FlannelError, KernelError
 from pyflannel.core.ip import Family, IPAddress, IPNetwork, SubnetKey, family_of
 from pyflannel.core.kind import OWN_VNI
@@ -99,7 +97,12 @@ from pyflannel.kernel.base import (
     Topic,
 )
 from pyflannel.kernel.ownership import LISTED, is_kernels, is_near, is_protected
-from pyflannel.kernel.surroundings import obstacles, own_devices, survey
+from pyflannel.kernel.surroundings import (
+    is_part_of_surroundings,
+    obstacles,
+    own_devices,
+    survey,
+)
 from pyflannel.kernel.sysctl import try_write_sysctl
 from pyflannel.logs import get_logger
 from pyflannel.records import dataclass
@@ -107,11 +110,6 @@ from pyflannel.report.model import DeviceReport, NetworkReport
 
 log = get_logger(__name__)
 
-YIELD_EVERY: Final = 500
-"""Peers computed before other tasks get a turn: about 5 ms of work."""
-FROZEN_EVERY: Final = 2000
-"""Peers after which the garbage collector is told to pass over what there is: their objects stay as
-long as they do, and looking through those of 100,000 peers took 0.1 to 0.25 s at a time."""
 NAMED_WARNINGS: Final = 20
 """Overlaps of one kind that get a log line each; all of them stand in the status."""
 
@@ -457,7 +455,11 @@ class Engine:
             return written
         self._replanned = False
         self._rebuild_tables()
-        self._pending = dict.fromkeys([None, *self._objects, *self._peers, *self._pending])
+        everything: dict[Owner, None] = {None: None}
+        for owners in (self._objects, self._peers, self._pending):
+            async for owner in paced(owners):
+                everything[owner] = None
+        self._pending = everything
         return True
 
     def _rebuild_tables(self) -> None:
@@ -481,11 +483,7 @@ class Engine:
         """Computes the objects of what is pending, and puts in who wants them."""
         pending, self._pending = self._pending, {}
         try:
-            for count, owner in enumerate(list(pending)):
-                if count % YIELD_EVERY == YIELD_EVERY - 1:
-                    await asyncio.sleep(0)
-                if count % FROZEN_EVERY == FROZEN_EVERY - 1:
-                    pass_over()
+            async for owner in drained(list(pending)):
                 lease = self._peers.get(owner) if owner is not None else None
                 if lease is not None and not await self._look_up(lease, done):
                     self._pending[owner] = None
@@ -592,7 +590,7 @@ class Engine:
         self._around, self._judge = around, Judge(around)
         self._say_overlaps()
         self._pending[None] = None
-        for owner, lease in self._peers.items():
+        async for owner, lease in paced(self._peers.items()):
             if self._conflicts_of(lease) != self._conflicts.get(owner, ()):
                 self._pending[owner] = None
         return True
@@ -727,7 +725,7 @@ class Engine:
         before = dict(self._paths)
         # Emptied, not replaced: the view that plans look at shares it.
         self._paths.clear()
-        for owner, lease in self._peers.items():
+        async for owner, lease in paced(self._peers.items()):
             await self._look_up(lease, done)
             for address in self._plan.destinations(lease):
                 if _way(before.get(address)) != _way(self._paths.get(address)):
@@ -757,19 +755,20 @@ class Engine:
                 self._dirty.kinds.add(table.kind)
                 continue
             if table.kind is Route and table.family is not None:
-                self._routes[table.family] = [r for r in listing if isinstance(r, Route)]
-            rerouted |= self._foreign_changed(table, listing)
+                self._routes[table.family] = await self._around_us(listing)
+            rerouted |= await self._foreign_changed(table, listing)
+            pace = Pace()
             for _ in state.taking(listing, is_ours):
-                await asyncio.sleep(0)
+                await pace.breathe()
             if table.kind is Neighbour:
-                self._meet(where[2], state.not_ours)
+                await self._meet(where[2], state.not_ours)
         return rerouted
 
-    def _meet(self, index: int, not_ours: Iterable[TableEntry]) -> None:
+    async def _meet(self, index: int, not_ours: Iterable[TableEntry]) -> None:
         """Takes note of the neighbours that another daemon has on a device of ours."""
         found = {
             thing.mac: thing
-            for thing in not_ours
+            async for thing in paced(not_ours)
             if isinstance(thing, Neighbour) and thing.state & NUD_PERMANENT
         }
         before = self._strangers.get(index, {})
@@ -788,6 +787,15 @@ class Engine:
         else:
             log.info("no other daemon uses this device any more", device=device)
 
+    async def _around_us(self, listing: Iterable[TableEntry]) -> list[Route]:
+        """Of a listing what the overlay may get in the way of: little, beside a route per peer."""
+        networks, store = self._plan.networks, frozenset(self._store_addresses())
+        return [
+            route
+            async for route in paced(listing)
+            if isinstance(route, Route) and is_part_of_surroundings(route, networks, store)
+        ]
+
     async def _list(self, table: Table, where: TableId) -> list[TableEntry]:
         if table.family is None:
             return list(await self._netlink.fdb(where[2]))
@@ -798,7 +806,7 @@ class Engine:
         protocols = () if self._plan.follows_routes else LISTED
         return list(await self._netlink.routes(table.family, protocols=protocols))
 
-    def _foreign_changed(self, table: Table, listing: Sequence[TableEntry]) -> bool:
+    async def _foreign_changed(self, table: Table, listing: Sequence[TableEntry]) -> bool:
         """Whether the way to a peer may be another than when we looked it up.
 
         A look-up per peer is dear, and a listing is at hand: as long as the routes of others are
@@ -806,10 +814,22 @@ class Engine:
         """
         if not self._paths or table.family is None or table.kind is not Route:
             return False
-        foreign = [r for r in listing if isinstance(r, Route) and not self._plan.concerns(r.dst)]
+        foreign: list[TableEntry] = [
+            route
+            async for route in paced(listing)
+            if isinstance(route, Route) and not self._plan.concerns(route.dst)
+        ]
         before = self._foreign.get(table.family)
-        self._foreign[table.family] = list(foreign)
-        return before is not None and before != foreign
+        if before is None:
+            self._foreign[table.family] = foreign
+            return False
+        changed = len(before) != len(foreign)
+        if not changed:
+            async for one, other in paced(zip(before, foreign, strict=True)):
+                changed = changed or one != other
+        if changed:
+            self._foreign[table.family] = foreign
+        return changed
 
     async def _write(self, done: _Pass) -> None:
         operations: list[Operation] = []
@@ -832,41 +852,36 @@ class Engine:
                     add(Delete(thing), table, None)
             table.surplus = []
         for table in ranked:
-            for count, (key, thing) in enumerate(table.delta.sets(), 1):
-                if count % AT_ONCE == 0:
-                    await asyncio.sleep(0)
+            async for key, thing in paced(table.delta.sets()):
                 if key not in table.held:
                     add(Set(thing), table, key)
         for table in reversed(ranked) if self._synced else ():
-            for count, (key, thing) in enumerate(table.delta.deletes(), 1):
-                if count % AT_ONCE == 0:
-                    await asyncio.sleep(0)
+            async for key, thing in paced(table.delta.deletes()):
                 if key not in table.held:
                     add(Delete(thing), table, key)
         if operations:
             failures = await self._netlink.apply(operations)
-            for start in range(0, len(operations), AT_ONCE):
-                if start:
-                    await asyncio.sleep(0)
-                self._account(operations, origin, failures, done, start)
+            await self._account(operations, origin, failures, done)
         for table in ranked:
-            for key, error in table.held.items():
+            async for key, error in paced(table.held.items()):
                 done.failures.setdefault(self._name(table, key), error)
         self._swept = self._swept or (self._synced and not done.unread)
 
-    def _account(
+    async def _account(
         self,
-        operations: Sequence[Operation],
-        origin: Sequence[tuple[TableState, Key | None]],
+        operations: list[Operation],
+        origin: list[tuple[TableState, Key | None]],
         failures: Mapping[int, KernelError],
         done: _Pass,
-        start: int,
     ) -> None:
-        """What came of the next `AT_ONCE` operations."""
+        """What came of the operations of a batch, which are used up."""
         # The first sweep removes what an earlier run left behind: nobody broke anything.
         sweeping = self._synced and not self._swept
-        for position in range(start, min(start + AT_ONCE, len(operations))):
-            operation, (table, key) = operations[position], origin[position]
+        origin.reverse()
+        position = -1
+        async for operation in drained(operations):
+            position += 1
+            table, key = origin.pop()
             kind = KIND[type(operation.object)]
             error = failures.get(position)
             if key is None:

@@ -74,7 +74,8 @@ class TableState:
     """One table: the difference, who wants what, and what the last listing said."""
 
     __slots__ = (
-        *("delta", "drifted", "held", "listing", "not_ours", "owners", "ranks", "rivals"),
+        *("_current", "delta", "drifted", "held", "listing", "not_ours", "owners", "ranks"),
+        "rivals",
         "surplus",
     )
 
@@ -94,8 +95,9 @@ class TableState:
         self.not_ours: list[TableEntry] = []
         """What the last listing had of others; protected routes are left out."""
         self.listing: list[TableEntry] | None = None
-        """The last listing while neither side changed since, else empty; `None` before the first
-        one."""
+        """The last listing; `None` before the first one."""
+        self._current = False
+        """Whether neither side has changed since that listing."""
 
     def want(self, owner: Owner, thing: TableEntry, rank: int = 0) -> None:
         """Puts a claim in.
@@ -164,8 +166,7 @@ class TableState:
 
     def forget_listing(self) -> None:
         """The next listing must be looked at even if it is like the last one."""
-        if self.listing is not None:
-            self.listing = []
+        self._current = False
 
     def take(self, listing: list[TableEntry], is_ours: Callable[[TableEntry], bool]) -> None:
         """Takes a complete listing of the table.
@@ -178,13 +179,18 @@ class TableState:
     def taking(
         self, listing: list[TableEntry], is_ours: Callable[[TableEntry], bool]
     ) -> Iterator[None]:
-        """As `take`, with pauses in which others may have their turn, but not touch this table."""
-        if listing and self.listing is not None and len(listing) == len(self.listing):
+        """As `take`, with pauses in which others may have their turn, but not touch this table.
+
+        The listing becomes the table's; what it takes the place of is empty afterwards.
+        """
+        former = self.listing
+        if former is not None and self._current and len(listing) == len(former):
             for start in range(0, len(listing), AT_ONCE):
-                if listing[start : start + AT_ONCE] != self.listing[start : start + AT_ONCE]:
+                if listing[start : start + AT_ONCE] != former[start : start + AT_ONCE]:
                     break
                 yield
             else:
+                yield from _emptying(listing)
                 return
         desired, known = self.delta.desired, self.delta.actual
         actual: dict[Key, TableEntry] = {}
@@ -211,6 +217,15 @@ class TableState:
             else:
                 self.surplus.append((thing, wanted is not None))
         drifted = yield from self.delta.replacing_actual(actual)
-        if self.listing is not None:
+        if former is not None:
             self.drifted.update(drifted)
-        self.listing = listing
+        self.listing, self._current = listing, True
+        yield from _emptying(former or [])
+
+
+def _emptying(listing: list[TableEntry]) -> Iterator[None]:
+    """Freeing is work too."""
+    while listing:
+        listing.pop()
+        if len(listing) % AT_ONCE == 0:
+            yield

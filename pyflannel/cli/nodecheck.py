@@ -141,6 +141,6 @@ async def _leases(
             ],
         )
     else:
-        return list(listed.taken(options.prefix)), frozenset(store.addresses()), []
+        return list(await listed.taken(options.prefix)), frozenset(store.addresses()), []
     finally:
         await store.close()

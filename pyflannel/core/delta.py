@@ -24,8 +24,8 @@ from typing import Final, Generic, TypeVar
 K = TypeVar("K")
 V = TypeVar("V")
 
-AT_ONCE: Final = 2000
-"""Values that are compared between two pauses: 5 to 10 ms."""
+AT_ONCE: Final = 100
+"""Values that are compared between two pauses: some 0.5 ms."""
 
 
 class DeltaMap(Generic[K, V]):
@@ -90,7 +90,7 @@ class DeltaMap(Generic[K, V]):
     def replacing_actual(self, actual: Mapping[K, V]) -> Generator[None, None, list[K]]:
         """As `replace_actual`, with a pause after each `AT_ONCE` values.
 
-        Nothing is replaced before the end, and `want` and `unwant` have to wait for it.
+        Until the end `want` and `unwant` have to wait.
         """
         desired = self._desired
         kept: dict[K, V] = {}
@@ -106,9 +106,19 @@ class DeltaMap(Generic[K, V]):
                 del sets[key]
                 continue
             kept[key] = value
-        drifted = [key for key in sets if key not in self._sets]
-        drifted += [key for key in deletes if key not in self._deletes]
-        self._actual, self._sets, self._deletes = kept, sets, deletes
+        drifted: list[K] = []
+        for pending, before in ((sets, self._sets), (deletes, self._deletes)):
+            for count, key in enumerate(pending, 1):
+                if count % AT_ONCE == 0:
+                    yield
+                if key not in before:
+                    drifted.append(key)
+        replaced, self._actual = self._actual, kept
+        self._sets, self._deletes = sets, deletes
+        while replaced:
+            replaced.popitem()
+            if len(replaced) % AT_ONCE == 0:
+                yield
         return drifted
 
     def applied(self, key: K) -> None:

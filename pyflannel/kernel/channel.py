@@ -3,9 +3,9 @@
 rtnetlink does a request inside `sendmsg`: when it returns, the answers wait in our receive buffer,
 and the parts of a dump are made while we read. So a conversation is a few system calls in a row,
 and there is nothing for an event loop to wait for; a transport with its callbacks would cost more
-than the kernel does. What matters to the loop is that nobody holds it for long: after each
-`HOLD_S` of work the conversation steps aside for one turn. Should an answer not be there, which no
-kernel we know does, we wait for it with `add_reader`, and not for ever.
+than the kernel does. What matters to the loop is that nobody holds it for long: after each 2 ms of
+work (`aio/pace.py`) the conversation steps aside for one turn. Should an answer not be there, which
+no kernel we know does, we wait for it with `add_reader`, and not for ever.
 
 A conversation that ends early (cancelled, failed, timed out) leaves answers behind that the next
 one must not take for its own, or a dump that blocks the next one (EBUSY). The socket is closed
@@ -21,25 +21,21 @@ import contextlib
 import errno
 import socket
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Final, Self
 
-from pyflannel.aio.heap import pass_over
+from pyflannel.aio.pace import HOLD_S, Pace, let_go
 from pyflannel.core.errors import KernelError
 from pyflannel.core.ip import IPNetwork
 from pyflannel.kernel import routefilter, rtnl
 from pyflannel.kernel.base import Notification, Topic
 from pyflannel.kernel.rtnl import Answer, Message, Request
 
-BATCH: Final = 64
-"""Requests a system call. 1,000 routes took 0.82 s one by one through a library and 0.05 s like
-this; beyond 64 nothing is gained, and 64 acknowledgements of less than 1 KB each (as the kernel
-counts them) stay far below the smallest receive buffer."""
-HOLD_S: Final = 0.002
-"""How long the event loop is held at a time; a packet waits no longer than that for us."""
-_FROZEN_EVERY: Final = 16
-"""Steps of `HOLD_S` after which the collector forgets what there is: some 10,000 objects."""
+MOST_AT_ONCE: Final = 64
+"""Requests a system call at most. 1,000 routes took 0.82 s one by one through a library and 0.05 s
+like this; beyond 64 nothing is gained, and 64 acknowledgements of less than 1 KB each (as the
+kernel counts them) stay far below the smallest receive buffer."""
 ANSWER_TIMEOUT_S: Final = 5.0
 """How long an answer may be missing. It is there at once, or the kernel is in deep trouble."""
 DUMP_ATTEMPTS: Final = 20
@@ -53,7 +49,7 @@ NOTIFICATION_BUFFER_BYTES: Final = 8 << 20
 _RECEIVE_BYTES: Final = 1 << 16
 """The largest datagram: the kernel builds dumps in pieces of up to 32 KB."""
 _DRAIN: Final = 256
-"""Notifications read before the consumer gets them: as many as are decoded in `HOLD_S`."""
+"""Notifications read before the consumer gets them: as many as are decoded in 2 ms."""
 
 _SOL_NETLINK: Final = 270
 _NETLINK_CAP_ACK: Final = 10
@@ -111,26 +107,44 @@ async def _readable(sock: socket.socket) -> None:
         loop.remove_reader(sock.fileno())
 
 
-class Pace:
-    """Steps aside for the event loop after each `HOLD_S` of work.
+MANY: Final = 5000
+"""Requests from which on a thread waits for the kernel. A table that grows so large is rebuilt now
+and then, by the request that makes it too large: 60 ms for IPv4 routes (`resize` of
+net/ipv4/fib_trie.c). A thread costs a batch 0.1 ms."""
+AT_FIRST: Final = 4
+"""Requests of one kind in the first batch: 40 ms in the worst case that is known."""
 
-    Work that takes long makes many objects without cycles (`aio/heap.py`).
+
+class BatchSizes:
+    """How many requests of which kind go out at once.
+
+    The kernel does them before it lets us go on, and what one costs it depends on its tables: a
+    route through a gateway on flannel.1 is compared with every other one there, which with 100,000
+    of them takes 10 ms (`fib_find_info` of net/ipv4, whose hash leaves the gateway out).
     """
 
-    __slots__ = ("_since", "_steps")
-
     def __init__(self) -> None:
-        self._since = time.perf_counter()
-        self._steps = 0
+        self._sizes: dict[int, int] = {}
 
-    async def breathe(self) -> None:
-        """Lets others run, if it has been long enough."""
-        if time.perf_counter() - self._since >= HOLD_S:
-            await asyncio.sleep(0)
-            self._steps += 1
-            if self._steps % _FROZEN_EVERY == 0:
-                pass_over()
-            self._since = time.perf_counter()
+    def next(self, requests: Sequence[Request], start: int) -> Sequence[Request]:
+        """The next batch, from a position on."""
+        counts: Counter[int] = Counter()
+        end = start
+        for request in requests[start : start + MOST_AT_ONCE]:
+            counts[request.kind] += 1
+            if counts[request.kind] > self._sizes.get(request.kind, AT_FIRST):
+                break
+            end += 1
+        return requests[start:end]
+
+    def took(self, batch: Sequence[Request], seconds: float) -> None:
+        """Learns from a batch."""
+        for kind, count in Counter(request.kind for request in batch).items():
+            size = self._sizes.get(kind, AT_FIRST)
+            if seconds > 2 * HOLD_S:
+                self._sizes[kind] = max(1, int(count * HOLD_S / seconds))
+            elif count == size:
+                self._sizes[kind] = min(MOST_AT_ONCE, 2 * size)
 
 
 class Channel:
@@ -142,6 +156,7 @@ class Channel:
         self._sequence = 0
         self._buffer = bytearray(_RECEIVE_BYTES)
         self._closed = False
+        self._sizes = BatchSizes()
 
     async def close(self) -> None:
         """Lets the conversation that is under way end, and refuses others. May be called twice."""
@@ -179,22 +194,27 @@ class Channel:
         """
         answers: list[Answer] = []
         pace = Pace()
-        for start in range(0, len(requests), BATCH):
+        many = len(requests) > MANY
+        while len(answers) < len(requests):
+            batch = self._sizes.next(requests, len(answers))
             async with self._conversation(operation) as sock:
-                answers += await self._batch(operation, sock, requests[start : start + BATCH])
+                since = time.perf_counter()
+                answers += await self._batch(operation, sock, batch, aside=many)
+                took_s = time.perf_counter() - since
+            self._sizes.took(batch, took_s)
             await pace.breathe()
         return answers
 
     async def _batch(
-        self, operation: str, sock: socket.socket, requests: Sequence[Request]
+        self, operation: str, sock: socket.socket, requests: Sequence[Request], *, aside: bool
     ) -> list[Answer]:
         first = self._sequence + 1
         self._sequence += len(requests)
-        self._send(
-            operation,
-            sock,
-            b"".join([rtnl.pack(r, first + i) for i, r in enumerate(requests)]),
-        )
+        data = b"".join([rtnl.pack(r, first + i) for i, r in enumerate(requests)])
+        if aside:
+            await asyncio.to_thread(self._send, operation, sock, data)
+        else:
+            self._send(operation, sock, data)
         answers: dict[int, Answer] = {}
         while len(answers) < len(requests):
             try:
@@ -236,6 +256,7 @@ class Channel:
                 complete, answer, messages = await self._dump_once(operation, sock, request)
             if complete:
                 return answer, messages
+            await let_go(messages)
             await asyncio.sleep(0)
         raise KernelError(
             operation, "", errno.EINTR, f"the table changed during {DUMP_ATTEMPTS} dumps in a row"

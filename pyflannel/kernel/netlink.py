@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from ipaddress import IPv4Address
 from typing import Final, TypeVar
 
+from pyflannel.aio.pace import drained, let_go, paced
 from pyflannel.core.errors import DeviceUnavailable, KernelError, NotPermitted
 from pyflannel.core.ip import Family, IPAddress, IPNetwork, family_of
 from pyflannel.kernel import ethtool, links, pyroute, rtnl
@@ -27,7 +28,6 @@ from pyflannel.kernel.base import (
     Address,
     Delete,
     FdbEntry,
-    KernelObject,
     Link,
     LinkSpec,
     Neighbour,
@@ -43,7 +43,7 @@ from pyflannel.kernel.batch import (
     stone_of,
     wants_stepping_stone,
 )
-from pyflannel.kernel.channel import Channel, Pace, Subscription
+from pyflannel.kernel.channel import Channel, Subscription
 from pyflannel.kernel.ownership import LISTED, is_near
 from pyflannel.kernel.rtnl import Answer, Message, Request, RouteKey
 from pyflannel.kernel.udp import find_holder
@@ -56,8 +56,6 @@ of type `blackhole`; looking up needs no permission."""
 
 _NAME_LIMIT: Final = 15
 """IFNAMSIZ less the terminating zero; no link has a longer name."""
-_PACE: Final = 16
-"""Records between two looks at the clock."""
 
 _FEW: Final = 8
 """Routes that are looked for in the undecoded messages, a hundred times faster."""
@@ -134,11 +132,11 @@ class KernelNetlink:
         messages = await self._dump_routes(family, oif, protocols)
         if near:
             leads = [rtnl.leading_bytes(network) for network in near]
-            messages = [m for m in messages if any(lead in m.body for lead in leads)]
+            messages = [m async for m in drained(messages) if any(lead in m.body for lead in leads)]
         found = await _decode(messages, rtnl.RTM_NEWROUTE, rtnl.decode_route)
         return [
             route
-            for route in found
+            async for route in drained(found)
             if family_of(route.dst) is family
             and (oif is None or route.oif == oif)
             and (not near or is_near(route, near))
@@ -153,7 +151,7 @@ class KernelNetlink:
             request = rtnl.dump_routes(family, oif, protocol)
             messages += [
                 message
-                for message in await self._dump("route list", request)
+                async for message in drained(await self._dump("route list", request))
                 if not protocol or rtnl.protocol_of_body(message.body) == protocol
             ]
         return messages
@@ -164,7 +162,7 @@ class KernelNetlink:
         found = await _decode(messages, rtnl.RTM_NEWNEIGH, rtnl.decode_neighbour)
         return [
             n
-            for n in found
+            async for n in drained(found)
             if n.index == index and family_of(n.ip) is family and n.state != NUD_NOARP
         ]
 
@@ -172,7 +170,7 @@ class KernelNetlink:
         """FDB entries of one vxlan link which have a destination and stay."""
         messages = await self._dump("fdb list", rtnl.dump_fdb(index))
         found = await _decode(messages, rtnl.RTM_NEWNEIGH, rtnl.decode_fdb)
-        return [entry for entry in found if entry.index == index]
+        return [entry async for entry in drained(found) if entry.index == index]
 
     async def _dump(self, operation: str, request: Request) -> list[Message]:
         """A listing. That of a link or table which is not there is empty."""
@@ -266,12 +264,16 @@ class KernelNetlink:
 
     async def apply(self, operations: Sequence[Operation]) -> dict[int, KernelError]:
         """Carries the operations out in order; one that fails does not stop the rest."""
-        numbered = dict(enumerate(operations))
+        numbered = {n: operation async for n, operation in paced(enumerate(operations))}
         failures = await self._apply(numbered)
         # Two refusals are worth another look: somebody was quicker between our dump and our request
         # (EEXIST), or an IPv6 gateway needs a stepping stone. What came after it in the batch about
         # the same object is done again as well, so that the last word stays the last.
-        stones = {p for p, error in failures.items() if wants_stepping_stone(numbered[p], error)}
+        stones = {
+            p
+            async for p, error in paced(failures.items())
+            if wants_stepping_stone(numbered[p], error)
+        }
         retried: dict[object, int] = {}
         for position in sorted(failures):
             if position in stones or failures[position].errno == errno.EEXIST:
@@ -280,7 +282,7 @@ class KernelNetlink:
             return failures
         again = {
             position: operation
-            for position, operation in numbered.items()
+            async for position, operation in paced(numbered.items())
             if position >= retried.get(operation.object.key, len(numbered))
         }
         for position in again:
@@ -302,36 +304,35 @@ class KernelNetlink:
         *,
         thorough: bool = False,
     ) -> dict[int, KernelError]:
-        items = [operation.object for operation in operations.values()]
-        routes = await self._find_routes(items, thorough=thorough)
+        routes = await self._find_routes(operations.values(), thorough=thorough)
         if not thorough and await _replaces_any(operations.values(), routes):
             # Replacing takes the first under the key. Whose that is, the picked ones do not tell.
-            routes = await self._find_routes(items, thorough=True)
-        plan = Plan(routes, await self._find_addresses(items))
+            await let_go(routes)
+            routes = await self._find_routes(operations.values(), thorough=True)
+        plan = Plan(routes, await self._find_addresses(operations.values()))
         failures: dict[int, KernelError] = {}
-        pace = Pace()
-        for count, (position, operation) in enumerate(operations.items()):
+        async for position, operation in paced(operations.items()):
             try:
                 plan.add(position, operation, stepping_stone=position in stones)
             except (ValueError, struct.error) as error:  # a MAC or number that cannot be packed
                 answer = Answer(errno.EINVAL, str(error))
                 failures[position] = _operation_error(operation, answer)
-            if count % _PACE == 0:
-                await pace.breathe()
-        answers = await self._channel.transact("apply", [step.request for step in plan.steps])
+        requests = [step.request async for step in paced(plan.steps)]
+        answers = await self._channel.transact("apply", requests)
         failures |= plan.failures
-        for (position, _, tolerated), answer in zip(plan.steps, answers, strict=True):
+        async for (position, _, tolerated), answer in paced(zip(plan.steps, answers, strict=True)):
             if answer.errno and answer.errno not in tolerated and position not in failures:
                 failures[position] = _operation_error(operations[position], answer)
+        await let_go(requests, answers, plan.steps, routes)
         return failures
 
     async def _find_routes(
-        self, items: Iterable[KernelObject], *, thorough: bool
+        self, operations: Iterable[Operation], *, thorough: bool
     ) -> dict[RouteKey, list[FoundRoute]]:
-        """What the kernel holds under the keys of these routes.
+        """What the kernel holds under the keys of the routes of a batch.
 
         Args:
-            items: the objects of the batch.
+            operations: the batch.
             thorough: routes of any protocol. Otherwise of those that flannel, administrators and
                 the kernel use, and of the objects themselves: enough for creating, which is
                 exclusive, and for deleting, which names the protocol.
@@ -339,10 +340,8 @@ class KernelNetlink:
         found: dict[RouteKey, list[FoundRoute]] = {}
         families: set[Family] = set()
         protocols = set() if thorough else set(LISTED)
-        pace = Pace()
-        for count, item in enumerate(items):
-            if count % _PACE == 0:
-                await pace.breathe()
+        async for operation in paced(operations):
+            item = operation.object
             if isinstance(item, Route):
                 found[rtnl.key_of(item)] = []
                 families.add(family_of(item.dst))
@@ -353,9 +352,7 @@ class KernelNetlink:
         prefixes = [key.dst for key in found] if few else [b""]
         for family in families:
             messages = await self._dump_routes(family, protocols=sorted(protocols - {0}))
-            for count, message in enumerate(messages):
-                if count % _PACE == 0:
-                    await pace.breathe()
+            async for message in drained(messages):
                 body = message.body
                 if not any(prefix in body for prefix in prefixes):
                     continue
@@ -366,8 +363,9 @@ class KernelNetlink:
                         found[key].append(FoundRoute(route, message.body))
         return found
 
-    async def _find_addresses(self, items: Iterable[KernelObject]) -> list[FoundAddress]:
-        """All addresses of the links of these addresses."""
+    async def _find_addresses(self, operations: Iterable[Operation]) -> list[FoundAddress]:
+        """All addresses of the links of the addresses of a batch."""
+        items = [operation.object async for operation in paced(operations)]
         indexes = {item.index for item in items if isinstance(item, Address)}
         if not indexes:
             return []
@@ -385,14 +383,12 @@ async def _replaces_any(
     operations: Iterable[Operation], found: Mapping[RouteKey, list[FoundRoute]]
 ) -> bool:
     """Whether one of the routes that are to be set has something under its key."""
-    pace = Pace()
-    for count, operation in enumerate(operations):
-        if count % _PACE == 0:
-            await pace.breathe()
+    replaces = False
+    async for operation in paced(operations):
         route = operation.object
-        if isinstance(operation, Set) and isinstance(route, Route) and found[rtnl.key_of(route)]:
-            return True
-    return False
+        if isinstance(operation, Set) and isinstance(route, Route):
+            replaces = replaces or bool(found[rtnl.key_of(route)])
+    return replaces
 
 
 def _operation_error(operation: Operation, answer: Answer) -> KernelError:
@@ -402,14 +398,11 @@ def _operation_error(operation: Operation, answer: Answer) -> KernelError:
 
 
 async def _decode(
-    messages: Sequence[Message], kind: int, decode: Callable[[bytes], T | None]
+    messages: list[Message], kind: int, decode: Callable[[bytes], T | None]
 ) -> list[T]:
-    """The records in a dump."""
+    """The records in a dump, which is used up."""
     records: list[T] = []
-    pace = Pace()
-    for count, message in enumerate(messages):
-        if count % _PACE == 0:
-            await pace.breathe()
+    async for message in drained(messages):
         if message.kind == kind:
             record = decode(message.body)
             if record is not None:

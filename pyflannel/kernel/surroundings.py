@@ -78,7 +78,6 @@ def survey(
         net = interface.network
         if net.prefixlen < interface.max_prefixlen and not _is_part(net, within):
             connected.setdefault(net, text)
-    cares = [net for net in networks if any(address in net for address in store)]
     for route in routes:
         if route.oif is not None and route.oif in ours:
             continue
@@ -98,7 +97,7 @@ def survey(
             for hop in route.next_hops:
                 if hop not in next_hops and _is_in(hop, networks):
                     next_hops[hop] = f"{hop} of the route to {_destination(route.dst)}"
-        elif cares and _is_part(route.dst, cares):
+        elif any(address in route.dst for address in store):
             passed.add(route.dst)
     return Surroundings(
         own=within,
@@ -108,6 +107,23 @@ def survey(
         store=frozenset(store),
         routes=others,
         passed=frozenset(passed),
+    )
+
+
+def is_part_of_surroundings(
+    route: Route, networks: Collection[IPNetwork], store: Collection[IPAddress]
+) -> bool:
+    """Whether a route may count for `survey` and `obstacles`; a peer's, as most are, does not.
+
+    Args:
+        route: of the main table.
+        networks: the cluster networks.
+        store: addresses of the store.
+    """
+    return (
+        ownership.is_protected(route)
+        or not _is_part(route.dst, networks)
+        or any(address in route.dst for address in store)
     )
 
 

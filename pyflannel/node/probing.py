@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Final, NoReturn
 
+from pyflannel.aio.pace import paced
 from pyflannel.aio.tasks import forever
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.ip import Family, SubnetKey
@@ -118,8 +119,9 @@ class Probing:
             silent = frozenset([*network.ignored, *failing])
             if silent != self._silent:
                 names, self._silent = silent ^ self._silent, silent
-                peers = self._peers().values()
-                prober.update(self._targets([p for p in peers if p.key.describe() in names]))
+                peers = list(self._peers().values())
+                found = [p async for p in paced(peers) if p.key.describe() in names]
+                prober.update(self._targets(found))
             await self._clock.sleep(SILENT_S)
 
     def _targets(self, leases: Sequence[Lease]) -> dict[SubnetKey, Sequence[Target]]:
@@ -142,9 +144,9 @@ class Probing:
             return ProbeReport(probed=self._probed.value, interval_s=self._interval_s)
         return replace(self._prober.report(), probed=self._probed.value)
 
-    def views(self) -> Mapping[SubnetKey, PeerView]:
-        """What is known of each peer that is probed."""
-        return self._prober.views() if self._prober is not None else {}
+    def view(self, key: SubnetKey) -> PeerView | None:
+        """What is known of a peer; `None` while nobody is probed."""
+        return self._prober.view(key) if self._prober is not None else None
 
 
 def _families(config: NetworkConfig, kind: Kind | None) -> tuple[Family, ...]:

@@ -18,7 +18,7 @@ async def serve_status(agent: Agent, options: DaemonOptions) -> None:
         await asyncio.Event().wait()
     trouble = agent.failing["status socket"] = Trouble(SystemClock())
     path, group = options.status_socket, options.status_group
-    await keep_socket(agent.report, path, agent.progress, trouble.set, group=group)
+    await keep_socket(agent, path, agent.progress, trouble.set, group=group)
 
 
 async def serve_health(
@@ -36,7 +36,7 @@ async def serve_health(
 
     served = await health.serve_health(
         lambda: agent.ready,
-        agent.report if options.metrics else None,
+        agent if options.metrics else None,
         options.healthz_ip,
         options.healthz_port,
         agent.trouble if options.strict_health else health.no_trouble,

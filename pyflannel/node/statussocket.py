@@ -13,7 +13,7 @@ from typing import Final, NoReturn
 
 from pyflannel.aio.clock import Clock, SystemClock, within
 from pyflannel.node.progress import PROGRAM_FIRST_S, Progress
-from pyflannel.report.model import NodeReport
+from pyflannel.report.source import Source
 
 STATUS_DELAY_S: Final = 0.5
 """How long a start may take before the socket is made all the same; one with everything at hand
@@ -21,7 +21,7 @@ takes 0.3 s."""
 
 
 async def keep_socket(
-    report: Callable[[], NodeReport],
+    source: Source,
     path: str,
     progress: Progress,
     failed: Callable[[str], bool],
@@ -31,7 +31,7 @@ async def keep_socket(
     """Makes the socket and keeps it until cancelled.
 
     Args:
-        report: makes the node's report.
+        source: makes the node's reports.
         path: of the socket.
         progress: how far the start has come.
         failed: as in `api.app.keep_status`.
@@ -43,5 +43,5 @@ async def keep_socket(
     if progress.started.is_set():
         await within(clock, PROGRAM_FIRST_S, progress.programmed.wait())
     app = await asyncio.to_thread(__import__, "pyflannel.api.app", fromlist=["app"])
-    await app.keep_status(report, path, failed, group)
+    await app.keep_status(source, path, failed, group)
     raise AssertionError("an endless task ended")

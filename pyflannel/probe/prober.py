@@ -22,6 +22,7 @@ from random import SystemRandom
 from typing import Final, NamedTuple, NoReturn, Protocol
 
 from pyflannel.aio.clock import Clock, within
+from pyflannel.aio.pace import drained, let_go, paced
 from pyflannel.core.announce import Announcer
 from pyflannel.core.errors import FlannelError
 from pyflannel.core.ip import Family, IPAddress, SubnetKey
@@ -192,7 +193,7 @@ class Prober:
             while True:
                 self._changed.clear()
                 now = self.clock.monotonic()
-                self._take(now)
+                await self._take(now)
                 self._receive()
                 self._expire(now, paused=now - planned > LATE_S)
                 self._send(now)
@@ -208,10 +209,10 @@ class Prober:
 
     # Peers
 
-    def _take(self, now: float) -> None:
+    async def _take(self, now: float) -> None:
         pending, self._pending = self._pending, {}
         new: list[_Peer] = []
-        for key, wanted in pending.items():
+        async for key, wanted in paced(pending.items()):
             known = self._peers.get(key, ())
             if tuple(peer.target for peer in known) == tuple(wanted):
                 continue
@@ -223,8 +224,10 @@ class Prober:
                 self._peers[key] = peers
                 self._states[State.UNKNOWN] += 1
                 new += peers
-        if new:
-            self._schedule.add(new, now)
+        spread = self._schedule.spread(len(new))
+        async for peer in drained(new):
+            self._schedule.add(peer, now, spread)
+        await let_go(pending)
 
     def _drop(self, key: SubnetKey) -> None:
         known = self._peers.get(key)
@@ -413,9 +416,10 @@ class Prober:
             if peer.track.state in _ANSWERING and not peer.track.tunnel.misses
         ]
 
-    def views(self) -> Mapping[SubnetKey, PeerView]:
-        """What is known of each peer."""
-        return {key: _view(peers) for key, peers in self._peers.items()}
+    def view(self, key: SubnetKey) -> PeerView:
+        """What is known of a peer."""
+        peers = self._peers.get(key)
+        return _view(peers) if peers is not None else UNSEEN
 
     def report(self) -> ProbeReport:
         """The probes of all peers, and who fails. Cheap, however many peers there are."""

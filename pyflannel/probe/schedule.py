@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Hashable
 from typing import Final, Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -23,6 +23,8 @@ BURST: Final = 10.0
 PACKETS_PER_TURN: Final = 1.3
 """One through the tunnel, one beside it every sixth turn, a large one every tenth; rounded up."""
 JITTER: Final = 0.1
+MOST_PASSED_OVER: Final = 1000
+"""Entries that count no more, in one search for the next turn: 1 ms."""
 FIRST_PER_S: Final = 25.0
 """Peers that are probed for the first time, a second: half of the packets are for others."""
 
@@ -62,11 +64,13 @@ class Schedule(Generic[K]):
         """Between two turns of a peer, now."""
         return interval(self._base_s, len(self._current))
 
-    def add(self, keys: Collection[K], now: float) -> None:
-        """New ones, which have their first turn soon, spread, and then once an interval."""
-        spread = min(self.interval_s or self._base_s, 1 + len(keys) / FIRST_PER_S)
-        for key in keys:
-            self._enter(key, now + self._random() * spread)
+    def spread(self, new: int) -> float:
+        """Seconds in which that many new ones should have their first turn."""
+        return min(self.interval_s or self._base_s, 1 + new / FIRST_PER_S)
+
+    def add(self, key: K, now: float, spread: float) -> None:
+        """A new one, which has its first turn within `spread`, and then once an interval."""
+        self._enter(key, now + self._random() * spread)
 
     def remove(self, key: K) -> None:
         """Somebody who has no turn any more."""
@@ -83,7 +87,9 @@ class Schedule(Generic[K]):
         The caller tells with `sent` how many packets the turn took.
         """
         self._fill(now)
-        while self._turns:
+        for _ in range(MOST_PASSED_OVER):
+            if not self._turns:
+                return None
             when, entry, key = self._turns[0]
             if self._current.get(key) != entry:
                 heapq.heappop(self._turns)
@@ -101,9 +107,10 @@ class Schedule(Generic[K]):
         self._tokens -= packets
 
     def next(self) -> float | None:
-        """When there is something to do again, in monotonic seconds; `None` if never."""
-        while self._turns and self._current.get(self._turns[0][2]) != self._turns[0][1]:
-            heapq.heappop(self._turns)
+        """When there is something to do again, in monotonic seconds; `None` if never.
+
+        It may be no more than an entry to pass over.
+        """
         if not self._turns:
             return None
         wait = max(0.0, 1 - self._tokens) / MOST_PER_S

@@ -9,9 +9,10 @@ know, and what is missing has the record's default, so that command and daemon m
 from __future__ import annotations
 
 import dataclasses
+import json
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from pyflannel.report.model import (
@@ -19,6 +20,7 @@ from pyflannel.report.model import (
     ConfigReport,
     FilesReport,
     NodeReport,
+    PeerReport,
     Problem,
 )
 from pyflannel.report.problems import problems
@@ -49,6 +51,26 @@ def encode(report: NodeReport) -> dict[str, object]:
     if report.store is not None and report.store.kind == "etcd":
         shown["etcd"] = {"endpoints": report.store.where, **_members(report.store)}
     return shown
+
+
+def encode_in_parts(report: NodeReport, peers: Iterable[PeerReport | None]) -> Iterator[str]:
+    """The JSON text of a report with these peers, however many there are; `None` is a pause."""
+    yield "{"
+    for number, (name, value) in enumerate(encode(report).items()):
+        yield f"{', ' if number else ''}{json.dumps(name)}: "
+        if name != "peers":
+            yield json.dumps(value)
+            continue
+        yield "["
+        between = ""
+        for peer in peers:
+            if peer is None:
+                yield ""
+                continue
+            yield between + json.dumps(_plain(peer))
+            between = ", "
+        yield "]"
+    yield "}"
 
 
 def decode(shown: Mapping[str, Any]) -> NodeReport:

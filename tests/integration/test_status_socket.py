@@ -10,6 +10,7 @@ import pytest
 
 from pyflannel.api import app
 from pyflannel.report.model import NodeReport
+from tests.support.reports import Saying
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +37,9 @@ async def until(probe) -> None:
 def keep(path, scenario) -> None:
     async def main() -> None:
         told: list[str] = []
-        kept = app.keep_status(NodeReport, str(path), lambda text: told.append(text) or True)
+        kept = app.keep_status(
+            Saying(NodeReport()), str(path), lambda text: told.append(text) or True
+        )
         task = asyncio.create_task(kept)
         try:
             await scenario(told, task)

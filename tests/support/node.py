@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import AsyncIterator, Collection
+from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
@@ -251,7 +252,8 @@ class WholeNode:
         await settle()
 
     def report(self) -> NodeReport:
-        return self.agent.report()
+        peers = [peer for peer in self.agent.peer_reports() if peer is not None]
+        return replace(self.agent.report(), peers=peers)
 
     @property
     def subnet(self) -> str:

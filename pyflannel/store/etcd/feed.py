@@ -22,7 +22,7 @@ from typing import Final
 
 from pyflannel.aio.backoff import Backoff
 from pyflannel.aio.clock import Clock
-from pyflannel.aio.heap import pass_over
+from pyflannel.aio.pace import paced
 from pyflannel.core.announce import Announcer
 from pyflannel.core.errors import StoreCompacted, StoreError
 from pyflannel.core.ip import SubnetKey
@@ -55,14 +55,6 @@ log = get_logger(__name__)
 RESTORE_GRACE_S: Final = 30.0
 """Long enough for every node to notice (idle time-out of a watch, about 10 s) and to write its
 lease again, short against the day that a lease of a dead node may linger anyway."""
-
-
-DECODED_AT_ONCE: Final = 100
-"""Leases that are decoded before other tasks have their turn: 10 ms."""
-FROZEN_EVERY: Final = 2000
-"""Leases after which the garbage collector is told to pass over what there is. They live as long as
-the node follows them, and looking through 16,000 of them took 60 ms at a time."""
-
 
 STRANGER_GRACE_S: Final = 86400.0
 """In a cluster that is not ours nobody's lease has ended: what we know stays until it would have,
@@ -207,12 +199,17 @@ class LeaseFeed:
         self._snapshots += 1
         found = dict(listing.by_key)
         self._bad.forget_all_but({bad.key for bad in listing.bad})
-        for bad in listing.bad:
+        async for bad in paced(listing.bad):
             self._say_bad(bad)
         if not primed:
-            self._own(next((kv for key, kv in listing.kvs.items() if self._is_own(key)), None))
+            own: KeyValue | None = None
+            async for key, kv in paced(listing.kvs.items()):
+                own = kv if own is None and self._is_own(key) else own
+            self._own(own)
         if restored or keep_missing:
-            missing = {key: lease for key, lease in self._known.items() if key not in found}
+            missing = {
+                key: lease async for key, lease in paced(self._known.items()) if key not in found
+            }
             if missing:
                 log.warning(
                     "etcd lacks leases after an outage or a restore; keeping them for a while",
@@ -362,13 +359,16 @@ class Listing:
         """In the order of their keys."""
         return tuple(self.by_key.values())
 
-    def taken(self, prefix: str) -> tuple[Lease, ...]:
+    async def taken(self, prefix: str) -> tuple[Lease, ...]:
         """The leases, and one without an owner for each subnet whose value cannot be read.
 
         Nobody can lease such a subnet: its key is there.
         """
-        keys = (codec.parse_key(prefix, bad.key) for bad in self.bad)
-        nobodys = (Lease(key=key, attrs=LeaseAttrs()) for key in keys if key is not None)
+        nobodys = [
+            Lease(key=key, attrs=LeaseAttrs())
+            async for bad in paced(self.bad)
+            if (key := codec.parse_key(prefix, bad.key)) is not None
+        ]
         return (*self.by_key.values(), *nobodys)
 
 
@@ -395,16 +395,11 @@ async def list_leases(store: Store, prefix: str) -> Listing:
     leases: dict[SubnetKey, Lease] = {}
     kvs: dict[bytes, KeyValue] = {}
     bad: list[BadKey] = []
-    for start in range(0, len(result.kvs), DECODED_AT_ONCE):
-        if start:
-            await asyncio.sleep(0)
-        if start and start % FROZEN_EVERY == 0:
-            pass_over()
-        for kv in result.kvs[start : start + DECODED_AT_ONCE]:
-            kvs[kv.key] = kv
-            lease = codec.decode_lease(prefix, kv)
-            if isinstance(lease, Lease):
-                leases[lease.key] = lease
-            else:
-                bad.append(lease)
+    async for kv in paced(result.kvs):
+        kvs[kv.key] = kv
+        lease = codec.decode_lease(prefix, kv)
+        if isinstance(lease, Lease):
+            leases[lease.key] = lease
+        else:
+            bad.append(lease)
     return Listing(result.header, leases, tuple(bad), kvs)

@@ -57,6 +57,7 @@ from pyflannel.store.configlog import log_problems
 from pyflannel.store.etcd import codec
 from pyflannel.store.etcd.acquire import (
     Acquisition,
+    aside,
     discard_store_lease,
 )
 from pyflannel.store.etcd.base import (
@@ -304,7 +305,8 @@ class EtcdLeaseStore:
         """
         self._listed = listed = await list_leases(self._store, self._prefix)
         config, remembered = self._settled(), self._record.load()
-        own = allocation.own_leases(
+        work = functools.partial(
+            allocation.own_leases,
             listed.leases,
             attrs,
             config,
@@ -312,6 +314,7 @@ class EtcdLeaseStore:
             former=remembered.former if remembered is not None else None,
             intended=remembered.intended if remembered is not None else None,
         )
+        own = await aside(len(listed.leases), work)
         if not own or not allocation.is_under_our_address(own[0], attrs, config):
             return None
         return own[0].attrs

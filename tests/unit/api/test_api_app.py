@@ -5,30 +5,38 @@ from __future__ import annotations
 import asyncio
 import json
 
+import aiohttp
 from aiohttp.test_utils import make_mocked_request
 
 from pyflannel.api import app, health
 from pyflannel.report.codec import encode
-from pyflannel.report.model import NodeReport, StoreReport
+from pyflannel.report.model import NodeReport, PeerReport, StoreReport
+from tests.support.reports import Saying
 
-REPORT = NodeReport(version="1", store=StoreReport(kind="etcd", connected=False))
+PEERS = [PeerReport(subnet=f"10.5.{number}.0/24") for number in range(250)]
+REPORT = NodeReport(version="1", store=StoreReport(kind="etcd", connected=False), peers=PEERS)
 
 
-def test_status_is_the_report_made_at_that_moment():
-    made: list[int] = []
+def test_status_is_the_report_made_at_that_moment(tmp_path):
+    node = Saying(REPORT)
 
-    def report() -> NodeReport:
-        made.append(1)
-        return REPORT
+    async def main() -> tuple[str, dict]:
+        path = str(tmp_path / "s.sock")
+        runner = await app.serve_status(node, path)
+        try:
+            async with (
+                aiohttp.ClientSession(connector=aiohttp.UnixConnector(path)) as client,
+                client.get("http://localhost/status") as answer,
+            ):
+                return answer.headers["Content-Type"], await answer.json()
+        finally:
+            await app.stop_serving(runner, path)
 
-    async def main() -> dict:
-        served = app.status_app(report)
-        (route,) = (r for r in served.router.routes() if r.method == "GET")
-        answer = await route.handler(make_mocked_request("GET", "/status"))
-        return json.loads(answer.body)
-
-    assert asyncio.run(main()) == json.loads(json.dumps(encode(REPORT)))
-    assert made == [1]
+    kind, shown = asyncio.run(main())
+    assert kind == "application/json; charset=utf-8"
+    assert shown == json.loads(json.dumps(encode(REPORT)))
+    assert list(shown) == list(encode(REPORT))
+    assert node.asked == 1
 
 
 def ready_answer(*, ready: bool, trouble: str = "") -> tuple[int, str]:

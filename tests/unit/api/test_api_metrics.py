@@ -10,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pyflannel.api import metrics
 from pyflannel.api.health import health_app
 from pyflannel.report.model import NodeReport, PeerReport, StoreReport
+from tests.support.reports import Saying
 
 REPORT = NodeReport(
     version='1 "x"\n',
@@ -42,7 +43,7 @@ def test_prometheus_reads_what_we_say():
 
 
 def test_it_is_served_with_its_type():
-    answer = answered(health_app(lambda: True, metrics.Scrapes(lambda: REPORT)), "/metrics")
+    answer = answered(health_app(lambda: True, metrics.Scrapes(Saying(REPORT))), "/metrics")
     assert answer.status == 200
     assert answer.headers["Content-Type"] == metrics.CONTENT_TYPE
     assert b"pyflannel_ready 0.0" in answer.body
@@ -53,18 +54,14 @@ def test_without_reports_it_is_not_found_as_upstream_has_it():
 
 
 def test_whoever_asks_all_the_time_gets_one_answer_a_second():
-    made, clock = [], [0.0]
-
-    def report() -> NodeReport:
-        made.append(1)
-        return REPORT
+    node, clock = Saying(REPORT), [0.0]
 
     async def main() -> None:
-        scrapes = metrics.Scrapes(report, lambda: clock[0])
+        scrapes = metrics.Scrapes(node, lambda: clock[0])
         await asyncio.gather(*(scrapes.answer() for _ in range(20)))
-        assert len(made) == 1
+        assert node.asked == 1
         clock[0] += metrics.FRESH_S
         await scrapes.answer()
-        assert len(made) == 2
+        assert node.asked == 2
 
     asyncio.run(main())

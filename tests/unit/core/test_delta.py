@@ -106,7 +106,7 @@ def test_a_long_listing_is_compared_with_pauses_and_counts_at_the_end():
     assert next(steps) is None
     assert dict(delta.actual) == {}
     pauses = 1 + len(list(steps))
-    assert pauses == 3
+    assert pauses >= 3
     assert dict(delta.actual) == listing
     assert pending_numbers(delta) == ([3 * AT_ONCE - 1], [-1])
 

@@ -10,7 +10,7 @@ import pytest
 from pyflannel.core.ip import IPAddress
 from pyflannel.core.overlap import Kind, Obstacles, Surroundings
 from pyflannel.kernel.base import RTPROT_BOOT, RTPROT_KERNEL, Address, Link, Route
-from pyflannel.kernel.surroundings import obstacles, survey
+from pyflannel.kernel.surroundings import is_part_of_surroundings, obstacles, survey
 from tests.support.overlay import ME, NETWORK, key
 
 OURS, ETH0, DOCKER0 = 9, 2, 3
@@ -22,15 +22,23 @@ def address(text: str, index: int = ETH0) -> Address:
 
 
 def around(*things: Address | Route, store: tuple[IPAddress, ...] = ()) -> Surroundings:
-    return survey(
-        [thing for thing in things if isinstance(thing, Address)],
-        [thing for thing in things if isinstance(thing, Route)],
-        own=key(ME),
-        ours={OURS},
-        networks=(NETWORK,),
-        store=store,
-        names={ETH0: "eth0", DOCKER0: "docker0"},
-    )
+    """What is said of all, which is what is said without those that are told not to count."""
+
+    def said(routes: list[Route]) -> Surroundings:
+        return survey(
+            [thing for thing in things if isinstance(thing, Address)],
+            routes,
+            own=key(ME),
+            ours={OURS},
+            networks=(NETWORK,),
+            store=store,
+            names={ETH0: "eth0", DOCKER0: "docker0"},
+        )
+
+    routes = [thing for thing in things if isinstance(thing, Route)]
+    few = [route for route in routes if is_part_of_surroundings(route, (NETWORK,), store)]
+    assert said(few) == said(routes)
+    return said(routes)
 
 
 EMPTY = around()
@@ -99,7 +107,9 @@ def test_a_route_with_a_metric_stays_behind_ours_and_does_not_count():
 def test_routes_into_the_network_are_kept_only_where_the_store_is_in_it():
     static = Route(dst=IPv4Network("10.5.200.0/24"), gateway=IPv4Address("192.0.2.2"), oif=ETH0)
     assert not around(static).passed
+    assert not is_part_of_surroundings(static, (NETWORK,), ()), "as a peer's"
     assert around(static, store=(IPv4Address("10.5.200.9"),)).passed == {static.dst}
+    assert not around(static, store=(IPv4Address("10.5.201.9"),)).passed
 
 
 VETH = 5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Collection
 
 import pytest
 
@@ -29,10 +30,16 @@ def test_ten_seconds_for_few_peers_and_longer_for_many():
     assert interval(1, 1_000) == pytest.approx(26)
 
 
+def add(schedule: Schedule[int], keys: Collection[int], now: float) -> None:
+    spread = schedule.spread(len(keys))
+    for key in keys:
+        schedule.add(key, now, spread)
+
+
 @pytest.mark.parametrize("count", [1, 7, 300])
 def test_each_peer_has_its_turn_once_an_interval_within_a_tenth(count):
     schedule: Schedule[int] = Schedule(10, random.Random(1).random, 0.0)
-    schedule.add(range(count), 0.0)
+    add(schedule, range(count), 0.0)
     times: dict[int, list[float]] = {}
     for now, key in turns(schedule, 0.0, 400):
         times.setdefault(key, []).append(now)
@@ -48,7 +55,7 @@ def test_nodes_that_start_together_do_not_probe_together():
     seconds = []
     for seed in range(40):
         schedule: Schedule[int] = Schedule(10, random.Random(seed).random, 0.0)
-        schedule.add([1], 0.0)
+        add(schedule, [1], 0.0)
         seconds.append(turns(schedule, 0.0, 60)[-1][0])
     assert max(seconds) - min(seconds) > 5
 
@@ -56,7 +63,7 @@ def test_nodes_that_start_together_do_not_probe_together():
 @pytest.mark.parametrize("packets", [1, 3])
 def test_no_more_packets_leave_than_are_allowed_whatever_happens(packets):
     schedule: Schedule[int] = Schedule(1, random.Random(1).random, 0.0)
-    schedule.add(range(5_000), 0.0)
+    add(schedule, range(5_000), 0.0)
     for key in range(5_000):
         schedule.soon(key, 0.0)
     found = turns(schedule, 0.0, 60, packets)
@@ -66,9 +73,9 @@ def test_no_more_packets_leave_than_are_allowed_whatever_happens(packets):
 
 def test_a_peer_that_is_gone_has_no_turn_and_a_new_one_soon():
     schedule: Schedule[int] = Schedule(10, random.Random(1).random, 0.0)
-    schedule.add([1, 2], 0.0)
+    add(schedule, [1, 2], 0.0)
     schedule.remove(1)
-    schedule.add([3], 1.0)
+    add(schedule, [3], 1.0)
     found = turns(schedule, 1.0, 3)
     assert {key for _, key in found} <= {2, 3}
     assert 3 in {key for _, key in found}
@@ -76,7 +83,7 @@ def test_a_peer_that_is_gone_has_no_turn_and_a_new_one_soon():
 
 def test_a_turn_that_is_wanted_soon_takes_the_place_of_the_next():
     schedule: Schedule[int] = Schedule(10, lambda: 0.5, 0.0)
-    schedule.add([1], 0.0)
+    add(schedule, [1], 0.0)
     assert [key for _, key in turns(schedule, 0.0, 2)] == [1]
     schedule.soon(1, 3.0)
     assert schedule.due(3.0) == 1
@@ -88,7 +95,7 @@ def test_a_turn_that_is_wanted_soon_takes_the_place_of_the_next():
 def test_it_says_when_there_is_something_to_do_again():
     schedule: Schedule[int] = Schedule(10, lambda: 0.5, 0.0)
     assert schedule.next() is None
-    schedule.add([1], 0.0)
+    add(schedule, [1], 0.0)
     assert schedule.next() == pytest.approx(0.52)
     schedule.due(1.0)
     assert schedule.next() == pytest.approx(11.0)

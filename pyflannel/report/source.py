@@ -1,0 +1,23 @@
+"""Where the reports of a node come from, as those see it who tell the world."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from pyflannel.report.model import NodeReport, PeerReport
+
+
+class Source(Protocol):
+    """A running node. Asked in its event loop."""
+
+    def report(self) -> NodeReport:
+        """Everything but the peers one by one. Quick, however many there are."""
+        ...
+
+    def peer_reports(self) -> Iterator[PeerReport | None]:
+        """A record for each peer that there is now, by subnet; `None` is a pause.
+
+        Each is made when it is asked for, and others may have their turn in between.
+        """
+        ...

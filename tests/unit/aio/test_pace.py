@@ -1,0 +1,76 @@
+"""Work in steps: what is handed on, what is let go of, and that others have their turn."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from pyflannel.aio import pace
+from pyflannel.aio.pace import drained, let_go, paced
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch):
+    monkeypatch.setattr(pace, "HOLD_S", 0.0)
+
+
+def counting(work) -> tuple[object, int]:
+    """What work gives, and how many turns others had meanwhile."""
+
+    async def main() -> tuple[object, int]:
+        turns = 0
+
+        async def other() -> None:
+            nonlocal turns
+            while True:
+                await asyncio.sleep(0)
+                turns += 1
+
+        beside = asyncio.create_task(other())
+        try:
+            return await work(), turns
+        finally:
+            beside.cancel()
+
+    return asyncio.run(main())
+
+
+def test_things_are_handed_on_in_order_and_others_have_their_turn():
+    async def work() -> list[int]:
+        return [number async for number in paced(range(100))]
+
+    found, turns = counting(work)
+    assert found == list(range(100))
+    assert turns >= 100 // pace.EACH - 1
+
+
+def test_a_list_is_let_go_of_while_it_is_used():
+    things = list(range(100))
+
+    async def work() -> list[tuple[int, int]]:
+        return [(number, len(things)) async for number in drained(things)]
+
+    found, turns = counting(work)
+    assert found == [(number, 99 - number) for number in range(100)]
+    assert turns >= 100 // pace.EACH - 1
+
+
+def test_what_nobody_needs_is_emptied_in_steps():
+    numbers, names = list(range(100)), dict.fromkeys(range(100))
+
+    async def work() -> None:
+        await let_go(numbers, names)
+
+    _, turns = counting(work)
+    assert (numbers, names) == ([], {})
+    assert turns >= 200 // pace.EACH - 2
+
+
+def test_while_there_is_little_to_do_nobody_is_stepped_aside_for(monkeypatch):
+    monkeypatch.setattr(pace, "HOLD_S", 60.0)
+
+    async def work() -> list[int]:
+        return [number async for number in paced(range(100))]
+
+    assert counting(work)[1] <= 1
