@@ -34,7 +34,7 @@ from pyflannel.core.announce import Announcer
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.errors import NetworkConfigChanged, StoreDenied, StoreError
 from pyflannel.core.ip import SubnetKey
-from pyflannel.core.lease import Identity, LeaseAttrs, LeaseEvent, LeaseTable, Snapshot
+from pyflannel.core.lease import Identity, Lease, LeaseAttrs, LeaseEvent, LeaseTable, Snapshot
 from pyflannel.core.trust import check_commands
 from pyflannel.core.underlay import ExternalInterface
 from pyflannel.docker import options as docker_options
@@ -81,6 +81,7 @@ HEADLINE_S: Final = 3.0
 whole report, 0.6 ms: each second it was a fifth of what a daemon at rest costs."""
 STANDING_S: Final = 1.0
 """How often the store is asked, which knows without a request, whether the subnet is ours."""
+TAKEN: Final = "another node has the subnet, and there is none for this one"
 RELEASE_S: Final = 0.8
 """For giving the subnet back, of the 1.5 s that an orderly end may take."""
 
@@ -155,9 +156,28 @@ class Agent:
         attrs = await backend.prepare(former)
         if config.enable_ipv4 and parts.store.allots:
             log.info(f"Picking subnet in range {config.subnet_min} ... {config.subnet_max}")
-        lease = await parts.store.acquire(attrs)
+        lease = await self._acquire(attrs)
         network = await backend.attach(lease)
         return Started(config=config, underlay=underlay, lease=lease, network=network)
+
+    async def _acquire(self, attrs: LeaseAttrs) -> Lease:
+        """Waits for a subnet; meanwhile no file goes on naming one that another node has."""
+        minding = asyncio.create_task(self._mind_former(), name="former files")
+        try:
+            return await self._parts.store.acquire(attrs)
+        finally:
+            minding.cancel()
+            await asyncio.gather(minding, return_exceptions=True)
+
+    async def _mind_former(self) -> None:
+        parts, settings = self._parts, self._settings
+        former = parts.former.previous_subnet
+        while former is not None and not parts.store.standing().taken:
+            await parts.clock.sleep(STANDING_S)
+        if former is not None:
+            parts.files.withdraw_former(
+                settings.subnet_file, settings.docker_opts_file, former, TAKEN
+            )
 
     async def run(self, node: Node) -> None:
         """Announces the node and keeps it until cancelled."""
@@ -431,7 +451,7 @@ class Node:
             await self._clock.sleep(STANDING_S)
             if self._store.standing().taken:
                 if not files.withdrawn:
-                    files.withdraw("another node has the subnet, and there is none for this one")
+                    files.withdraw(TAKEN)
                     self.phase = f"without a subnet; {self._lease.key.describe()} was taken"
             elif files.withdrawn:
                 # The same subnet again; another one is told by the store.

@@ -11,7 +11,8 @@ A disk that is full or read-only is no reason to stop carrying packets: it is sa
 and the node is not ready until `subnet.env` is there.
 
 They are taken back when the subnet that they name is another node's and there is none for us: who
-starts a container by them would give it an address of the other node.
+starts a container by them would give it an address of the other node. So are those that a former
+run left, while a start waits for a subnet.
 
 In a Kubernetes cluster the configuration for CNI may be written as well, after `subnet.env` and
 never before it. That one is written once for each subnet and left alone afterwards: other agents
@@ -28,6 +29,7 @@ from typing import Final, Protocol
 from pyflannel.aio.clock import Clock
 from pyflannel.core import subnetenv
 from pyflannel.core.errors import FlannelError
+from pyflannel.core.ip import SubnetKey
 from pyflannel.core.subnetenv import SubnetEnv, docker_why_damaged, why_damaged
 from pyflannel.kernel.files import (
     FileContent,
@@ -167,17 +169,40 @@ class EnvFiles:
         contents, self._contents = self._contents, {}
         for path, content in contents.items():
             found = self._disk.read(path)
-            if not isinstance(found, FileText) or self._judges[path](found.text, content.decode()):
-                continue
-            try:
-                self._disk.remove(path)
-            except OSError as error:
-                log.error("environment file not removed", path=path, error=error)
-            else:
-                log.error(f"environment file removed: {why}", path=path)
+            if isinstance(found, FileText) and not self._judges[path](found.text, content.decode()):
+                self._take_back(path, why)
         self._failed.clear()
         self._good.clear()
         self.ready_since = None
+
+    def withdraw_former(
+        self, subnet_file: str, docker_file: str, subnet: SubnetKey, why: str
+    ) -> None:
+        """Takes back what a former run left, before anything was written; as `withdraw`.
+
+        Args:
+            subnet_file: path of `subnet.env`.
+            docker_file: of docker's options; empty for none.
+            subnet: the one that they name.
+            why: what is said of it.
+        """
+        found = self._disk.read(Path(subnet_file))
+        if isinstance(found, FileText) and subnetenv.parse(found.text).previous_subnet == subnet:
+            self._take_back(Path(subnet_file), why)
+        if not docker_file or subnet.v4 is None:
+            return
+        bip = f"--bip={subnet.v4.network_address + 1}/{subnet.v4.prefixlen}"
+        found = self._disk.read(Path(docker_file))
+        if isinstance(found, FileText) and not docker_why_damaged(found.text, bip):
+            self._take_back(Path(docker_file), why)
+
+    def _take_back(self, path: Path, why: str) -> None:
+        try:
+            self._disk.remove(path)
+        except OSError as error:
+            log.error("environment file not removed", path=path, error=error)
+        else:
+            log.error(f"environment file removed: {why}", path=path)
 
     async def guard(self) -> None:
         """Writes again what was deleted, damaged or could not be written. Runs for ever."""

@@ -73,7 +73,8 @@ class Standing:
     since: float | None = None
     """When the reason began, in seconds since the epoch."""
     taken: bool = False
-    """Another node has our subnet, and there is none for us at present."""
+    """Another node has our subnet, or the one that we had before our start, and there is none for
+    us at present."""
 
 
 class LeaseStore(Protocol):

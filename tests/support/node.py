@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network
@@ -16,12 +16,12 @@ from pathlib import Path
 
 from pyflannel.backend.base import BackendContext
 from pyflannel.backend.kinds import KINDS, create
+from pyflannel.core import subnetenv
 from pyflannel.core.errors import FlannelError, KernelError
 from pyflannel.core.ip import Family, IPNetwork, SubnetKey
 from pyflannel.core.lease import LeaseAttrs
 from pyflannel.core.options import DaemonOptions
 from pyflannel.core.rules import RuleSet
-from pyflannel.core.subnetenv import SubnetEnv
 from pyflannel.kernel.base import Address, Delete, Route, Set
 from pyflannel.kernel.files import FileContent, FileMissing, FileText
 from pyflannel.kernel.lookup import find_interface, follow_interface
@@ -138,6 +138,7 @@ class WholeNode:
         ip_masq: bool = True,
         release_on_exit: bool = False,
         probe_interval_s: float = 0.0,
+        left: Mapping[Path, bytes] | None = None,
     ) -> None:
         self.etcd = etcd if etcd is not None else FakeEtcd(FakeClock())
         self.clock = self.etcd.clock
@@ -155,6 +156,8 @@ class WholeNode:
         self.store = FakeStore(self.etcd)
         self.manager = FakeManager()
         self.files = Files()
+        self.files.content.update(left or {})
+        former = subnetenv.parse(self.subnet_env)
         self.announced: list[str] = []
         self.restarting = False
         self.echoes = FakeEchoes(self.clock)
@@ -168,6 +171,7 @@ class WholeNode:
             kinds=KINDS,
             record=LeaseRecord(str(state_dir), PREFIX),
             rng=random.Random(1),
+            previous=former.previous_subnet,
             tell=waiting.set,
         )
         self.agent = Agent(
@@ -193,7 +197,7 @@ class WholeNode:
                 files=EnvFiles(self.clock, self.files),
                 clock=self.clock,
                 notifier=self.manager,
-                former=SubnetEnv(),
+                former=former,
                 waiting=waiting,
                 is_restart=self._is_restart,
                 open_echoes=lambda _family: self.echoes,

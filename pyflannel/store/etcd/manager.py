@@ -26,6 +26,7 @@ from typing import Final, assert_never
 
 from pyflannel.aio.backoff import Backoff
 from pyflannel.aio.clock import Clock
+from pyflannel.aio.pace import paced
 from pyflannel.core import allocation
 from pyflannel.core.config import NetworkConfig, parse_network_config
 from pyflannel.core.errors import (
@@ -410,7 +411,7 @@ class EtcdLeaseStore:
     def standing(self) -> Standing:
         """As in `LeaseStore`: what a read or a conditional write has shown, and how long ago."""
         if self._lease is None:
-            return Standing()
+            return Standing(taken=self._taken)
         now = self._clock.monotonic()
         trouble, epoch = self._trouble.present, self._clock.time() - now
         belief = self._holding.belief(now)
@@ -505,15 +506,28 @@ class EtcdLeaseStore:
             self._complain(do, error)
             if do is Do.ATTEMPT:
                 self._waits_for_room = isinstance(error, SubnetsExhausted)
-                # In a full network our former subnet, which is taken back before any other, is
-                # among those that the others have.
-                self._taken = self._lost is not None and (
-                    self._lost_to_another or self._waits_for_room
-                )
+                if isinstance(error, LeaseError):  # etcd was read, and what it says still holds
+                    self._taken = await self._is_taken()
                 self._listen()
         else:
             self._content()
             self._record.save_again()
+
+    async def _is_taken(self) -> bool:
+        """Whether the subnet that we had is another node's, now that we have got none."""
+        if self._lost is not None:
+            # In a full network it is among those that the others have: it is taken back first.
+            return self._lost_to_another or self._waits_for_room
+        listed = self._acquisition.listed if self._acquisition is not None else None
+        if self._previous is None or listed is None:
+            return False
+        # None of these is ours, for then we would have it.
+        holders = [
+            lease.key
+            async for lease in paced(await listed.taken(self._prefix))
+            if allocation.overlap(lease.key, self._previous)
+        ]
+        return bool(holders)
 
     def _complain(self, do: Do, error: StoreError | LeaseError) -> None:
         answer = _answer(error)

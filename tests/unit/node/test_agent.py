@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from ipaddress import IPv4Network
+from typing import ClassVar
 
 import pytest
 
-from pyflannel.core.errors import ConfigError, KernelError, StoreDenied
+from pyflannel.core.errors import ConfigError, KernelError, StoreDenied, StoreUnavailable
+from pyflannel.core.ip import SubnetKey
 from pyflannel.node.agent import HEADLINE_S
 from pyflannel.report.problems import problems
 from pyflannel.report.text import headline
@@ -162,6 +165,81 @@ class TestTakenSubnet:
             await node.advance(40)
             assert node.subnet_env == ""
             assert not node.agent.ready
+
+        play(scenario, config=self.FULL)
+
+    LEFT: ClassVar = {
+        SUBNET_FILE: b"FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.9.1/24\n",
+        DOCKER_FILE: b'DOCKER_OPTS=" --bip=10.5.9.1/24 --ip-masq=true --mtu=1500"\n',
+    }
+
+    def test_a_start_takes_back_what_the_former_run_left(self, tmp_path):
+        async def main() -> None:
+            node = WholeNode(tmp_path, config=self.FULL, left=self.LEFT)
+            node.put_peer(9)
+            try:
+                await node.start()
+                await node.advance(5)
+                assert node.files.content == {}
+                assert not node.agent.ready
+                node.etcd.delete(codec.lease_key(PREFIX, SubnetKey(IPv4Network("10.5.9.0/24"))))
+                await node.advance(5)
+                assert node.agent.ready
+                assert "FLANNEL_SUBNET=10.5.9.1/24" in node.subnet_env
+                assert DOCKER_FILE in node.files.content
+            finally:
+                await node.stop()
+
+        asyncio.run(main())
+
+    @pytest.mark.parametrize("subnet", ["10.5.8.1/24", "10.5.9.129/25"])
+    def test_but_not_what_somebody_wrote_there_meanwhile(self, tmp_path, subnet):
+        async def main() -> None:
+            node = WholeNode(tmp_path, config=self.FULL, left=self.LEFT)
+            node.put_peer(9)
+            theirs = {
+                path: content.replace(b"10.5.9.1/24", subnet.encode())
+                for path, content in self.LEFT.items()
+            }
+            node.files.content.update(theirs)
+            try:
+                await node.start()
+                await node.advance(5)
+                assert node.files.content == theirs
+            finally:
+                await node.stop()
+
+        asyncio.run(main())
+
+    def test_nor_what_names_a_subnet_that_nobody_has_or_when_etcd_does_not_say(self, tmp_path):
+        async def main() -> None:
+            node = WholeNode(tmp_path, config=self.FULL, left=self.LEFT)
+            node.store.refuse(StoreUnavailable("gone"), "grant")
+            try:
+                await node.start()
+                await node.advance(5)
+                assert node.files.content == self.LEFT
+                node.put_peer(9)
+                node.store.refuse(StoreUnavailable("gone"), "range_prefix")
+                await node.advance(5)
+                assert node.files.content == self.LEFT
+            finally:
+                await node.stop()
+
+        asyncio.run(main())
+
+    def test_what_was_taken_back_stays_away_while_etcd_is_out_of_reach(self, play):
+        async def scenario(node: WholeNode) -> None:
+            node.store.refuse(StoreDenied("not for you"), "put", "grant")
+            node.lose_own_key()
+            await node.advance(5)
+            node.put_peer(9)
+            node.store.allow()
+            await node.advance(40)
+            assert node.subnet_env == ""
+            node.store.refuse(StoreUnavailable("gone"), "range_prefix")
+            await node.advance(120)
+            assert node.subnet_env == ""
 
         play(scenario, config=self.FULL)
 
