@@ -9,6 +9,10 @@ config in etcd, and what they want of this node, as a start would, for `systemct
 
 from __future__ import annotations
 
+# First, because it installs the handlers of SIGTERM and SIGINT that hold during the other imports.
+from pyflannel.cli import pyflanneld
+
+# isort: split
 import logging
 import os
 import sys
@@ -16,9 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
-# First, because it installs the handlers of SIGTERM and SIGINT that hold during the other imports.
 from pyflannel import logs
-from pyflannel.cli import pyflanneld
 from pyflannel.core.errors import EXIT_OK, ConfigError, FlannelError, UsageError
 from pyflannel.foreign import MOST_IN_LOG, shown
 

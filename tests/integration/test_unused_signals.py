@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +17,7 @@ pytestmark = pytest.mark.slow
 
 PROGRAM = """
 import sys
+import time
 sys.argv[0] = "/usr/bin/pyflanneld"
 import pyflannel.cli.pyflanneld
 from pyflannel.node import process
@@ -48,34 +51,74 @@ def test_a_running_daemon_outlives_all_of_them_and_its_children_do_not_inherit_t
 
 IMPORTING = """
 import os, runpy, sys
-sys.argv[:] = ["/usr/bin/pyflanneld"] + {arguments!r}
+sys.argv[:] = ["/usr/bin/{program}"] + {arguments!r}
 
 class Interrupts:
     left = {after}
     def find_spec(self, name, path=None, target=None):
-        if "pyflannel.cli.pyflanneld" in sys.modules and name != "signal":
+        if name not in {first!r}:
             self.left -= 1
             if self.left == 0:
                 os.kill(os.getpid(), {signum})
 
 sys.meta_path.insert(0, Interrupts())
-from pyflannel.cli.pyflanneld import main
+from pyflannel.cli.{module} import main
 main()
 """
+FIRST = {
+    "__future__",
+    "pyflannel",
+    "pyflannel.cli",
+    "pyflannel.cli.pyflanneld",
+    "pyflannel.cli.start",
+}
+"""What is imported before the handlers are there: next to nothing."""
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
-@pytest.mark.parametrize("after", [2, 20, 80, 160])
+@pytest.mark.parametrize("after", [1, 2, 20, 80, 160])
+@pytest.mark.parametrize("program", ["pyflanneld", "pyflanneld-start"])
 def test_a_stop_that_comes_while_modules_are_imported_ends_with_0_and_no_word(
-    signum: int, after: int, tmp_path
+    signum: int, after: int, program: str, tmp_path
 ) -> None:
     """Imports are most of a start; the handlers of the event loop come only after them."""
     arguments = ["--etcd-endpoints=http://127.0.0.1:1", f"--subnet-file={tmp_path}/subnet.env"]
-    program = IMPORTING.format(arguments=arguments, after=after, signum=int(signum))
+    module = "start" if program == "pyflanneld-start" else "pyflanneld"
+    text = IMPORTING.format(
+        arguments=arguments,
+        after=after,
+        signum=int(signum),
+        program=program,
+        module=module,
+        first=FIRST,
+    )
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", text], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0
     assert "Traceback" not in done.stderr
     assert "pyflanneld:" not in done.stderr
     assert "event" not in done.stderr
+
+
+@pytest.mark.parametrize("program", ["pyflanneld", "pyflanneld-start"])
+def test_a_stop_at_any_moment_of_a_start_ends_with_0_where_the_starter_blocks_it(
+    program: str, tmp_path
+) -> None:
+    """From exec on: Python itself takes a while until a line of ours runs."""
+    name = Path(sys.executable).with_name(program)
+    flags = ["--etcd-endpoints=http://127.0.0.1:1", f"--subnet-file={tmp_path}/subnet.env"]
+    flags += [f"--state-dir={tmp_path}", "--status-socket=", "--docker-opts-file=", "--iface=lo"]
+    for number in (signal.SIGTERM, signal.SIGINT):
+        for moment in range(0, 100, 10):
+            command = ["env", "--block-signal=TERM,INT", name, *flags]
+            with subprocess.Popen(command, stderr=subprocess.PIPE) as daemon:
+                try:
+                    time.sleep(moment / 1000)
+                    if Path(f"/proc/{daemon.pid}/comm").read_text() == "env\n":
+                        time.sleep(0.01)
+                    daemon.send_signal(number)
+                    _, said = daemon.communicate(timeout=30)
+                finally:
+                    daemon.kill()
+            assert (daemon.returncode, b"Traceback" in said) == (0, False), (number, moment, said)
