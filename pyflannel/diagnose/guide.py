@@ -31,6 +31,11 @@ GUIDES: Final[dict[str, Guide]] = {
         "a changed config has no effect",
         "`systemctl restart pyflannel` on each node; or mend or restore the config",
     ),
+    "PF104": Guide(
+        "nodes that start get no subnet; those that run go on",
+        "`etcdctl alarm list`; for NOSPACE compact, `etcdctl defrag`, then `etcdctl alarm disarm`",
+    ),
+    "PF105": Guide("nothing by itself", "upgrade etcd, one minor release after another"),
     "PF111": Guide(
         "containers of one node cannot be reached",
         "`pyflannel leases` says who holds the subnet; stop the other node, or wait",

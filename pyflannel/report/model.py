@@ -73,6 +73,10 @@ class StoreReport:
     """`etcd`, `kubernetes` or `static`."""
     where: str = ""
     """Endpoints or the file, without secrets."""
+    version: str = ""
+    """Of the server that was asked last; empty if it is not known."""
+    alarms: tuple[str, ...] = ()
+    """etcd's: `NOSPACE`, `CORRUPT`."""
     connected: bool | None = None
     """Whether the last request or watch went well; `None` before the first one."""
     since: float | None = None

@@ -7,6 +7,7 @@ listed in `docs/reference/problems.md`, which a test compares with `CODES`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
@@ -18,6 +19,8 @@ from pyflannel.report.words import clock_time, left
 WAITING: Final = "PF101"
 STORE: Final = "PF102"
 CONFIG: Final = "PF103"
+ALARM: Final = "PF104"
+OLD_SERVER: Final = "PF105"
 LEASE_LOST: Final = "PF111"
 LEASE_ENDED: Final = "PF112"
 LEASE_NOT_RENEWED: Final = "PF113"
@@ -38,9 +41,15 @@ PEER_SMALL_ONLY: Final = "PF172"
 CUT_OFF: Final = "PF173"
 DEFECT: Final = "PF199"
 
+OLDEST_ETCD: Final = (3, 4)
+"""The oldest in the test matrix; etcd's own support of 3.3 ended in 2020."""
+_VERSION: Final = re.compile(r"(\d{1,4})\.(\d{1,4})\.", re.ASCII)
+
 CODES: Final = {
     WAITING: "the daemon is not ready and waits for something",
     STORE: "the store of the leases does not answer",
+    ALARM: "etcd has raised an alarm and refuses writes",
+    OLD_SERVER: "etcd's release is older than those that pyflannel is tested with",
     CONFIG: "the network config in the store is not the one in force",
     LEASE_LOST: "this node's lease is gone or another node's, and is being taken back",
     LEASE_ENDED: "this node's lease has ended without a renewal",
@@ -147,6 +156,37 @@ def _config(report: NodeReport) -> Iterator[Problem]:
             remedy=f"put it right {_CONFIGS.get(kind, 'with pyflannel config set')}, or restart"
             " pyflanneld to use it",
         )
+
+
+def _server(report: NodeReport) -> Iterator[Problem]:
+    store = report.store
+    if store is None or store.kind != "etcd":
+        return
+    for alarm in store.alarms:
+        goes_on = "Leases that exist are renewed; nodes without one get none, and none can move."
+        yield Problem(
+            code=ALARM,
+            subject="etcd",
+            text=f"the alarm {alarm} is raised. {goes_on}",
+            remedy=_ALARMS.get(alarm, "etcdctl alarm list names the member"),
+        )
+    found = _VERSION.match(store.version)
+    if found is not None and (int(found[1]), int(found[2])) < OLDEST_ETCD:
+        least = ".".join(map(str, OLDEST_ETCD))
+        yield Problem(
+            code=OLD_SERVER,
+            severity=Severity.INFO,
+            subject="etcd",
+            text=f"etcd is {store.version}; pyflannel is tested with {least} and newer",
+            remedy=f"upgrade etcd to {least} or newer, one minor release after another",
+        )
+
+
+_ALARMS: Final = {
+    "NOSPACE": "etcdctl compact and etcdctl defrag, or a larger --quota-backend-bytes, then"
+    " etcdctl alarm disarm",
+    "CORRUPT": "members disagree: restore the cluster from a backup, see etcd's documentation",
+}
 
 
 def _lease(report: NodeReport) -> Iterator[Problem]:
@@ -377,6 +417,7 @@ def _defects(report: NodeReport) -> Iterator[Problem]:
 _CHECKS: Final[tuple[Callable[[NodeReport], Iterator[Problem]], ...]] = (
     _waiting,
     _store,
+    _server,
     _lease,
     _underlay,
     _devices,

@@ -178,6 +178,8 @@ def _store(report: NodeReport) -> Iterator[Row]:
     else:
         state = "yes" if store.connected else "no"
         yield "answers", " ".join(filter(None, (state, since(store.since, report.now))))
+    if store.version:
+        yield "version", store.version
     yield "revision", str(store.revision)
     yield "peers", str(store.peers)
     if store.reconnects:

@@ -37,6 +37,7 @@ from pyflannel.store.etcd.base import (
     LeaseStatus,
     PutEvent,
     RangeResult,
+    Server,
     WatchResponse,
 )
 from pyflannel.testing.fakeclock import FakeClock, Timer
@@ -343,6 +344,8 @@ class FakeStore:
         """Names of the methods called, in order."""
         self.reconnected: list[str] = []
         """Why connections were to be made anew."""
+        self.told = Server()
+        """What it says of itself."""
         self.v2: set[bytes] | None = None
         """Keys in the store of the v2 API; `None` if etcd does not serve it."""
         self._troubles: defaultdict[str, deque[_Trouble]] = defaultdict(deque)
@@ -544,6 +547,10 @@ class FakeStore:
     def expect_cluster(self, cluster: int) -> None:
         """As in `Store`."""
         self.expected = cluster
+
+    def server(self) -> Server:
+        """As in `Store`."""
+        return self.told
 
     def describe(self) -> str:
         """As in `Store`."""

@@ -95,6 +95,16 @@ class WatchResponse:
     on at this revision, not behind it."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """What a member says of itself and of its cluster."""
+
+    version: str = ""
+    """`3.5.21`; empty before it was asked, or if it does not tell us."""
+    alarms: tuple[str, ...] = ()
+    """`NOSPACE`, `CORRUPT`: raised by some member, in force for all."""
+
+
 class Store(Protocol):
     """One etcd cluster."""
 
@@ -201,6 +211,10 @@ class Store(Protocol):
     @property
     def is_stranger(self) -> bool:
         """Whether another cluster is used, for want of ours: what it lacks is not gone."""
+        ...
+
+    def server(self) -> Server:
+        """What the member that was asked last said of itself and its cluster; cheap."""
         ...
 
     def describe(self) -> str:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final, TypeAlias, cast
@@ -32,6 +33,7 @@ from pyflannel.store.etcd.base import (
     LeaseStatus,
     PutEvent,
     RangeResult,
+    Server,
     WatchResponse,
 )
 from pyflannel.store.etcd.failures import EndpointFailure, Refused, code_in, judge
@@ -49,6 +51,7 @@ REVOKE: Final = "kv/lease/revoke"
 TIME_TO_LIVE: Final = "kv/lease/timetolive"
 AUTHENTICATE: Final = "auth/authenticate"
 STATUS: Final = "maintenance/status"
+_ALARM: Final = re.compile(r"alarm:([A-Z]{1,32})", re.ASCII)
 WATCH: Final = "watch"
 
 API_PATHS: Final = ("/v3/", "/v3beta/")
@@ -178,6 +181,14 @@ def parse_header(message: Message) -> Header:
         cluster_id=integer(header, "cluster_id"),
         member_id=integer(header, "member_id"),
     )
+
+
+def parse_server(message: Message) -> Server:
+    """What `STATUS` says beside its header. Alarms stand among its errors, in words."""
+    version, errors = message.get("version"), message.get("errors")
+    texts = errors if isinstance(errors, list) else []
+    alarms = {found for text in texts if isinstance(text, str) for found in _ALARM.findall(text)}
+    return Server(version=version if isinstance(version, str) else "", alarms=tuple(sorted(alarms)))
 
 
 def parse_range(message: Message) -> RangeResult:

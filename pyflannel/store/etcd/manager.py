@@ -406,7 +406,14 @@ class EtcdLeaseStore:
 
     def report(self) -> StoreReport:
         """As in `LeaseStore`."""
-        return replace(self.feed.report(), kind="etcd", where=self._store.describe())
+        server = self._store.server()
+        return replace(
+            self.feed.report(),
+            kind="etcd",
+            where=self._store.describe(),
+            version=server.version,
+            alarms=server.alarms,
+        )
 
     def standing(self) -> Standing:
         """As in `LeaseStore`: what a read or a conditional write has shown, and how long ago."""

@@ -57,6 +57,7 @@ from pyflannel.store.etcd.base import (
     KeyValue,
     LeaseStatus,
     RangeResult,
+    Server,
     WatchResponse,
 )
 from pyflannel.store.etcd.discovery import Discovery, DiscoveryError
@@ -170,6 +171,7 @@ class EtcdStore:
         )
         self._discovering = asyncio.Lock()
         self._all_failed = False
+        self._server = Server()
         self._tokens = Tokens(options.username, Password(options), self._post)
         self._hosts = {endpoint.host for endpoint in self._endpoints}
         self._preferred = 0
@@ -444,7 +446,7 @@ class EtcdStore:
             EndpointFailure: it has not.
         """
         try:
-            status = await self._post(endpoint, gateway.STATUS, {}, "")
+            status = await self._status(endpoint)
             if not gateway.integer(status, "leader"):
                 raise EndpointFailure("it has no leader")  # noqa: TRY301 - the same treatment
         except EndpointFailure as failure:
@@ -689,8 +691,16 @@ class EtcdStore:
 
     async def _cluster_of(self, endpoint: Endpoint) -> int:
         """The id of the cluster that an endpoint belongs to."""
+        return gateway.parse_header(await self._status(endpoint)).cluster_id
+
+    async def _status(self, endpoint: Endpoint) -> gateway.Message:
         status = await self._post(endpoint, gateway.STATUS, {}, "")
-        return gateway.parse_header(status).cluster_id
+        self._server = gateway.parse_server(status)
+        return status
+
+    def server(self) -> Server:
+        """As in `Store`."""
+        return self._server
 
     async def _verify(self, endpoint: Endpoint) -> None:
         """Returns if an endpoint that was not used yet, or failed, is to be used.

@@ -154,6 +154,7 @@ def test_an_etcd_without_space_is_said_and_the_key_is_back_when_there_is_some(bi
             server.post("kv/deleterange", {"key": b64(node.key)})
             await until("the loss", lambda: node.manager.standing().held is False, 10)
             await until("why", lambda: "space exceeded" in node.manager.standing().reason, 10)
+            await until("the alarm", lambda: node.manager.report().alarms == ("NOSPACE",), 60)
             server.post("kv/deleterange", {"key": b64(b"/fill/"), "range_end": b64(b"/fill0")})
             server.compact()
             server.post("maintenance/defragment", {})

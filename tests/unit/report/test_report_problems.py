@@ -64,6 +64,12 @@ CASES = [
     (rules.OWN_OVERLAP, network(own_overlap="10.5.1.0/24 contains 10.5.1.7"), "10.5.1.7"),
     (rules.SHARED_DEVICE, network(shared={"flannel.1": "10.9.3.0 is one"}), "10.9.3.0"),
     (rules.STORE, broken(store=AWAY), "connection refused"),
+    (
+        rules.ALARM,
+        broken(store=replace(FINE.store, version="3.5.21", alarms=("NOSPACE",))),
+        "NOSPACE",
+    ),
+    (rules.OLD_SERVER, broken(store=replace(FINE.store, version="3.3.27")), "3.3.27"),
     (rules.STORE, broken(store=replace(AWAY, kind="static", where="/etc/n.json")), "/etc/n.json"),
     (rules.CONFIG, broken(config=ConfigReport(pending="it was deleted")), "deleted"),
     (
