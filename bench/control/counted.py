@@ -19,6 +19,7 @@ from typing import Self
 from pyflannel.kernel import netns
 from pyflannel.testing.etcdserver import EtcdServer
 
+CGROUPS = Path("/sys/fs/cgroup")
 _REQUESTS = "grpc_server_started_total{"
 _RULES = """
 table inet bench {{
@@ -81,6 +82,31 @@ def counted_etcd(directory: Path, *options: str) -> Iterator[CountedEtcd]:
             yield CountedEtcd(server)
         finally:
             subprocess.run(["nft", "delete", "table", "inet", "bench"], check=True)
+
+
+@contextmanager
+def limited_cpu(pid: int, share: float) -> Iterator[None]:
+    """Gives a process so much of one CPU (cgroups of either version), as a small machine would.
+
+    Raises:
+        OSError: not as root, or where the kernel has no such limit.
+    """
+    name, period = f"pyflannel-bench-{pid}", 100_000
+    former = CGROUPS / "cpu"
+    group = (former if former.is_dir() else CGROUPS) / name
+    group.mkdir()
+    try:
+        if former.is_dir():
+            (group / "cpu.cfs_period_us").write_text(str(period))
+            (group / "cpu.cfs_quota_us").write_text(str(int(share * period)))
+        else:
+            (group / "cpu.max").write_text(f"{int(share * period)} {period}")
+        (group / "cgroup.procs").write_text(str(pid))
+        yield
+    finally:
+        for each in (group / "cgroup.procs").read_text().split():
+            (group.parent / "cgroup.procs").write_text(each)
+        group.rmdir()
 
 
 class CountedEtcd:

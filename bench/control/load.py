@@ -1,7 +1,7 @@
 """`python -m bench.control.load`: what n nodes cost an etcd; see README.md beside this file.
 
 Parts: `rest`, `start`, `outage`, `password` (upstream beside, where `PYFLANNEL_UPSTREAM` names its
-binary), `widened`. Needs root, for a network namespace; everything runs in it.
+binary), `crowd`, `widened`. Needs root, for a network namespace; everything runs in it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from bench.control.counted import Count, CountedEtcd, counted_etcd, enter_namespace
+from bench.control.counted import (
+    Count,
+    CountedEtcd,
+    counted_etcd,
+    enter_namespace,
+    limited_cpu,
+)
 from bench.report import machine
 from pyflannel.store.etcd import codec
 
@@ -268,6 +274,32 @@ def password(given: argparse.Namespace, directory: Path) -> list[dict[str, objec
     return found
 
 
+def crowd(given: argparse.Namespace, directory: Path) -> list[dict[str, object]]:
+    """100 nodes with a password start at once, with an etcd that has a quarter of a CPU."""
+    del given
+    secret = directory / "password"
+    secret.write_text(PASSWORD)
+    secret.chmod(0o600)
+    with counted_etcd(directory / "etcd") as etcd:
+        put_config(etcd, CONFIG)
+        protect(etcd)
+        more = (f"--username={USER}", f"--password-file={secret}")
+        assert etcd.server.pid is not None
+        with clients(etcd, 100, 2, *more) as nodes, limited_cpu(etcd.server.pid, 0.25):
+            before, began = etcd.count(), nodes.go()
+            try:
+                nodes.wait_ready()
+            finally:
+                times = sorted(at - began for at in nodes.ready.values())
+                tokens = (etcd.count() - before).requests.get("Authenticate", 0)
+                print(
+                    f"{len(times)} of 100 nodes have a subnet, after"
+                    f" {times[0] if times else 0:.0f} to {times[-1] if times else 0:.0f} s;"
+                    f" {tokens} authentications"
+                )
+            return [say("start with a password, slow etcd", etcd.count() - before, 100)]
+
+
 def _refused(etcd: CountedEtcd, who: str, count: int, seconds: float) -> dict[str, object]:
     time.sleep(3)
     change_password(etcd)
@@ -348,7 +380,7 @@ def most_within(times: Sequence[float], window: float) -> int:
     return max(sum(start <= at < start + window for at in times) for start in times)
 
 
-PARTS = {"rest": rest, "start": start, "password": password, "widened": widened}
+PARTS = {"rest": rest, "start": start, "password": password, "crowd": crowd, "widened": widened}
 
 
 def main() -> int:

@@ -12,9 +12,11 @@ again, without a request. A token that is accepted ends the back-off; so does an
 the file.
 
 After a restart of etcd all nodes of a cluster come at once, and a bcrypt that nobody waits for any
-more is computed all the same: a thousand nodes that each give up after a second and a half, and ask
-again, would keep etcd busy with answers to nobody. So each authentication that met silence makes
-the next one wait twice as long.
+more is computed all the same: nodes that each give up after a second and a half, and ask again,
+keep an etcd busy with answers to nobody (`bench/control/README.md` has figures). So an
+authentication is waited for longer than another request, the next one three times as long as one
+that met silence, and one that was answered leaves word of how long that may take. And a token is
+not thrown away because etcd has too much to do.
 """
 
 from __future__ import annotations
@@ -36,8 +38,15 @@ LONGEST_PAUSE_S: Final = 120.0
 """Between two authentications with a wrong password: 30 an hour, 3 s of a member's CPU."""
 
 SILENCES: Final = 2
-"""Requests in a row without an answer after which a token is thrown away."""
-FIRST_PATIENCE_S: Final = 1.5
+"""Requests in a row without an answer after which a token is thrown away, if a question without one
+is answered quickly."""
+MOST_SILENCES: Final = 8
+"""After which it is thrown away in any case."""
+QUICKLY_S: Final = 0.5
+"""An etcd at ease answers a question without a token in 10 ms; with a hundred bcrypts in the queue
+of a quarter of a CPU it takes seconds."""
+FIRST_PATIENCE_S: Final = 4.5
+PATIENCE_GROWS: Final = 3.0
 MOST_PATIENCE_S: Final = 120.0
 """Added to the usual time-out of a request: a thousand bcrypts take 70 s of CPU."""
 
@@ -65,7 +74,7 @@ class Tokens:
         self._backoff = Backoff(first=FIRST_PAUSE_S, ceiling=LONGEST_PAUSE_S)
         self._unproven = 0
         self._silences = 0
-        self._more_s = 0.0
+        self._more_s = FIRST_PATIENCE_S
         self._tried = ""
         self._pause_ends = float("-inf")
         self._refusal = StoreDenied("etcd refuses each token that it gives us", kind="token")
@@ -108,14 +117,26 @@ class Tokens:
 
         A member waits in silence for the log entry of a token's making, which a restored etcd does
         not have. But an etcd that has too much to do is silent as well, and another bcrypt is the
-        last that it needs; so the token goes only with the second time in a row. In between the
-        endpoint has answered a question without a token, or it would not have been asked again.
+        last that it needs; see `answered_without`.
         """
         if token and self._token == token:
             self._silences += 1
-            if self._silences >= SILENCES:
-                self._silences = 0
-                self.distrust(token)
+            if self._silences >= MOST_SILENCES:
+                self._forget()
+
+    def answered_without(self, seconds: float) -> None:
+        """Says how long an endpoint took to answer a question without a token.
+
+        One that is quick there, and silent to our token for the second time, waits for something
+        that does not come.
+        """
+        if self._silences >= SILENCES and seconds < QUICKLY_S:
+            self._forget()
+
+    def _forget(self) -> None:
+        self._silences = 0
+        if self._token:
+            self._token = None
 
     async def _fetch_in_time(self, endpoint: Endpoint) -> str:
         password = self._password.read()
@@ -137,16 +158,17 @@ class Tokens:
 
     async def _fetch(self, endpoint: Endpoint, password: str) -> str:
         body = {"name": self._user, "password": password}
+        began = self._now()
         try:
             answer = await self._post(endpoint, gateway.AUTHENTICATE, body, "", self._more_s)
-            self._more_s = 0.0
+            self._more_s = _patience(PATIENCE_GROWS * (self._now() - began))
             return gateway.parse_token(answer)
         except EndpointFailure as failure:
             if failure.silent:
-                self._more_s = min(max(FIRST_PATIENCE_S, 2 * self._more_s), MOST_PATIENCE_S)
+                self._more_s = _patience(PATIENCE_GROWS * self._more_s)
             raise
         except Refused as refused:
-            self._more_s = 0.0
+            self._more_s = _patience(PATIENCE_GROWS * (self._now() - began))
             if refused.auth_is_off:
                 return ""
             raise StoreDenied(
@@ -154,3 +176,7 @@ class Tokens:
                 "(--etcd-username, --etcd-password-file)",
                 kind=f"user {self._user!r}: {refused}",
             ) from refused
+
+
+def _patience(seconds: float) -> float:
+    return min(max(FIRST_PATIENCE_S, seconds), MOST_PATIENCE_S)

@@ -694,7 +694,9 @@ class EtcdStore:
         return gateway.parse_header(await self._status(endpoint)).cluster_id
 
     async def _status(self, endpoint: Endpoint) -> gateway.Message:
+        began = time.monotonic()
         status = await self._post(endpoint, gateway.STATUS, {}, "")
+        self._tokens.answered_without(time.monotonic() - began)
         self._server = gateway.parse_server(status)
         return status
 

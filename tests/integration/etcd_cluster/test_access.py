@@ -337,10 +337,10 @@ def test_a_wrong_password_costs_few_authentications(binary, tmp_path):
         asked = 0
         post = store._post
 
-        async def counting(endpoint, path, body, token):
+        async def counting(endpoint, path, body, token, more_s):
             nonlocal asked
             asked += path == "auth/authenticate"
-            return await post(endpoint, path, body, token)
+            return await post(endpoint, path, body, token, more_s)
 
         store._tokens._post = counting
 

@@ -20,7 +20,7 @@ from pyflannel.core.errors import (
 from pyflannel.core.options import EtcdOptions
 from pyflannel.store.etcd import gateway
 from pyflannel.store.etcd import store as store_module
-from pyflannel.store.etcd.auth import Tokens
+from pyflannel.store.etcd.auth import MOST_SILENCES, Tokens
 from pyflannel.store.etcd.base import MAX_VALUE_BYTES, KeyValue
 from pyflannel.store.etcd.failures import AnswerTooLong, Code, EndpointFailure, Refused
 from pyflannel.store.etcd.password import Password
@@ -68,12 +68,15 @@ class Scripted(EtcdStore):
             )
         )
         self.script = list(script)
+        self.status_s = 0.01
+        """What an endpoint takes to say how it is."""
         self.sent: list[tuple[str, dict[str, Any], str]] = []
 
     async def _introduce(self, what):
         """Which cluster it is matters to none of these scripts."""
 
     async def _verify(self, endpoint):
+        self._tokens.answered_without(self.status_s)
         self._verified.add(endpoint)
 
     async def _post(self, endpoint, path, body, token, more_s=0.0):
@@ -447,20 +450,24 @@ class TestBackOffOfAuthentications:
             await tokens.get("a")
 
         asyncio.run(main())
-        assert self.patience == [
-            0.0,
-            1.5,
-            3.0,
-            6.0,
-            12.0,
-            24.0,
-            48.0,
-            96.0,
-            120.0,
-            120.0,
-            120.0,
-            0.0,
-        ]
+        assert self.patience == [4.5, 13.5, 40.5, *[120.0] * 8, 4.5]
+
+    def test_how_long_an_answer_took_is_remembered(self):
+        """The crowd that it waited in may be there still."""
+
+        def late(number):
+            self.now += 12.0 if number == 1 else 0.1
+            return {"header": HEADER, "token": f"t.{number}"}
+
+        tokens = self.tokens(late)
+
+        async def main():
+            for _ in range(3):
+                tokens.distrust(await tokens.get("a"))
+                self.now += 3600
+
+        asyncio.run(main())
+        assert self.patience == [4.5, 36.0, 4.5]
 
     def test_another_password_in_the_file_is_tried_at_once(self, tmp_path):
         file = tmp_path / "password"
@@ -518,6 +525,47 @@ def test_silence_twice_in_a_row_throws_the_token_away():
     play(store, work)
     tokens = [token for path, _, token in store.sent if path == gateway.RANGE]
     assert tokens == ["t.1", "t.1", "t.2"]
+
+
+def test_silence_of_an_etcd_that_is_slow_with_everything_is_not_the_tokens_fault():
+    """Where a hundred nodes authenticate at once, to throw tokens away would never end."""
+    store = Scripted(
+        ("a", gateway.AUTHENTICATE, {"header": HEADER, "token": "t.1"}),
+        *[("a", gateway.RANGE, SILENT)] * (MOST_SILENCES - 1),
+        ("a", gateway.RANGE, found()),
+        user="flannel",
+        count=1,
+    )
+    store.status_s = 2.0
+
+    async def work(store):
+        for _ in range(MOST_SILENCES - 1):
+            with pytest.raises(StoreUnavailable):
+                await store.get(b"k")
+        await store.get(b"k")
+
+    play(store, work)
+    assert {token for path, _, token in store.sent if path == gateway.RANGE} == {"t.1"}
+
+
+def test_but_not_for_ever():
+    store = Scripted(
+        ("a", gateway.AUTHENTICATE, {"header": HEADER, "token": "t.1"}),
+        *[("a", gateway.RANGE, SILENT)] * MOST_SILENCES,
+        ("a", gateway.AUTHENTICATE, {"header": HEADER, "token": "t.2"}),
+        ("a", gateway.RANGE, found()),
+        user="flannel",
+        count=1,
+    )
+    store.status_s = 2.0
+
+    async def work(store):
+        for _ in range(MOST_SILENCES):
+            with pytest.raises(StoreUnavailable):
+                await store.get(b"k")
+        await store.get(b"k")
+
+    play(store, work)
 
 
 def test_an_etcd_that_is_silent_now_and_then_is_not_asked_for_another_token():
