@@ -7,6 +7,7 @@ import json
 import pytest
 
 from pyflannel.lab import Lab, LabSpec
+from tests.support.guests import need_devices
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -89,46 +90,65 @@ def test_a_node_that_waits_for_a_subnet_follows_a_wider_config(wider):
         assert vxlan(node, "flannel.7")
 
 
+DUAL = {"EnableIPv6": True, "IPv6Network": "fd00:10::/48", "Backend": {"Type": "vxlan"}}
+NFTABLES = {"EnableNFTables": True}
 OVERLAYS = {
-    "vxlan": {"Backend": {"Type": "vxlan"}},
-    "vxlan dual": {
-        "EnableIPv6": True,
-        "IPv6Network": "fd00:10::/48",
-        "Backend": {"Type": "vxlan"},
-    },
-    "host-gw": {"Backend": {"Type": "host-gw"}},
-    "udp ebpf": {"Backend": {"Type": "udp"}},
-    "udp native": {"Backend": {"Type": "udp"}},
+    "vxlan dual": DUAL,
+    "vxlan dual nftables": DUAL | NFTABLES,
+    "host-gw to nftables": {"Backend": {"Type": "host-gw"}},
+    "udp ebpf from nftables": {"Backend": {"Type": "udp"}} | NFTABLES,
+    "udp native nftables": {"Backend": {"Type": "udp"}} | NFTABLES,
+    "ipip": {"Backend": {"Type": "ipip"}},
 }
+MANAGER_LATER = {"host-gw to nftables": True, "udp ebpf from nftables": False}
+"""Where the manager of the rules changes together with the network: whether it is nftables."""
 
 
 def everywhere(node) -> str:
     """All that could name a network."""
     commands = (
         "ip address; ip -6 address; ip route; ip -6 route; ip neigh show nud all;"
-        "ip -6 neigh show nud all; iptables-save; ip6tables-save; nft list ruleset;"
+        "ip -6 neigh show nud all; bridge fdb show; iptables-save; ip6tables-save;"
+        "nft list ruleset;"
         "cat /run/flannel/subnet.env /run/docker_opts.env"
     )
     return node.exec(["sh", "-c", commands]).stdout
 
 
-@pytest.mark.parametrize("name", OVERLAYS)
+def vteps(node) -> list[str]:
+    """The MACs of its VTEPs, which are in the other nodes' FDBs."""
+    listed = json.loads(node.exec(["ip", "-j", "-d", "link"]).stdout)
+    return [
+        link["address"] for link in listed if link.get("linkinfo", {}).get("info_kind") == "vxlan"
+    ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.guest] if name == "ipip" else []) for name in OVERLAYS],
+)
 def test_of_a_former_network_nothing_stays(name):
     """Also of one peer that is not started again, whose lease lives on."""
+    if name == "ipip":
+        need_devices("ipip")
     former = {"Network": "192.168.0.0/16", **OVERLAYS[name]}
     present = {**former, "Network": "172.16.0.0/16"}
+    if name in MANAGER_LATER:
+        present["EnableNFTables"] = MANAGER_LATER[name]
     if "IPv6Network" in former:
         present["IPv6Network"] = "fd00:20::/48"
     spec = LabSpec(
         nodes=3,
         config=former,
         name=f"former-{name.replace(' ', '-')}",
-        datapath=name.partition(" ")[2] if name.startswith("udp") else "",
+        datapath=name.split()[1] if name.startswith("udp") else "",
         daemon_args=("--ip-masq", "--ip-blackhole-route", "--iptables-resync=1"),
     )
     with Lab(spec) as lab:
         lab.wait(lambda: lab.ping_all(count=1).ok, 10, what="all pods")
-        nodes = lab.nodes[:2]
+        nodes, gone = lab.nodes[:2], ["192.168.", "fd00:10:", *vteps(lab.nodes[2])]
+        for node in nodes:
+            assert all(mac in everywhere(node) for mac in gone[2:])
         # The containers' bridge is not ours: whoever made it gives it another address, or none.
         for node in lab.nodes:
             node.exec(["ip", "link", "del", "docker0"])
@@ -142,5 +162,5 @@ def test_of_a_former_network_nothing_stays(name):
         for node in nodes:
             lab.wait(node.is_ready, 15, what=node.name)
             lab.wait(lambda n=node: "172.16." in everywhere(n), 5, what="the present network")
-            for text in ("192.168.", "fd00:10:"):
+            for text in gone:
                 lab.wait(lambda n=node, t=text: t not in everywhere(n), 5, what=f"no {text}")
