@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import subprocess
 import time
 from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -368,7 +370,10 @@ def test_the_kernel_masquerades_the_same_packets(play):
         ]
         try:
             pod, far = holders
-            await asyncio.sleep(0.3)  # until both have their namespace
+            ours = Path("/proc/self/ns/net").readlink()
+            async with asyncio.timeout(30):
+                while ours in {Path(f"/proc/{one.pid}/ns/net").readlink() for one in holders}:
+                    await asyncio.sleep(0.01)
             sh(f"ip link set podx netns {pod.pid}; ip link set outx netns {far.pid}")
             inside(
                 pod,
@@ -422,9 +427,14 @@ RECEIVE = (
     "s.settimeout(5); print('ready',flush=True); print(s.recvfrom(9)[1][0])"
 )
 SEND = (
-    "import socket; s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM); s.bind(('{bind}',0));"
+    "import socket; s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM); s.bind(('{bind}',{port}));"
     "s.sendto(b'x',('{to}',7777))"
 )
+
+
+PORTS = itertools.count(40_000)
+"""A source port for each datagram. One by chance may be that of a datagram before, and then the
+packet belongs to that one's connection, and is masqueraded as it was, whatever its mark."""
 
 
 def source(sender: int | None, receiver: int, to: str, *, bind: str = "0.0.0.0", mark=False) -> str:
@@ -440,7 +450,8 @@ def source(sender: int | None, receiver: int, to: str, *, bind: str = "0.0.0.0",
         assert taking.stdout is not None
         assert taking.stdout.readline().strip() == "ready"
         prefix = [] if sender is None else [*enter, str(sender)]
-        subprocess.run([*prefix, "python3", "-c", SEND.format(to=to, bind=bind)], check=True)
+        send = SEND.format(to=to, bind=bind, port=next(PORTS))
+        subprocess.run([*prefix, "python3", "-c", send], check=True)
         return taking.stdout.readline().strip()
 
 
