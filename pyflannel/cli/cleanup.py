@@ -22,6 +22,7 @@ from pathlib import Path
 from pyflannel.backend.kinds import KINDS
 from pyflannel.cli.parsers import Branch, Parser
 from pyflannel.core import subnetenv, traces
+from pyflannel.core.commandline import instance_files, is_instance
 from pyflannel.core.errors import (
     EXIT_OK,
     EXIT_UNAVAILABLE,
@@ -29,6 +30,7 @@ from pyflannel.core.errors import (
     DeviceUnavailable,
     FlannelError,
     NotPermitted,
+    UsageError,
 )
 from pyflannel.core.ip import Family
 from pyflannel.core.kind import Kind, Kinds
@@ -64,7 +66,7 @@ class Trace:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns 69 if something could not be removed."""
-    given = branch().parser.parse_args(argv)
+    given = parse(argv)
     if os.geteuid() != 0:
         raise NotPermitted("clean up", "this node", 1, "run it as root")
     upstream = [] if given.dry_run else upstream_daemons()
@@ -99,16 +101,43 @@ def main(argv: Sequence[str]) -> int:
     return EXIT_UNAVAILABLE if failed else EXIT_OK
 
 
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments; those of an instance have its paths where they name none.
+
+    Raises:
+        UsageError: the name of an instance is none.
+    """
+    parser = branch().parser
+    given = parser.parse_args(argv)
+    if not given.instance:
+        return given
+    if not is_instance(given.instance):
+        raise UsageError(f"--instance {shown(given.instance)}: this is not the name of one")
+    files = instance_files(given.instance)
+    parser.set_defaults(**{name.replace("-", "_"): path for name, path in files.items()})
+    return parser.parse_args(argv)
+
+
 def branch() -> Branch:
     """The command line."""
     parser = Parser(
         "pyflannel cleanup",
         "remove every trace of a stopped daemon",
         (__doc__ or "").partition("\n")[2],
-        examples=("pyflannel cleanup --dry-run", "pyflannel cleanup"),
+        examples=(
+            "pyflannel cleanup --dry-run",
+            "pyflannel cleanup",
+            "pyflannel cleanup --instance storage",
+        ),
     )
     parser.add_argument("--dry-run", action="store_true", help="only say what would be removed")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--instance",
+        metavar="NAME",
+        default="",
+        help="of pyflannel@NAME: its files, where the options below name none",
+    )
     defaults = DaemonOptions()
     for name in ("subnet-file", "docker-opts-file", "status-socket", "state-dir"):
         default = getattr(defaults, name.replace("-", "_"))

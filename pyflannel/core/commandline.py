@@ -136,6 +136,11 @@ def _as_usage_error() -> Iterator[None]:
         raise UsageError(str(error)) from None
 
 
+def is_instance(name: str) -> bool:
+    """Whether a daemon may have this name: it becomes a part of paths."""
+    return _INSTANCE.fullmatch(name) is not None
+
+
 def instance_files(name: str) -> dict[str, str]:
     """Where the daemon of an instance has its files, by flag; what is given explicitly wins.
 
@@ -152,7 +157,7 @@ def instance_files(name: str) -> dict[str, str]:
 def _of_instance(flags: Flags) -> Flags:
     """The flags with the defaults of their instance, if they name one."""
     name = flags.text("instance")
-    if not _INSTANCE.fullmatch(name):
+    if not is_instance(name):
         return flags
     files = {flag: path for flag, path in instance_files(name).items() if flag not in flags.given}
     return replace(flags, values={**flags.values, **files})
@@ -269,7 +274,7 @@ def _check_values(flags: Flags) -> list[str]:
         if not _VARIABLE.fullmatch(key)
     ]
     instance = flags.text("instance")
-    if instance and not _INSTANCE.fullmatch(instance):
+    if instance and not is_instance(instance):
         errors.append(f"-instance {instance!r}: expected up to 32 letters, digits, - and _")
     errors += [
         f"-{name} is empty, expected a path"

@@ -70,7 +70,12 @@ def test_an_upgrade_restarts_both_and_a_purge_stops_both(node, package):
     now = [node.main_pid(unit) for unit in ("pyflannel", "pyflannel@storage")]
     assert 0 not in now
     assert not set(pids) & set(now)
+    rules = node.run("iptables-save")
+    assert "10.5." in rules
+    assert "10.6." in rules
     node.run("dpkg", "--purge", "pyflannel")
+    assert "FLANNEL" not in node.run("iptables-save")
+    assert not node.exists("/run/flannel")
     left = node.shell(
         "find / -xdev \\( -path /proc -o -path /sys \\) -prune -o -name '*flannel*' -print"
     )

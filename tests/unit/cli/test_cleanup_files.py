@@ -14,6 +14,7 @@ from pyflannel.backend.kinds import KINDS
 from pyflannel.cli import cleanup
 from pyflannel.core import subnetenv
 from pyflannel.core.config import NetworkConfig
+from pyflannel.core.errors import UsageError
 from pyflannel.core.ip import SubnetKey
 from pyflannel.core.kind import every
 from pyflannel.core.lease import Lease, LeaseAttrs
@@ -151,3 +152,18 @@ def test_a_link_to_somewhere_else_stays(given: Namespace, tmp_path: Path) -> Non
     found, left = cleanup.file_traces(cleanup.own_files(given, list(every(KINDS))))
     assert found == []
     assert "not a regular file" in left[f"file {link}"]
+
+
+def test_the_files_of_an_instance_are_its_own_unless_others_are_named() -> None:
+    given = cleanup.parse(["--instance", "storage", "--state-dir=/srv/state"])
+    assert given.subnet_file == "/run/flannel/storage/subnet.env"
+    assert given.status_socket == "/run/flannel/storage/pyflannel.sock"
+    assert given.docker_opts_file == "", "docker's options are of the daemon without a name"
+    assert given.state_dir == "/srv/state"
+    assert cleanup.parse([]).subnet_file == "/run/flannel/subnet.env"
+
+
+@pytest.mark.parametrize("name", ["../..", "a/b", ".", "x" * 33])
+def test_what_is_no_instance_is_no_path(name: str) -> None:
+    with pytest.raises(UsageError):
+        cleanup.parse(["--instance", name])
