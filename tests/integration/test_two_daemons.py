@@ -162,20 +162,24 @@ def test_dockers_options_stay_the_first_ones():
             second.communicate(timeout=10)
 
 
-def test_the_second_one_with_the_same_vni_is_refused_and_the_first_loses_nothing():
-    """A slip: another prefix and network, and the VNI that both have by default."""
-    spec = LabSpec(nodes=2, config=network(FIRST, "vxlan", nftables=False), name="vni")
-    device = [
-        "sh",
-        "-c",
-        "ip -d link show flannel.1; ip -4 addr show flannel.1; bridge fdb show dev flannel.1",
-    ]
+SLIPS = {
+    # Another prefix and network, and what both have by default.
+    "the same VNI": ("vxlan", {}, "flannel.1"),
+    "the same TUN": ("udp", {"Port": 8299}, "flannel0"),
+}
+
+
+@pytest.mark.parametrize("slip", SLIPS)
+def test_a_second_one_with_the_same_device_is_refused_and_the_first_loses_nothing(slip):
+    backend, settings, device = SLIPS[slip]
+    spec = LabSpec(nodes=2, config=network(FIRST, backend, nftables=False), name="same-device")
+    shown = f"ip link; ip -4 addr show {device}; bridge fdb show dev {device}"
     with Lab(spec) as lab:
         node, peer = lab.nodes
-        second = {"Network": SECOND, "Backend": {"Type": "vxlan"}}
+        second = {"Network": SECOND, "Backend": {"Type": backend, **settings}}
         lab.etcd.put("/two/config", json.dumps(second))
         lab.wait(lambda: lab.ping_all(count=1).ok, 15, what="all pods")
-        before = node.exec(device).stdout
+        before = node.exec(["sh", "-c", shown]).stdout
         ping = node.pod.popen(["ping", "-q", "-i", "0.01", peer.pod_address()])
         done = node.exec([*node.daemon_command(), *OF_ITS_OWN], check=False, timeout=30)
         ping.send_signal(signal.SIGINT)
@@ -183,5 +187,5 @@ def test_the_second_one_with_the_same_vni_is_refused_and_the_first_loses_nothing
         assert done.returncode == EXIT_UNAVAILABLE, done.stderr
         assert f"pyflanneld (pid {node.pid}) keeps this device" in done.stderr
         assert " 0% packet loss" in answers, answers
-        assert node.exec(device).stdout == before
+        assert node.exec(["sh", "-c", shown]).stdout == before
         assert not lab.etcd.get_prefix("/two/subnets/"), "no subnet is taken for nothing"

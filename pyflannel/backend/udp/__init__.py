@@ -166,11 +166,11 @@ class UdpPlan:
         return ()
 
     def is_ours(self, thing: TableEntry, view: View, *, startup: bool) -> bool:
-        """Routes through our device towards another cluster network (a former one), and strays."""
+        """Routes through our device into the network, and strays."""
         link = view.links.get(DEVICE)
         if not isinstance(thing, Route) or thing.dst.version != 4 or is_protected(thing):
             return False
-        if link is not None and thing.oif == link.index:
+        if routes.is_device_route(thing, self.config, self.own, link):
             return True
         return startup and routes.is_stray(thing, self.config, self.own, view.underlay)
 
@@ -186,8 +186,14 @@ class UdpBackend:
         self._context = context
 
     async def prepare(self, previous: LeaseAttrs | None) -> LeaseAttrs:
-        """The public IP is all that a udp peer needs."""
+        """The public IP is all that a udp peer needs.
+
+        Raises:
+            DeviceUnavailable: another daemon keeps the device. The kernel would refuse it as well,
+                but only after the programs of the data path were taken for an earlier run's.
+        """
         del previous
+        self._context.claim_device(DEVICE)
         return lease_attrs(self._context.underlay)
 
     async def attach(self, lease: Lease) -> Network:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Sequence
@@ -12,12 +13,13 @@ import pytest
 
 from pyflannel.backend import udp
 from pyflannel.backend.udp import network as udp_network
-from pyflannel.core.errors import DatapathError
+from pyflannel.core.errors import DatapathError, DeviceUnavailable
 from pyflannel.core.ip import Family
 from pyflannel.core.lease import LeaseAdded, LeaseRemoved
 from pyflannel.core.lpm import RouteTable
 from pyflannel.datapath import select
 from pyflannel.datapath.base import Capabilities
+from pyflannel.kernel.base import Route, Set
 from tests.support.overlay import ME, Machine, config, lease, run
 
 
@@ -144,6 +146,45 @@ def test_the_network_is_routed_into_the_device(machine, tmp_path):
         assert (report.port, report.mtu) == (8285, 1472)
         assert report.devices["flannel0"].up is True
         await network.detach()
+
+    run(main())
+
+
+def test_routes_of_others_through_the_device_stay_and_those_into_the_network_do_not(
+    machine, tmp_path
+):
+    async def main() -> None:
+        network = await attached(machine, tmp_path)
+        link = await machine.netlink.link("flannel0")
+        stays = Route(dst=IPv4Network("172.31.0.0/24"), oif=link.index)
+        goes = Route(dst=IPv4Network("10.5.9.0/24"), oif=link.index)
+        machine.netlink.meddle(Set(stays), Set(goes))
+        network.synced()
+        for _ in range(2):
+            await network.apply(full=True)
+        there = await machine.netlink.routes(Family.V4)
+        assert stays in there
+        assert goes not in there
+        await network.detach()
+
+    run(main())
+
+
+def test_a_device_that_another_daemon_keeps_is_refused_before_anything_is_done(
+    machine, tmp_path, monkeypatch
+):
+    done: list[str] = []
+    monkeypatch.setattr(udp_network, "_remove_programs", lambda: done.append("programs"))
+
+    def claim(name: str) -> None:
+        raise DeviceUnavailable("link", name, errno.EBUSY, "pyflanneld (pid 7) keeps this device")
+
+    async def main() -> None:
+        context = machine.context(config({"Type": "udp"}), tmp_path)
+        backend = udp.UdpBackend(replace(context, claim_device=claim))
+        with pytest.raises(DeviceUnavailable, match=r"flannel0.*pid 7"):
+            await backend.prepare(None)
+        assert done == []
 
     run(main())
 
