@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import ctypes
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 from pyflannel.core.errors import CommandError, FlannelError
@@ -177,6 +177,18 @@ class Present(NamedTuple):
     expr: list[Any]
 
 
+class Listed(NamedTuple):
+    """What stands in our table."""
+
+    exists: bool
+    chains: dict[str, list[Present]]
+    """Ours."""
+    broken: frozenset[str]
+    """Chains that have our name, and are hooked in otherwise."""
+    foreign: bool
+    """Whether something else stands there: other chains, sets, counters. It is an operator's."""
+
+
 def names(expr: list[Any], networks: Collection[IPNetwork]) -> bool:
     """Whether a rule compares an address with one of some networks."""
     addresses = [_address(network) for network in networks]
@@ -189,11 +201,12 @@ def repair_beside_others(
     present: Mapping[str, list[Present]],
     networks: Collection[IPNetwork],
     *,
+    broken: Iterable[str] = (),
     fully_random: bool,
 ) -> str:
     """What makes our rules so in a table that holds others' as well; empty if all is right."""
     table = f"{NFT_FAMILY[family]} {TABLE[family]}"
-    lines: list[str] = []
+    lines = _without(family, broken).splitlines()
     for chain, wanted in _chains(rules.of(family)).items():
         there = present.get(chain, [])
         exprs = [rule.expr for rule in there]
@@ -226,29 +239,41 @@ def repair_beside_others(
     return "\n".join([*lines, ""]) if lines else ""
 
 
-def read_table(listing: Json) -> dict[str, list[Present]] | None:
-    """The chains in `list table`; `None` if a base is wrong."""
+def _without(family: Family, chains: Iterable[str]) -> str:
+    """What takes whole chains away; empty if there are none."""
+    table = f"{NFT_FAMILY[family]} {TABLE[family]}"
+    return "".join(f"flush chain {table} {c}\ndelete chain {table} {c}\n" for c in sorted(chains))
+
+
+def read_table(listing: Json) -> Listed:
+    """What `list table` shows."""
     chains: dict[str, list[Present]] = {}
+    broken: set[str] = set()
+    foreign = False
     for item in listing.get("nftables", ()):
-        if "chain" in item:
+        (kind,) = item
+        name = item["chain"]["name"] if kind == "chain" else item.get("rule", {}).get("chain")
+        if name not in _HOOKS:
+            foreign |= kind not in ("metainfo", "table")
+        elif kind == "chain":
             chain = item["chain"]
-            kind, hook = _HOOKS.get(chain.get("name"), _HOOKS[FORWARD])
             base = (chain.get("type"), chain.get("hook"), chain.get("policy"))
-            if base != (kind, hook, "accept"):
-                return None
-            chains[chain["name"]] = []
-        elif "rule" in item:
+            if base == (*_HOOKS[name], "accept"):
+                chains[name] = []
+            else:
+                broken.add(name)
+        elif name in chains:
             rule = item["rule"]
-            chains.setdefault(rule["chain"], []).append(Present(rule["handle"], rule["expr"]))
-    return chains
+            chains[name].append(Present(rule["handle"], rule["expr"]))
+    return Listed(exists=True, chains=chains, broken=frozenset(broken), foreign=foreign)
 
 
-def has_others(present: Mapping[str, list[Present]], networks: Collection[IPNetwork]) -> bool:
-    """Whether a table holds a rule that is not ours, nor that about the mark."""
+def has_others(present: Listed, networks: Collection[IPNetwork]) -> bool:
+    """Whether a table holds something that is not ours, nor the rule about the mark."""
     marks = (expressions(MARK_RULE, Family.V4, fully_random=False), UPSTREAMS_MARK)
-    return any(
+    return present.foreign or any(
         rule.expr not in marks and not names(rule.expr, networks)
-        for chain in present.values()
+        for chain in present.chains.values()
         for rule in chain
     )
 
@@ -353,11 +378,20 @@ class NftablesManager:
         for family in Family:
             wanted = wanted_chains(rules, family, fully_random=fully_random)
             present = await self._present(family)
-            if present is not None and has_others(present, self._networks):
+            if has_others(present, self._networks):
                 text = repair_beside_others(
-                    rules, family, present, self._networks, fully_random=fully_random
+                    rules,
+                    family,
+                    present.chains,
+                    self._networks,
+                    broken=present.broken,
+                    fully_random=fully_random,
                 )
-            elif present is not None and _exprs(present) == wanted:
+            elif (
+                present.exists == bool(wanted)
+                and not present.broken
+                and _exprs(present.chains) == wanted
+            ):
                 text = ""
             else:
                 text = transaction(rules, family, fully_random=fully_random)
@@ -408,10 +442,14 @@ class NftablesManager:
         """What takes our rules away, and the table with the last rule; empty if none is there."""
         nothing = RuleSet()
         present = await self._present(family)
-        if present == {}:
+        if not present.exists:
             return ""
-        if present is not None and ours is not None and has_others(present, ours):
-            return repair_beside_others(nothing, family, present, ours, fully_random=False)
+        if ours is not None and has_others(present, ours):
+            return repair_beside_others(
+                nothing, family, present.chains, ours, broken=present.broken, fully_random=False
+            )
+        if present.foreign:
+            return _without(family, {*present.chains, *present.broken})
         return transaction(nothing, family, fully_random=False)
 
     def _note(self, family: Family, wanted: dict[str, list[Any]]) -> None:
@@ -420,14 +458,14 @@ class NftablesManager:
         else:
             self._applied.discard(family)
 
-    async def _present(self, family: Family) -> dict[str, list[Present]] | None:
-        """The chains of our table; `{}` if there is no table."""
+    async def _present(self, family: Family) -> Listed:
+        """What stands in our table; nothing if there is none."""
         tables = await self._nft.ask({"list": {"tables": {"family": NFT_FAMILY[family]}}})
         names = {item["table"]["name"] for item in tables.get("nftables", ()) if "table" in item}
         if TABLE[family] not in names:
-            return {}
+            return Listed(exists=False, chains={}, broken=frozenset(), foreign=False)
         which = {"family": NFT_FAMILY[family], "name": TABLE[family]}
-        return read_table(await self._nft.ask({"list": {"table": which}})) or None
+        return read_table(await self._nft.ask({"list": {"table": which}}))
 
     async def _knows_fully_random(self) -> bool:
         """Whether kernel and nft take `fully-random`, by a dry run in a table of its own."""

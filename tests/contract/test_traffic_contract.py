@@ -317,6 +317,65 @@ def test_what_an_operator_has_put_into_our_chain_stays(play):
     play(scenario)
 
 
+OPERATORS = """
+    add set ip flannel-ipv4 quarantine { type ipv4_addr; }
+    add chain ip flannel-ipv4 watch
+    add rule ip flannel-ipv4 watch ip saddr 198.51.100.7 counter
+    add chain ip flannel-ipv4 doorman { type filter hook input priority 0; policy accept; }
+    add rule ip flannel-ipv4 doorman ip saddr @quarantine jump watch
+"""
+
+
+@pytest.mark.parametrize("damage", ["flush", "hook"])
+def test_what_an_operator_has_put_into_our_table_beside_our_chains_stays(damage):
+    """Chains with and without a hook, and a set: nft alone has such tables."""
+
+    def theirs() -> str:
+        return "".join(
+            sh(f"nft -s list {what}")
+            for what in (
+                "set ip flannel-ipv4 quarantine",
+                "chain ip flannel-ipv4 watch",
+                "chain ip flannel-ipv4 doorman",
+            )
+        )
+
+    def ours() -> str:
+        return "".join(
+            sh(f"nft -s list chain ip flannel-ipv4 {name}")
+            for name in ("postrtg", "forward", "guard")
+        )
+
+    async def go() -> None:
+        manager = NftablesManager()
+        try:
+            await manager.ensure(rules())
+            subprocess.run(["nft", "-f", "-"], input=OPERATORS, text=True, check=True)
+            before, wanted = theirs(), ours()
+            assert not (await manager.ensure(rules())).changed
+            sh("nft flush chain ip flannel-ipv4 forward")
+            if damage == "hook":
+                sh("nft delete chain ip flannel-ipv4 forward")
+                base = "type filter hook output priority 0;"
+                sh(f"nft add chain ip flannel-ipv4 forward '{{ {base} }}'")
+            assert (await manager.ensure(rules())).changed
+            assert theirs() == before
+            assert [line for line in ours().splitlines() if "comment" not in line] == [
+                line for line in wanted.splitlines() if "comment" not in line
+            ]
+            assert not (await manager.ensure(rules())).changed
+            await manager.ensure(rules(OTHER))
+            assert theirs() == before
+            await manager.remove(ours=None if damage == "hook" else rules().networks)
+            assert theirs() == before
+            assert "10.0." not in everything()
+            assert await manager.leftovers() == []
+        finally:
+            manager.close()
+
+    in_new_netns(lambda: asyncio.run(go()))
+
+
 def test_the_rules_of_the_former_network_go(play):
     """As told by `subnet.env` at a start; another run than the one that made them."""
 
