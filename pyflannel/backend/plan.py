@@ -63,7 +63,7 @@ class Device:
     addresses: tuple[IPInterface, ...] = ()
     """At most one per family. Of a family without an entry no address is added or removed."""
     networks: tuple[IPNetwork, ...] = ()
-    """The cluster networks: other IPv4 addresses inside them are removed, the rest is foreign."""
+    """The cluster networks: other addresses inside them are removed, the rest is foreign."""
     sysctls: tuple[tuple[str, str], ...] = ()
     """`("net/ipv6/conf/flannel.1/accept_ra", "0")`, kept at this value; failures ignored."""
 
@@ -169,10 +169,10 @@ def shared_devices(view: View, networks: Sequence[IPNetwork]) -> dict[str, str]:
 def address_operations(device: Device, index: int, present: Sequence[Address]) -> list[Operation]:
     """What must happen to the addresses of a device: ours added, those in its way removed.
 
-    IPv4: another address inside the cluster network is a former one of ours and goes; an address
-    outside is somebody else's and stays. IPv6: every other address goes but link-local ones, as
-    with upstream. Ours is added before others are removed: a device that loses its last address
-    loses its routes.
+    Another address inside the cluster network is a former one of ours and goes; an address outside
+    is somebody else's and stays. One exception: in IPv6 an address that a router advertised, for
+    nobody in the overlay may configure this node. Ours is added before others are removed: a device
+    that loses its last address loses its routes.
     """
     there = {address.interface for address in present}
     adds: list[Operation] = [
@@ -181,15 +181,15 @@ def address_operations(device: Device, index: int, present: Sequence[Address]) -
         if wanted not in there
     ]
     deletes: list[Operation] = [
-        Delete(address) for address in present if _in_the_way(device, address.interface)
+        Delete(address) for address in present if _in_the_way(device, address)
     ]
     return adds + deletes
 
 
-def _in_the_way(device: Device, theirs: IPInterface) -> bool:
+def _in_the_way(device: Device, address: Address) -> bool:
+    theirs = address.interface
     ours = [wanted for wanted in device.addresses if wanted.version == theirs.version]
     if not ours or theirs in ours:
         return False
-    if theirs.version == 4:
-        return any(theirs.ip in network for network in device.networks)
-    return not theirs.ip.is_link_local
+    advertised = theirs.version == 6 and not address.permanent and not theirs.ip.is_link_local
+    return advertised or any(theirs.ip in network for network in device.networks)
