@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pyflannel.core.options import DaemonOptions
     from pyflannel.core.trust import ConfigOrigin
 
+PROGRAM: Final = "pyflanneld-start"
 CHECK_ONLY: Final = "check-only"
 
 
@@ -44,10 +45,38 @@ def main() -> NoReturn:
         sys.exit(pyflanneld.last_words(error))
     for warning in launch.warnings:
         logs.say(logging.WARNING, f"pyflanneld-start: warning: {warning}")
+    if (text := help_text(launch.argv)) is not None:
+        print(text, end="", file=sys.stderr)
+        sys.exit(EXIT_OK)
     argv = in_our_directory(launch.argv, os.environ)
     if checking:
         sys.exit(check(argv))
     pyflanneld.main(argv)
+
+
+def help_text(argv: Sequence[str]) -> str | None:
+    """What is printed if the words ask for help; `None` if they do not."""
+    if not {"-h", "-help", "--h", "--help"} & set(argv):
+        return None
+    from pyflannel.core.commandline import ShowHelp, parse_daemon
+    from pyflannel.core.sysconfig import NAMES, OPTIONS
+
+    try:
+        parsed = parse_daemon([PROGRAM, *argv], {})
+    except FlannelError:
+        return None  # which the daemon says itself
+    if not isinstance(parsed, ShowHelp):
+        return None  # the value of a flag
+    names = "".join(f"  {n.variable} (or {n.older}): -{n.flag}\n" for n in NAMES)
+    usage, _, flags = parsed.text.partition("\n")
+    return (
+        f"{usage.replace('[OPTION]', f'[-{CHECK_ONLY}] [OPTION]')}\n\n"
+        "What pyflannel.service runs: pyflanneld with the same options, and with flags made of\n"
+        f"variables of distributions' flannel packages. They win over FLANNELD_*:\n{names}"
+        f"  {OPTIONS}: further flags\n\n"
+        f"  -{CHECK_ONLY}\n    \tstart nothing: check options, network config and node as a start "
+        f"would, and say\n    \twhat is wrong\n{flags}"
+    )
 
 
 def split_check(argv: Sequence[str]) -> tuple[bool, list[str]]:

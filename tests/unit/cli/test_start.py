@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pyflannel.cli import start
 from pyflannel.cli.start import check, in_our_directory
 
 UNITS = "-docker-opts-file=/run/flannel/docker_opts.env"
@@ -63,3 +64,17 @@ def test_a_check_says_what_keeps_a_node_of_kubernetes_from_starting(
     files = [f"-{name}={tmp_path}/x" for name in ("subnet-file", "status-socket", "state-dir")]
     assert check([*argv, *files, *arguments]) == 78
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--help"], ["-v=1", "-h"], ["-help"]])
+def test_help_is_about_this_program(words):
+    text = start.help_text(words)
+    assert text.startswith("Usage: pyflanneld-start [-check-only] [OPTION]...\n")
+    assert "FLANNEL_ETCD_ENDPOINTS (or FLANNEL_ETCD): -etcd-endpoints" in text
+    assert "FLANNEL_OPTIONS" in text
+    assert "  -subnet-file" in text
+
+
+@pytest.mark.parametrize("words", [[], ["-v=1"], ["-iface", "-h"], ["-nosuch", "-h"]])
+def test_help_is_not_given_where_nobody_asks(words):
+    assert start.help_text(words) is None
