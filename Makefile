@@ -3,12 +3,12 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo picture test system book kernels kube check bench fuzz interop deb wheels lock clean
+.PHONY: help install demo docs picture test system book kernels kube check bench fuzz interop deb wheels lock clean
 
 BIN := .venv/bin
 # A minute and more each: `make system` runs them, and `make book` the second.
 BY_SYSTEM := book.py containers.py docker_newest.py docker_order.py install.py instances.py \
-	migration.py reproducible.py sandbox.py shells.py upgrade.py wheels.py
+	migration.py operations.py reproducible.py sandbox.py shells.py upgrade.py wheels.py
 # Of the integration tests, those of half a minute and more.
 LONG := alerts.py bad_input.py bundle.py do_no_harm_everywhere.py doctor_faults.py etcd_failover.py \
 	etcd_names.py every_backend.py follow_machines.py lab_trouble.py ping_and_trace.py probes.py \
@@ -19,6 +19,7 @@ CACHE := $(or $(PYFLANNEL_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/pyflanne
 
 help:
 	@echo "make demo      a flannel cluster on this machine, shown step by step"
+	@echo "make docs      the documents as a site that can be searched, into build/site"
 	@echo "make picture   the demo once more, as a picture for README"
 	@echo "make test      the whole test suite (ARGS=... goes to pytest)"
 	@echo "make system    the part of it on booted Debian nodes, with etcd three minutes late, and"
@@ -45,6 +46,10 @@ install:
 
 demo: install
 	@$(BIN)/pyflannel lab demo $(ARGS)
+
+# Not part of `install`: the generator, 20 MB, in the cache folder.
+docs: install
+	@$(BIN)/python tools/docsite.py
 
 picture: install
 	@$(BIN)/pyflannel lab demo --svg docs/pictures/demo.svg
@@ -110,8 +115,11 @@ lock: install
 		--python-version 3.11 --group dev --extra decode --extra kubernetes --output-file requirements.lock pyproject.toml
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade \
 		--python-version 3.11 --group pyproject.toml:wheels --output-file tools/wheels.lock
+	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade \
+		--python-version 3.11 --group pyproject.toml:docs --output-file tools/docs.lock
 	@$(BIN)/python tools/lockfile.py requirements.lock
 	@$(BIN)/python tools/lockfile.py tools/wheels.lock
+	@$(BIN)/python tools/lockfile.py tools/docs.lock
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

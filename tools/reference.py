@@ -1,4 +1,4 @@
-"""Writes the reference in docs/reference/ from its sources: python -m tools.reference [DIRECTORY].
+"""Writes the reference in docs/reference/ from its sources: python tools/reference.py [DIRECTORY].
 
 Commands come from their parsers, flags and variables from the daemon's table, keys of the network
 config from what config and backends declare, files from the defaults and from the package's script.
@@ -27,7 +27,7 @@ from pyflannel.gocompat import flags as goflag
 
 ROOT: Final = Path(__file__).parents[1]
 DIRECTORY: Final = ROOT / "docs" / "reference"
-MADE: Final = "Made by `python -m tools.reference`.\n"
+MADE: Final = "Made by `tools/reference.py`.\n"
 
 _NO: Final = (
     "`status`: works with problems; `doctor`, `ping`, `trace`, `lab ping`, `lab status`, "

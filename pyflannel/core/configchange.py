@@ -7,6 +7,7 @@ from typing import Final
 
 from pyflannel.core.allocation import is_compatible
 from pyflannel.core.config import NetworkConfig, effective
+from pyflannel.core.ip import IPNetwork
 from pyflannel.core.lease import Lease
 from pyflannel.records import dataclass
 
@@ -80,8 +81,27 @@ def _of_nodes(before: NetworkConfig | None, after: NetworkConfig) -> Iterator[st
         yield "nodes go by it when they lease a subnet the next time, at a restart as a rule"
         return
     yield "nodes that run go on with the old one until they are restarted (PF103 says so)"
-    if before.networks != after.networks or _together(before) != _together(after):
-        yield "until all of them are, those with the old and those with the new one are cut off"
+    until = "until all of them are, those with the"
+    nested = _nested(before, after)
+    if _together(before) != _together(after) or (before.networks != after.networks and not nested):
+        yield f"{until} old and those with the new one are cut off"
+    elif before.networks != after.networks:
+        yield f"{until} smaller network do not reach subnets outside of it"
+
+
+def _nested(before: NetworkConfig, after: NetworkConfig) -> bool:
+    """Whether the networks of one of them contain the other's."""
+    if before.families != after.families:
+        return False
+    pairs = list(zip(before.networks, after.networks, strict=True))
+    return any(
+        all(_contains(*(pair if larger else pair[::-1])) for pair in pairs)
+        for larger in (True, False)
+    )
+
+
+def _contains(outer: IPNetwork, inner: IPNetwork) -> bool:
+    return inner.prefixlen >= outer.prefixlen and inner.network_address in outer
 
 
 def _together(config: NetworkConfig) -> list[object]:

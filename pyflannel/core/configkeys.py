@@ -12,6 +12,10 @@ from pyflannel.records import dataclass
 
 AT_LEASE: Final = "a restart of a node that is to lease by it"
 AT_RESTART: Final = "a restart of each node"
+NETWORK: Final = (
+    "a restart of all nodes; until then old and new ones are cut off, unless one network contains "
+    "the other"
+)
 ALL_TOGETHER: Final = "a restart of all nodes; until then old and new ones are cut off"
 
 
@@ -35,7 +39,7 @@ KEYS: Final = (
         "none: it must be there unless EnableIPv4 is false",
         "an IPv4 prefix, /28 or shorter; not loopback, link-local or multicast",
         "the prefix of the whole overlay; each node leases a part of it",
-        ALL_TOGETHER,
+        NETWORK,
     ),
     ConfigKey(
         "SubnetLen",
@@ -63,7 +67,7 @@ KEYS: Final = (
         "none: it must be there if EnableIPv6 is true",
         "an IPv6 prefix, /124 or shorter; not loopback, link-local or multicast",
         "as Network, for IPv6",
-        ALL_TOGETHER,
+        NETWORK,
     ),
     ConfigKey(
         "IPv6SubnetLen",

@@ -34,10 +34,21 @@ def test_the_compiler_of_the_wheels_has_one_of_its_own() -> None:
     assert "ziglang" not in LOCK
 
 
+def test_the_generator_of_the_site_has_one_of_its_own() -> None:
+    """Neither the demo nor the tests download it."""
+    lines = (ROOT / "tools/docs.lock").read_text().splitlines()
+    assert all(REQUIREMENT.fullmatch(line) or HASH.fullmatch(line) for line in lines)
+    assert any(line.startswith("mkdocs==") for line in lines)
+    assert "mkdocs" not in LOCK
+
+
 def test_every_dependency_of_ours_is_in_it_within_its_bounds() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     groups = [
-        g for name, each in project["dependency-groups"].items() if name != "wheels" for g in each
+        group
+        for name, each in project["dependency-groups"].items()
+        if name not in {"wheels", "docs"}
+        for group in each
     ]
     wanted = [*project["project"]["dependencies"], *(g for g in groups if isinstance(g, str))]
     locked = set(re.findall(r"^([a-z0-9-]+)==", LOCK, re.MULTILINE))

@@ -77,7 +77,10 @@ def test_who_has_a_lease_that_does_not_fit_is_said_up_to_a_number():
         ('{"Network": "10.5.0.0/16", "SubnetMin": "10.5.8.0"}', False, False),
         ('{"Network": "10.5.0.0/16", "EnableNFTables": true}', True, False),
         ('{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}', True, True),
-        ('{"Network": "10.4.0.0/15"}', True, True),
+        ('{"Network": "10.4.0.0/15"}', True, False),
+        ('{"Network": "10.5.0.0/17"}', True, False),
+        ('{"Network": "10.6.0.0/16"}', True, True),
+        (IPV6_ONLY, True, True),
         ('{"Network": "10.5.0.0/16", "Backend": {"Type": "udp", "Port": 8286}}', True, True),
     ],
 )
@@ -85,6 +88,12 @@ def test_what_the_nodes_do(text, restart, cut):
     said = "\n".join(consequences(UDP, config(text), []))
     assert ("until they are restarted" in said) == restart
     assert ("cut off" in said) == cut
+
+
+@pytest.mark.parametrize("network", ["10.4.0.0/15", "10.5.0.0/17"])
+def test_where_one_network_contains_the_other_the_smaller_one_is_the_limit(network):
+    said = "\n".join(consequences(UDP, config(f'{{"Network": "{network}"}}'), []))
+    assert "smaller network do not reach" in said
 
 
 def test_a_config_with_errors_stops_who_starts():
