@@ -3,7 +3,7 @@
 What makes it worth having is what it does *besides* what it was asked to: a link that goes down
 takes its routes and neighbours along, the last IPv4 address of a link its IPv4 routes, a changed
 MAC flushes the neighbours, and IPv4 routes vanish without a notification. The contract suite
-(`tests/contract/test_netlink_contract.py`) holds it and the real kernel to the same behaviour, so
+(`tests/contract/netlink/`) holds it and the real kernel to the same behaviour, so
 whatever is modelled here was seen on Linux 6.18.
 
 Not modelled: policy routing and other tables, peer addresses, duplicate address detection, ARP and

@@ -11,7 +11,7 @@ import asyncio
 import inspect
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -38,5 +38,6 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
                     given[name] = await stack.enter_async_context(value)
             await test(**given)
 
-    pyfuncitem.funcargs.get("runner", plainly)(main)
+    run: Callable[[Main], None] = cast("Any", pyfuncitem.funcargs.get("runner", plainly))
+    run(main)
     return True
