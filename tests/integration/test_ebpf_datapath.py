@@ -114,6 +114,8 @@ def without_pair(lab: Lab, number: int, name: str = "flannelgro1") -> Iterator[N
     """A node's daemon finds one of its names taken, and does without."""
     node = lab.node(number)
     node.stop_daemon()
+    # Where a BPF file system is mounted the pair outlives the daemon.
+    node.exec(["ip", "link", "del", gropair.SENDER], check=False)
     node.exec(["ip", "link", "add", name, "type", "bridge"])
     try:
         node.start_daemon()
