@@ -7,6 +7,9 @@ product, and not once more by each instance; and one `repr` serves all. So a cla
 time, and an instance a third (`bench/micro`). Equality, hashes, `replace`, `fields`, `asdict` and
 the text of `repr` are the library's.
 
+A frozen class of the library can only be derived from another one. So a base of classes in other
+people's packages is made by the library, and what is derived from that here is as well.
+
 For the type checker this name is the library's decorator itself.
 """
 
@@ -30,6 +33,8 @@ else:
         """As `dataclasses.dataclass`; an instance is not kept from being changed."""
 
         def decorate(cls: type) -> type:
+            if any(_is_frozen(base) for base in cls.__mro__[1:]):
+                return dataclasses.dataclass(frozen=frozen, eq=eq, **others)(cls)
             has_text = "__repr__" in cls.__dict__
             # A frozen class of the library can be hashed; one that brings its own keeps it.
             hashed = frozen and eq and "__hash__" not in cls.__dict__
@@ -39,6 +44,11 @@ else:
             return made
 
         return decorate
+
+
+def _is_frozen(cls: type) -> bool:
+    params = cls.__dict__.get("__dataclass_params__")
+    return params is not None and params.frozen
 
 
 def _text(self: DataclassInstance) -> str:

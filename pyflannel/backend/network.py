@@ -5,6 +5,7 @@ All that differs between those backends is in their plan; the rest is the engine
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol, Self
@@ -20,7 +21,6 @@ from pyflannel.core.kind import Kind
 from pyflannel.core.lease import Lease, LeaseAttrs, LeaseEvent
 from pyflannel.core.underlay import ExternalInterface
 from pyflannel.kernel.base import Link, Notification
-from pyflannel.records import dataclass
 from pyflannel.report.model import NetworkReport
 
 
@@ -46,7 +46,8 @@ class OverlayPlan(Plan, Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# The library's, for classes of other packages may derive from it.
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)  # noqa: TID251
 class NodePlan:
     """What the plans of most backends answer alike; a backend's own derives from it.
 

@@ -16,6 +16,7 @@ interface, the daemon with the one it has chosen, when it starts and whenever th
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -122,7 +123,8 @@ def setting(
     return field(default=default, metadata={_SETTING: declared})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# The library's, for classes of other packages may derive from it.
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)  # noqa: TID251
 class Settings:
     """The members of `Backend` beside `Type`, as one kind reads them.
 
@@ -249,7 +251,8 @@ def suits_all(config: NetworkConfig, external: ExternalInterface | None) -> Iter
     return ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# The library's, for classes of other packages may derive from it.
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)  # noqa: TID251
 class Kind:
     """What can be said about a kind of backend without running one."""
 

@@ -105,7 +105,7 @@ class TestOneMoreFile:
         assert "    Colour: published, and of no use" in shown
         assert "sample, throw-away, udp" in pyflannel(tree, "lab", "up", "--help").stdout
         run(tree, sys.executable, "tools/manuals.py", str(tmp_path))
-        page = (tmp_path / "man/man8/pyflannel.8").read_text()
+        page = (tmp_path / "man/man8/pyflannel-config.8").read_text()
         assert "throw\\-away" in page
         assert "Colour: published" in page
         run(tree, sys.executable, "tools/backends.py", str(tmp_path / "backends.md"))

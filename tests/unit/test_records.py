@@ -86,6 +86,19 @@ def test_methods_that_a_class_brings_are_kept() -> None:
     assert (hash(Key(1)), repr(Key(1))) == (7, "key")
 
 
+def test_a_base_of_the_librarys_makes_a_class_of_the_librarys() -> None:
+    @LIBRARY(frozen=True, slots=True)
+    class Base:
+        number: int = 1
+
+    @OURS(frozen=True, slots=True)
+    class Derived(Base):
+        name: str = ""
+
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Derived().name = "x"
+
+
 def test_records_can_be_pickled() -> None:
     key = SubnetKey(IPv4Network("10.5.34.0/24"))
     assert dataclasses.is_dataclass(key)
