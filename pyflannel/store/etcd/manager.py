@@ -16,19 +16,16 @@ leases, and looks in between as well.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import random
-import shlex
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Final, assert_never
 
-from pyflannel.aio.backoff import Backoff
 from pyflannel.aio.clock import Clock
 from pyflannel.aio.pace import paced
 from pyflannel.core import allocation
-from pyflannel.core.config import NetworkConfig, parse_network_config
+from pyflannel.core.config import NetworkConfig
 from pyflannel.core.errors import (
     LeaseError,
     NetworkConfigChanged,
@@ -50,11 +47,9 @@ from pyflannel.core.ownership import Verdict, judge
 from pyflannel.core.renewal import DEFAULT_LEASE_TTL_S, margin_for
 from pyflannel.core.trouble import TroubleLog
 from pyflannel.core.trust import ConfigOrigin
-from pyflannel.foreign import escape, shown
 from pyflannel.logs import get_logger
 from pyflannel.report.model import StoreReport
 from pyflannel.store.base import FindObstacles, Standing, no_obstacles
-from pyflannel.store.configlog import log_problems
 from pyflannel.store.etcd import codec
 from pyflannel.store.etcd.acquire import (
     Acquisition,
@@ -62,19 +57,17 @@ from pyflannel.store.etcd.acquire import (
     discard_store_lease,
 )
 from pyflannel.store.etcd.base import (
-    DeleteEvent,
     KeyValue,
-    PutEvent,
     Store,
 )
 from pyflannel.store.etcd.challenge import ANSWER_INTERVAL_S
 from pyflannel.store.etcd.feed import LeaseFeed, Listing, list_leases
+from pyflannel.store.etcd.listening import Listeners
+from pyflannel.store.etcd.netconfig import ConfigKey
 from pyflannel.store.record import LeaseRecord
 
 log = get_logger(__name__)
 
-CONFIG_RETRY_S: Final = 1.0
-"""Between two looks for the network config (upstream's interval)."""
 LISTEN_AFTER_S: Final = 0.5
 """A wait for a lease that is longer than this is worth two watches."""
 
@@ -115,7 +108,6 @@ class EtcdLeaseStore:
     ) -> None:
         self._store = store
         self._prefix = prefix
-        self._kinds = kinds
         self._clock = clock
         self._record = record
         self._previous = previous
@@ -126,7 +118,7 @@ class EtcdLeaseStore:
         self._tell_waiting = tell
         self._told = ""
         self._config: NetworkConfig | None = None
-        self._config_revision = 0
+        self._source = ConfigKey(store, prefix, kinds, clock, self._tell)
         self._ahead: NetworkConfig | None = None
         self._lease: Lease | None = None
         self._own_key = b""
@@ -140,7 +132,9 @@ class EtcdLeaseStore:
         self._trouble = TroubleLog()
         self._acting = asyncio.Lock()
         self._acquisition: Acquisition | None = None
-        self._listeners: list[asyncio.Task[None]] = []
+        self._listeners = Listeners(
+            store, prefix, clock, config=self._read_config, room=self._make_use_of_room
+        )
         self._listed: Listing | None = None
         self._sighting: tuple[KeyValue | None] | None = None
         self._news = asyncio.Event()
@@ -191,75 +185,8 @@ class EtcdLeaseStore:
             StoreDenied: etcd refuses us; waiting would not help.
             StoreConfigError: the way to etcd is configured wrongly.
         """
-        key = codec.config_key(self._prefix)
-        backoff = Backoff()
-        trouble = TroubleLog()
-
-        def news(kind: str, reason: str, waiting_for: str) -> bool:
-            self._tell(waiting_for)
-            return trouble.failed(self._clock.monotonic(), kind, reason) is not None
-
-        while True:
-            try:
-                found = await self._store.get(key)
-            except (StoreDenied, StoreConfigError):
-                raise
-            except StoreError as error:
-                waiting = f"waiting for etcd at {self._store.describe()}: {error.kind}"
-                if news(error.kind, str(error), waiting):
-                    log.warning(
-                        "Couldn't fetch network config: etcd does not answer, waiting",
-                        endpoints=self._store.describe(),
-                        key=shown(key),
-                        error=error,
-                    )
-                await self._clock.sleep(backoff.next())
-                continue
-            backoff.reset()
-            if not found.kvs:
-                waiting = f"waiting for the network config {shown(key)} in etcd"
-                if news("missing", "missing", waiting):
-                    in_v2 = await self._store.holds_v2(key)
-                    log.warning(
-                        "Couldn't fetch network config: flannel config not found in etcd store. "
-                        "Did you create your config using etcdv3 API?",
-                        endpoints=self._store.describe(),
-                        prefix=self._prefix,
-                        key=shown(key),
-                        v2="the key is in etcd's v2 store, which is not read" if in_v2 else None,
-                        remedy=self._set_command(from_v2=bool(in_v2)),
-                    )
-            else:
-                parsed = parse_network_config(found.kvs[0].value, self._kinds)
-                revision = found.kvs[0].mod_revision
-                if parsed.config is not None:
-                    self._config_revision = revision
-                    log_problems(parsed.problems, shown(key))
-                    lasted = trouble.over(self._clock.monotonic())
-                    if lasted is not None:
-                        log.info("the network config is there", after_s=round(lasted, 1))
-                    self._tell("")
-                    self._config, self._ahead = parsed.config, None
-                    return parsed.config
-                waiting = f"waiting for a valid network config in {shown(key)} (r{revision})"
-                if news(f"r{revision}", parsed.errors[0].message, waiting):
-                    log_problems(parsed.problems, shown(key))
-            await self._clock.sleep(CONFIG_RETRY_S)
-
-    def _set_command(self, *, from_v2: bool) -> str:
-        """The command that writes the config where this node reads it."""
-        endpoints = self._store.describe().replace(", ", ",")
-        words = [f"--etcd-endpoints={endpoints}", f"--etcd-prefix={escape(self._prefix)}"]
-        command = ["pyflannel", "config", "set", "-" if from_v2 else "FILE", *words]
-        if not from_v2:
-            return shlex.join(command)
-        get = [
-            "etcdctl",
-            f"--endpoints={endpoints}",
-            "get",
-            codec.config_key(self._prefix).decode(),
-        ]
-        return f"ETCDCTL_API=2 {shlex.join(get)} | {shlex.join(command)}"
+        self._config, self._ahead = await self._source.wait(), None
+        return self._config
 
     def _tell(self, waiting_for: str) -> None:
         """Reports what is waited for, when that has changed."""
@@ -267,31 +194,9 @@ class EtcdLeaseStore:
             self._told = waiting_for
             self._tell_waiting(waiting_for)
 
-    async def watch_config(self) -> AsyncIterator[bytes | None]:
-        """The raw config whenever it is written or deleted (`None`), for ever."""
-        key = codec.config_key(self._prefix)
-        backoff = Backoff()
-        known = self._config_revision
-        while True:
-            try:
-                found = await self._store.get(key)
-                revision = found.kvs[0].mod_revision if found.kvs else 0
-                if known != revision:
-                    known = revision
-                    yield found.kvs[0].value if found.kvs else None
-                async for response in self._store.watch_prefix(key, found.header.revision + 1):
-                    backoff.reset()
-                    for event in response.events:
-                        if isinstance(event, PutEvent) and event.kv.key == key:
-                            known = event.mod_revision
-                            yield event.kv.value
-                        elif isinstance(event, DeleteEvent) and event.key == key:
-                            known = 0
-                            yield None
-            except StoreError as error:
-                # The feed of the leases meets the same failure, and tells.
-                log.debug("watch of the config broke", error=error)
-                await self._clock.sleep(max(backoff.next(), CONFIG_RETRY_S))
+    def watch_config(self) -> AsyncIterator[bytes | None]:
+        """The raw config whenever it is written or deleted (`None`), without end."""
+        return self._source.changes()
 
     # The lease
 
@@ -581,7 +486,7 @@ class EtcdLeaseStore:
         acquisition = self._acquisition
         if acquisition is None:
             acquisition = self._acquisition = self._new_acquisition()
-        elif not self._listeners:
+        elif not self._listeners.listening:
             await self._read_config()
         if self._ahead is not None:
             raise NetworkConfigChanged(
@@ -869,58 +774,15 @@ class EtcdLeaseStore:
 
     def _listen(self) -> None:
         """Has what may end our wait for a lease wake us; ended by `_stop_seeking`."""
-        wait = self._holding.step().at - self._clock.monotonic()
-        if self._listeners or wait < LISTEN_AFTER_S:
-            return
-        self._listeners = [
-            asyncio.create_task(self._hear_config(), name="config, for a lease"),
-            asyncio.create_task(self._hear_leases(), name="free subnets, for a lease"),
-        ]
+        if self._holding.step().at - self._clock.monotonic() >= LISTEN_AFTER_S:
+            self._listeners.start()
 
     async def _stop_seeking(self) -> None:
         """Ends what an attempt leaves behind while it waits for the next one."""
-        listeners, self._listeners = self._listeners, []
         acquisition, self._acquisition = self._acquisition, None
-        for listener in listeners:
-            listener.cancel()
-        await asyncio.gather(*listeners, return_exceptions=True)
+        await self._listeners.stop()
         if acquisition is not None:
             await acquisition.close()
-
-    async def _hear_config(self) -> None:
-        key = codec.config_key(self._prefix)
-        await self._follow(key, lambda _: True, self._read_config)
-
-    async def _hear_leases(self) -> None:
-        prefix = codec.subnets_prefix(self._prefix)
-        await self._follow(prefix, self._may_give_room, self._make_use_of_room)
-
-    async def _follow(
-        self,
-        prefix: bytes,
-        matters: Callable[[PutEvent | DeleteEvent], bool],
-        changed: Callable[[], Awaitable[None]],
-    ) -> None:
-        """Calls `changed` now and at each event below a prefix that matters, for ever."""
-        backoff = Backoff()
-        while True:
-            try:
-                # The revision comes first, so that nothing falls between the look and the watch.
-                start = (await self._store.get(codec.config_key(self._prefix))).header.revision + 1
-                await changed()
-                stream = self._store.watch_prefix(prefix, start)
-                async with contextlib.aclosing(stream):
-                    async for response in stream:
-                        backoff.reset()
-                        if any(matters(event) for event in response.events):
-                            await changed()
-            except StoreError as error:
-                # The attempts meet the same failure, and tell.
-                log.debug("not listening for what ends the wait", error=error)
-            await self._clock.sleep(max(backoff.next(), CONFIG_RETRY_S))
-
-    def _may_give_room(self, event: PutEvent | DeleteEvent) -> bool:
-        return isinstance(event, DeleteEvent)
 
     async def _make_use_of_room(self) -> None:
         # Who waits for a public IP is told nothing by that: it asks the other node now and then.
@@ -933,18 +795,9 @@ class EtcdLeaseStore:
 
     async def _read_config(self) -> None:
         """Notes another valid network config than ours, if the store has one now."""
-        try:
-            found = await self._store.get(codec.config_key(self._prefix))
-        except StoreError as error:
-            # The attempt that follows meets the same failure, and tells.
-            log.debug("network config not read", error=error)
-            return
-        if not found.kvs or found.kvs[0].mod_revision == self._config_revision:
-            return
-        parsed = parse_network_config(found.kvs[0].value, self._kinds)
-        if parsed.config is not None and parsed.config != self._settled():
-            self._config_revision = found.kvs[0].mod_revision
-            self._ahead = parsed.config
+        ahead = await self._source.newer(self._settled())
+        if ahead is not None:
+            self._ahead = ahead
             await self._wake()
 
     def _take_config(self, config: NetworkConfig) -> None:
