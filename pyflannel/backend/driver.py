@@ -30,7 +30,7 @@ from typing import Final, NoReturn
 
 from pyflannel.aio.backoff import Backoff
 from pyflannel.aio.clock import Clock, SystemClock
-from pyflannel.aio.pace import Pace, let_go
+from pyflannel.aio.pace import Pace, let_go, paced
 from pyflannel.aio.tasks import forever
 from pyflannel.backend.base import (
     RESYNC_INTERVAL_S,
@@ -309,14 +309,14 @@ class Driver:
         try:
             await self._hand_over(full=due.full)
             self._account(await self._network.apply(full=due.full))
-            self._report(self._refused)
+            await self._report(self._refused)
             failed = bool(self._refused)
         except ApplyError as error:
             if isinstance(error, PartlyApplied):
                 self._account(error.applied)
-            self._report({**self._refused, **error.failures})
+            await self._report({**self._refused, **error.failures})
         except FlannelError as error:
-            self._report({**self._refused, "kernel": error})
+            await self._report({**self._refused, "kernel": error})
         except Exception as error:
             # A task's border: a defect must not end the loop.
             self.stats.defects += 1
@@ -380,26 +380,28 @@ class Driver:
             self.stats.repaired.update(applied.repaired)
             log.info("repaired what had been changed by others", **applied.repaired)
 
-    def _report(self, failures: Mapping[str, FlannelError]) -> None:
+    async def _report(self, failures: Mapping[str, FlannelError]) -> None:
         """One line when a failure appears and one when it is over."""
-        new = [name for name in failures if name not in self._attempts]
+        new = [name async for name in paced(failures) if name not in self._attempts]
         for name in new[:NAMED_FAILURES]:
             log.warning("not applied, will be retried", what=name, reason=str(failures[name]))
         if len(new) > NAMED_FAILURES:
             log.warning("more was not applied", count=len(new) - NAMED_FAILURES)
-        over = [name for name in self._attempts if name not in failures]
+        over = [name async for name in paced(self._attempts) if name not in failures]
         for name in over[:NAMED_FAILURES]:
             log.info("recovered", what=name, attempts=self._attempts[name])
         if len(over) > NAMED_FAILURES:
             log.info("more recovered", count=len(over) - NAMED_FAILURES)
-        for name in over:
+        async for name in paced(over):
             del self._attempts[name]
-        self._attempts.update(failures.keys())
-        self.stats.failing = {name: str(error) for name, error in failures.items()}
         began, now = self.stats.failing_since, self._clock.time()
-        self.stats.failing_since = {name: began.get(name, now) for name in failures}
-        for text in self.stats.failing.values():
-            self.stats.last_error = text
+        failing: dict[str, str] = {}
+        since: dict[str, float] = {}
+        async for name, error in paced(failures.items()):
+            self._attempts[name] += 1
+            failing[name] = self.stats.last_error = str(error)
+            since[name] = began.get(name, now)
+        self.stats.failing, self.stats.failing_since = failing, since
 
     def _publish(self) -> None:
         attrs = self._network.own_attrs()
@@ -412,13 +414,16 @@ class Driver:
         """The network's report with what we counted."""
         stats = self.stats
         shown = self._network.report()
+        # A network may also know of failures outside our passes (extension's commands).
+        failing = {**shown.failing, **stats.failing}
         return replace(
             shown,
+            ignored_count=len(shown.ignored),
+            failing_count=len(failing),
             passes=dict(stats.passes),
             changed=stats.changed,
             repaired=dict(stats.repaired),
-            # A network may also know of failures outside our passes (extension's commands).
-            failing={**shown.failing, **stats.failing},
+            failing=failing,
             failing_since=dict(stats.failing_since),
             last_error=stats.last_error,
             last_pass_s=round(stats.last_pass_s, 6),

@@ -110,6 +110,8 @@ from pyflannel.report.model import DeviceReport, NetworkReport
 
 log = get_logger(__name__)
 
+NAMED_PEERS: Final = 20
+"""Peers that get a log line in one pass."""
 NAMED_WARNINGS: Final = 20
 """Overlaps of one kind that get a log line each; all of them stand in the status."""
 
@@ -216,6 +218,10 @@ class Engine:
         self._objects: dict[Owner, tuple[TableEntry, ...]] = {}
         self._pending: dict[Owner, None] = {}
         self._problems: dict[Owner, str] = {}
+        self._ignored: dict[str, str] = {}
+        """The same by name, and below what fails: made as they change, for reports are frequent."""
+        self._failing: dict[str, str] = {}
+        self._named = 0
         self._contested: set[Key] = set()
         self._link_failures: dict[str, FlannelError] = {}
         self._dirty = _Dirty.unknown()
@@ -395,7 +401,7 @@ class Engine:
             work.add(_Dirty.all())
             # IPv4 routes vanish with their device without a word.
             work.others |= any(self._others.values())
-        done = _Pass()
+        done, self._named = _Pass(), 0
         try:
             await self._converge(work, done)
         except BaseException:
@@ -497,7 +503,8 @@ class Engine:
         if owner is None:
             return self._node_objects()
         if lease is None:
-            self._problems.pop(owner, None)
+            if self._problems.pop(owner, None):
+                del self._ignored[_describe(owner)]
             self._conflicts.pop(owner, None)
             return ()
         peer = self._plan.peer_objects(lease, self._view)
@@ -512,10 +519,11 @@ class Engine:
                 if not conflict.forbids:
                     self._warn(owner, conflict)
         if peer.problem and peer.problem != self._problems.get(owner):
-            log.warning("peer ignored", peer=owner.describe(), reason=peer.problem)
-            self._problems[owner] = peer.problem
+            self._say_of_peer(log.warning, "peer ignored", owner, reason=peer.problem)
+            self._problems[owner] = self._ignored[_describe(owner)] = peer.problem
         elif not peer.problem and self._problems.pop(owner, ""):
-            log.info("peer is no longer ignored", peer=owner.describe())
+            self._say_of_peer(log.info, "peer is no longer ignored", owner)
+            del self._ignored[_describe(owner)]
         return peer.objects
 
     def _node_objects(self) -> tuple[TableEntry, ...]:
@@ -533,9 +541,10 @@ class Engine:
             log.error(
                 "the overlay has no route, its packets do not leave this node", reason=problem
             )
-            self._problems[None] = problem
+            self._problems[None] = self._ignored[_describe(None)] = problem
         elif not problem and self._problems.pop(None, ""):
             log.info("the overlay has its route again")
+            del self._ignored[_describe(None)]
         return tuple(objects)
 
     def _conflicts_of(self, lease: Lease) -> tuple[Conflict, ...]:
@@ -559,6 +568,16 @@ class Engine:
             objects = self._plan.peer_objects(replace(lease, key=left), self._view).objects
         reason = "; ".join(str(conflict) for conflict in bad)
         return PeerObjects(objects, f"{reason}; {DELETE_LEASE}")
+
+    def _say_of_peer(
+        self, say: Callable[..., None], event: str, owner: Owner, **fields: object
+    ) -> None:
+        """Says something of a peer; of very many in one pass it is said of the first ones."""
+        self._named += 1
+        if self._named <= NAMED_PEERS:
+            say(event, peer=_describe(owner), **fields)
+        elif self._named == NAMED_PEERS + 1:
+            log.warning("there is something with more peers; pyflannel peers has all of them")
 
     def _warn(self, owner: SubnetKey, conflict: Conflict) -> None:
         """Says once that a peer is carried all the same."""
@@ -700,10 +719,11 @@ class Engine:
             holder = table.owners.get(thing.key, owner)
             if holder != owner and thing.key not in self._contested:
                 self._contested.add(thing.key)
-                log.warning(
+                self._say_of_peer(
+                    log.warning,
                     "two peers claim the same entry, the one that was written last gets it",
+                    owner,
                     entry=str(thing),
-                    peer=_describe(owner),
                     other=_describe(holder),
                 )
             table.want(owner, thing, rank)
@@ -862,9 +882,13 @@ class Engine:
         if operations:
             failures = await self._netlink.apply(operations)
             await self._account(operations, origin, failures, done)
+        failing: dict[str, str] = {}
         for table in ranked:
             async for key, error in paced(table.held.items()):
-                done.failures.setdefault(self._name(table, key), error)
+                name = self._name(table, key)
+                done.failures.setdefault(name, error)
+                failing.setdefault(name, str(error))
+        self._failing = failing
         self._swept = self._swept or (self._synced and not done.unread)
 
     async def _account(
@@ -909,11 +933,9 @@ class Engine:
     def report(self) -> NetworkReport:
         """Devices, counts of objects, what is ignored and what fails."""
         objects: Counter[str] = Counter()
-        failing = {name: str(error) for name, error in self._link_failures.items()}
         for (kind, _, _), table in self._tables.items():
             objects[kind] += len(table.delta.desired)
-            for key, error in table.held.items():
-                failing.setdefault(self._name(table, key), str(error))
+        links = {name: str(error) for name, error in self._link_failures.items()}
         return NetworkReport(
             underlay=self._plan.underlay,
             devices={
@@ -928,11 +950,11 @@ class Engine:
             },
             peers=len(self._peers),
             objects=dict(objects),
-            ignored={_describe(owner): text for owner, text in self._problems.items()},
+            ignored=dict(self._ignored),
             overlaps=tuple(self._overlaps),
             own_overlap=self._own_overlap,
             shared=shared_devices(self._view, self._plan.networks),
-            failing=failing,
+            failing={**links, **self._failing},
         )
 
 

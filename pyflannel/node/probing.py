@@ -115,13 +115,14 @@ class Probing:
         """What is not programmed is not asked: the question would leave by the default route."""
         while True:
             network = self._network()
-            failing = (name.removeprefix("peer ") for name in network.failing)
+            failing = [n.removeprefix("peer ") async for n in paced(network.failing)]
             silent = frozenset([*network.ignored, *failing])
             if silent != self._silent:
                 names, self._silent = silent ^ self._silent, silent
                 peers = list(self._peers().values())
-                found = [p async for p in paced(peers) if p.key.describe() in names]
-                prober.update(self._targets(found))
+                async for peer in paced(peers):
+                    if peer.key.describe() in names:
+                        prober.update(self._targets([peer]))
             await self._clock.sleep(SILENT_S)
 
     def _targets(self, leases: Sequence[Lease]) -> dict[SubnetKey, Sequence[Target]]:

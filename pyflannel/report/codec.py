@@ -13,12 +13,15 @@ import json
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, Final
 
 from pyflannel.report.model import (
+    MOST_SHOWN,
     SCHEMA,
     ConfigReport,
     FilesReport,
+    NetworkReport,
     NodeReport,
     PeerReport,
     Problem,
@@ -38,6 +41,8 @@ def encode(report: NodeReport) -> dict[str, object]:
         "problems": [_plain(problem) for problem in problems(report)],
         "uptime_s": round(max(0.0, report.now - report.started), 3),
     }
+    if report.network is not None:
+        report = dataclasses.replace(report, network=_some(report.network))
     for each in dataclasses.fields(report):
         if each.name not in _SPECIAL:
             shown[each.name] = _plain(getattr(report, each.name))
@@ -71,6 +76,18 @@ def encode_in_parts(report: NodeReport, peers: Iterable[PeerReport | None]) -> I
             between = ", "
         yield "]"
     yield "}"
+
+
+def _some(network: NetworkReport) -> NetworkReport:
+    """A network without what the records of its peers say again."""
+    failing = dict(islice(network.failing.items(), MOST_SHOWN))
+    since = network.failing_since
+    return dataclasses.replace(
+        network,
+        ignored=dict(islice(network.ignored.items(), MOST_SHOWN)),
+        failing=failing,
+        failing_since={name: since[name] for name in failing if name in since},
+    )
 
 
 def decode(shown: Mapping[str, Any]) -> NodeReport:

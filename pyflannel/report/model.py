@@ -27,6 +27,8 @@ from pyflannel.records import dataclass
 SCHEMA: Final = 1
 """Version of the shape of `pyflannel status --json`."""
 
+MOST_SHOWN: Final = 100
+"""Of what may be as many as there are peers: enough to see what is wrong, never megabytes."""
 _NOTHING: Final[Mapping[str, str]] = {}
 
 
@@ -178,7 +180,10 @@ class NetworkReport:
     objects: Mapping[str, int] = field(default_factory=dict)
     """Kernel objects wanted, by kind."""
     ignored: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
-    """Peers that are left out, in whole or in part, with the reason."""
+    """Peers that are left out, in whole or in part, with the reason. JSON has the first
+    `MOST_SHOWN`, as of `failing`; the peers' own records have it of all."""
+    ignored_count: int = 0
+    """How many there are."""
     overlaps: Sequence[str] = ()
     """What is carried although it overlaps something of this machine, with both sides."""
     own_overlap: str = ""
@@ -187,6 +192,8 @@ class NetworkReport:
     """Devices that another daemon uses too, with what shows it."""
     failing: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     """What could not be applied, with the kernel's answer; it is retried."""
+    failing_count: int = 0
+    """How much that is."""
     failing_since: Mapping[str, float] = field(default_factory=dict)
     port: int | None = None
     """UDP port, where the backend has one."""

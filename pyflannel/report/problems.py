@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import Final
 
 from pyflannel.core.kind import OWN_VNI
 from pyflannel.core.overlap import ANOTHER_SUBNET
-from pyflannel.report.model import NodeReport, ProbeFailure, Problem, Severity
+from pyflannel.report.model import MOST_SHOWN, NodeReport, ProbeFailure, Problem, Severity
 from pyflannel.report.words import clock_time, left
 
 WAITING: Final = "PF101"
@@ -271,19 +272,23 @@ def _network(report: NodeReport) -> Iterator[Problem]:
     network = report.network
     if network is None:
         return
-    for subject, reason in network.failing.items():
+    for subject, reason in islice(network.failing.items(), MOST_SHOWN):
         yield Problem(
             code=NOT_APPLIED,
             subject=subject,
             since=network.failing_since.get(subject),
             text=f"not applied, tried again: {reason}",
         )
-    for subnet, reason in network.ignored.items():
+    if (more := network.failing_count - MOST_SHOWN) > 0:
+        yield Problem(code=NOT_APPLIED, subject="others", text=f"{more} more are not applied")
+    for subnet, reason in islice(network.ignored.items(), MOST_SHOWN):
         yield Problem(
             code=PEER_IGNORED,
             subject=f"peer {subnet}" if "/" in subnet else subnet,
             text=f"left out: {reason}",
         )
+    if (more := network.ignored_count - MOST_SHOWN) > 0:
+        yield Problem(code=PEER_IGNORED, subject="others", text=f"{more} more are left out")
     if network.own_overlap:
         yield Problem(
             code=OWN_OVERLAP,

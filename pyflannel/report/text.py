@@ -217,7 +217,8 @@ def _network(report: NodeReport) -> Iterator[Row]:
 
 
 def _peers(network: NetworkReport) -> str:
-    ignored = f", {len(network.ignored)} of them left out" if network.ignored else ""
+    count = max(network.ignored_count, len(network.ignored))  # an older daemon counts none
+    ignored = f", {count} of them left out" if count else ""
     return f"{network.peers}{ignored}"
 
 

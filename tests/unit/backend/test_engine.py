@@ -473,6 +473,27 @@ def test_peers_of_another_backend_are_ignored_and_told_once(caplog):
     assert [r.message for r in caplog.records].count("peer ignored") == 1
 
 
+def test_of_very_many_the_first_are_logged_and_all_are_in_the_report(caplog):
+    caplog.set_level("INFO")
+
+    async def scenario() -> None:
+        node = Node()
+        leases = [LeaseAdded(lease(number, "host-gw")) for number in range(2, 102)]
+        node.engine.update(leases)
+        await node.apply(full=False)
+        assert len(node.engine.report().ignored) == 100
+        node.engine.update([LeaseRemoved(each.lease) for each in leases[:40]])
+        node.engine.update([LeaseAdded(lease(number, "vxlan")) for number in range(50, 102)])
+        await node.apply(full=False)
+        assert len(node.engine.report().ignored) == 8
+
+    run(scenario())
+    said = [record.message for record in caplog.records]
+    assert said.count("peer ignored") == 20
+    assert said.count("peer is no longer ignored") == 20
+    assert said.count("there is something with more peers; pyflannel peers has all of them") == 2
+
+
 def test_another_plan_re_points_the_device_and_the_peers():
     async def scenario() -> None:
         node = Node()

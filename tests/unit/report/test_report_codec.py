@@ -55,6 +55,21 @@ def test_what_is_encoded_is_read_back_as_it_was(report):
     assert codec.decode(json.loads(json.dumps(codec.encode(report)))) == report
 
 
+def test_of_very_many_that_fail_the_first_are_there_and_the_number():
+    many = {f"peer {number}": "EPERM" for number in range(1_000)}
+    network = NetworkReport(
+        failing=many,
+        failing_since=dict.fromkeys(many, 1.0),
+        failing_count=1_000,
+        ignored=many,
+        ignored_count=1_000,
+    )
+    shown = codec.encode(NodeReport(network=network))["network"]
+    assert (shown["failing_count"], shown["ignored_count"]) == (1_000, 1_000)
+    for name in ("failing", "failing_since", "ignored"):
+        assert list(shown[name]) == list(many)[:100]
+
+
 def test_what_is_false_or_zero_is_there():
     shown = codec.encode(FULL)
     assert shown["network"]["devices"]["flannel0"]["up"] is False

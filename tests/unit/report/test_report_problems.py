@@ -153,6 +153,17 @@ def test_each_of_few_peers_is_a_problem_and_half_of_three_nodes_is_no_cut():
     assert "pyflannel ping 10.5.0.0/24" in found[0].remedy
 
 
+def test_of_very_many_that_fail_or_are_left_out_the_first_are_problems_and_the_rest_a_number():
+    many = {f"peer 10.{n // 250}.{n % 250}.0/24": "EPERM" for n in range(1_000)}
+    report = network(failing=many, failing_count=1_000, ignored=many, ignored_count=1_000)
+    found = problems(report)
+    assert len(found) == 202
+    assert [one.text for one in found if one.subject == "others"] == [
+        "900 more are not applied",
+        "900 more are left out",
+    ]
+
+
 def test_unknown_peers_and_probes_that_are_off_are_no_problem():
     assert problems(broken(probes=ProbeReport(states={"unknown": 9}))) == ()
     assert problems(broken(probes=ProbeReport())) == ()
