@@ -56,6 +56,14 @@ COMMANDS: Final[dict[str, Command]] = {
 }
 
 
+EXAMPLES: Final = (
+    "pyflannel lab demo",
+    "pyflannel config check network.json",
+    "pyflannel status",
+    "pyflannel help leases",
+)
+
+
 def usage() -> str:
     """What `pyflannel --help` prints."""
     width = max(map(len, COMMANDS))
@@ -68,9 +76,14 @@ def usage() -> str:
     lines += [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
     lines += [
         "",
-        "Every command has --help; those that print data have --json.",
-        "Exit codes: 0 done, 2 bad command line, 69 something needed cannot be had,",
-        "            77 not permitted, 78 bad configuration, 70 a defect of pyflannel.",
+        "Examples:",
+        *(f"  {line}" for line in EXAMPLES),
+        "",
+        "Every command has --help; those that print data have --json. Options and",
+        "arguments may stand in any order.",
+        "Exit codes: 0 done, 1 done and the answer is no, 2 bad command line,",
+        "            3 cannot look, 69 something needed cannot be had, 77 not permitted,",
+        "            78 bad configuration, 70 a defect of pyflannel.",
     ]
     return "\n".join(lines) + "\n"
 

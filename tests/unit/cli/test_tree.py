@@ -147,6 +147,18 @@ def test_every_example_is_right(name, parsed, capsys):
                 parsed(words)
 
 
+def test_the_examples_of_the_whole_are_right(parsed, capsys):
+    text = pyflannel.usage()
+    assert max(map(len, text.splitlines())) <= 80
+    for line in pyflannel.EXAMPLES:
+        assert f"\n  {line}\n" in text
+        words = line.split()[1:]
+        if words[0] == "help":
+            page(words, capsys)
+        else:
+            parsed(words)
+
+
 def test_a_group_lists_its_actions_and_takes_none_that_it_has_not(capsys):
     for name, branch in TREE.items():
         if not branch.actions:
