@@ -64,22 +64,19 @@ async def until(probe) -> None:
             await asyncio.sleep(0.01)
 
 
-def test_it_comes_up_answers_and_leaves_nothing_running(options, tmp_path):
-    async def main() -> None:
-        task = asyncio.create_task(daemon._run(options))
-        try:
-            await until((tmp_path / "run" / "subnet.env").exists)
-            await until((tmp_path / "s.sock").exists)
-            shown = await asyncio.to_thread(ask, options.status_socket)
-            assert shown["ready"] is True
-            assert shown["problems"] == []
-            assert json.dumps(shown)
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-        assert asyncio.all_tasks() == {asyncio.current_task()}
-
-    asyncio.run(main())
+async def test_it_comes_up_answers_and_leaves_nothing_running(options, tmp_path):
+    task = asyncio.create_task(daemon._run(options))
+    try:
+        await until((tmp_path / "run" / "subnet.env").exists)
+        await until((tmp_path / "s.sock").exists)
+        shown = await asyncio.to_thread(ask, options.status_socket)
+        assert shown["ready"] is True
+        assert shown["problems"] == []
+        assert json.dumps(shown)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
     assert not (tmp_path / "s.sock").exists()
     assert (tmp_path / "run" / "subnet.env").exists(), "containers outlive the daemon"
     with SingleInstance(options.subnet_file):

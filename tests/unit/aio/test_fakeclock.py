@@ -9,38 +9,32 @@ from pyflannel.aio.clock import Clock, SystemClock
 from pyflannel.testing.fakeclock import FakeClock
 
 
-def test_time_stands_still_until_it_is_advanced():
-    async def main() -> None:
-        clock = FakeClock(now=1000.0)
-        await clock.advance(2.5)
-        assert (clock.time(), clock.monotonic()) == (1002.5, 2.5)
-        clock.jump(-100)
-        assert (clock.time(), clock.monotonic()) == (902.5, 2.5)
-
-    asyncio.run(main())
+async def test_time_stands_still_until_it_is_advanced():
+    clock = FakeClock(now=1000.0)
+    await clock.advance(2.5)
+    assert (clock.time(), clock.monotonic()) == (1002.5, 2.5)
+    clock.jump(-100)
+    assert (clock.time(), clock.monotonic()) == (902.5, 2.5)
 
 
-def test_sleepers_wake_in_the_order_of_their_deadlines_within_one_advance():
-    async def main() -> list[tuple[str, float]]:
-        clock = FakeClock()
-        seen: list[tuple[str, float]] = []
+async def test_sleepers_wake_in_the_order_of_their_deadlines_within_one_advance():
+    clock = FakeClock()
+    seen: list[tuple[str, float]] = []
 
-        async def tick(name: str, every: float, times: int) -> None:
-            for _ in range(times):
-                await clock.sleep(every)
-                seen.append((name, clock.monotonic()))
+    async def tick(name: str, every: float, times: int) -> None:
+        for _ in range(times):
+            await clock.sleep(every)
+            seen.append((name, clock.monotonic()))
 
-        work = [
-            asyncio.create_task(tick("slow", 3, 1)),
-            asyncio.create_task(tick("quick", 1, 4)),
-        ]
-        await clock.advance(3.5)
-        assert clock.sleepers == 1
-        await clock.advance(10)
-        await asyncio.gather(*work)
-        return seen
-
-    assert asyncio.run(main()) == [
+    work = [
+        asyncio.create_task(tick("slow", 3, 1)),
+        asyncio.create_task(tick("quick", 1, 4)),
+    ]
+    await clock.advance(3.5)
+    assert clock.sleepers == 1
+    await clock.advance(10)
+    await asyncio.gather(*work)
+    assert seen == [
         ("quick", 1),
         ("quick", 2),
         ("slow", 3),
@@ -49,25 +43,19 @@ def test_sleepers_wake_in_the_order_of_their_deadlines_within_one_advance():
     ]
 
 
-def test_a_cancelled_sleeper_leaves_nothing_behind():
-    async def main() -> None:
-        clock = FakeClock()
-        task = asyncio.create_task(clock.sleep(5))
-        await clock.advance(1)
-        task.cancel()
-        await asyncio.wait({task})
-        assert clock.sleepers == 0
-        await clock.advance(10)
-
-    asyncio.run(main())
+async def test_a_cancelled_sleeper_leaves_nothing_behind():
+    clock = FakeClock()
+    task = asyncio.create_task(clock.sleep(5))
+    await clock.advance(1)
+    task.cancel()
+    await asyncio.wait({task})
+    assert clock.sleepers == 0
+    await clock.advance(10)
 
 
-def test_sleeping_no_time_returns_at_the_next_turn():
-    async def main() -> None:
-        await FakeClock().sleep(0)
-        await SystemClock().sleep(-1)
-
-    asyncio.run(main())
+async def test_sleeping_no_time_returns_at_the_next_turn():
+    await FakeClock().sleep(0)
+    await SystemClock().sleep(-1)
 
 
 def test_the_system_clock_is_the_machines():

@@ -53,15 +53,12 @@ def test_without_reports_it_is_not_found_as_upstream_has_it():
     assert answered(health_app(lambda: True), "/metrics").status == 404
 
 
-def test_whoever_asks_all_the_time_gets_one_answer_a_second():
+async def test_whoever_asks_all_the_time_gets_one_answer_a_second():
     node, clock = Saying(REPORT), [0.0]
 
-    async def main() -> None:
-        scrapes = metrics.Scrapes(node, lambda: clock[0])
-        await asyncio.gather(*(scrapes.answer() for _ in range(20)))
-        assert node.asked == 1
-        clock[0] += metrics.FRESH_S
-        await scrapes.answer()
-        assert node.asked == 2
-
-    asyncio.run(main())
+    scrapes = metrics.Scrapes(node, lambda: clock[0])
+    await asyncio.gather(*(scrapes.answer() for _ in range(20)))
+    assert node.asked == 1
+    clock[0] += metrics.FRESH_S
+    await scrapes.answer()
+    assert node.asked == 2

@@ -19,7 +19,7 @@ from pyflannel.kernel.base import Notification, Topic
 from pyflannel.report.model import NetworkReport
 from pyflannel.testing.fakeclock import FakeClock, settle
 from pyflannel.testing.fakenetlink import FakeNetlink
-from tests.support.overlay import lease, overflow, run
+from tests.support.overlay import lease, overflow
 
 REFUSED = KernelError("route replace", "10.5.2.0/24", 101)
 
@@ -174,149 +174,122 @@ class Stand:
             await self.task
 
 
-def test_the_first_pass_is_full_and_comes_at_once():
-    async def scenario() -> None:
-        async with Stand() as stand:
-            assert stand.network.log == ["full"]
-            await stand.clock.advance(9.9)
-            assert stand.network.log == ["full"]
-            await stand.clock.advance(0.2)
-            assert stand.network.log == ["full", "full"]
-
-    run(scenario())
+async def test_the_first_pass_is_full_and_comes_at_once():
+    async with Stand() as stand:
+        assert stand.network.log == ["full"]
+        await stand.clock.advance(9.9)
+        assert stand.network.log == ["full"]
+        await stand.clock.advance(0.2)
+        assert stand.network.log == ["full", "full"]
 
 
-def test_settled_is_when_all_that_was_submitted_has_been_through_a_pass():
-    async def scenario() -> None:
-        async with Stand() as stand:
-            await stand.driver.settled()
-            stand.driver.submit([LeaseAdded(lease(2, "vxlan"))])
-            stand.driver.synced()
-            waiting = asyncio.ensure_future(stand.driver.settled())
-            await asyncio.sleep(0)
-            assert not waiting.done()
-            await settle()
-            assert waiting.done()
-            assert stand.network.log[-2:] == ["synced", "apply"]
-            assert stand.driver.report().longest_pass_s >= 0.0
-
-    run(scenario())
+async def test_settled_is_when_all_that_was_submitted_has_been_through_a_pass():
+    async with Stand() as stand:
+        await stand.driver.settled()
+        stand.driver.submit([LeaseAdded(lease(2, "vxlan"))])
+        stand.driver.synced()
+        waiting = asyncio.ensure_future(stand.driver.settled())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        await settle()
+        assert waiting.done()
+        assert stand.network.log[-2:] == ["synced", "apply"]
+        assert stand.driver.report().longest_pass_s >= 0.0
 
 
-def test_events_are_handed_over_together_and_the_last_of_a_lease_counts():
-    async def scenario() -> None:
-        async with Stand() as stand:
-            old, new = lease(2, "vxlan"), replace(lease(2, "vxlan"), attrs=LeaseAttrs())
-            stand.driver.submit([LeaseAdded(new, old)])
-            stand.driver.submit([LeaseAdded(old, new), LeaseAdded(lease(3, "vxlan"))])
-            stand.driver.submit([LeaseRemoved(lease(3, "vxlan"))])
-            stand.driver.synced()
-            await settle()
-            # Added twice: what was there before the first of the two is what is replaced.
-            expected = [LeaseAdded(old, old), LeaseRemoved(lease(3, "vxlan"))]
-            assert stand.network.log == ["full", expected, "synced", "apply"]
-
-    run(scenario())
+async def test_events_are_handed_over_together_and_the_last_of_a_lease_counts():
+    async with Stand() as stand:
+        old, new = lease(2, "vxlan"), replace(lease(2, "vxlan"), attrs=LeaseAttrs())
+        stand.driver.submit([LeaseAdded(new, old)])
+        stand.driver.submit([LeaseAdded(old, new), LeaseAdded(lease(3, "vxlan"))])
+        stand.driver.submit([LeaseRemoved(lease(3, "vxlan"))])
+        stand.driver.synced()
+        await settle()
+        # Added twice: what was there before the first of the two is what is replaced.
+        expected = [LeaseAdded(old, old), LeaseRemoved(lease(3, "vxlan"))]
+        assert stand.network.log == ["full", expected, "synced", "apply"]
 
 
-def test_events_during_a_pass_wait_for_the_next():
-    async def scenario() -> None:
-        network = FakeNetwork()
-        gate = asyncio.Event()
-        network.outcomes = [gate.wait]
-        async with Stand(network) as stand:
-            for number in range(2, 60):
-                stand.driver.submit([LeaseAdded(lease(number, "vxlan"))])
-            await settle()
-            assert network.log == ["full"]
-            gate.set()
-            await settle()
-            assert [entry if isinstance(entry, str) else len(entry) for entry in network.log] == [
-                "full",
-                58,
-                "apply",
-            ]
-
-    run(scenario())
+async def test_events_during_a_pass_wait_for_the_next():
+    network = FakeNetwork()
+    gate = asyncio.Event()
+    network.outcomes = [gate.wait]
+    async with Stand(network) as stand:
+        for number in range(2, 60):
+            stand.driver.submit([LeaseAdded(lease(number, "vxlan"))])
+        await settle()
+        assert network.log == ["full"]
+        gate.set()
+        await settle()
+        assert [entry if isinstance(entry, str) else len(entry) for entry in network.log] == [
+            "full",
+            58,
+            "apply",
+        ]
 
 
-def test_a_notification_leads_to_a_pass_only_if_it_concerns_the_network():
-    async def scenario() -> None:
-        async with Stand() as stand:
-            stand.netlink.notify(Notification(topic=Topic.ROUTE))
-            await settle()
-            assert stand.network.log == ["full", Topic.ROUTE]
-            await stand.clock.advance(DEBOUNCE_S)
-            assert stand.network.log == ["full", Topic.ROUTE, "apply"]
-            stand.network.interesting = False
-            stand.netlink.notify(overflow())
-            await stand.clock.advance(1.0)
-            assert stand.network.log[3:] == [Topic.OVERFLOW]
-            assert stand.driver.stats.overflows == 1
-
-    run(scenario())
+async def test_a_notification_leads_to_a_pass_only_if_it_concerns_the_network():
+    async with Stand() as stand:
+        stand.netlink.notify(Notification(topic=Topic.ROUTE))
+        await settle()
+        assert stand.network.log == ["full", Topic.ROUTE]
+        await stand.clock.advance(DEBOUNCE_S)
+        assert stand.network.log == ["full", Topic.ROUTE, "apply"]
+        stand.network.interesting = False
+        stand.netlink.notify(overflow())
+        await stand.clock.advance(1.0)
+        assert stand.network.log[3:] == [Topic.OVERFLOW]
+        assert stand.driver.stats.overflows == 1
 
 
-def test_a_notification_stream_that_breaks_is_opened_again_and_counts_as_overflow():
-    async def scenario() -> None:
-        async with Stand() as stand:
-            stand.netlink._subscriptions[0].close()
-            await settle()
-            assert stand.network.log == ["full", Topic.OVERFLOW]
-            await stand.clock.advance(0.2)
-            stand.netlink.notify(Notification(topic=Topic.LINK))
-            await settle()
-            assert stand.network.log[-1] is Topic.LINK
-
-    run(scenario())
+async def test_a_notification_stream_that_breaks_is_opened_again_and_counts_as_overflow():
+    async with Stand() as stand:
+        stand.netlink._subscriptions[0].close()
+        await settle()
+        assert stand.network.log == ["full", Topic.OVERFLOW]
+        await stand.clock.advance(0.2)
+        stand.netlink.notify(Notification(topic=Topic.LINK))
+        await settle()
+        assert stand.network.log[-1] is Topic.LINK
 
 
-def test_a_failure_is_a_warning_once_and_its_end_is_told(caplog):
+async def test_a_failure_is_a_warning_once_and_its_end_is_told(caplog):
     caplog.set_level("INFO")
 
-    async def scenario() -> None:
-        network = FakeNetwork()
-        failed = PartlyApplied({"peer 10.5.2.0/24": REFUSED}, Applied(changed=2))
-        network.outcomes = [failed, failed, failed]
-        async with Stand(network) as stand:
-            assert "ENETUNREACH" in stand.driver.stats.failing["peer 10.5.2.0/24"]
-            await stand.clock.advance(9.0)
-            assert stand.driver.stats.failing == {}
-            assert stand.driver.stats.changed == 6
-            assert "ENETUNREACH" in stand.driver.stats.last_error
-            assert stand.driver.report().failing == {}
-
-    run(scenario())
+    network = FakeNetwork()
+    failed = PartlyApplied({"peer 10.5.2.0/24": REFUSED}, Applied(changed=2))
+    network.outcomes = [failed, failed, failed]
+    async with Stand(network) as stand:
+        assert "ENETUNREACH" in stand.driver.stats.failing["peer 10.5.2.0/24"]
+        await stand.clock.advance(9.0)
+        assert stand.driver.stats.failing == {}
+        assert stand.driver.stats.changed == 6
+        assert "ENETUNREACH" in stand.driver.stats.last_error
+        assert stand.driver.report().failing == {}
     messages = [r.message for r in caplog.records]
     assert messages.count("not applied, will be retried") == 1
     assert messages.count("recovered") == 1
 
 
-def test_a_thousand_failures_are_a_handful_of_lines(caplog):
-    async def scenario() -> None:
-        network = FakeNetwork()
-        network.outcomes = [ApplyError({f"peer {n}": REFUSED for n in range(1000)})]
-        async with Stand(network) as stand:
-            assert len(stand.driver.stats.failing) == 1000
-
-    run(scenario())
+async def test_a_thousand_failures_are_a_handful_of_lines(caplog):
+    network = FakeNetwork()
+    network.outcomes = [ApplyError({f"peer {n}": REFUSED for n in range(1000)})]
+    async with Stand(network) as stand:
+        assert len(stand.driver.stats.failing) == 1000
     assert len(caplog.records) < 30
 
 
-def test_a_defect_is_counted_and_told_once_and_the_loop_goes_on(caplog):
-    async def scenario() -> None:
-        network = FakeNetwork()
-        network.outcomes = [ZeroDivisionError("a defect")] * 2
-        async with Stand(network) as stand:
-            await stand.clock.advance(2.0)
-            assert network.log == ["full", "full", "full"]
-            assert stand.driver.stats.defects == 2
-
-    run(scenario())
+async def test_a_defect_is_counted_and_told_once_and_the_loop_goes_on(caplog):
+    network = FakeNetwork()
+    network.outcomes = [ZeroDivisionError("a defect")] * 2
+    async with Stand(network) as stand:
+        await stand.clock.advance(2.0)
+        assert network.log == ["full", "full", "full"]
+        assert stand.driver.stats.defects == 2
     assert [r.levelname for r in caplog.records] == ["ERROR"]
 
 
-def test_a_lease_that_the_network_cannot_take_holds_up_no_other(caplog):
+async def test_a_lease_that_the_network_cannot_take_holds_up_no_other(caplog):
     """It is told once, shown, handed over again with each full pass, and forgotten with its end."""
 
     class Choosy(FakeNetwork):
@@ -332,79 +305,64 @@ def test_a_lease_that_the_network_cannot_take_holds_up_no_other(caplog):
                     raise RecursionError("too deep")
                 self.taken.add(event.lease.key)
 
-    async def scenario() -> None:
-        network = Choosy()
-        async with Stand(network) as stand:
-            stand.driver.submit([LeaseAdded(lease(n, "vxlan")) for n in (2, 3, 4)])
-            stand.driver.synced()
-            await settle()
-            assert {lease(n, "vxlan").key for n in (2, 4)} <= network.taken
-            name = f"peer {lease(3, 'vxlan').key.describe()}"
-            assert "too deep" in stand.driver.report().failing[name]
-            await asyncio.wait_for(stand.driver.settled(), 1)
-            seen = network.refused
-            await stand.clock.advance(30)
-            assert network.refused > seen + 2
-            stand.driver.submit([LeaseRemoved(lease(3, "vxlan"))])
-            await settle()
-            assert lease(3, "vxlan").key in network.taken
-            assert stand.driver.report().failing == {}
-
-    run(scenario())
+    network = Choosy()
+    async with Stand(network) as stand:
+        stand.driver.submit([LeaseAdded(lease(n, "vxlan")) for n in (2, 3, 4)])
+        stand.driver.synced()
+        await settle()
+        assert {lease(n, "vxlan").key for n in (2, 4)} <= network.taken
+        name = f"peer {lease(3, 'vxlan').key.describe()}"
+        assert "too deep" in stand.driver.report().failing[name]
+        await asyncio.wait_for(stand.driver.settled(), 1)
+        seen = network.refused
+        await stand.clock.advance(30)
+        assert network.refused > seen + 2
+        stand.driver.submit([LeaseRemoved(lease(3, "vxlan"))])
+        await settle()
+        assert lease(3, "vxlan").key in network.taken
+        assert stand.driver.report().failing == {}
     assert [r.levelname for r in caplog.records].count("ERROR") == 1
 
 
-def test_what_was_repaired_adds_up():
-    async def scenario() -> None:
-        network = FakeNetwork()
-        network.outcomes = [
-            Applied(repaired={"route": 2}),
-            PartlyApplied({"x": REFUSED}, Applied(repaired={"route": 1, "fdb": 1})),
-        ]
-        async with Stand(network) as stand:
-            await stand.clock.advance(11.0)
-            assert stand.driver.report().repaired == {"route": 3, "fdb": 1}
-
-    run(scenario())
+async def test_what_was_repaired_adds_up():
+    network = FakeNetwork()
+    network.outcomes = [
+        Applied(repaired={"route": 2}),
+        PartlyApplied({"x": REFUSED}, Applied(repaired={"route": 1, "fdb": 1})),
+    ]
+    async with Stand(network) as stand:
+        await stand.clock.advance(11.0)
+        assert stand.driver.report().repaired == {"route": 3, "fdb": 1}
 
 
-def test_attributes_that_became_others_are_reported():
-    async def scenario() -> None:
-        async with Stand() as stand:
-            assert stand.changed == []
-            stand.network.attrs = replace(stand.network.attrs, backend_data="{}")
-            await stand.clock.advance(10.0)
-            assert stand.changed == [stand.network.attrs]
-            await stand.clock.advance(10.0)
-            assert len(stand.changed) == 1
-
-    run(scenario())
+async def test_attributes_that_became_others_are_reported():
+    async with Stand() as stand:
+        assert stand.changed == []
+        stand.network.attrs = replace(stand.network.attrs, backend_data="{}")
+        await stand.clock.advance(10.0)
+        assert stand.changed == [stand.network.attrs]
+        await stand.clock.advance(10.0)
+        assert len(stand.changed) == 1
 
 
-def test_a_rebase_waits_for_the_pass_and_is_followed_by_one():
-    async def scenario() -> None:
-        network = FakeNetwork()
-        gate = asyncio.Event()
-        network.outcomes = [gate.wait]
-        async with Stand(network) as stand:
-            rebase = asyncio.create_task(stand.driver.rebase(None))
-            await settle()
-            assert network.log == ["full"]
-            gate.set()
-            await settle()
-            assert await rebase == network.attrs
-            assert network.log == ["full", "rebase", "apply"]
-
-    run(scenario())
+async def test_a_rebase_waits_for_the_pass_and_is_followed_by_one():
+    network = FakeNetwork()
+    gate = asyncio.Event()
+    network.outcomes = [gate.wait]
+    async with Stand(network) as stand:
+        rebase = asyncio.create_task(stand.driver.rebase(None))
+        await settle()
+        assert network.log == ["full"]
+        gate.set()
+        await settle()
+        assert await rebase == network.attrs
+        assert network.log == ["full", "rebase", "apply"]
 
 
-def test_it_can_be_cancelled_in_the_middle_of_a_pass():
-    async def scenario() -> None:
-        network = FakeNetwork()
-        network.outcomes = [lambda: asyncio.Event().wait()]
-        async with Stand(network):
-            pass
-        assert not network.busy
-        assert len(asyncio.all_tasks()) == 1
-
-    run(scenario())
+async def test_it_can_be_cancelled_in_the_middle_of_a_pass():
+    network = FakeNetwork()
+    network.outcomes = [lambda: asyncio.Event().wait()]
+    async with Stand(network):
+        pass
+    assert not network.busy
+    assert len(asyncio.all_tasks()) == 1

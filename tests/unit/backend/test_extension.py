@@ -112,16 +112,13 @@ def test_an_open_quote_is_a_config_error_that_names_the_key(tmp_path):
 # Start.
 
 
-def test_what_the_first_command_prints_is_published(tmp_path):
-    async def scenario() -> None:
-        programs = Programs()
-        programs.answers["pre"] = Completed(0, b'  a "key"\n', b"noise on stderr\n")
-        attrs = await backend(tmp_path, programs).prepare(None)
-        assert attrs.backend_data == '"a \\"key\\""'
-        assert attrs.backend_type == "extension"
-        assert programs.ran == [(("pre",), b"\n", {"PATH": "/bin", "HOME": "/x y"})]
-
-    run(scenario())
+async def test_what_the_first_command_prints_is_published(tmp_path):
+    programs = Programs()
+    programs.answers["pre"] = Completed(0, b'  a "key"\n', b"noise on stderr\n")
+    attrs = await backend(tmp_path, programs).prepare(None)
+    assert attrs.backend_data == '"a \\"key\\""'
+    assert attrs.backend_type == "extension"
+    assert programs.ran == [(("pre",), b"\n", {"PATH": "/bin", "HOME": "/x y"})]
 
 
 def test_without_a_first_command_there_is_no_data(tmp_path):
@@ -129,17 +126,14 @@ def test_without_a_first_command_there_is_no_data(tmp_path):
     assert attrs.backend_data is None
 
 
-def test_the_second_command_knows_network_and_lease(tmp_path):
-    async def scenario() -> None:
-        programs = Programs()
-        await backend(tmp_path, programs, ipv6=True).attach(lease(1, "extension", ipv6=True))
-        ((argv, stdin, env),) = programs.ran
-        assert argv == ("post", "10.5.0.0/16", "10.5.1.0/24", "192.0.2.1")
-        assert stdin == b"\n"
-        assert env["IPV6SUBNET"] == "fd00:5:0:1::/64"
-        assert env["PUBLIC_IPV6"] == "2001:db8::1"
-
-    run(scenario())
+async def test_the_second_command_knows_network_and_lease(tmp_path):
+    programs = Programs()
+    await backend(tmp_path, programs, ipv6=True).attach(lease(1, "extension", ipv6=True))
+    ((argv, stdin, env),) = programs.ran
+    assert argv == ("post", "10.5.0.0/16", "10.5.1.0/24", "192.0.2.1")
+    assert stdin == b"\n"
+    assert env["IPV6SUBNET"] == "fd00:5:0:1::/64"
+    assert env["PUBLIC_IPV6"] == "2001:db8::1"
 
 
 @pytest.mark.parametrize(
@@ -159,204 +153,167 @@ def test_a_command_that_fails_at_start_is_an_error(answer, text, tmp_path):
         run(backend(tmp_path, programs).attach(lease(1, "extension")))
 
 
-def test_another_subnet_runs_the_post_startup_command_again(tmp_path):
+async def test_another_subnet_runs_the_post_startup_command_again(tmp_path):
     """What it has made for the former one, a bridge say, is of no use any more."""
-
-    async def scenario() -> None:
-        programs = Programs()
-        network = await attached(tmp_path, programs)
-        before = programs.ran[-1]
-        assert programs.lines[-1].startswith("post 10.5.0.0/16 10.5.1.0/24")
-        underlay = Machine().context(config({"Type": "extension"}), tmp_path).underlay
-        await network.rebase(underlay)
-        assert programs.ran[-1] is before, "only the interface is another one"
-        await network.rebase(underlay, lease(9, "extension"))
-        assert programs.lines[-1].startswith("post 10.5.0.0/16 10.5.9.0/24")
-        programs.answers["post"] = Completed(1, b"", b"no bridge")
-        await network.rebase(underlay, lease(8, "extension"))
-        assert "no bridge" in network.report().failing["this node"]
-
-    run(scenario())
+    programs = Programs()
+    network = await attached(tmp_path, programs)
+    before = programs.ran[-1]
+    assert programs.lines[-1].startswith("post 10.5.0.0/16 10.5.1.0/24")
+    underlay = Machine().context(config({"Type": "extension"}), tmp_path).underlay
+    await network.rebase(underlay)
+    assert programs.ran[-1] is before, "only the interface is another one"
+    await network.rebase(underlay, lease(9, "extension"))
+    assert programs.lines[-1].startswith("post 10.5.0.0/16 10.5.9.0/24")
+    programs.answers["post"] = Completed(1, b"", b"no bridge")
+    await network.rebase(underlay, lease(8, "extension"))
+    assert "no bridge" in network.report().failing["this node"]
 
 
 # Peers.
 
 
-def test_a_command_that_failed_is_in_the_status_of_the_driver(tmp_path):
-    async def scenario() -> None:
-        programs = Programs()
-        programs.answers["add"] = Completed(3, b"", b"no such bridge")
-        network = await attached(tmp_path, programs)
-        driver = Driver(network, Machine().netlink)
-        network.update([LeaseAdded(peer(2))])
+async def test_a_command_that_failed_is_in_the_status_of_the_driver(tmp_path):
+    programs = Programs()
+    programs.answers["add"] = Completed(3, b"", b"no such bridge")
+    network = await attached(tmp_path, programs)
+    driver = Driver(network, Machine().netlink)
+    network.update([LeaseAdded(peer(2))])
+    await network.apply(full=False)
+    await network.idle()
+    failing = driver.report().failing
+    assert "no such bridge" in failing["peer 10.5.2.0/24"]
+
+
+async def test_commands_follow_a_peer_and_get_its_data(tmp_path):
+    programs = Programs()
+    network = await attached(tmp_path, programs)
+    programs.ran.clear()
+    for event in (LeaseAdded(peer(2)), LeaseRemoved(peer(2))):
+        network.update([event])
         await network.apply(full=False)
         await network.idle()
-        failing = driver.report().failing
-        assert "no such bridge" in failing["peer 10.5.2.0/24"]
-
-    run(scenario())
-
-
-def test_commands_follow_a_peer_and_get_its_data(tmp_path):
-    async def scenario() -> None:
-        programs = Programs()
-        network = await attached(tmp_path, programs)
-        programs.ran.clear()
-        for event in (LeaseAdded(peer(2)), LeaseRemoved(peer(2))):
-            network.update([event])
-            await network.apply(full=False)
-            await network.idle()
-        assert programs.lines == ["add 10.5.2.0/24 192.0.2.2", "remove 10.5.2.0/24 192.0.2.2"]
-        assert {stdin for _, stdin, _ in programs.ran} == {b"its data\n"}
-        assert programs.ran[0][2]["IPV6SUBNET"] == ""
-
-    run(scenario())
+    assert programs.lines == ["add 10.5.2.0/24 192.0.2.2", "remove 10.5.2.0/24 192.0.2.2"]
+    assert {stdin for _, stdin, _ in programs.ran} == {b"its data\n"}
+    assert programs.ran[0][2]["IPV6SUBNET"] == ""
 
 
-def test_a_changed_lease_is_removed_as_it_was_and_added_as_it_is(tmp_path):
-    async def scenario() -> None:
-        programs = Programs()
-        network = await attached(tmp_path, programs)
-        programs.ran.clear()
-        old, new = peer(2), moved(peer(2), "192.0.2.99")
-        for events in ([LeaseAdded(old)], [LeaseAdded(new, old)], [LeaseAdded(new, old)]):
-            network.update(events)
-            await network.apply(full=False)
-            await network.idle()
-        assert programs.lines == [
-            "add 10.5.2.0/24 192.0.2.2",
-            "remove 10.5.2.0/24 192.0.2.2",
-            "add 10.5.2.0/24 192.0.2.99",
-        ]
-
-    run(scenario())
+async def test_a_changed_lease_is_removed_as_it_was_and_added_as_it_is(tmp_path):
+    programs = Programs()
+    network = await attached(tmp_path, programs)
+    programs.ran.clear()
+    old, new = peer(2), moved(peer(2), "192.0.2.99")
+    for events in ([LeaseAdded(old)], [LeaseAdded(new, old)], [LeaseAdded(new, old)]):
+        network.update(events)
+        await network.apply(full=False)
+        await network.idle()
+    assert programs.lines == [
+        "add 10.5.2.0/24 192.0.2.2",
+        "remove 10.5.2.0/24 192.0.2.2",
+        "add 10.5.2.0/24 192.0.2.99",
+    ]
 
 
-def test_one_hanging_command_holds_up_no_other_peer_and_its_own_wait_in_order(tmp_path):
-    async def scenario() -> None:
-        programs = Programs()
-        network = await attached(tmp_path, programs)
-        programs.ran.clear()
-        gate = programs.gates["10.5.2.0/24"] = asyncio.Event()
-        network.update([LeaseAdded(peer(2)), LeaseAdded(peer(3))])
-        async with asyncio.timeout(1):
-            await network.apply(full=False)
-        await settle()
+async def test_one_hanging_command_holds_up_no_other_peer_and_its_own_wait_in_order(tmp_path):
+    programs = Programs()
+    network = await attached(tmp_path, programs)
+    programs.ran.clear()
+    gate = programs.gates["10.5.2.0/24"] = asyncio.Event()
+    network.update([LeaseAdded(peer(2)), LeaseAdded(peer(3))])
+    async with asyncio.timeout(1):
+        await network.apply(full=False)
+    await settle()
+    network.update([LeaseRemoved(peer(2))])
+    await network.apply(full=False)
+    await settle()
+    assert programs.lines == ["add 10.5.2.0/24 192.0.2.2", "add 10.5.3.0/24 192.0.2.3"]
+    gate.set()
+    await network.idle()
+    assert programs.lines[2:] == ["remove 10.5.2.0/24 192.0.2.2"]
+
+
+async def test_a_peer_that_flaps_during_a_hanging_command_leaves_only_the_last_state(tmp_path):
+    programs = Programs()
+    network = await attached(tmp_path, programs)
+    programs.ran.clear()
+    gate = programs.gates["10.5.2.0/24"] = asyncio.Event()
+    for _ in range(50):
+        network.update([LeaseAdded(peer(2))])
+        await network.apply(full=False)
         network.update([LeaseRemoved(peer(2))])
         await network.apply(full=False)
-        await settle()
-        assert programs.lines == ["add 10.5.2.0/24 192.0.2.2", "add 10.5.3.0/24 192.0.2.3"]
-        gate.set()
+        await asyncio.sleep(0)
+    gate.set()
+    await network.idle()
+    assert len(programs.lines) <= 2
+    assert network.report().peers == 0
+
+
+async def test_a_thousand_peers_are_never_more_than_a_few_processes(tmp_path):
+    programs = Programs()
+    network = await attached(tmp_path, programs)
+    network.update([LeaseAdded(peer(n)) for n in range(2, 250)])
+    await network.apply(full=False)
+    await network.idle()
+    assert programs.most == MOST_CHILDREN
+    assert len(programs.lines) == 249
+
+
+async def test_a_failing_command_is_told_and_not_repeated(tmp_path, caplog):
+    programs = Programs()
+    programs.answers["add"] = Completed(1, b"", b"no")
+    network = await attached(tmp_path, programs)
+    network.update([LeaseAdded(peer(2))])
+    for _ in range(3):
+        await network.apply(full=True)
         await network.idle()
-        assert programs.lines[2:] == ["remove 10.5.2.0/24 192.0.2.2"]
-
-    run(scenario())
-
-
-def test_a_peer_that_flaps_during_a_hanging_command_leaves_only_the_last_state(tmp_path):
-    async def scenario() -> None:
-        programs = Programs()
-        network = await attached(tmp_path, programs)
-        programs.ran.clear()
-        gate = programs.gates["10.5.2.0/24"] = asyncio.Event()
-        for _ in range(50):
-            network.update([LeaseAdded(peer(2))])
-            await network.apply(full=False)
-            network.update([LeaseRemoved(peer(2))])
-            await network.apply(full=False)
-            await asyncio.sleep(0)
-        gate.set()
-        await network.idle()
-        assert len(programs.lines) <= 2
-        assert network.report().peers == 0
-
-    run(scenario())
-
-
-def test_a_thousand_peers_are_never_more_than_a_few_processes(tmp_path):
-    async def scenario() -> None:
-        programs = Programs()
-        network = await attached(tmp_path, programs)
-        network.update([LeaseAdded(peer(n)) for n in range(2, 250)])
-        await network.apply(full=False)
-        await network.idle()
-        assert programs.most == MOST_CHILDREN
-        assert len(programs.lines) == 249
-
-    run(scenario())
-
-
-def test_a_failing_command_is_told_and_not_repeated(tmp_path, caplog):
-    async def scenario() -> None:
-        programs = Programs()
-        programs.answers["add"] = Completed(1, b"", b"no")
-        network = await attached(tmp_path, programs)
-        network.update([LeaseAdded(peer(2))])
-        for _ in range(3):
-            await network.apply(full=True)
-            await network.idle()
-        assert programs.lines[1:] == ["add 10.5.2.0/24 192.0.2.2"]
-        assert "exit status 1: no" in network.report().failing["peer 10.5.2.0/24"]
-
-    run(scenario())
+    assert programs.lines[1:] == ["add 10.5.2.0/24 192.0.2.2"]
+    assert "exit status 1: no" in network.report().failing["peer 10.5.2.0/24"]
     assert [r.message for r in caplog.records] == ["command failed"]
 
 
 @pytest.mark.parametrize(
     "bad", [lease(2, "vxlan"), peer(2, '{"VNI":1}'), peer(2, "["), peer(2, "[" * 5000 + "]" * 5000)]
 )
-def test_peers_of_other_backends_and_with_odd_data_are_ignored(bad, tmp_path, caplog):
-    async def scenario() -> None:
-        programs = Programs()
-        network = await attached(tmp_path, programs)
-        network.update([LeaseAdded(bad), LeaseAdded(bad), LeaseAdded(peer(3, None))])
-        await network.apply(full=True)
-        await network.idle()
-        assert programs.lines[1:] == ["add 10.5.3.0/24 192.0.2.3"]
-        assert programs.ran[1][1] == b"\n"
-
-    run(scenario())
+async def test_peers_of_other_backends_and_with_odd_data_are_ignored(bad, tmp_path, caplog):
+    programs = Programs()
+    network = await attached(tmp_path, programs)
+    network.update([LeaseAdded(bad), LeaseAdded(bad), LeaseAdded(peer(3, None))])
+    await network.apply(full=True)
+    await network.idle()
+    assert programs.lines[1:] == ["add 10.5.3.0/24 192.0.2.3"]
+    assert programs.ran[1][1] == b"\n"
     assert [r.message for r in caplog.records] == ["peer ignored"]
 
 
-def test_the_end_kills_what_is_running_and_runs_nothing(tmp_path):
-    async def scenario() -> None:
-        programs = Programs()
-        network = await attached(tmp_path, programs)
-        programs.gates["10.5.2.0/24"] = asyncio.Event()
-        network.update([LeaseAdded(peer(2))])
-        await network.apply(full=False)
-        await settle()
-        await network.detach()
-        assert programs.running == 0
-        assert len(programs.lines) == 2
-        assert len(asyncio.all_tasks()) == 1
-
-    run(scenario())
+async def test_the_end_kills_what_is_running_and_runs_nothing(tmp_path):
+    programs = Programs()
+    network = await attached(tmp_path, programs)
+    programs.gates["10.5.2.0/24"] = asyncio.Event()
+    network.update([LeaseAdded(peer(2))])
+    await network.apply(full=False)
+    await settle()
+    await network.detach()
+    assert programs.running == 0
+    assert len(programs.lines) == 2
+    assert len(asyncio.all_tasks()) == 1
 
 
-def test_a_real_program_gets_words_environment_and_input():
-    async def scenario() -> None:
-        env = {**os.environ, "SUBNET": "10.5.2.0/24"}
-        script = 'read line; echo "$1|$SUBNET|$line"; echo oops >&2; exit 4'
-        done = await run_child(("sh", "-c", script, "sh", "a b"), b"its data\n", env)
-        assert done == Completed(4, b"a b|10.5.2.0/24|its data\n", b"oops\n")
-
-    run(scenario())
+async def test_a_real_program_gets_words_environment_and_input():
+    env = {**os.environ, "SUBNET": "10.5.2.0/24"}
+    script = 'read line; echo "$1|$SUBNET|$line"; echo oops >&2; exit 4'
+    done = await run_child(("sh", "-c", script, "sh", "a b"), b"its data\n", env)
+    assert done == Completed(4, b"a b|10.5.2.0/24|its data\n", b"oops\n")
 
 
-def test_an_ipv6_only_peer_has_empty_ipv4_values(tmp_path):
-    async def scenario() -> None:
-        programs = Programs()
-        network = await attached(tmp_path, programs)
-        only6 = replace(peer(2), key=SubnetKey(None, key(2, ipv6=True).v6))
-        network.update([LeaseAdded(only6)])
-        await network.apply(full=True)
-        await network.idle()
-        assert programs.ran[1][2]["SUBNET"] == ""
-        assert programs.ran[1][2]["IPV6SUBNET"] == "fd00:5:0:2::/64"
-
-    run(scenario())
+async def test_an_ipv6_only_peer_has_empty_ipv4_values(tmp_path):
+    programs = Programs()
+    network = await attached(tmp_path, programs)
+    only6 = replace(peer(2), key=SubnetKey(None, key(2, ipv6=True).v6))
+    network.update([LeaseAdded(only6)])
+    await network.apply(full=True)
+    await network.idle()
+    assert programs.ran[1][2]["SUBNET"] == ""
+    assert programs.ran[1][2]["IPV6SUBNET"] == "fd00:5:0:2::/64"
 
 
 @pytest.mark.parametrize("text", ["[" * 9000 + "]" * 9000, '{"a":' * 2000 + "1" + "}" * 2000, "5"])

@@ -15,7 +15,7 @@ from pyflannel.backend.plan import View
 from pyflannel.core.errors import ConfigError
 from pyflannel.core.lease import LeaseAdded, LeaseAttrs
 from pyflannel.kernel.base import Route, Set
-from tests.support.overlay import Machine, config, key, lease, run
+from tests.support.overlay import Machine, config, key, lease
 
 
 def test_a_peer_is_a_route_via_its_public_address_for_each_family():
@@ -31,17 +31,14 @@ def test_a_peer_is_a_route_via_its_public_address_for_each_family():
     assert plan.peer_objects(lease(2, "host-gw"), View()).objects == ()
 
 
-def test_it_publishes_its_type_and_addresses_and_has_the_interfaces_mtu(tmp_path):
-    async def scenario() -> None:
-        machine = Machine()
-        backend = HostGwBackend(machine.context(config({"Type": "host-gw"}), tmp_path))
-        attrs = await backend.prepare(None)
-        assert attrs == LeaseAttrs(public_ip=IPv4Address("192.0.2.1"), backend_type="host-gw")
-        network = await backend.attach(lease(1, "host-gw"))
-        assert network.mtu == 1500
-        assert network.own_attrs() == attrs
-
-    run(scenario())
+async def test_it_publishes_its_type_and_addresses_and_has_the_interfaces_mtu(tmp_path):
+    machine = Machine()
+    backend = HostGwBackend(machine.context(config({"Type": "host-gw"}), tmp_path))
+    attrs = await backend.prepare(None)
+    assert attrs == LeaseAttrs(public_ip=IPv4Address("192.0.2.1"), backend_type="host-gw")
+    network = await backend.attach(lease(1, "host-gw"))
+    assert network.mtu == 1500
+    assert network.own_attrs() == attrs
 
 
 def test_behind_a_nat_it_refuses_with_upstreams_text(tmp_path):
@@ -51,57 +48,48 @@ def test_behind_a_nat_it_refuses_with_upstreams_text(tmp_path):
         create(replace(context, underlay=nat))
 
 
-def test_a_peer_off_the_link_is_named_and_others_are_not_held_up(tmp_path):
-    async def scenario() -> None:
-        machine = Machine()
-        backend = HostGwBackend(machine.context(config({"Type": "host-gw"}), tmp_path))
-        network = await backend.attach(lease(1, "host-gw"))
-        far = lease(3, "host-gw")
-        far = replace(far, attrs=replace(far.attrs, public_ip=IPv4Address("198.51.100.3")))
-        network.update([LeaseAdded(far), LeaseAdded(lease(2, "host-gw"))])
-        with pytest.raises(PartlyApplied) as caught:
-            await network.apply(full=True)
-        ((name, error),) = caught.value.failures.items()
-        assert name == "peer 10.5.3.0/24"
-        assert error.errno == errno.ENETUNREACH
-        assert "198.51.100.3 is not on a directly connected network" in str(error)
-        assert caught.value.applied.changed == 1
-
-    run(scenario())
-
-
-def test_a_new_interface_of_the_same_name_gets_the_routes(tmp_path):
-    async def scenario() -> None:
-        machine = Machine()
-        backend = HostGwBackend(machine.context(config({"Type": "host-gw"}), tmp_path))
-        network = await backend.attach(lease(1, "host-gw"))
-        network.update([LeaseAdded(lease(2, "host-gw"))])
+async def test_a_peer_off_the_link_is_named_and_others_are_not_held_up(tmp_path):
+    machine = Machine()
+    backend = HostGwBackend(machine.context(config({"Type": "host-gw"}), tmp_path))
+    network = await backend.attach(lease(1, "host-gw"))
+    far = lease(3, "host-gw")
+    far = replace(far, attrs=replace(far.attrs, public_ip=IPv4Address("198.51.100.3")))
+    network.update([LeaseAdded(far), LeaseAdded(lease(2, "host-gw"))])
+    with pytest.raises(PartlyApplied) as caught:
         await network.apply(full=True)
-        await machine.netlink.delete_link(machine.eth0.index)
-        new = machine.plug("eth0")
-        await network.apply(full=True)
-        wanted = Route(dst=IPv4Network("10.5.2.0/24"), gateway=IPv4Address("192.0.2.2"),
-                       oif=new.index)  # fmt: skip
-        assert wanted in await machine.state()
-
-    run(scenario())
+    ((name, error),) = caught.value.failures.items()
+    assert name == "peer 10.5.3.0/24"
+    assert error.errno == errno.ENETUNREACH
+    assert "198.51.100.3 is not on a directly connected network" in str(error)
+    assert caught.value.applied.changed == 1
 
 
-def test_leftovers_are_swept_once_and_what_somebody_adds_later_stays(tmp_path):
-    async def scenario() -> None:
-        machine = Machine()
-        stray = Route(dst=IPv4Network("10.5.9.0/24"), gateway=IPv4Address("192.0.2.9"),
-                      oif=machine.eth0.index)  # fmt: skip
-        machine.netlink.meddle(Set(stray))
-        backend = HostGwBackend(machine.context(config({"Type": "host-gw"}), tmp_path))
-        network = await backend.attach(lease(1, "host-gw"))
-        await network.apply(full=True)
-        assert stray in await machine.state(), "not before the first snapshot"
-        network.synced()
-        await network.apply(full=False)
-        assert stray not in await machine.state()
-        machine.netlink.meddle(Set(stray))
-        await network.apply(full=True)
-        assert stray in await machine.state()
+async def test_a_new_interface_of_the_same_name_gets_the_routes(tmp_path):
+    machine = Machine()
+    backend = HostGwBackend(machine.context(config({"Type": "host-gw"}), tmp_path))
+    network = await backend.attach(lease(1, "host-gw"))
+    network.update([LeaseAdded(lease(2, "host-gw"))])
+    await network.apply(full=True)
+    await machine.netlink.delete_link(machine.eth0.index)
+    new = machine.plug("eth0")
+    await network.apply(full=True)
+    wanted = Route(dst=IPv4Network("10.5.2.0/24"), gateway=IPv4Address("192.0.2.2"),
+                   oif=new.index)  # fmt: skip
+    assert wanted in await machine.state()
 
-    run(scenario())
+
+async def test_leftovers_are_swept_once_and_what_somebody_adds_later_stays(tmp_path):
+    machine = Machine()
+    stray = Route(dst=IPv4Network("10.5.9.0/24"), gateway=IPv4Address("192.0.2.9"),
+                  oif=machine.eth0.index)  # fmt: skip
+    machine.netlink.meddle(Set(stray))
+    backend = HostGwBackend(machine.context(config({"Type": "host-gw"}), tmp_path))
+    network = await backend.attach(lease(1, "host-gw"))
+    await network.apply(full=True)
+    assert stray in await machine.state(), "not before the first snapshot"
+    network.synced()
+    await network.apply(full=False)
+    assert stray not in await machine.state()
+    machine.netlink.meddle(Set(stray))
+    await network.apply(full=True)
+    assert stray in await machine.state()

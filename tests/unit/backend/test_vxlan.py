@@ -30,7 +30,7 @@ from pyflannel.core.errors import ConfigError, KernelError, LeaseError
 from pyflannel.core.ip import Family
 from pyflannel.core.lease import LeaseAdded, LeaseAttrs
 from pyflannel.kernel.base import FdbEntry, Link, Neighbour, Route, VxlanAttrs
-from tests.support.overlay import Machine, config, key, lease, mac, run
+from tests.support.overlay import Machine, config, key, lease, mac
 
 
 def plan(machine: Machine, *, ipv4=True, ipv6=False, **settings) -> VxlanPlan:
@@ -263,32 +263,26 @@ def published(attrs: LeaseAttrs) -> str:
     return json.loads(attrs.backend_data)["VtepMAC"]
 
 
-def test_the_mac_is_published_before_the_lease_and_is_the_devices(tmp_path):
-    async def scenario() -> None:
-        machine = Machine()
-        attrs = await backend(machine, tmp_path).prepare(None)
-        link = await machine.netlink.link("flannel.1")
-        assert link.mac == published(attrs)
-        assert not link.up
-        assert attrs.backend_type == "vxlan"
-        assert attrs.backend_v6_data is None
-        assert machine.sysctls == {"net/ipv6/conf/flannel.1/accept_ra": "0"}
-
-    run(scenario())
+async def test_the_mac_is_published_before_the_lease_and_is_the_devices(tmp_path):
+    machine = Machine()
+    attrs = await backend(machine, tmp_path).prepare(None)
+    link = await machine.netlink.link("flannel.1")
+    assert link.mac == published(attrs)
+    assert not link.up
+    assert attrs.backend_type == "vxlan"
+    assert attrs.backend_v6_data is None
+    assert machine.sysctls == {"net/ipv6/conf/flannel.1/accept_ra": "0"}
 
 
-def test_the_mac_survives_a_restart_a_reboot_and_the_loss_of_the_state_file(tmp_path):
-    async def scenario() -> None:
-        machine = Machine()
-        first = await backend(machine, tmp_path, seed=1).prepare(None)
-        assert await backend(machine, tmp_path, seed=2).prepare(None) == first
-        assert await backend(Machine(), tmp_path, seed=3).prepare(None) == first
-        (tmp_path / "vtep-mac.json").unlink()
-        assert await backend(Machine(), tmp_path, seed=4).prepare(first) == first
-        (tmp_path / "vtep-mac.json").unlink()
-        assert await backend(Machine(), tmp_path, seed=5).prepare(None) != first
-
-    run(scenario())
+async def test_the_mac_survives_a_restart_a_reboot_and_the_loss_of_the_state_file(tmp_path):
+    machine = Machine()
+    first = await backend(machine, tmp_path, seed=1).prepare(None)
+    assert await backend(machine, tmp_path, seed=2).prepare(None) == first
+    assert await backend(Machine(), tmp_path, seed=3).prepare(None) == first
+    (tmp_path / "vtep-mac.json").unlink()
+    assert await backend(Machine(), tmp_path, seed=4).prepare(first) == first
+    (tmp_path / "vtep-mac.json").unlink()
+    assert await backend(Machine(), tmp_path, seed=5).prepare(None) != first
 
 
 def test_a_cloned_disk_does_not_bring_the_mac_along(tmp_path):
@@ -317,236 +311,189 @@ def test_a_damaged_state_file_is_a_warning(content, tmp_path, caplog):
     assert "unreadable" in caplog.text
 
 
-def test_a_state_directory_that_cannot_be_written_is_a_warning(tmp_path, caplog):
+async def test_a_state_directory_that_cannot_be_written_is_a_warning(tmp_path, caplog):
     (tmp_path / "file").touch()
 
-    async def scenario() -> None:
-        await backend(Machine(), tmp_path / "file" / "dir").prepare(None)
-
-    run(scenario())
+    await backend(Machine(), tmp_path / "file" / "dir").prepare(None)
     assert "not remembered" in caplog.text
 
 
-def test_what_could_not_be_remembered_is_once_the_disk_has_room(tmp_path, caplog):
+async def test_what_could_not_be_remembered_is_once_the_disk_has_room(tmp_path, caplog):
     """A file in the directory's place stands for a disk that takes nothing."""
     state = tmp_path / "state"
     state.touch()
 
-    async def scenario() -> None:
-        made = backend(Machine(), state)
-        attrs = await made.prepare(None)
-        network = await made.attach(lease(1, "vxlan"))
-        for _ in range(3):
-            await network.apply(full=True)
-        said = [record.levelname for record in caplog.records if "remembered" in record.message]
-        assert said == ["WARNING"]
-        state.unlink()
+    made = backend(Machine(), state)
+    attrs = await made.prepare(None)
+    network = await made.attach(lease(1, "vxlan"))
+    for _ in range(3):
         await network.apply(full=True)
-        assert await backend(Machine(), state, seed=2).prepare(None) == attrs
-        before = (state / "vtep-mac.json").stat().st_mtime_ns
-        await network.apply(full=True)
-        assert (state / "vtep-mac.json").stat().st_mtime_ns == before
+    said = [record.levelname for record in caplog.records if "remembered" in record.message]
+    assert said == ["WARNING"]
+    state.unlink()
+    await network.apply(full=True)
+    assert await backend(Machine(), state, seed=2).prepare(None) == attrs
+    before = (state / "vtep-mac.json").stat().st_mtime_ns
+    await network.apply(full=True)
+    assert (state / "vtep-mac.json").stat().st_mtime_ns == before
 
-    run(scenario())
 
-
-def test_under_another_address_the_mac_is_remembered_too(tmp_path):
+async def test_under_another_address_the_mac_is_remembered_too(tmp_path):
     """The file counts only at the address that it names."""
-
-    async def scenario() -> None:
-        machine = Machine()
-        made = backend(machine, tmp_path)
-        attrs = await made.prepare(None)
-        network = await made.attach(lease(1, "vxlan"))
-        moved = replace(machine.external(), public_ip=IPv4Address("192.0.2.66"))
-        await network.rebase(moved)
-        await network.apply(full=True)
-        name = "flannel.1"
-        assert MacFile(str(tmp_path)).load(moved) == {name: published(attrs)}
-
-    run(scenario())
+    machine = Machine()
+    made = backend(machine, tmp_path)
+    attrs = await made.prepare(None)
+    network = await made.attach(lease(1, "vxlan"))
+    moved = replace(machine.external(), public_ip=IPv4Address("192.0.2.66"))
+    await network.rebase(moved)
+    await network.apply(full=True)
+    name = "flannel.1"
+    assert MacFile(str(tmp_path)).load(moved) == {name: published(attrs)}
 
 
-def test_a_device_with_wrong_settings_is_replaced_and_keeps_its_mac(tmp_path):
-    async def scenario() -> None:
-        machine = Machine()
-        first = await backend(machine, tmp_path).prepare(None)
-        assert await backend(machine, tmp_path, Port=4789).prepare(None) == first
-        assert (await machine.netlink.link("flannel.1")).vxlan.port == 4789
-
-    run(scenario())
+async def test_a_device_with_wrong_settings_is_replaced_and_keeps_its_mac(tmp_path):
+    machine = Machine()
+    first = await backend(machine, tmp_path).prepare(None)
+    assert await backend(machine, tmp_path, Port=4789).prepare(None) == first
+    assert (await machine.netlink.link("flannel.1")).vxlan.port == 4789
 
 
-def test_an_mtu_changed_in_the_config_reaches_a_device_that_is_kept(tmp_path):
-    async def scenario() -> None:
-        machine = Machine()
-        first = backend(machine, tmp_path)
-        await first.prepare(None)
-        await first.attach(lease(1, "vxlan"))
-        index = (await machine.netlink.link("flannel.1")).index
-        again = backend(machine, tmp_path, MTU=1400)
-        await again.prepare(None)
-        assert (await again.attach(lease(1, "vxlan"))).mtu == 1350
-        link = await machine.netlink.link("flannel.1")
-        assert (link.index, link.mtu) == (index, 1350)
-
-    run(scenario())
+async def test_an_mtu_changed_in_the_config_reaches_a_device_that_is_kept(tmp_path):
+    machine = Machine()
+    first = backend(machine, tmp_path)
+    await first.prepare(None)
+    await first.attach(lease(1, "vxlan"))
+    index = (await machine.netlink.link("flannel.1")).index
+    again = backend(machine, tmp_path, MTU=1400)
+    await again.prepare(None)
+    assert (await again.attach(lease(1, "vxlan"))).mtu == 1350
+    link = await machine.netlink.link("flannel.1")
+    assert (link.index, link.mtu) == (index, 1350)
 
 
-def test_the_checksum_offload_is_kept_off_over_changes_and_a_new_device(tmp_path):
+async def test_the_checksum_offload_is_kept_off_over_changes_and_a_new_device(tmp_path):
     """As every other attribute; and status says so."""
+    machine = Machine()
+    made = backend(machine, tmp_path, TxChecksumOffload=False)
+    await made.prepare(None)
+    assert not await machine.netlink.tx_checksum("flannel.1")
+    network = await made.attach(lease(1, "vxlan"))
+    await network.apply(full=True)
+    await machine.netlink.set_tx_checksum("flannel.1", on=True)
+    assert (await network.apply(full=True)).repaired == {"offload": 1}
+    assert not await machine.netlink.tx_checksum("flannel.1")
+    await machine.netlink.delete_link((await machine.netlink.link("flannel.1")).index)
+    await network.apply(full=True)
+    assert not await machine.netlink.tx_checksum("flannel.1")
+    assert network.report().devices["flannel.1"].tx_checksum == "off"
 
-    async def scenario() -> None:
-        machine = Machine()
-        made = backend(machine, tmp_path, TxChecksumOffload=False)
-        await made.prepare(None)
-        assert not await machine.netlink.tx_checksum("flannel.1")
-        network = await made.attach(lease(1, "vxlan"))
+
+async def test_without_the_setting_the_checksum_offload_is_the_operators(tmp_path):
+    machine = Machine()
+    made = backend(machine, tmp_path)
+    await made.prepare(None)
+    network = await made.attach(lease(1, "vxlan"))
+    for on in (True, False):
+        await machine.netlink.set_tx_checksum("flannel.1", on=on)
         await network.apply(full=True)
-        await machine.netlink.set_tx_checksum("flannel.1", on=True)
-        assert (await network.apply(full=True)).repaired == {"offload": 1}
-        assert not await machine.netlink.tx_checksum("flannel.1")
-        await machine.netlink.delete_link((await machine.netlink.link("flannel.1")).index)
-        await network.apply(full=True)
-        assert not await machine.netlink.tx_checksum("flannel.1")
-        assert network.report().devices["flannel.1"].tx_checksum == "off"
-
-    run(scenario())
+        assert await machine.netlink.tx_checksum("flannel.1") is on
+    assert network.report().devices["flannel.1"].tx_checksum == ""
 
 
-def test_without_the_setting_the_checksum_offload_is_the_operators(tmp_path):
-    async def scenario() -> None:
-        machine = Machine()
-        made = backend(machine, tmp_path)
-        await made.prepare(None)
-        network = await made.attach(lease(1, "vxlan"))
-        for on in (True, False):
-            await machine.netlink.set_tx_checksum("flannel.1", on=on)
-            await network.apply(full=True)
-            assert await machine.netlink.tx_checksum("flannel.1") is on
-        assert network.report().devices["flannel.1"].tx_checksum == ""
-
-    run(scenario())
-
-
-def test_auto_switches_the_checksum_offload_off_once_checksums_are_known_to_be_lost(
+async def test_auto_switches_the_checksum_offload_off_once_checksums_are_known_to_be_lost(
     tmp_path, caplog
 ):
     """And says why; a device that is made anew has it off, too."""
-
-    async def scenario() -> None:
-        machine, lost = Machine(), ""
-        made = backend(machine, tmp_path, checksums_lost=lambda: lost, TxChecksumOffload="auto")
-        await made.prepare(None)
-        network = await made.attach(lease(1, "vxlan"))
-        await network.apply(full=True)
-        assert await machine.netlink.tx_checksum("flannel.1")
-        assert network.report().devices["flannel.1"].tx_checksum == "as it is: none seen lost"
-        lost = "10.5.2.0 answers only what has a checksum"
-        assert (await network.apply(full=False)).repaired == {}
-        assert not await machine.netlink.tx_checksum("flannel.1")
-        assert network.report().devices["flannel.1"].tx_checksum == f"off: {lost}"
-        assert [r.getMessage() for r in caplog.records].count("checksum offload switched off") == 1
-        await network.rebase(machine.external())
-        await machine.netlink.delete_link((await machine.netlink.link("flannel.1")).index)
-        await network.apply(full=True)
-        assert not await machine.netlink.tx_checksum("flannel.1")
-
-    run(scenario())
+    machine, lost = Machine(), ""
+    made = backend(machine, tmp_path, checksums_lost=lambda: lost, TxChecksumOffload="auto")
+    await made.prepare(None)
+    network = await made.attach(lease(1, "vxlan"))
+    await network.apply(full=True)
+    assert await machine.netlink.tx_checksum("flannel.1")
+    assert network.report().devices["flannel.1"].tx_checksum == "as it is: none seen lost"
+    lost = "10.5.2.0 answers only what has a checksum"
+    assert (await network.apply(full=False)).repaired == {}
+    assert not await machine.netlink.tx_checksum("flannel.1")
+    assert network.report().devices["flannel.1"].tx_checksum == f"off: {lost}"
+    assert [r.getMessage() for r in caplog.records].count("checksum offload switched off") == 1
+    await network.rebase(machine.external())
+    await machine.netlink.delete_link((await machine.netlink.link("flannel.1")).index)
+    await network.apply(full=True)
+    assert not await machine.netlink.tx_checksum("flannel.1")
 
 
-def test_auto_keeps_off_what_it_finds_off(tmp_path):
+async def test_auto_keeps_off_what_it_finds_off(tmp_path):
     """After a restart nothing is lost any more that could be seen to be."""
-
-    async def scenario() -> None:
-        machine = Machine()
-        first = backend(machine, tmp_path)
-        await first.prepare(None)
-        await machine.netlink.set_tx_checksum("flannel.1", on=False)
-        again = backend(machine, tmp_path, TxChecksumOffload="auto")
-        await again.prepare(None)
-        network = await again.attach(lease(1, "vxlan"))
-        await machine.netlink.set_tx_checksum("flannel.1", on=True)
-        await network.apply(full=True)
-        assert not await machine.netlink.tx_checksum("flannel.1")
-        shown = network.report().devices["flannel.1"].tx_checksum
-        assert shown == "off: it was off at the start"
-
-    run(scenario())
+    machine = Machine()
+    first = backend(machine, tmp_path)
+    await first.prepare(None)
+    await machine.netlink.set_tx_checksum("flannel.1", on=False)
+    again = backend(machine, tmp_path, TxChecksumOffload="auto")
+    await again.prepare(None)
+    network = await again.attach(lease(1, "vxlan"))
+    await machine.netlink.set_tx_checksum("flannel.1", on=True)
+    await network.apply(full=True)
+    assert not await machine.netlink.tx_checksum("flannel.1")
+    shown = network.report().devices["flannel.1"].tx_checksum
+    assert shown == "off: it was off at the start"
 
 
-def test_an_offload_that_cannot_be_switched_is_reported_and_stops_nothing_else(tmp_path):
-    async def scenario() -> None:
-        machine = Machine()
-        made = backend(machine, tmp_path, TxChecksumOffload=False)
-        await made.prepare(None)
-        network = await made.attach(lease(1, "vxlan"))
-        await machine.netlink.set_tx_checksum("flannel.1", on=True)
-        index = (await machine.netlink.link("flannel.1")).index
-        await machine.netlink.set_link(index, mtu=1000)
-        for method in ("tx_checksum", "set_tx_checksum"):
-            machine.netlink.fail_next(method, errno.EOPNOTSUPP)
-            with pytest.raises(PartlyApplied) as partly:
-                await network.apply(full=True)
-            assert list(partly.value.failures) == ["flannel.1 offload"]
-            assert (await machine.netlink.link("flannel.1")).mtu == 1450
-        await network.apply(full=True)
-        assert not await machine.netlink.tx_checksum("flannel.1")
-
-    run(scenario())
-
-
-def test_a_mac_changed_before_attach_is_put_back(tmp_path):
-    """udev and network managers do that; what is published must be what is there."""
-
-    async def scenario() -> None:
-        machine = Machine()
-        made = backend(machine, tmp_path)
-        attrs = await made.prepare(None)
-        link = await machine.netlink.link("flannel.1")
-        await machine.netlink.set_link(link.index, mac=mac(66))
-        network = await made.attach(replace(lease(1, "vxlan"), attrs=attrs))
-        link = await machine.netlink.link("flannel.1")
-        assert (link.mac, link.up) == (published(attrs), True)
-        assert network.own_attrs() == attrs
-
-    run(scenario())
-
-
-def test_a_mac_that_cannot_be_put_back_is_published(tmp_path):
-    async def scenario() -> None:
-        machine = Machine()
-        made = backend(machine, tmp_path)
-        attrs = await made.prepare(None)
-        network = await made.attach(lease(1, "vxlan"))
-        link = await machine.netlink.link("flannel.1")
-        await machine.netlink.set_link(link.index, mac=mac(66))
-        machine.netlink.fail_next("set_link", errno.EBUSY)
-        with pytest.raises(PartlyApplied, match=r"flannel\.1 mac"):
+async def test_an_offload_that_cannot_be_switched_is_reported_and_stops_nothing_else(tmp_path):
+    machine = Machine()
+    made = backend(machine, tmp_path, TxChecksumOffload=False)
+    await made.prepare(None)
+    network = await made.attach(lease(1, "vxlan"))
+    await machine.netlink.set_tx_checksum("flannel.1", on=True)
+    index = (await machine.netlink.link("flannel.1")).index
+    await machine.netlink.set_link(index, mtu=1000)
+    for method in ("tx_checksum", "set_tx_checksum"):
+        machine.netlink.fail_next(method, errno.EOPNOTSUPP)
+        with pytest.raises(PartlyApplied) as partly:
             await network.apply(full=True)
-        assert published(network.own_attrs()) == mac(66)
+        assert list(partly.value.failures) == ["flannel.1 offload"]
+        assert (await machine.netlink.link("flannel.1")).mtu == 1450
+    await network.apply(full=True)
+    assert not await machine.netlink.tx_checksum("flannel.1")
+
+
+async def test_a_mac_changed_before_attach_is_put_back(tmp_path):
+    """udev and network managers do that; what is published must be what is there."""
+    machine = Machine()
+    made = backend(machine, tmp_path)
+    attrs = await made.prepare(None)
+    link = await machine.netlink.link("flannel.1")
+    await machine.netlink.set_link(link.index, mac=mac(66))
+    network = await made.attach(replace(lease(1, "vxlan"), attrs=attrs))
+    link = await machine.netlink.link("flannel.1")
+    assert (link.mac, link.up) == (published(attrs), True)
+    assert network.own_attrs() == attrs
+
+
+async def test_a_mac_that_cannot_be_put_back_is_published(tmp_path):
+    machine = Machine()
+    made = backend(machine, tmp_path)
+    attrs = await made.prepare(None)
+    network = await made.attach(lease(1, "vxlan"))
+    link = await machine.netlink.link("flannel.1")
+    await machine.netlink.set_link(link.index, mac=mac(66))
+    machine.netlink.fail_next("set_link", errno.EBUSY)
+    with pytest.raises(PartlyApplied, match=r"flannel\.1 mac"):
         await network.apply(full=True)
-        assert network.own_attrs() == attrs
-
-    run(scenario())
-
-
-def test_a_lease_without_an_enabled_family_is_an_error(tmp_path):
-    async def scenario() -> None:
-        made = backend(Machine(), tmp_path, ipv6=True)
-        await made.prepare(None)
-        with pytest.raises(LeaseError, match="no IPv6 subnet"):
-            await made.attach(lease(1, "vxlan"))
-
-    run(scenario())
+    assert published(network.own_attrs()) == mac(66)
+    await network.apply(full=True)
+    assert network.own_attrs() == attrs
 
 
-def test_a_device_that_cannot_be_had_is_an_error_at_start(tmp_path):
-    async def scenario() -> None:
-        with pytest.raises(KernelError):
-            await backend(Machine(kinds=()), tmp_path).prepare(None)
+async def test_a_lease_without_an_enabled_family_is_an_error(tmp_path):
+    made = backend(Machine(), tmp_path, ipv6=True)
+    await made.prepare(None)
+    with pytest.raises(LeaseError, match="no IPv6 subnet"):
+        await made.attach(lease(1, "vxlan"))
 
-    run(scenario())
+
+async def test_a_device_that_cannot_be_had_is_an_error_at_start(tmp_path):
+    with pytest.raises(KernelError):
+        await backend(Machine(kinds=()), tmp_path).prepare(None)
 
 
 def test_an_interface_without_address_or_room_is_a_config_error(tmp_path):
@@ -563,27 +510,24 @@ def test_an_mtu_above_the_interfaces_is_a_warning_at_start(tmp_path, caplog):
     assert "MTU is 9000, more than eth0 carries: its 1500 counts" in caplog.text
 
 
-def test_it_follows_another_underlay_address_in_place(tmp_path):
-    async def scenario() -> None:
-        machine = Machine()
-        made = backend(machine, tmp_path)
-        attrs = await made.prepare(None)
-        network = await made.attach(lease(1, "vxlan"))
-        network.update([LeaseAdded(lease(2, "vxlan"))])
-        await network.apply(full=True)
-        here = IPv4Address("192.0.2.51")
-        moved = replace(machine.external(), address=here, public_ip=here, mtu=1400)
-        new = await network.rebase(moved)
-        assert new == replace(attrs, public_ip=here)
-        assert network.mtu == 1350
-        await network.apply(full=False)
-        link = await machine.netlink.link("flannel.1")
-        assert (link.vxlan.local, link.mac, link.mtu) == (here, published(attrs), 1350)
-        assert len(await machine.netlink.fdb(link.index)) == 1
-        with pytest.raises(ConfigError):
-            await network.rebase(replace(moved, address=None))
-
-    run(scenario())
+async def test_it_follows_another_underlay_address_in_place(tmp_path):
+    machine = Machine()
+    made = backend(machine, tmp_path)
+    attrs = await made.prepare(None)
+    network = await made.attach(lease(1, "vxlan"))
+    network.update([LeaseAdded(lease(2, "vxlan"))])
+    await network.apply(full=True)
+    here = IPv4Address("192.0.2.51")
+    moved = replace(machine.external(), address=here, public_ip=here, mtu=1400)
+    new = await network.rebase(moved)
+    assert new == replace(attrs, public_ip=here)
+    assert network.mtu == 1350
+    await network.apply(full=False)
+    link = await machine.netlink.link("flannel.1")
+    assert (link.vxlan.local, link.mac, link.mtu) == (here, published(attrs), 1350)
+    assert len(await machine.netlink.fdb(link.index)) == 1
+    with pytest.raises(ConfigError):
+        await network.rebase(replace(moved, address=None))
 
 
 def test_an_fdb_entry_of_another_daemons_neighbour_is_not_ours():

@@ -14,38 +14,32 @@ from tests.support.node import FakeFirewall
 RULES = RuleSet(families=())
 
 
-def test_a_failure_is_reported_since_it_began_and_tried_again():
-    async def main() -> None:
-        clock, manager, other = FakeClock(), FakeFirewall(), FakeFirewall()
-        firewall = Firewall(manager, other, RULES, clock)
-        manager.failing = KernelError("iptables", "filter", 0, "not found")
-        assert await firewall.ensure() is False
-        began = clock.time()
-        task = asyncio.create_task(firewall.keep())
-        await clock.advance(RETRY_S * 2.5)
-        report = firewall.report()
-        assert "not found" in report.failing
-        assert report.failing_since == began
-        manager.failing = None
-        await clock.advance(RETRY_S)
-        assert firewall.report().failing == ""
-        assert firewall.report().failing_since is None
-        assert other.removed == 1
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-    asyncio.run(main())
+async def test_a_failure_is_reported_since_it_began_and_tried_again():
+    clock, manager, other = FakeClock(), FakeFirewall(), FakeFirewall()
+    firewall = Firewall(manager, other, RULES, clock)
+    manager.failing = KernelError("iptables", "filter", 0, "not found")
+    assert await firewall.ensure() is False
+    began = clock.time()
+    task = asyncio.create_task(firewall.keep())
+    await clock.advance(RETRY_S * 2.5)
+    report = firewall.report()
+    assert "not found" in report.failing
+    assert report.failing_since == began
+    manager.failing = None
+    await clock.advance(RETRY_S)
+    assert firewall.report().failing == ""
+    assert firewall.report().failing_since is None
+    assert other.removed == 1
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
-def test_restored_rules_are_counted():
+async def test_restored_rules_are_counted():
     class Repairing(FakeFirewall):
         async def ensure(self, rules, *, previous=None):
             return RulesApplied(changed=True, repaired=True)
 
-    async def main() -> None:
-        firewall = Firewall(Repairing(), FakeFirewall(), RULES, FakeClock())
-        await firewall.ensure()
-        await firewall.ensure()
-        assert firewall.report().repairs == 2
-
-    asyncio.run(main())
+    firewall = Firewall(Repairing(), FakeFirewall(), RULES, FakeClock())
+    await firewall.ensure()
+    await firewall.ensure()
+    assert firewall.report().repairs == 2

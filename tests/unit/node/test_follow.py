@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 
@@ -60,91 +59,72 @@ class Machine:
         return self.follower.trouble.text
 
 
-def test_what_the_backend_refuses_is_reported_and_told_again_until_it_fits():
-    async def scenario() -> None:
-        machine = Machine()
-        assert await machine.sees(replace(ETH0, mtu=500)) == "MTU too small"
-        assert await machine.sees(replace(ETH0, mtu=500)) == "MTU too small"
-        assert await machine.sees(None) == "there is none"
-        assert await machine.sees(replace(ETH0, mtu=1400)) == ""
-        assert machine.followed == [1400]
-        assert await machine.sees(replace(ETH0, mtu=1400)) == ""
-        assert machine.followed == [1400], "nothing new"
-
-    asyncio.run(scenario())
+async def test_what_the_backend_refuses_is_reported_and_told_again_until_it_fits():
+    machine = Machine()
+    assert await machine.sees(replace(ETH0, mtu=500)) == "MTU too small"
+    assert await machine.sees(replace(ETH0, mtu=500)) == "MTU too small"
+    assert await machine.sees(None) == "there is none"
+    assert await machine.sees(replace(ETH0, mtu=1400)) == ""
+    assert machine.followed == [1400]
+    assert await machine.sees(replace(ETH0, mtu=1400)) == ""
+    assert machine.followed == [1400], "nothing new"
 
 
-def test_back_to_what_it_was_before_a_refusal_there_is_nothing_to_follow():
-    async def scenario() -> None:
-        machine = Machine()
-        assert await machine.sees(replace(ETH0, mtu=500)) != ""
-        assert await machine.sees(ETH0) == ""
-        assert machine.followed == []
-
-    asyncio.run(scenario())
+async def test_back_to_what_it_was_before_a_refusal_there_is_nothing_to_follow():
+    machine = Machine()
+    assert await machine.sees(replace(ETH0, mtu=500)) != ""
+    assert await machine.sees(ETH0) == ""
+    assert machine.followed == []
 
 
-def test_what_was_selected_first_stays_known_wherever_the_overlay_moves():
-    async def scenario() -> None:
-        machine = Machine()
-        eth1 = replace(ETH0, name="eth1", index=3)
-        await machine.sees(eth1)
-        assert machine.asked_with == (ETH0, ETH0)
-        await machine.sees(eth1)
-        assert machine.asked_with == (eth1, ETH0)
-
-    asyncio.run(scenario())
+async def test_what_was_selected_first_stays_known_wherever_the_overlay_moves():
+    machine = Machine()
+    eth1 = replace(ETH0, name="eth1", index=3)
+    await machine.sees(eth1)
+    assert machine.asked_with == (ETH0, ETH0)
+    await machine.sees(eth1)
+    assert machine.asked_with == (eth1, ETH0)
 
 
 DUAL = replace(ETH0, address6=IPv6Address("2001:db8::1"), mac="02:00:00:00:00:01")
 
 
-def test_neighbours_are_told_three_times_of_another_card_or_mac_and_not_otherwise():
-    async def scenario() -> None:
+async def test_neighbours_are_told_three_times_of_another_card_or_mac_and_not_otherwise():
+    machine = Machine(DUAL)
+    await machine.sees(DUAL)
+    await machine.sees(replace(DUAL, mtu=1400))
+    assert machine.announced == []
+    another = replace(DUAL, mtu=1400, mac="02:00:00:00:00:02")
+    for _ in range(5):
+        await machine.sees(another)
+    assert machine.announced == ["02:00:00:00:00:02"] * 3
+    machine.refusal = KernelError("neighbour advertisement", "2001:db8::1", 99)
+    for _ in range(5):
+        assert await machine.sees(replace(another, index=7)) == ""
+    assert len(machine.announced) == 6
+    await machine.sees(replace(another, index=8))
+    assert len(machine.announced) == 7
+
+
+async def test_without_ipv6_or_without_a_mac_there_is_nothing_to_tell():
+    for other in (replace(ETH0, mac="02:00:00:00:00:02"), replace(DUAL, mac="")):
         machine = Machine(DUAL)
-        await machine.sees(DUAL)
-        await machine.sees(replace(DUAL, mtu=1400))
+        await machine.sees(other)
+        await machine.sees(other)
         assert machine.announced == []
-        another = replace(DUAL, mtu=1400, mac="02:00:00:00:00:02")
-        for _ in range(5):
-            await machine.sees(another)
-        assert machine.announced == ["02:00:00:00:00:02"] * 3
-        machine.refusal = KernelError("neighbour advertisement", "2001:db8::1", 99)
-        for _ in range(5):
-            assert await machine.sees(replace(another, index=7)) == ""
-        assert len(machine.announced) == 6
-        await machine.sees(replace(another, index=8))
-        assert len(machine.announced) == 7
-
-    asyncio.run(scenario())
 
 
-def test_without_ipv6_or_without_a_mac_there_is_nothing_to_tell():
-    async def scenario() -> None:
-        for other in (replace(ETH0, mac="02:00:00:00:00:02"), replace(DUAL, mac="")):
-            machine = Machine(DUAL)
-            await machine.sees(other)
-            await machine.sees(other)
-            assert machine.announced == []
-
-    asyncio.run(scenario())
-
-
-def test_an_interface_that_comes_and_goes_is_gone_back_to_later_and_later():
+async def test_an_interface_that_comes_and_goes_is_gone_back_to_later_and_later():
     """Every node of the cluster is told of each move."""
-
-    async def scenario() -> None:
-        machine = Machine()
-        eth1 = replace(ETH0, name="eth1", index=3, address=IPv4Address("192.0.2.101"))
-        await machine.sees(eth1)
-        await machine.sees(eth1)
-        assert machine.asked_with == (eth1, ETH0), "the first return may be at once"
-        await machine.sees(ETH0)
-        await machine.sees(eth1)
-        await machine.sees(eth1)
-        assert machine.asked_with == (eth1, eth1), "not asked for the first one yet"
-        await machine.clock.advance(2)
-        await machine.sees(eth1)
-        assert machine.asked_with == (eth1, ETH0)
-
-    asyncio.run(scenario())
+    machine = Machine()
+    eth1 = replace(ETH0, name="eth1", index=3, address=IPv4Address("192.0.2.101"))
+    await machine.sees(eth1)
+    await machine.sees(eth1)
+    assert machine.asked_with == (eth1, ETH0), "the first return may be at once"
+    await machine.sees(ETH0)
+    await machine.sees(eth1)
+    await machine.sees(eth1)
+    assert machine.asked_with == (eth1, eth1), "not asked for the first one yet"
+    await machine.clock.advance(2)
+    await machine.sees(eth1)
+    assert machine.asked_with == (eth1, ETH0)

@@ -24,7 +24,7 @@ from pyflannel.kernel.base import (
     VxlanAttrs,
 )
 from pyflannel.node.former import remove_former
-from tests.support.overlay import ME, Machine, config, key, mac, run
+from tests.support.overlay import ME, Machine, config, key, mac
 
 CONFIG = config({"Type": "vxlan"})
 FORMER = SubnetEnv(network=IPv4Network("10.9.0.0/16"), subnet=IPv4Network("10.9.1.0/24"))
@@ -87,86 +87,63 @@ async def node() -> Node:
     ],
     ids=["another network", "family off"],
 )
-def test_of_another_network_all_that_is_ours_goes_and_nothing_else(former, conf):
-    async def scenario() -> None:
-        made = await node()
-        before = await made.machine.state()
-        await remove_former(made.netlink, former, conf, key(ME), KINDS)
-        assert await made.machine.state() == before - set(made.ours)
-        assert set(made.others) <= before
-
-    run(scenario())
+async def test_of_another_network_all_that_is_ours_goes_and_nothing_else(former, conf):
+    made = await node()
+    before = await made.machine.state()
+    await remove_former(made.netlink, former, conf, key(ME), KINDS)
+    assert await made.machine.state() == before - set(made.ours)
+    assert set(made.others) <= before
 
 
 @pytest.mark.parametrize(
     "former", [SubnetEnv(), replace(FORMER, network=CONFIG.network, subnet=key(ME).v4)]
 )
-def test_without_a_change_nothing_is_even_looked_at(former):
-    async def scenario() -> None:
-        made = await node()
-        made.netlink.calls.clear()
-        await remove_former(made.netlink, former, CONFIG, key(ME), KINDS)
-        assert not made.netlink.calls
-
-    run(scenario())
+async def test_without_a_change_nothing_is_even_looked_at(former):
+    made = await node()
+    made.netlink.calls.clear()
+    await remove_former(made.netlink, former, CONFIG, key(ME), KINDS)
+    assert not made.netlink.calls
 
 
-def test_of_another_subnet_the_blackhole_goes():
+async def test_of_another_subnet_the_blackhole_goes():
     """The rest lies in the present network; the backend sweeps it when it knows the leases."""
-
-    async def scenario() -> None:
-        made = await node()
-        before = await made.machine.state()
-        conf = replace(CONFIG, network=FORMER.network)
-        hole = Route(dst=IPv4Network("10.9.1.0/24"), type=RTN_BLACKHOLE)
-        own = SubnetKey(IPv4Network("10.9.1.0/24"))
-        await remove_former(made.netlink, FORMER, conf, own, KINDS)
-        assert await made.machine.state() == before
-        await remove_former(
-            made.netlink, FORMER, conf, SubnetKey(IPv4Network("10.9.40.0/24")), KINDS
-        )
-        assert await made.machine.state() == before - {hole}
-
-    run(scenario())
+    made = await node()
+    before = await made.machine.state()
+    conf = replace(CONFIG, network=FORMER.network)
+    hole = Route(dst=IPv4Network("10.9.1.0/24"), type=RTN_BLACKHOLE)
+    own = SubnetKey(IPv4Network("10.9.1.0/24"))
+    await remove_former(made.netlink, FORMER, conf, own, KINDS)
+    assert await made.machine.state() == before
+    await remove_former(made.netlink, FORMER, conf, SubnetKey(IPv4Network("10.9.40.0/24")), KINDS)
+    assert await made.machine.state() == before - {hole}
 
 
-def test_where_the_two_networks_overlap_the_present_one_counts():
-    async def scenario() -> None:
-        made = await node()
-        before = await made.machine.state()
-        conf = replace(CONFIG, network=IPv4Network("10.9.2.0/23"))
-        await remove_former(
-            made.netlink, FORMER, conf, SubnetKey(IPv4Network("10.9.2.128/25")), KINDS
-        )
-        gone = before - await made.machine.state()
-        assert {str(r.dst) for r in gone if isinstance(r, Route)} == {"10.9.0.0/16", "10.9.1.0/24"}
-
-    run(scenario())
+async def test_where_the_two_networks_overlap_the_present_one_counts():
+    made = await node()
+    before = await made.machine.state()
+    conf = replace(CONFIG, network=IPv4Network("10.9.2.0/23"))
+    await remove_former(made.netlink, FORMER, conf, SubnetKey(IPv4Network("10.9.2.128/25")), KINDS)
+    gone = before - await made.machine.state()
+    assert {str(r.dst) for r in gone if isinstance(r, Route)} == {"10.9.0.0/16", "10.9.1.0/24"}
 
 
-def test_what_cannot_be_removed_is_said_and_the_rest_goes(caplog):
-    async def scenario() -> None:
-        made = await node()
-        made.netlink.fail_next("route_delete", 1, match="10.9.3.0/24")
-        await remove_former(made.netlink, FORMER, CONFIG, key(ME), KINDS)
-        left = await made.netlink.routes(Family.V4)
-        assert IPv4Network("10.9.3.0/24") in {route.dst for route in left}
-        assert not set(made.ours) & set(await made.netlink.addresses())
-        made.netlink.fail_next("links", 5)
-        await remove_former(made.netlink, FORMER, CONFIG, key(ME), KINDS)
-
-    run(scenario())
+async def test_what_cannot_be_removed_is_said_and_the_rest_goes(caplog):
+    made = await node()
+    made.netlink.fail_next("route_delete", 1, match="10.9.3.0/24")
+    await remove_former(made.netlink, FORMER, CONFIG, key(ME), KINDS)
+    left = await made.netlink.routes(Family.V4)
+    assert IPv4Network("10.9.3.0/24") in {route.dst for route in left}
+    assert not set(made.ours) & set(await made.netlink.addresses())
+    made.netlink.fail_next("links", 5)
+    await remove_former(made.netlink, FORMER, CONFIG, key(ME), KINDS)
     assert "not removed" in caplog.text
     assert "cannot be listed" in caplog.text
 
 
-def test_a_delete_of_what_is_gone_is_no_failure(caplog):
-    async def scenario() -> None:
-        made = await node()
-        made.netlink.meddle(*map(Delete, made.ours))
-        await remove_former(made.netlink, FORMER, CONFIG, key(ME), KINDS)
-
-    run(scenario())
+async def test_a_delete_of_what_is_gone_is_no_failure(caplog):
+    made = await node()
+    made.netlink.meddle(*map(Delete, made.ours))
+    await remove_former(made.netlink, FORMER, CONFIG, key(ME), KINDS)
     assert caplog.text == ""
 
 
