@@ -147,24 +147,20 @@ async def test_a_delete_of_what_is_gone_is_no_failure(caplog):
     assert caplog.text == ""
 
 
-def test_of_ipip_too():
+async def test_of_ipip_too():
     """Its routes lead through the tunnel, to the peers' own addresses."""
-
-    async def scenario() -> None:
-        machine = Machine()
-        attrs = IpipAttrs(local=IPv4Address("192.0.2.1"))
-        spec = LinkSpec(name="flannel.ipip", kind="ipip", ipip=attrs)
-        link = await machine.netlink.create_link(spec)
-        await machine.netlink.set_link(link.index, up=True)
-        before = await machine.state()
-        for thing in (
-            Address(index=link.index, interface=IPv4Interface("10.9.1.0/32")),
-            Route(dst=IPv4Network("10.9.2.0/24"), gateway=VIA, oif=link.index, onlink=True),
-            # Of a peer on the same link, with DirectRouting.
-            Route(dst=IPv4Network("10.9.3.0/24"), gateway=VIA, oif=machine.eth0.index, onlink=True),
-        ):
-            machine.netlink.meddle(Set(thing))
-        await remove_former(machine.netlink, FORMER, config({"Type": "ipip"}), key(ME), KINDS)
-        assert await machine.state() == before
-
-    run(scenario())
+    machine = Machine()
+    attrs = IpipAttrs(local=IPv4Address("192.0.2.1"))
+    spec = LinkSpec(name="flannel.ipip", kind="ipip", ipip=attrs)
+    link = await machine.netlink.create_link(spec)
+    await machine.netlink.set_link(link.index, up=True)
+    before = await machine.state()
+    for thing in (
+        Address(index=link.index, interface=IPv4Interface("10.9.1.0/32")),
+        Route(dst=IPv4Network("10.9.2.0/24"), gateway=VIA, oif=link.index, onlink=True),
+        # Of a peer on the same link, with DirectRouting.
+        Route(dst=IPv4Network("10.9.3.0/24"), gateway=VIA, oif=machine.eth0.index, onlink=True),
+    ):
+        machine.netlink.meddle(Set(thing))
+    await remove_former(machine.netlink, FORMER, config({"Type": "ipip"}), key(ME), KINDS)
+    assert await machine.state() == before
