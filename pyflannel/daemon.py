@@ -12,7 +12,7 @@ import gc
 import os
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import pyflannel
 from pyflannel import logs
@@ -27,7 +27,7 @@ from pyflannel.kernel.lookup import find_interface, follow_interface
 from pyflannel.kernel.netlink import KernelNetlink
 from pyflannel.kernel.surroundings import look_for_obstacles
 from pyflannel.logs import get_logger
-from pyflannel.node import process
+from pyflannel.node import edges, process
 from pyflannel.node.agent import Agent
 from pyflannel.node.claims import claim
 from pyflannel.node.envfiles import EnvFiles, read_former
@@ -41,11 +41,6 @@ from pyflannel.probe.checksums import Finding
 from pyflannel.store.open import open_store
 from pyflannel.systemd import FdStore, Notifier, watchdog_interval_s
 from pyflannel.traffic import select
-
-if TYPE_CHECKING:
-    from pyflannel.core.ip import Family, IPAddress
-    from pyflannel.probe.checksums import Knocks
-    from pyflannel.probe.prober import Echoes
 
 log = get_logger(__name__)
 
@@ -142,20 +137,8 @@ def _parts(options: DaemonOptions, notifier: Notifier, stack: contextlib.AsyncEx
         former=former,
         waiting=waiting,
         is_restart=is_restart,
-        open_echoes=_open_echoes,
-        open_knock=_open_knock,
+        open_echoes=edges.open_echoes,
+        open_knock=edges.open_knock,
         checksums=checksums,
         attached=fd_store.drop_rest,
     )
-
-
-def _open_echoes(family: Family) -> Echoes:
-    from pyflannel.kernel.icmp import EchoSocket  # for the probes, which begin after the start
-
-    return EchoSocket(family)
-
-
-def _open_knock(address: IPAddress) -> Knocks:
-    from pyflannel.kernel.knock import Knock  # few nodes look for lost checksums
-
-    return Knock(address)
