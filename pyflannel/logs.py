@@ -6,7 +6,7 @@ on request. To systemd's journal each goes as an entry with its priority and, wh
 fields PEER and CODE; its own clock is left out: the journal has one. Where that way is shut, lines
 on stderr begin with their priority, which the journal takes off.
 Secrets never get here; should one slip into a field, `redact` hides it by its name.
-Events and values are escaped and bounded (`pyflannel.foreign`), whoever wrote them.
+Events and values are escaped and bounded (`pyflannel.foreign`), no matter who wrote them.
 """
 
 from __future__ import annotations

@@ -37,7 +37,8 @@ class Notifier:
     Args:
         address: of its socket: a path, or `@name` in the abstract namespace; empty for none.
 
-    Each method returns what went wrong, `None` if the message was sent or nobody listens.
+    Each method returns what went wrong, `None` if the message was sent or there is no one to
+    hear it.
     """
 
     def __init__(self, address: str) -> None:
@@ -175,7 +176,7 @@ def listen_fds(
 class FdStore:
     """Descriptors that outlive the daemon in the service manager's store.
 
-    Whoever needs one says `take`, and `keep` for what the next start shall find. What nobody has
+    Its user calls `take`, and `keep` for what the next start shall find. What was not
     taken is of another configuration; `drop_rest` ends it, so that nothing lives on unseen.
 
     Args:

@@ -27,7 +27,7 @@ from pyflannel.gocompat.flags import Flag, Kind
 EXIT_STATUS: Final = (
     ("0", "asked to stop, or done"),
     ("2", "bad command line"),
-    ("69", "a needed service or device cannot be had"),
+    ("69", "a needed service or device is not available"),
     ("70", "a defect of pyflannel"),
     ("77", "not permitted"),
     ("78", "bad configuration"),

@@ -42,7 +42,7 @@ EXIT_CODES: Final = (
     ("1", "done, and the answer is no", _NO),
     ("2", "bad command line", "`mk-docker-opts`: a file cannot be read, as the script"),
     ("3", "cannot look", _CANNOT),
-    ("69", "a needed service or device cannot be had", ""),
+    ("69", "a needed service or device is not available", ""),
     ("70", "a defect of pyflannel", ""),
     ("77", "not permitted", ""),
     ("78", "bad configuration", ""),

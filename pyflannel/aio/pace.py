@@ -68,7 +68,7 @@ async def drained(things: list[T]) -> AsyncIterator[T]:
 
 
 async def let_go(*many: list[Any] | dict[Any, Any]) -> None:
-    """Empties lists and dictionaries that nobody needs any more, with pauses."""
+    """Empties lists and dictionaries that are not needed any more, with pauses."""
     pace = Pace()
     for things in many:
         take = things.pop if isinstance(things, list) else things.popitem

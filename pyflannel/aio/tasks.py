@@ -1,7 +1,7 @@
 """Tasks with a name, a guard and a deadline.
 
 An `asyncio.TaskGroup` already sees to it that no task outlives its owner and that one failure stops
-the others. What it does not see is a loop that was meant to run for ever and came to its end: the
+the others. What it does not see is a loop that was meant to run without end and came to one: the
 group just goes on with one duty less. `forever` makes that a defect. `deadline` turns a time-out
 into one of our errors that says what was waited for.
 """
@@ -19,11 +19,11 @@ T = TypeVar("T")
 
 
 class TaskEnded(FlannelError):
-    """A task that should run for ever returned: a defect of ours, never the operator's fault."""
+    """A task that should run without end returned: a defect of ours, never the operator's fault."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        super().__init__(f"task {name!r} returned, but it should run for ever")
+        super().__init__(f"task {name!r} returned, but it should run forever")
 
 
 class DeadlineExceeded(FlannelError):
@@ -85,7 +85,7 @@ async def deadline(seconds: float, what: str) -> AsyncIterator[None]:
 async def finish(task: asyncio.Task[Any], *, within: float) -> bool:
     """Cancels a task and waits for its end; `False` if it is still running after `within` seconds.
 
-    Its result or exception is taken, so nothing is reported later about an exception nobody read.
+    Its result or exception is taken, so nothing is reported later about an exception not read.
     """
     task.cancel()
     done, _ = await asyncio.wait({task}, timeout=within)

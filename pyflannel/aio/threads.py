@@ -2,8 +2,8 @@
 
 `concurrent.futures.ThreadPoolExecutor` joins its threads when the interpreter ends, so one name
 lookup that hangs for half a minute would delay the exit of a daemon which was told to stop. These
-threads are daemon threads: whoever cannot wait, leaves them behind. Few and reused, for the memory
-of each (stack, malloc arena) is real.
+threads are daemon threads: a caller that cannot wait leaves them behind. Few and reused, for the
+memory of each (stack, malloc arena) is real.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class ThreadPool:
         """The result of `call`, which runs in one of the threads.
 
         When the caller is cancelled, a call that has not started never does; one that has goes on,
-        and nobody hears of its result.
+        and its result is lost.
 
         Raises:
             RuntimeError: the pool is closed.

@@ -78,7 +78,7 @@ async def keep_status(
 ) -> NoReturn:
     """Keeps the status socket there until cancelled: a deleted one is made again.
 
-    A clean-up of `/run` must not leave a daemon that nobody can ask. That it cannot be had is
+    A clean-up of `/run` must not leave a daemon that cannot be asked. A failure to make it is
     logged once, and tried again.
 
     Args:

@@ -1,7 +1,7 @@
 """Bounds what strangers can hold of a server: connections, and time without a request.
 
 The health port is open to everybody who reaches the node. Without bounds 1,500 connections that
-send nothing take all descriptors of the daemon, and then nobody can ask it anything.
+send nothing take all descriptors of the daemon, and then it answers no one.
 
 A connection must complete a request within `request_s` of its beginning, and the next one within
 `idle_s` of the last; single bytes do not count. When there are `most` connections and one more

@@ -108,7 +108,7 @@ class HealthServer:
             return await handler(request)
 
         app.middlewares.append(note)
-        # Nobody here reads a body; one that is announced and does not come is not waited for.
+        # A body is not read here; one that is announced and does not come is not waited for.
         self._runner = web.AppRunner(
             app, access_log=None, shutdown_timeout=SHUTDOWN_S, lingering_time=0.0
         )
@@ -125,7 +125,7 @@ class HealthServer:
         """Listens.
 
         Raises:
-            DeviceUnavailable: the address or the port cannot be had.
+            DeviceUnavailable: the address or the port is not available.
         """
         listening = await _listen(host, port)
         await self._runner.setup()
@@ -160,7 +160,7 @@ async def serve_health(
         trouble: why `/readyz` says that the node does not do its work; empty if it does.
 
     Raises:
-        DeviceUnavailable: the address or the port cannot be had.
+        DeviceUnavailable: the address or the port is not available.
     """
     scrapes = Scrapes(source) if source is not None else None
     server = HealthServer(ready, scrapes=scrapes, trouble=trouble)

@@ -126,7 +126,7 @@ class BackendKind(Kind):
 def require_fit(kind: Kind, config: NetworkConfig, external: ExternalInterface) -> None:
     """Makes sure that a kind of backend can work on an interface; logs what is odd about it.
 
-    Warnings of the config alone are not repeated: whoever read it has said them.
+    Warnings of the config alone are not repeated: they were logged when it was read.
 
     Raises:
         ConfigError: naming everything in the way.
@@ -180,7 +180,7 @@ class Network(Protocol):
         """Makes the kernel (or data path) hold the desired state. Idempotent.
 
         Args:
-            full: read the actual state back from the kernel even if nobody reported a change.
+            full: read the actual state back from the kernel even if no change was reported.
 
         Raises:
             ApplyError: naming each object that failed; all others were applied (`PartlyApplied`

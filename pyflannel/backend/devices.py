@@ -61,7 +61,7 @@ class DeviceKeeper:
         """One device, right again as far as that is possible.
 
         Raises:
-            FlannelError: it cannot be had at all.
+            FlannelError: it is not available at all.
         """
         if device.create is not None:
             self._claim(device.name)
@@ -109,7 +109,7 @@ class DeviceKeeper:
         difference = device.mismatch(link)
         asked, made = self._as_made.get(device.name, (None, None))
         # The kernel may give us something else than we had asked for (a module parameter can do
-        # that). Creating the device once more would give the same, for ever.
+        # that). Creating the device once more would give the same, without end.
         if asked == device and made is not None and _likeness(made) == _likeness(link):
             return ""
         return difference
@@ -124,7 +124,7 @@ class DeviceKeeper:
             if opened is None:
                 raise KernelError("link get", device.name, errno.ENODEV, "it did not appear")
             link = opened
-        # Before it is up: nobody in the overlay may configure this node, not even for a moment.
+        # Before it is up: nothing in the overlay may configure this node, not even for a moment.
         self._set_sysctls(device)
         difference = device.mismatch(link)
         if difference:
@@ -160,7 +160,7 @@ class DeviceKeeper:
                     f"{spec.name} (VNI {wanted.vni})",
                     errno.EEXIST,
                     f"{link.name} has this VNI already and its MAC {link.mac} is not this node's; "
-                    f"if nobody needs it: ip link delete dev {link.name}",
+                    f"if it is not needed: ip link delete dev {link.name}",
                 )
             log.warning("device was renamed", device=spec.name, name=link.name)
             await self._netlink.delete_link(link.index)

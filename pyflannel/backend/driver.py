@@ -158,7 +158,7 @@ class Driver:
     """Runs one network.
 
     Args:
-        network: what to drive; nobody else calls it from now on.
+        network: what to drive; nothing else calls it from now on.
         netlink: whose notifications are listened to.
         clock: the time; a test hands in a fake one.
         resync_s: seconds between full passes.

@@ -22,8 +22,8 @@ engine knows *how*:
 
 One changed lease costs the objects of that lease, whatever the number of peers. Reading back is
 done for what a notification pointed at, and for everything on `full`. A notification that reports
-what is wanted anyway, or the end of what nobody wants, costs nothing: this is how the kernel echoes
-our own writes. (To expect an echo for each write, and swallow it, was tried and is wrong: the
+what is wanted anyway, or the end of what is not wanted, costs nothing: so the kernel echoes our own
+writes. (To expect an echo for each write, and swallow it, was tried and is wrong: the
 kernel is silent about a write that changes nothing, and the expectation then swallows the next
 change that somebody else makes.)
 
@@ -178,7 +178,7 @@ class Engine:
         claim_device: as in `BackendContext`.
         store_addresses: where the store is; no route of ours may lead there.
         is_own_device: whether a device, by name and kind of link, is of any backend; its addresses
-            and routes are in nobody's way.
+            and routes are in no one's way.
     """
 
     def __init__(
@@ -285,7 +285,7 @@ class Engine:
             self._pending[key] = None
 
     def synced(self) -> None:
-        """From now on what is ours and nobody wants is deleted."""
+        """From now on what is ours and not wanted is deleted."""
         self._synced = True
         self._dirty.add(_Dirty.all())
 
@@ -381,7 +381,7 @@ class Engine:
         """Makes the plan's devices right, and nothing else. For what must exist before a lease.
 
         Raises:
-            FlannelError: the first failure, if a device cannot be had or made right.
+            FlannelError: the first failure, if a device cannot be made, or made right.
         """
         done = _Pass()
         await self._ensure_links(done)
@@ -858,7 +858,7 @@ class Engine:
         def add(operation: Operation, table: TableState, key: Key | None) -> None:
             operations.append(operation)
             origin.append((table, key))
-            # Here and not afterwards: nobody knows what came of a batch that was interrupted.
+            # Here and not afterwards: what came of a batch that was interrupted is not known.
             table.forget_listing()
 
         ranked = [
@@ -899,7 +899,7 @@ class Engine:
         done: _Pass,
     ) -> None:
         """What came of the operations of a batch, which are used up."""
-        # The first sweep removes what an earlier run left behind: nobody broke anything.
+        # The first sweep removes what an earlier run left behind: nothing was broken.
         sweeping = self._synced and not self._swept
         origin.reverse()
         position = -1

@@ -20,7 +20,7 @@ understand quotes, which its own samples use.)
 Per peer there is a desired lease and the one the commands were last run for. A changed lease is
 a removal with the old values and then an addition with the new ones. The commands of one peer run
 one after the other, those of different peers side by side, `MOST_CHILDREN` at a time; each is
-killed after `DEADLINE_S`. One that fails is reported and not repeated, as with upstream: nobody but
+killed after `DEADLINE_S`. One that fails is reported and not repeated, as with upstream: only
 the operator knows whether that would be safe. After a restart every peer is added anew.
 
 The public addresses are those of the interface, as with upstream.

@@ -219,7 +219,7 @@ class IpipBackend:
         """As in `Backend`.
 
         Raises:
-            FlannelError: the device cannot be had.
+            FlannelError: the device is not available.
         """
         require_families(lease, (Family.V4,))
         plan = replace(self._plan, own=lease.key)

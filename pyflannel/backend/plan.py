@@ -75,7 +75,7 @@ class View:
     underlay: Link | None = None
     """The external interface as it is now; `None` while it is missing."""
     links: Mapping[str, Link] = field(default_factory=dict)
-    """The plan's devices by name; one that could not be had is missing."""
+    """The plan's devices by name; one that could not be made is missing."""
     paths: Mapping[IPAddress, Route | None] = field(default_factory=dict)
     """Answers to `Plan.destinations`; `None` = unreachable."""
     strangers: Mapping[int, Mapping[str, Neighbour]] = field(default_factory=dict)
@@ -116,7 +116,7 @@ class Plan(Protocol):
         ...
 
     def devices(self, underlay: Link | None) -> Sequence[Device]:
-        """The devices to keep; those that cannot be had without the underlay may be left out."""
+        """The devices to keep; those that need the underlay may be left out without it."""
         ...
 
     def tables(self) -> Sequence[Table]:
@@ -136,7 +136,7 @@ class Plan(Protocol):
         ...
 
     def is_ours(self, thing: TableEntry, view: View, *, startup: bool) -> bool:
-        """Whether an object that nobody wants (any more) is one of ours and may be deleted.
+        """Whether an object that is not wanted (any more) is one of ours and may be deleted.
 
         Args:
             thing: from a listing of one of `tables()`.

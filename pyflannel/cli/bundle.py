@@ -29,7 +29,7 @@ neighbours, firewall rules, sysctls, the unit with its journal, and the files th
 
 Passwords, tokens and private keys are removed; addresses, MACs and names stay, because without
 them a fault in a network is not found. MANIFEST.txt in the archive lists what is inside and what
-could not be had. Look into it before you send it. Changes nothing."""
+could not be read. Look into it before you send it. Changes nothing."""
 CHILD_S: Final = 20.0
 MOST: Final = 4_000_000
 """Bytes of one member: the rules of a node with 10,000 services."""
@@ -86,7 +86,7 @@ class Member:
     """The command or the path that it is from."""
     text: str = ""
     missing: str = ""
-    """Why it could not be had."""
+    """Why it could not be read."""
 
 
 def main(argv: Sequence[str]) -> int:

@@ -31,7 +31,7 @@ AT_ONCE: Final = 16
 
 
 def collect(socket: str, directory: str, via: str) -> list[Witness]:
-    """This node, and what can be had of the others.
+    """This node, and what the others let us read.
 
     Args:
         socket: of this node's daemon.

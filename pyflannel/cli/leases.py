@@ -42,7 +42,7 @@ data."""
 RELEASE: Final = "Refused while the node answers in the overlay, unless --force is given."
 RESERVE: Final = """\
 The node with that public IP leases this subnet and no other, and keeps it without a time limit.
-Nobody else gets it."""
+No other node gets it."""
 PRUNE: Final = """Lists the leases of nodes that answered this node's probes, through the tunnel and
 beside it, and have answered neither for so long. Deletes them with --yes alone, never a
 reservation, and refuses where this node's daemon has not watched for that long."""
@@ -184,7 +184,7 @@ def _list(options: EtcdOptions, *, as_json_too: bool) -> int:
 
 
 def _nothing(options: EtcdOptions) -> str:
-    """What an empty list means: a prefix that nobody uses, or a network without nodes."""
+    """What an empty list means: a prefix that is not used, or a network without nodes."""
     key = codec.config_key(options.prefix)
     if with_store(options, lambda store: store.get(key)).kvs:
         return f"no leases under {shown(options.prefix)} yet"

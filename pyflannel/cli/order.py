@@ -1,8 +1,8 @@
 """The words of a command line in the order that a parser wants, whatever order they came in.
 
 argparse knows a subcommand only where it stands first, and gives up on arguments that options stand
-between. Whoever types has no such order in mind. What takes a value is told by the caller: without
-that, `--name lab` and `--json lab` look the same.
+between. People who type have no such order in mind. What takes a value is told by the caller:
+without that, `--name lab` and `--json lab` look the same.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def command_first(
 ) -> list[str]:
     """The words with the command brought to the front, if only options stand before it.
 
-    A word that is no command stays where it is: it may be the value of an option that nobody knows,
+    A word that is no command stays where it is: it may be the value of an option that is not known,
     a password even, and is not to be named in an error.
 
     Args:

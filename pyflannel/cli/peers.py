@@ -63,7 +63,7 @@ def render(report: NodeReport) -> str:
     """The table, and below it what is wrong with whom."""
     peers = by_trouble(report.peers)
     if not peers:
-        why = "nobody else has a lease" if report.ready else report.waiting_for or report.phase
+        why = "no other node has a lease" if report.ready else report.waiting_for or report.phase
         return shown(f"no peers: {why}", MOST_IN_LOG)
     lines = table(peers, report.now)
     for peer in filter(troubled, peers):

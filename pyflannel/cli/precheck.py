@@ -45,7 +45,7 @@ def of_machine(options: DaemonOptions) -> Iterator[FlannelError]:
 async def of_config(
     config: NetworkConfig, options: DaemonOptions, netlink: Netlink, origin: ConfigOrigin
 ) -> list[FlannelError]:
-    """What of the network config cannot be had on this node with these options."""
+    """What the network config asks for and this node cannot do with these options."""
     found: list[FlannelError] = []
     try:
         check_commands(config, origin, allowed=options.allow_extension)

@@ -82,8 +82,8 @@ def usage() -> str:
         "Every command has --help; those that print data have --json. Options and",
         "arguments may stand in any order.",
         "Exit codes: 0 done, 1 done and the answer is no, 2 bad command line,",
-        "            3 cannot look, 69 something needed cannot be had, 77 not permitted,",
-        "            78 bad configuration, 70 a defect of pyflannel.",
+        "            3 cannot look, 69 something needed is not available,",
+        "            77 not permitted, 78 bad configuration, 70 a defect of pyflannel.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -186,7 +186,7 @@ def ask(path: str, subnet_file: str = "") -> dict[str, Any]:
 
 
 def _why_nobody(path: str) -> str:
-    """Why nobody listens there, and the way out."""
+    """Why no daemon listens there, and the way out."""
     try:
         if not stat.S_ISSOCK(Path(path).stat().st_mode):
             return "it is not a socket; --status-socket names the daemon's"

@@ -1,4 +1,4 @@
-"""The standard streams as a program may find them: open, closed, full, or with nobody reading."""
+"""The standard streams as a program may find them: open, closed, full, or without a reader."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def make_whole() -> bool:
 class OutputFailed(Exception):
     """Nothing more can be written to stdout.
 
-    Not an `OSError`, so that nobody mistakes it for one of another file.
+    Not an `OSError`, so that it is not mistaken for one of another file.
     """
 
     def __init__(self, error: OSError) -> None:

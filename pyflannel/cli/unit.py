@@ -1,6 +1,6 @@
 """What systemd knows of the daemon's unit: its state, why it ended last, its environment files.
 
-For messages: whoever asks a daemon that is not there wants to know why it is not.
+For messages: where no daemon answers, people want to know why.
 """
 
 from __future__ import annotations

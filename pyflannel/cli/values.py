@@ -112,7 +112,7 @@ KNOWN: Final = frozenset({*_FIXED, *_LOOKED_UP})
 
 
 def values(metavar: str, words: Sequence[str]) -> list[str]:
-    """What may stand there; nothing if it is not known, or cannot be had now. Never raises.
+    """What may stand there; nothing if it is not known, or is not available now. Never raises.
 
     Args:
         metavar: of the place.

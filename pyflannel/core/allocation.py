@@ -4,7 +4,7 @@
    an address that we published), or it has our VTEP MAC. Its public IP may be a former one; the
    containers of this node live in it. The record names the one that we had, and the one that we
    were about to write when we were killed.
-2. A lease has our public IP: it is ours, whoever wrote it (a former run, an operator's
+2. A lease has our public IP: it is ours, no matter who wrote it (a former run, an operator's
    reservation). But an address may come to this node from another one (a virtual address that
    failed over), and with it the other one's lease. So where we have a record, only a reservation,
    or the lease of a subnet that was ours, is taken for ours by its address.
@@ -96,7 +96,7 @@ class TakePrevious:
 
 @dataclass(frozen=True, slots=True)
 class TakeFree:
-    """A subnet nobody has."""
+    """A subnet that is free."""
 
     key: SubnetKey
 

@@ -199,8 +199,8 @@ def usage(program: str) -> str:
         + "\nEvery flag but -version can be given as an environment variable, FLANNELD_ and the\n"
         "flag's name in capitals with _ for -, such as FLANNELD_ETCD_ENDPOINTS. The command line\n"
         "wins; an empty variable counts as unset.\n"
-        "\nExit codes: 0 asked to stop, 2 bad command line, 69 a needed service or device cannot\n"
-        "be had, 70 a defect of pyflannel, 77 not permitted, 78 bad configuration.\n"
+        "\nExit codes: 0 asked to stop, 2 bad command line, 69 a needed service or device is not\n"
+        "available, 70 a defect of pyflannel, 77 not permitted, 78 bad configuration.\n"
     )
 
 

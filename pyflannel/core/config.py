@@ -102,7 +102,7 @@ class NetworkConfig:
         """The backend's settings, for the backend itself, which knows their class.
 
         Raises:
-            TypeError: they are another kind's, a defect of whoever asks.
+            TypeError: they are another kind's, a defect of the caller.
         """
         if not isinstance(self.backend, of):
             raise TypeError(f"settings of {self.backend_type} are not {of.__name__}")

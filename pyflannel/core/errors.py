@@ -3,7 +3,7 @@
 Each class carries the exit code with which the commands end when it reaches them (the table is in
 `docs/differences.md` and in every `--help`). A message names the operation, the object, the answer
 and, where it is known, the way out. Rooms at the edge translate foreign exceptions into these with
-`raise … from`; inside nobody sees an exception of a library, and nobody compares texts.
+`raise … from`; inside there are no exceptions of libraries, and no texts are compared.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import ClassVar
 EXIT_OK = 0
 EXIT_USAGE = 2
 EXIT_UNAVAILABLE = 69
-"""`EX_UNAVAILABLE` of sysexits.h: a needed service or device cannot be had."""
+"""`EX_UNAVAILABLE` of sysexits.h: a needed service or device is not available."""
 EXIT_DEFECT = 70
 """`EX_SOFTWARE` of sysexits.h: a defect of ours."""
 EXIT_NOT_PERMITTED = 77
@@ -176,7 +176,7 @@ class InterfaceError(FlannelError):
 
 
 class DatapathError(FlannelError):
-    """A data path cannot be had, or died."""
+    """A data path is not available, or died."""
 
     exit_code = EXIT_UNAVAILABLE
 

@@ -3,7 +3,7 @@
 Go decodes an object member by member: keys match in any case, a later member overwrites an earlier
 one (which must be right all the same), `null` leaves most types as they were. `ObjectReader` does
 that for one field at a time and keeps a list of problems instead of stopping at the first, so that
-an operator sees all mistakes at once. What nobody read in the end is an unknown key.
+an operator sees all mistakes at once. What was not read in the end is an unknown key.
 """
 
 from __future__ import annotations

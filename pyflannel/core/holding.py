@@ -106,7 +106,7 @@ class Step:
 
 
 class Holding:
-    """One node's lease. Not thread-safe; belongs to whoever keeps the lease.
+    """One node's lease. Not thread-safe; belongs to the keeper of the lease.
 
     Args:
         now: the caller's monotonic clock.

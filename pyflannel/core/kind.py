@@ -135,7 +135,7 @@ class Settings:
     RUNS_COMMANDS: ClassVar[bool] = False
     """Whether the values are commands that a node would run, so that it has to agree (`trust`)."""
     UNUSED: ClassVar[Mapping[str, str]] = {}
-    """Keys that people write and nobody reads, each with the reason."""
+    """Keys that people write and that have no effect, each with the reason."""
 
     def problems(self) -> Iterable[Problem]:
         """What is wrong or odd with the values, beyond their ranges. Keys start with `Backend.`."""

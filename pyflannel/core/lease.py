@@ -5,7 +5,7 @@ it. `LeaseTable` is the one place where a snapshot or a batch of changes becomes
 backends are told about. It compares by value, so a peer that came back with another public IP or
 VTEP MAC while we were not looking is a change; it never reports our own lease, under whatever key
 (a former one, one that was overwritten for a moment): a route to ourselves would stand in the way
-of our own containers; and it drops what lies outside the network, so that nobody can draw a route
+of our own containers; and it drops what lies outside the network, so that no node can draw a route
 of ours to somewhere else.
 """
 
@@ -87,8 +87,8 @@ class Lease:
     key: SubnetKey
     attrs: LeaseAttrs
     expires: float | None = field(default=None, compare=False)
-    """Seconds since the epoch; `None` for a reservation, or when nobody asked. Not compared: a
-    renewal is not a change."""
+    """Seconds since the epoch; `None` for a reservation, or when it was not asked for. Not
+    compared: a renewal is not a change."""
     store_lease: int = field(default=0, compare=False)
     """Id of the etcd lease the key hangs on; 0 means no time limit, a *reservation*."""
     revision: int = field(default=0, compare=False)
@@ -100,7 +100,7 @@ class Lease:
 
     @property
     def is_reservation(self) -> bool:
-        """Whether the lease has no time limit and belongs to its public IP for ever."""
+        """Whether the lease has no time limit and belongs to its public IP without end."""
         return self.store_lease == 0
 
 
@@ -234,7 +234,7 @@ class LeaseTable:
         """Tells what is ours; it is never reported.
 
         A peer that turns out to be this node goes. And what is no longer ours is a peer from now
-        on: whoever holds the key that was ours until now (that is why we lost it), or an address
+        on: the holder of the key that was ours until now (that is why we lost it), or an address
         that we have given up.
         """
         return [event for part in self.set_own_in_parts(own) for event in part]

@@ -175,7 +175,7 @@ class DaemonOptions:
     )
     allow_extension: bool = option(
         False,
-        "accept backend extension from etcd: whoever may write the network config there "
+        "accept backend extension from etcd: anyone who may write the network config there "
         "then runs commands on this node, as root",
         ours=True,
     )

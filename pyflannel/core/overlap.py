@@ -2,8 +2,8 @@
 
 A lease is a line in a store that any node may write. The route that is made of it wins over every
 shorter prefix, and over an equal one that came later. So one lease can take this node's own
-network, its gateway or the store itself away from it; and when the store is gone, nobody hears that
-the lease was deleted.
+network, its gateway or the store itself away from it; and when the store is gone, no node hears
+that the lease was deleted.
 
 The rule. A peer is *left out* if its subnet
 

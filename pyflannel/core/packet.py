@@ -33,7 +33,7 @@ IPV4_MAX_BYTES: Final = 65535
 QUOTED_BYTES: Final = 8
 """Bytes behind the header that an ICMP error quotes (RFC 792): the ports, so the flow is found."""
 ICMP_ERROR_TTL: Final = 8
-"""TTL of the ICMP errors made here; upstream's value, seen by whoever receives one."""
+"""TTL of the ICMP errors made here; upstream's value, seen by their receivers."""
 MIN_MTU: Final = 68
 """Every IPv4 link carries a packet of 68 bytes whole (RFC 791 §3.2)."""
 
@@ -83,7 +83,7 @@ _ICMP_ERRORS: Final = frozenset(
         IcmpType.PARAMETER_PROBLEM,
     )
 )
-"""What must never be answered by another error, or two routers talk for ever (RFC 1122 §3.2.2)."""
+"""What must never be answered by another error, or two routers never stop (RFC 1122 §3.2.2)."""
 
 
 def checksum(data: Buffer, initial: int = 0) -> int:
@@ -339,7 +339,7 @@ def complete_checksum(packet: memoryview, start: int, offset: int) -> bool:
 
     Args:
         packet: exactly the packet, of 20 bytes at least.
-        start: `VnetHeader.csum_start`, like `offset` not to be trusted: whoever may send raw
+        start: `VnetHeader.csum_start`, like `offset` not to be trusted: a process that may send raw
             packets with such a header chooses the numbers.
 
     Returns:

@@ -54,7 +54,7 @@ def margin_for(ttl_s: float, margin_s: float, *, usual_ttl_s: float) -> float:
 
 
 class Renewal:
-    """When to renew one lease. Not thread-safe; belongs to whoever keeps the lease.
+    """When to renew one lease. Not thread-safe; belongs to the keeper of the lease.
 
     Args:
         ttl_s: what is left of the lease at `now`; `None` for a reservation.

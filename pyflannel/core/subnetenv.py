@@ -100,7 +100,7 @@ _NUMBER: Final = re.compile(r"[0-9]{1,10}", re.ASCII)
 
 
 def parse(content: str | bytes) -> SubnetEnv:
-    """Reads a `subnet.env`, whoever wrote it.
+    """Reads a `subnet.env`, no matter who wrote it.
 
     The dialect is dotenv's: `KEY=VALUE` a line, an `export` in front, comments, quotes around the
     value. The last line of a key counts. The four prefixes may be lists with commas (a file shared

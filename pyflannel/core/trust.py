@@ -1,6 +1,6 @@
 """Who may make this node run commands: a network config from etcd only if the node says so.
 
-Backend `extension` runs the config's commands as the daemon's user, which is root. Whoever may
+Backend `extension` runs the config's commands as the daemon's user, which is root. Anyone who may
 write `<prefix>/config` would own every node. Upstream accepts that. Here the operator of the node
 opts in, on the node. A config in a file of the node needs no opt-in: its writer is root already.
 """

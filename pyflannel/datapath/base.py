@@ -126,7 +126,7 @@ class DatapathConfig:
     """Whether a peer's datagrams may come from any UDP port, where a NAT between the nodes changes
     it (`--udp-accept any-port`)."""
     accept_any: bool = False
-    """Upstream's behaviour: take every datagram, whoever sent it (`--udp-accept any`)."""
+    """Upstream's behaviour: take every datagram, no matter who sent it (`--udp-accept any`)."""
     vnet_hdr: bool = False
     """Whether the TUN was opened with IFF_VNET_HDR: 10 bytes of virtio-net header per packet."""
     pin_dir: str = ""
@@ -198,7 +198,8 @@ class Datapath(Protocol):
         """Looks after what it keeps in the kernel beside the descriptors, if anything.
 
         Called on every full pass, and after notifications about its `devices`. Takes milliseconds
-        at most, and never raises: what cannot be had is done without, and shows in `capabilities`.
+        at most, and never raises: it does without what is not available, which shows in
+        `capabilities`.
 
         Returns:
             What was put right, by name.

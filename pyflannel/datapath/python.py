@@ -220,7 +220,7 @@ class PythonDatapath:
             udp = socket.socket(fileno=os.dup(config.udp_fd))
             udp.setblocking(False)  # noqa: FBT003  the socket module's signature
             if config.vnet_hdr:
-                # Whoever had the TUN before may have asked for super packets.
+                # The former user of the TUN may have asked for super packets.
                 with contextlib.suppress(KernelError):  # not a TUN, then there is nothing to undo
                     set_offload(config.tun_fd, 0)
             epoll.register(config.tun_fd, select.EPOLLIN)
@@ -290,7 +290,7 @@ class PythonDatapath:
                 if self._clock() >= deadline:
                     return
         except Exception as error:
-            # The loop would call us again for ever, and log a traceback each time.
+            # The loop would call us again without end, and log a traceback each time.
             self._fail(f"defect in the python data path: {error!r}")
             log.exception("data path failed", datapath="python", device=self._config.tun_name)
 
@@ -515,7 +515,7 @@ class PythonDatapath:
                         )
                     )
             return False
-        # No per-datagram way to clear DF exists for IPv4, and nobody else sends on this socket
+        # No per-datagram way to clear DF exists for IPv4, and nothing else sends on this socket
         # between these lines.
         before = self._udp.getsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER)
         try:

@@ -1,4 +1,4 @@
-"""Would the firewall let this packet pass? A pure function over chains, whoever wrote them.
+"""Would the firewall let this packet pass? A pure function over chains, no matter who wrote them.
 
 A match says yes, no, or cannot tell; where it cannot tell, both ways are followed. So the outcome
 is a set: every way ends in a drop, none does, or some do, which is "may". As in the kernel

@@ -1,7 +1,7 @@
 """Why docker is not in the leased subnet: facts in, findings out.
 
 Each check looks at what was gathered (`docker.facts`) and says what it saw, what comes of it and
-what to type. A fact that could not be had makes its checks `unknown`, never `ok`.
+what to type. A fact that could not be read makes its checks `unknown`, never `ok`.
 """
 
 from __future__ import annotations
@@ -509,7 +509,7 @@ def _forwarding(facts: DockerFacts) -> Iterator[Finding]:
 
 
 def _direct(facts: DockerFacts) -> Iterator[Finding]:
-    """Since version 28 docker lets nobody but the node itself send to a container's own address."""
+    """Since version 28 docker lets only the node itself send to a container's own address."""
     subnet = facts.subnet.subnet if facts.subnet is not None else None
     if subnet is None:
         return

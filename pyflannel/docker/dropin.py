@@ -1,6 +1,6 @@
 """The drop-in that gives docker's unit the options for the leased subnet.
 
-It has the order only, no want: a docker that is installed beside a pyflannel which nobody enabled
+It has the order only, no want: a docker that is installed beside a pyflannel which was not enabled
 starts at once, and never starts an agent that would take the place of a running flanneld. The want
 comes with `systemctl enable pyflannel`, whose `[Install]` section has docker.service too.
 

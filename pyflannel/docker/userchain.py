@@ -6,7 +6,7 @@ contents to others. So `pyflannel docker-setup` asks for one rule there,
 
     -A DOCKER-USER -s NETWORK -d SUBNET -m comment --comment "pyflannel STATE-DIR" -j ACCEPT
 
-and leaves a record of that in the state directory. The daemon keeps the rule from then on, whoever
+and leaves a record of that in the state directory. The daemon keeps the rule from then on, whatever
 makes, flushes or fills the chain; without the record it does not even look. The comment names the
 state directory, because daemons of several networks on one node share the chain: each knows its own
 rules by it. The chain itself is docker's: where there is none, nothing is done.
@@ -238,7 +238,7 @@ async def keep_accepted(
     resync_s: float,
     report: Callable[[str], object],
 ) -> None:
-    """Keeps the rule as long as there is a record of docker-setup. Runs for ever.
+    """Keeps the rule as long as there is a record of docker-setup. Runs until cancelled.
 
     Args:
         state_dir: where the record is.

@@ -209,7 +209,7 @@ _VALUE: Final = re.compile(
     re.VERBOSE,
 )
 _PLAIN_STRING, _NUMBER, _WORD, _OPEN, _ESCAPED_STRING = range(1, 6)
-"""The groups of `_VALUE`. What follows a number or a word is judged by whoever expects it."""
+"""The groups of `_VALUE`. The caller judges what follows a number or a word."""
 _EMPTY: Final = re.compile(r"(?<=\{)[ \t\n\r]*\}|(?<=\[)[ \t\n\r]*\]")
 _DELIMITER: Final = re.compile(r"[ \t\n\r]*([,}\]])")
 _WORDS: Final[dict[str, bool | None]] = {"true": True, "false": False, "null": None}

@@ -408,10 +408,10 @@ class Netlink(Protocol):
         ...
 
     def notifications(self, *, near: Collection[IPNetwork] | None = None) -> Notifications:
-        """Kernel notifications of links, addresses, routes and neighbours (FDB included), for ever.
+        """Kernel notifications of links, addresses, routes and neighbours (FDB included).
 
-        Subscribed when this returns, own changes included. Left out is what concerns nobody: cached
-        routes, other tables, and neighbours that the kernel makes for itself (`noarp`).
+        Subscribed when this returns, own changes included. Left out is what is of no use here:
+        cached routes, other tables, and neighbours that the kernel makes for itself (`noarp`).
 
         Args:
             near: of routing daemons' routes (`ownership.is_protected`, but the kernel's) only those

@@ -3,9 +3,9 @@
 rtnetlink does a request inside `sendmsg`: when it returns, the answers wait in our receive buffer,
 and the parts of a dump are made while we read. So a conversation is a few system calls in a row,
 and there is nothing for an event loop to wait for; a transport with its callbacks would cost more
-than the kernel does. What matters to the loop is that nobody holds it for long: after each 2 ms of
+than the kernel does. What matters to the loop is that it is not held for long: after each 2 ms of
 work (`aio/pace.py`) the conversation steps aside for one turn. Should an answer not be there, which
-no kernel we know does, we wait for it with `add_reader`, and not for ever.
+no kernel we know does, we wait for it with `add_reader`, for a limited time.
 
 A conversation that ends early (cancelled, failed, timed out) leaves answers behind that the next
 one must not take for its own, or a dump that blocks the next one (EBUSY). The socket is closed
@@ -178,7 +178,7 @@ class Channel:
                 self._socket = _open(REQUEST_BUFFER_BYTES)
                 for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK):
                     # Kernels before 4.20 do not know all of them: explanations are missing then,
-                    # and dumps are filtered by whoever decodes them.
+                    # and their decoder filters dumps.
                     with contextlib.suppress(OSError):
                         self._socket.setsockopt(_SOL_NETLINK, option, 1)
             try:
@@ -332,7 +332,7 @@ class Subscription:
             if self._socket is None:
                 raise StopAsyncIteration
             if self._drain(self._socket):
-                # Whoever consumes a storm must not keep the loop to himself.
+                # The consumer of a storm must not keep the loop to itself.
                 await asyncio.sleep(0)
             else:
                 await self._wait(self._socket)

@@ -123,7 +123,7 @@ def _turn_away(held: socket.socket) -> None:
 
 
 def find_holder(device: str) -> Holder | None:
-    """Who keeps a device in this network namespace; `None` if nobody does, or does not answer."""
+    """Who keeps a device in this network namespace; `None` if none does, or does not answer."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as asking:
         try:
             asking.connect(PREFIX + device)

@@ -165,7 +165,7 @@ def inside(root: str | Path, path: str) -> Path:
     """Where a path of another machine's tree lies, links followed as that machine follows them.
 
     An absolute link starts at `root` again, and `..` does not leave it, as with chroot(2). What
-    does not exist counts as no link. The answer holds as long as nobody changes the tree.
+    does not exist counts as no link. The answer holds as long as the tree does not change.
 
     Args:
         root: the tree, or `/`.

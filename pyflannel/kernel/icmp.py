@@ -45,7 +45,7 @@ class EchoSocket:
         family: of its packets.
 
     Raises:
-        KernelError: there is none to be had: CAP_NET_RAW is missing, or the family.
+        KernelError: there is none: CAP_NET_RAW is missing, or the family.
     """
 
     def __init__(self, family: Family) -> None:

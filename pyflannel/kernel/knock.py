@@ -36,7 +36,7 @@ class Knock:
         address: whom to ask.
 
     Raises:
-        KernelError: no sockets are to be had, or there is no way to the address.
+        KernelError: there are no sockets, or there is no way to the address.
     """
 
     def __init__(self, address: IPAddress) -> None:

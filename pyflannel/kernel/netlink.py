@@ -7,8 +7,8 @@ and gives errors their meaning.
 
 A batch that touches routes or addresses is preceded by a dump of what may stand under their keys (a
 few microseconds an entry; only what the batch names is decoded). Of routes the kernel is asked for
-those of a few protocols: on a router the rest may be a hundred thousand. Nobody is kept from
-changing the table in between; an EEXIST that comes from that is tried once more.
+those of a few protocols: on a router the rest may be a hundred thousand. Others may
+change the table in between; an EEXIST that comes from that is tried once more.
 """
 
 from __future__ import annotations

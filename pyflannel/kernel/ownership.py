@@ -11,7 +11,7 @@ kernel's header says which values have a meaning for it:
 
 | value | written by |
 |---|---|
-| 0 unspec, 3 boot, 4 static | an administrator, a script, or flannel: nobody watches over it |
+| 0 unspec, 3 boot, 4 static | an administrator, a script, or flannel: no daemon watches over it |
 | 1 redirect, 2 kernel | the kernel, from an ICMP redirect or an address |
 | above 4 | a program that keeps routes |
 
@@ -49,7 +49,7 @@ from pyflannel.kernel.base import (
 RTPROT_UNSPEC: Final = 0
 RTPROT_STATIC: Final = 4
 UNATTENDED: Final = frozenset((RTPROT_UNSPEC, RTPROT_BOOT, RTPROT_STATIC))
-"""Protocols of routes that nobody watches over."""
+"""Protocols of routes that no daemon watches over."""
 LISTED: Final = (RTPROT_KERNEL, RTPROT_BOOT, RTPROT_STATIC)
 """Protocols whose routes are read again and again: the kernel's, flannel's, administrators'. A
 router has a hundred thousand of the others; they are read when one of them matters."""

@@ -63,7 +63,7 @@ async def run(
     try:
         child = await asyncio.shield(starting)
     except asyncio.CancelledError:
-        # Half started it would be nobody's: neither killed nor reaped.
+        # Half started it would be orphaned: neither killed nor reaped.
         with contextlib.suppress(OSError, ValueError):
             await _reap(await starting, kill=True)
         raise

@@ -49,8 +49,8 @@ def _import_pyroute2() -> _MessageClasses:
     """Imports two submodules of pyroute2 without running the package's own `__init__`.
 
     That `__init__` imports every protocol pyroute2 knows (the table above). While ours are imported
-    an empty module stands in its place; afterwards it is taken away again, so that whoever says
-    `import pyroute2` later gets the real thing. If pyroute2 has been imported already, or a release
+    an empty module stands in its place; afterwards it is taken away again, so that a later
+    `import pyroute2` gets the real thing. If pyroute2 has been imported already, or a release
     does not work this way, the ordinary import is used.
     """
     if "pyroute2" in sys.modules:

@@ -1,7 +1,7 @@
 """Which route notifications the kernel hands over: a classic BPF program on the listening socket.
 
 A router's table changes a thousand times a second, and to wake up for each change costs 30 µs. So
-what is surely nobody's business is dropped before it is queued:
+what is of no use to us is dropped before it is queued:
 
 * changes of tables other than main;
 * changes of routes of routing daemons (a protocol above `static`), unless the route is a default

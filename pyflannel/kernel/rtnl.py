@@ -468,7 +468,7 @@ def _fdb_body(entry: FdbEntry) -> bytes:
 
 def _address_body(address: Address) -> bytes:
     interface = address.interface
-    # No duplicate address detection: the addresses that we set are on tunnels, where nobody could
+    # No duplicate address detection: the addresses that we set are on tunnels, where no host could
     # answer, and a tentative address is no source address for a second.
     flags = 0 if interface.version == 4 else _IFA_F_NODAD
     packed = interface.ip.packed
@@ -702,7 +702,7 @@ def decode_notification(message: Message) -> Notification | None:
     """What a multicast message is about.
 
     Returns:
-        `None` for what happens all the time and concerns nobody here: cached routes, other tables,
+        `None` for what happens all the time and is of no use here: cached routes, other tables,
         the kernel's own neighbours, and what bridges say about their ports. The states that an
         ordinary neighbour goes through are told: one that was ours and permanent may have been made
         ordinary, and which device's are of interest is known elsewhere.

@@ -116,7 +116,7 @@ def hooks() -> dict[int, str]:
 
 
 def delete_clsact(ifindex: int) -> None:
-    """Takes the qdisc away with all filters, whoever made them; one that is not there is gone.
+    """Takes the qdisc away with all filters, also those of others; one that is not there is gone.
 
     Raises:
         KernelError: anything else.

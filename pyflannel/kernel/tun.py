@@ -2,7 +2,7 @@
 
 A TUN lives as long as a descriptor (a *queue*) is attached to it, unless it was made persistent.
 Opening a name that exists attaches to it, if it is a TUN and has no queue yet; that is how a device
-which outlived a restart is taken over. What could not be had is said in the words of whoever must
+which outlived a restart is taken over. Failures are worded for the operator who must
 provide it: the kernel module, the device node, the capability.
 
 Source: linux/if_tun.h, Documentation/networking/tuntap.rst.
@@ -101,7 +101,7 @@ def open_tun(
     queues: int = 1,
     path: str = TUN_PATH,
 ) -> TunDevice:
-    """Makes a TUN device, or takes over one that nobody has open.
+    """Makes a TUN device, or takes over one that no process has open.
 
     Args:
         name: exactly this one, or with `%d` in it the first one that is free.

@@ -4,7 +4,7 @@ A daemon that was killed leaves its socket file behind. It is removed only if it
 
 * it is a socket, not a link to one, owned by root or by our own user;
 * its mode is one that we give (`MODES`);
-* nobody answers there, of whatever socket type: the kernel says ECONNREFUSED.
+* nothing answers there, of any socket type: the kernel says ECONNREFUSED.
 
 The mode is set before the file exists, so there is no moment in which others may connect.
 """

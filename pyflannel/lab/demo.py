@@ -71,7 +71,7 @@ class Stage:
         self._number += 1
         text = f"{self._number}  {title}"
         head = f"\n{self._paint(text, '1')}"
-        # Without a terminal nobody watches it being done, and a broken headline is ugly in a file.
+        # Without a terminal it is not watched, and a broken headline is ugly in a file.
         if self._colors:
             self._write(head)
         begin = time.monotonic()
@@ -158,7 +158,7 @@ def run(*, nodes: int = 3, datapath: str = "", picture: str = "", out: TextIO | 
         error.add_note(lab.logs())
         raise
     finally:
-        # Whoever presses Ctrl-C twice means the demo, not the tidying up.
+        # A second Ctrl-C is meant for the demo, not for the tidying up.
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, signal.SIG_IGN)
         lab.down()

@@ -2,7 +2,7 @@
 
 A fault is something that an operator, a network manager or a crash does, complete in itself:
 nothing has to be undone by the tester. What belongs to the machine and not to the overlay (the
-underlay's address, its default route) the fault itself puts back, as whoever manages the machine
+underlay's address, its default route) the fault itself puts back, as what manages the machine
 would; the rest is the daemon's to restore.
 
 `inject` does several faults to one node in one shell, so that they hit the daemon together;
@@ -18,7 +18,7 @@ Variables that a fault's shell lines may use (of the node itself, and of one pee
 | `NET`, `OWN`, `OWN_IP` | overlay network; our subnet; our underlay address with prefix length |
 | `ROUTE`, `ROUTE6` | destination of a route that the overlay keeps |
 | `VTEP`, `VTEP6`, `MAC`, `MAC6`, `PEER_IP` | a peer's VTEP addresses and MACs, underlay address |
-| `NOBODY`, `NOBODY6` | underlay addresses that nobody has |
+| `NOBODY`, `NOBODY6` | underlay addresses that no host has |
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ ip address replace $OWN_IP6 dev eth0 nodad
 ip route replace default via $GATEWAY dev eth0
 ip route replace ::/0 via $GATEWAY6 dev eth0
 """
-"""What whoever manages the machine's interface does when it comes back."""
+"""What the manager of the machine's interface does when it comes back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,6 @@
 """What can be said of a wanted lab before anything of it is made.
 
-A wrong network config, a data path that nobody has, a program that is not there: the daemons would
+A wrong network config, a data path that does not exist, a missing program: the daemons would
 say so too, half a minute later, in as many logs as there are nodes.
 """
 

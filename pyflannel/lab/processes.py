@@ -39,7 +39,7 @@ _PROC: Final = Path("/proc")
 
 @dataclass(frozen=True, slots=True)
 class ProcessRef:
-    """One process, for ever: a pid together with the time at which it started."""
+    """One process and no later one: a pid together with the time at which it started."""
 
     pid: int
     start: int
@@ -98,7 +98,7 @@ def marked_with(lab_id: str) -> list[ProcessRef]:
 def end_all(processes: Iterable[ProcessRef], *, grace_s: float) -> list[ProcessRef]:
     """Ends processes, politely and after `grace_s` seconds for good; returns those killed.
 
-    Children of ours become zombies; whoever started them reaps them.
+    Children of ours become zombies; what started them reaps them.
     """
     asked = [ref for ref in processes if ref.send(signal.SIGTERM)]
     for ref in asked:
@@ -113,7 +113,7 @@ def end_all(processes: Iterable[ProcessRef], *, grace_s: float) -> list[ProcessR
 
 def abandon(child: subprocess.Popen[str]) -> None:
     """Makes a child somebody else's: this process will end before it, and never wait for it."""
-    # What Popen looks at when it is collected, to warn that nobody has waited.
+    # What Popen looks at when it is collected, to warn that it was not waited for.
     child.returncode = 0
 
 

@@ -73,9 +73,7 @@ def enter_new(module: str, argv: Sequence[str]) -> NoReturn:
         text=True,
     )
     if trial.returncode != 0:
-        raise LabNotPermitted(
-            f"not root, and no user namespace to be had: {trial.stderr.strip()}{reason()}"
-        )
+        raise LabNotPermitted(f"not root, and no user namespace: {trial.stderr.strip()}{reason()}")
     command = ["unshare", "--user", "--map-root-user", "--net", "--mount"]
     _become([*command, "--", sys.executable, "-m", module, *argv])
 

@@ -217,7 +217,7 @@ def need(program: str) -> str:
 
 def _start_holder(plan: SpacePlan, lab_id: str) -> subprocess.Popen[str]:
     flags = ["--net", "--uts"] + (["--mount", "--propagation=private"] if plan.own_mounts else [])
-    # `sleep` gets the pipe closed: whoever reads it sees its end once the holder has taken over.
+    # `sleep` gets the pipe closed: its reader sees the end once the holder has taken over.
     script = (
         f"set -e\nhostname {plan.name}\n{plan.setup}\necho ready\nexec sleep infinity >&- 2>&-\n"
     )

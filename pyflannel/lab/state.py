@@ -55,7 +55,7 @@ class LabState:
     lab_id: str
     spec: LabSpec
     etcd_data: Path
-    """Directory of etcd's data; outside the lab's own where memory-backed space is to be had."""
+    """Directory of etcd's data; outside the lab's own where there is memory-backed space."""
     processes: dict[str, ProcessRef] = field(default_factory=dict)
     """By role: `switch`, `etcd`, and for each node K `nodeK`, `podK` (holders) and `daemonK`."""
 

@@ -288,7 +288,7 @@ def switch_setup(etcd_address: IPv4Interface) -> str:
     gateway_v6 = underlay_address_v6(SWITCH_HOST)
     return _lines(
         "link set dev lo up",
-        # Snooping off: nobody here asks for multicast groups, and neighbour discovery needs them.
+        # Snooping off: no host here asks for multicast groups, and neighbour discovery needs them.
         "link add name underlay type bridge mcast_snooping 0",
         f"address add {etcd_address} dev underlay",
         f"address add {gateway_v6} dev underlay nodad",

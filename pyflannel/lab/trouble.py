@@ -78,7 +78,7 @@ TROUBLES: Final = {
         ),
         Trouble(
             name="narrow underlay",
-            summary=f"the cable to the node takes {_NARROW} bytes, and tells nobody",
+            summary=f"the cable to the node takes {_NARROW} bytes, and does not say so",
             switch=f"ip link set dev $NODE mtu {_NARROW}",
         ),
         Trouble(

@@ -12,7 +12,7 @@ What comes out is a `Node`, which has everything that is known only then, and `N
 task for each thing that goes on. What is not needed to be ready waits until the first leases are
 programmed, so that packets flow meanwhile. A stop is honoured at every point.
 
-The driver owns the network: nobody else calls it once the node is made.
+The driver owns the network: nothing else calls it once the node is made.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Agent:
         self.progress = Progress()
         """For work that waits its turn."""
         self.failing: dict[str, Trouble] = {}
-        """Other parts that may fail, by name, for the report; whoever runs them adds them."""
+        """Other parts that may fail, by name, for the report; their owner adds them."""
 
     @property
     def ready(self) -> bool:

@@ -32,7 +32,7 @@ class BlackholeKeeper:
         """Why the route is not in place."""
 
     async def run(self, period_s: float) -> None:
-        """Looks every `period_s`, the first time after one period, as upstream. Runs for ever.
+        """Looks every `period_s` until cancelled, the first time after one period, as upstream.
 
         When our subnet has become another one, the route for the former goes.
         """

@@ -31,7 +31,7 @@ def claim(options: DaemonOptions, stack: contextlib.AsyncExitStack) -> tuple[Dae
 
 
 def claim_docker_file(path: str, stack: contextlib.AsyncExitStack) -> str:
-    """Makes docker's options this daemon's, until the stack is closed, if nobody has them.
+    """Makes docker's options this daemon's, until the stack is closed, if they are free.
 
     Not having them is no reason to end: two daemons with a subnet file each are what upstream
     documents, and docker can be in one subnet only.

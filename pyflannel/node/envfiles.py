@@ -1,7 +1,7 @@
 """`subnet.env` and `docker_opts.env`: written whole or not at all, again when deleted or damaged.
 
 Docker, CNI plugins and our own next start read them. They change only when the subnet does: like
-upstream we never rewrite them for a changed MTU: whoever read them has built on the old value.
+upstream we never rewrite them for a changed MTU: their readers have built on the old value.
 
 Damaged is a `subnet.env` that says something else than was written (it was truncated, or edited),
 and a `docker_opts.env` that does not give docker our subnet; `core.subnetenv` judges. A file is
@@ -205,7 +205,7 @@ class EnvFiles:
             log.error(f"environment file removed: {why}", path=path)
 
     async def guard(self) -> None:
-        """Writes again what was deleted, damaged or could not be written. Runs for ever."""
+        """Writes again what was deleted, damaged or could not be written. Runs until cancelled."""
         while True:
             await self._clock.sleep(CHECK_INTERVAL_S)
             self.look()

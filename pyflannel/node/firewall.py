@@ -71,7 +71,7 @@ class Firewall:
         await self.ensure(previous=previous)
 
     async def keep(self) -> None:
-        """Cleans up after earlier runs with other options, then watches. Runs for ever."""
+        """Cleans up after earlier runs with other options, then watches. Runs until cancelled."""
         try:
             await self._other.remove(ours=self._networks)
             async with self._lock:

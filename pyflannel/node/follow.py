@@ -87,7 +87,7 @@ class UnderlayFollower:
             self._hint.set()
 
     async def run(self) -> None:
-        """Runs for ever."""
+        """Runs until cancelled."""
         while True:
             patience = ANNOUNCE_INTERVAL_S if self._announcements else RECHECK_S
             if self._away and (wait := self._homing.remaining(self._clock.monotonic())):

@@ -3,7 +3,7 @@
 The former ones stand in `subnet.env`, and only until the file is written anew; so this comes
 between the two. Recognised is what `kernel/ownership.py` recognises as that run's: routes through
 our devices and to its peers, the addresses and neighbours on our devices, the blackhole route of
-its own subnet. Nobody wants any of it: there is no need to wait for the leases, as there is for
+its own subnet. None of it is wanted: there is no need to wait for the leases, as there is for
 leftovers inside the present network, which the backends sweep. (Rules: `traffic/`.)
 
 A device that the present backend has no use for stays, as with upstream; `pyflannel cleanup` takes

@@ -77,7 +77,7 @@ class Settings:
     blackhole: bool = False
     """Keep a blackhole route for our subnet."""
     rules_period_s: float = 5.0
-    """Seconds between two looks at rules and routes of whose changes nobody tells us."""
+    """Seconds between two looks at rules and routes whose changes are not announced."""
     state_dir: str = ""
     """Where word is left that must outlive a reboot."""
     ready_when_files: bool = False

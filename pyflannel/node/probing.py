@@ -146,7 +146,7 @@ class Probing:
         return replace(self._prober.report(), probed=self._probed.value)
 
     def view(self, key: SubnetKey) -> PeerView | None:
-        """What is known of a peer; `None` while nobody is probed."""
+        """What is known of a peer; `None` while no peer is probed."""
         return self._prober.view(key) if self._prober is not None else None
 
 

@@ -27,7 +27,7 @@ async def serve_health(
     """Answers on the health port until the stack is closed, if there is one.
 
     Raises:
-        DeviceUnavailable: the address or the port cannot be had.
+        DeviceUnavailable: the address or the port is not available.
     """
     if options.healthz_port <= 0:
         return

@@ -9,7 +9,7 @@ from pyflannel.systemd import Notifier
 
 
 async def feed_watchdog(notifier: Notifier, interval_s: float, clock: Clock) -> NoReturn:
-    """Gives a sign of life every `interval_s`, for ever."""
+    """Gives a sign of life every `interval_s`, until cancelled."""
     while True:
         notifier.watchdog()
         await clock.sleep(interval_s)

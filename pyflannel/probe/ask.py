@@ -51,7 +51,7 @@ async def ask(
         first_ends: whether an answer ends it.
 
     Raises:
-        KernelError: there is no raw socket to be had.
+        KernelError: there is no raw socket.
     """
     family = family_of(address)
     edge = EchoSocket(family)

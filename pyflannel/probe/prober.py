@@ -3,7 +3,7 @@
 One task, one loop: send what is due, take in what has come, judge what is late, sleep. Answers are
 not waited for one by one: the kernel notes when each came, so they are read when there is something
 else to do, which spares a node with 1,000 peers most of its wake-ups. A probe is late only if the
-socket has been emptied after its deadline; so a daemon that was slow blames nobody, and after a
+socket has been emptied after its deadline; so a daemon that was slow blames no peer, and after a
 pause of the whole machine the probes of that time are void.
 
 A probe informs and decides nothing: no route is touched for it.

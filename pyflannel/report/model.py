@@ -352,7 +352,7 @@ class NodeReport:
     """Other parts that fail, by name: the status socket, the blackhole route."""
     probes: ProbeReport | None = None
     peers: Sequence[PeerReport] = ()
-    """By subnet. Empty too where nobody asked for it."""
+    """By subnet. Empty too where it was not asked for."""
 
     @property
     def ready(self) -> bool:

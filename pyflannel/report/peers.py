@@ -1,7 +1,7 @@
 """The peers of a node as a table for people.
 
 A column without a value in any row is left out, and of the others as many stand in a line as 80
-columns hold, the most telling first: whoever wants everything asks for JSON. Nothing measured is an
+columns hold, the most telling first; JSON has everything. Nothing measured is an
 empty cell, never a zero.
 """
 
@@ -19,7 +19,7 @@ MOST_IN_CELL: Final = 39
 """Characters: the longest IPv6 address has as many."""
 _GAP: Final = "  "
 _CALM: Final = frozenset({"up", "unknown"})
-"""States that nobody has to look at. Never answered is unknown, and no problem."""
+"""States that need no look. Never answered is unknown, and no problem."""
 
 _Cell = Callable[[PeerReport, float], str]
 

@@ -48,7 +48,7 @@ def left(until: float, now: float) -> str:
 
 
 def since(start: float | None, now: float) -> str:
-    """Since when something is so: `since 14:05:09 (3 min 5 s)`; empty if nobody knows."""
+    """Since when something is so: `since 14:05:09 (3 min 5 s)`; empty if that is not known."""
     if start is None:
         return ""
     return f"since {clock_time(start, now)} ({duration(now - start)})"

@@ -109,7 +109,7 @@ class LeaseStore(Protocol):
     async def network_config(self) -> NetworkConfig:
         """The network config, as soon as there is a valid one.
 
-        Waits for ever: for the store, for the config, for one that is right, and with Kubernetes
+        Waits without end: for the store, for the config, for one that is right, and with Kubernetes
         for this node's object. A bad one is
         logged once per change of it, naming the key, what is wrong and the remedy.
 
@@ -120,7 +120,7 @@ class LeaseStore(Protocol):
         ...
 
     def watch_config(self) -> AsyncIterator[bytes | None]:
-        """The text of the network config whenever it changes, `None` if it is deleted. For ever.
+        """The text of the network config whenever it changes, `None` if it is deleted.
 
         Starts from the one that `network_config` gave.
         """
@@ -163,7 +163,7 @@ class LeaseStore(Protocol):
         ...
 
     def keep(self) -> AsyncIterator[Lease]:
-        """Keeps the lease for ever; yields it whenever its *subnet* is another one than before.
+        """Keeps the lease until cancelled; yields it whenever its *subnet* is another one.
 
         The caller then rewrites files, devices and rules.
         """
@@ -183,7 +183,7 @@ class LeaseStore(Protocol):
     async def release(self) -> bool:
         """Gives the subnet back, for a node that is thrown away.
 
-        Called when nobody keeps or publishes the lease any more. A lease that does not end by
+        Called when the lease is not kept or published any more. A lease that does not end by
         itself, and one that is not as we know it, stay.
 
         Returns:
@@ -195,7 +195,7 @@ class LeaseStore(Protocol):
         ...
 
     def watch_leases(self) -> AsyncIterator[LeaseUpdate]:
-        """All leases, our own among them: a snapshot, then changes. For ever."""
+        """All leases, our own among them: a snapshot, then changes. Until cancelled."""
         ...
 
     def reconnect(self, why: str) -> None:

@@ -1,7 +1,7 @@
-"""Addresses of a store's hosts, looked up where a dead DNS server keeps nobody waiting.
+"""Addresses of a store's hosts, looked up where a dead DNS server holds nothing up.
 
 A look-up blocks its thread, with a server that does not answer for half a minute. So look-ups have
-threads of their own, one for each name at most, and whoever asks waits no longer than it wants to:
+threads of their own, one for each name at most, and the caller waits no longer than it wants to:
 the answer is there for the next one. What was found is used again when the server is dead later.
 """
 
@@ -68,7 +68,7 @@ class Names:
         May be cancelled: the look-up goes on.
 
         Raises:
-            OSError: nobody knows the name, and nobody did.
+            OSError: the name is not known, and was not before.
         """
         if is_address(host):
             return (host,)
@@ -94,7 +94,7 @@ class Names:
     def _done(self, host: str, task: asyncio.Task[Sequence[str]]) -> None:
         del self._asking[host]
         if not task.cancelled():
-            task.exception()  # retrieved: whoever still waits for it gets it as well
+            task.exception()  # retrieved: a caller that still waits gets it as well
 
     async def close(self) -> None:
         """Leaves look-ups that do not end; their threads do not keep the process."""

@@ -109,7 +109,7 @@ class StaticLeaseStore:
         return [ip for ip in (attrs.public_ip, attrs.public_ipv6) if ip is not None]
 
     async def network_config(self) -> NetworkConfig:
-        """As in `LeaseStore`. Nobody can refuse us here."""
+        """As in `LeaseStore`. Here it cannot be refused."""
         while True:
             self._file.look()
             if self._file.value is not None:
@@ -194,7 +194,7 @@ class StaticLeaseStore:
         return self._lease
 
     def ready(self) -> None:
-        """As in `LeaseStore`: nobody asks a file."""
+        """As in `LeaseStore`: a file needs no question."""
 
     async def release(self) -> bool:
         """As in `LeaseStore`: what a file gives does not end."""
@@ -253,7 +253,7 @@ class StaticLeaseStore:
             await self._clock.sleep(LOOK_S)
 
     async def _networks(self) -> AsyncIterator[StaticNetwork]:
-        """What the file says now, and whenever it says something else. For ever."""
+        """What the file says now, and whenever it says something else. Until cancelled."""
         if self._looking is None:
             self._looking = asyncio.create_task(self._follow(), name="static network file")
         known = 0

@@ -43,7 +43,7 @@ def etcd(release: str) -> Path:
     """The etcd program of a release, built if need be.
 
     Raises:
-        EtcdError: it cannot be had here, with the reason; a test skips with that.
+        EtcdError: it is not available here, with the reason; a test skips with that.
     """
     if release in BUILT:
         return _built(BUILT[release])

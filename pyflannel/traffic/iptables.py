@@ -213,7 +213,7 @@ def _beside_others(
     mine = [line for line in present.rules if names(line, networks)]
     theirs = [line for line in present.rules if line not in mine]
     if not wanted and not any("-j MASQUERADE" in line for line in theirs):
-        # Nobody masquerades any more, so nobody needs to be kept from it.
+        # Nothing is masqueraded any more, so nothing needs an exception.
         mine += [line for line in theirs if _words(line) == _words(MARK_RULE)]
     first = there.index(_words(mine[0])) if mine else len(there)
     leads = all(_words(line) in there[:first] for line in common)

@@ -219,7 +219,7 @@ def repair_beside_others(
 
         theirs = [rule for rule in there if rule not in mine]
         if not wanted and not any("masquerade" in part for rule in theirs for part in rule.expr):
-            # Nobody masquerades any more, so nobody needs to be kept from it.
+            # Nothing is masqueraded any more, so nothing needs an exception.
             mine += [rule for rule in theirs if rule.expr == as_listed(MARK_RULE)]
         if not wanted and chain in present and len(mine) == len(there):
             lines += [f"flush chain {table} {chain}", f"delete chain {table} {chain}"]

@@ -6,10 +6,11 @@ import re
 from pathlib import Path
 
 from pyflannel.core.kube import annotations
-from pyflannel.core.kube.options import KUBE_FLAGS
 from pyflannel.core.options import FLAGS
+from pyflannel.gocompat.flags import Mode
 
 ROOT = Path(__file__).parents[2]
+KUBE_FLAGS = [flag for flag in FLAGS if flag.mode is Mode.KUBE]
 TEXT = (ROOT / "docs/kubernetes.md").read_text()
 OTHERS = {"allocate-node-cidrs", "cluster-cidr", "pod-network-cidr", "kubernetes"}
 """Of kube-controller-manager, kubeadm and pyflannel's own tool."""

@@ -200,7 +200,7 @@ class UdpBackend:
         """Opens device and socket, configures the device, starts the data path.
 
         Raises:
-            FlannelError: naming what cannot be had.
+            FlannelError: naming what is not available.
         """
         # Late: a list of all kinds does without the data paths.
         from pyflannel.backend.udp.network import UdpNetwork

@@ -69,7 +69,7 @@ class UdpNetwork:
         """Everything a packet needs; called once, by `attach`.
 
         Raises:
-            FlannelError: naming what cannot be had.
+            FlannelError: naming what is not available.
         """
         while not await self._bring_up():
             pass

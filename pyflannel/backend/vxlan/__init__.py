@@ -207,7 +207,7 @@ class VxlanPlan(NodePlan):
             # As /32 (/128): no broadcast address and no connected route comes with it.
             addresses=(ip_interface((own.network_address, family.bits)),) if own else (),
             networks=(network,) if network is not None else (),
-            # The overlay has no routers; nobody in it may give this node a default route.
+            # The overlay has no routers; nothing in it may give this node a default route.
             sysctls=((f"net/ipv6/conf/{name}/accept_ra", "0"),),
         )
 
@@ -367,7 +367,7 @@ class VxlanBackend:
         """As in `Backend`: makes the devices, whose MACs the lease carries.
 
         Raises:
-            FlannelError: a device cannot be had.
+            FlannelError: a device is not available.
         """
         remembered = self._file.load(self._plan.external)
         macs = {
@@ -384,7 +384,7 @@ class VxlanBackend:
         """As in `Backend`.
 
         Raises:
-            FlannelError: a device cannot be had, or its MAC is not the published one and cannot be
+            FlannelError: a device cannot be made, or its MAC is not the published one and cannot be
                 put back (udev and network managers are known to change it).
         """
         require_families(lease, self._plan.config.families)

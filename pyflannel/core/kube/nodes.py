@@ -2,10 +2,10 @@
 
 `NodeTable` holds what matters of each node and says which leases follow from all of them together.
 A list replaces it whole, an event one row; a node of the same name with another uid is another
-node. What comes out is compared by value, so that nothing is lost however long nobody looked.
+node. What comes out is compared by value, so nothing is lost however long it was not looked at.
 
-A node that cannot be used holds nobody up. It keeps the last lease that could be read of it, as
-long as the same object is there, and the reason is in `troubles`:
+A node that cannot be used does not hold up the others. It keeps the last lease that could be read
+of it, as long as the same object is there, and the reason is in `troubles`:
 
 * A node that lost `kube-subnet-manager` stays a peer while this table knows it as one: clusters
   with upstream's nodes must not lose peers because a tool removes annotations. A table that begins

@@ -426,7 +426,7 @@ def update_link(link: int, program: int) -> None:
 
 
 def detach(link: int) -> None:
-    """Takes a link's program away from its device, whoever keeps the link."""
+    """Takes a link's program away from its device, no matter who keeps the link."""
     _call(LINK_DETACH, struct.pack("<I", link), "detach", "tcx link")
 
 

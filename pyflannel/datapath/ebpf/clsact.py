@@ -163,7 +163,7 @@ class ClsactFilters:
             self._remember(ifindex)
         elif side is tc.Side.EGRESS and tc.hooks().get(ifindex) != "clsact":
             what = f"{NAME}{name} to {_device(ifindex)}, whose qdisc ingress has no egress"
-            hint = f"if nobody needs it: tc qdisc del dev {_device(ifindex)} ingress"
+            hint = f"if it is not needed: tc qdisc del dev {_device(ifindex)} ingress"
             raise DeviceUnavailable("filter add", what, 0, hint)
         elif not any(_ours(ifindex, each) for each in tc.Side):
             # It may have been deleted, and made again by somebody else.
@@ -189,7 +189,7 @@ class ClsactFilters:
             (self._pins / QDISC_PIN.format(ifindex)).unlink(missing_ok=True)
 
     def _forget_others(self) -> None:
-        """Filters of ours at other places, and qdiscs of ours that nobody needs any more."""
+        """Filters of ours at other places, and qdiscs of ours that are not needed any more."""
         wanted = {(ifindex, self._sides[name]) for name, ifindex in self._wanted.items()}
         for ifindex, side, found in _all_ours():
             if (ifindex, side) not in wanted:

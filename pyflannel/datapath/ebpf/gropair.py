@@ -7,7 +7,7 @@ a say (IPv6 switched off, a rule that drops in PREROUTING), so it is used only w
 ours comes through. And `flannelgro1` has no offload, so the kernel cuts what is sent out of it and
 finishes its checksum: the way for what user space on another node is to read.
 
-Nobody else is to find that way: it would lead strangers past the firewall of the external
+Nothing else is to find that way: it would lead strangers past the firewall of the external
 interface. So the route stands in a table of its own, which a rule has asked for `flannelgro0`
 alone; the program `pair_in` drops there whatever does not carry the token; and neither end has an
 address, not even a link-local one.
@@ -38,10 +38,10 @@ STRIP_TO: Final = IPv6Address("fd66:6c61:6e6e:656c::1")
 """Unique local addresses (RFC 4193; the prefix is "flannel" in ASCII) that never leave the node.
 The source has a route back to where it comes in, for those who check (reverse path filters)."""
 TABLE: Final = 0x666C616E
-"""Routing table of the third way: "flan" in ASCII, where nobody counts up to."""
+"""Routing table of the third way: "flan" in ASCII, far above numbers in use."""
 RULE_PRIORITY: Final = 1
 """Asked before whatever others have put before the main table (a VPN's default route); it takes
-nothing from them, for nobody else's packets come in by `flannelgro0`."""
+nothing from them, for no other packets come in by `flannelgro0`."""
 TOKEN_BYTES: Final = 12
 """Two MAC addresses, in whose place it stands."""
 TEST_ETHERTYPE: Final = 0x88B5
@@ -52,7 +52,7 @@ _IPPROTO_ETHERNET: Final = 143
 _ETH_P_IPV6: Final = 0x86DD
 _ETH_P_8021Q: Final = 0x8100
 _SILENT: Final = (
-    # No addresses and no routers: nobody talks here.
+    # No addresses and no routers: no host talks here.
     ("addr_gen_mode", "1"),
     ("accept_ra", "0"),
 )
@@ -120,7 +120,7 @@ def ensure() -> tuple[GroPair, list[str]]:
     """The pair, made if it is missing, as it is to be; and what was not so.
 
     Raises:
-        KernelError: it cannot be had; DeviceUnavailable if somebody else has the names.
+        KernelError: it is not available; DeviceUnavailable if somebody else has the names.
     """
     wrong: list[str] = []
     for _ in range(2):
@@ -212,7 +212,7 @@ def remove() -> bool:
 
 
 def new_token() -> bytes:
-    """A token that nobody guesses: 94 random bits.
+    """A token that cannot be guessed: 94 random bits.
 
     The other two make the first address one of a single station (bpf_redirect_neigh() sends nothing
     on that goes to several) and locally administered (IEEE 802, clause 8).

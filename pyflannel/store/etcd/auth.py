@@ -7,7 +7,7 @@ like it; requests that find out at the same time share one authentication, which
 
 A wrong password would cost that at every attempt of every part of the daemon. So there is one
 back-off for all of them: a second authentication may follow at once (etcd was restarted), later
-ones after a second, two, four, up to two minutes; whoever asks in between gets the last refusal
+ones after a second, two, four, up to two minutes; a request in between gets the last refusal
 again, without a request. A token that is accepted ends the back-off; so does another password in
 the file.
 

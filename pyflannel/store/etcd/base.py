@@ -178,7 +178,7 @@ class Store(Protocol):
         The first response comes when the server has confirmed the watch (it may carry no events),
         so that the caller can compare cluster and revision. Values of more than `MAX_VALUE_BYTES`
         are left out. The generator never ends by itself; it
-        raises instead. Whoever leaves it early closes it (`contextlib.aclosing`).
+        raises instead. A consumer that leaves it early closes it (`contextlib.aclosing`).
 
         Raises:
             StoreCompacted: `start_revision` is gone.

@@ -4,7 +4,7 @@ The names that are asked for, and what a certificate is checked against, are tho
 tools: `_etcd-client-ssl._tcp` and `_etcd-client._tcp`; the name that the record gives, or, if the
 records are not trusted (`--etcd-insecure-discovery=false`), the domain. What comes by plain HTTP is
 then not used at all; nor is it where certificates are given, or the domain offers TLS as well:
-whoever answers for DNS must not be able to take the encryption away.
+an attacker who answers for DNS must not be able to take the encryption away.
 
 dnspython is imported with the first look-up, in a thread.
 """

@@ -6,7 +6,7 @@ current revision. A watch that breaks goes on at the cursor; a compacted cursor 
 snapshot, which the receiver compares by value.
 
 A restored etcd is noticed by its cluster id, or by a revision smaller than one we have seen: a
-watch from a future revision would be accepted and stay silent for ever. One that was emptied under
+watch from a future revision would be accepted and stay silent forever. One that was emptied under
 its old id, and written again beyond our cursor before we were back, shows neither; so after each
 outage the newest key that we know is read, and if it is not as we know it, everything. Right after
 a restore the store may lack leases of nodes that are alive and about to write them again; tearing
@@ -57,7 +57,7 @@ RESTORE_GRACE_S: Final = 30.0
 lease again, short against the day that a lease of a dead node may linger anyway."""
 
 STRANGER_GRACE_S: Final = 86400.0
-"""In a cluster that is not ours nobody's lease has ended: what we know stays until it would have,
+"""In a cluster that is not ours no lease has ended: what we know stays until it would have,
 after a day at the latest, or until our own cluster is back."""
 
 
@@ -121,7 +121,7 @@ class LeaseFeed:
         self._primed = listed
 
     async def updates(self) -> AsyncIterator[LeaseUpdate]:
-        """Yields for ever: a `Snapshot` first, then `Changes`, and a `Snapshot` after each gap."""
+        """Until cancelled: a `Snapshot` first, then `Changes`, and a `Snapshot` after each gap."""
         cursor: int | None = None
         grace_ends: float | None = None
         while True:
@@ -362,7 +362,7 @@ class Listing:
     async def taken(self, prefix: str) -> tuple[Lease, ...]:
         """The leases, and one without an owner for each subnet whose value cannot be read.
 
-        Nobody can lease such a subnet: its key is there.
+        No node can lease such a subnet: its key is there.
         """
         nobodys = [
             Lease(key=key, attrs=LeaseAttrs())

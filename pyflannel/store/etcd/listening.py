@@ -77,7 +77,7 @@ class Listeners:
         matters: Callable[[PutEvent | DeleteEvent], bool],
         changed: Callable[[], Awaitable[None]],
     ) -> None:
-        """Calls `changed` now and at each event below a prefix that matters, for ever."""
+        """Calls `changed` now and at each event below a prefix that matters, without end."""
         backoff = Backoff()
         while True:
             try:

@@ -1,4 +1,4 @@
-"""This node's lease in etcd, kept for ever; and the way to everybody else's.
+"""This node's lease in etcd, kept while the daemon runs; and the way to the others'.
 
 What to do next, and when, is decided by `core.holding`, the same machine for the first lease, for
 keeping it and for taking it back. This module carries its steps out, one at a time, and tells it
@@ -248,7 +248,7 @@ class EtcdLeaseStore:
         return self._held()
 
     async def keep(self) -> AsyncIterator[Lease]:
-        """Keeps the lease for ever; yields it whenever its subnet is another one than before.
+        """Keeps the lease until cancelled; yields it whenever its subnet is another one.
 
         Needs `watch_leases` to be consumed at the same time: that is where sightings come from.
 
@@ -268,7 +268,7 @@ class EtcdLeaseStore:
     async def publish(self, attrs: LeaseAttrs) -> Lease:
         """As in `LeaseStore`: returns when they are written, under whatever subnet that is then.
 
-        May be called by whoever consumes `keep`, which stands still meanwhile: what is in the
+        May be called by the consumer of `keep`, which stands still meanwhile: what is in the
         way of the write is done here.
         """
         self._wanted = attrs
@@ -279,7 +279,7 @@ class EtcdLeaseStore:
         return self._held()
 
     def ready(self) -> None:
-        """As in `LeaseStore`: nobody asks etcd."""
+        """As in `LeaseStore`: etcd is not asked for it."""
 
     async def release(self) -> bool:
         """As in `LeaseStore`: key and etcd lease go."""
@@ -728,7 +728,7 @@ class EtcdLeaseStore:
         )
 
     def _adopt(self, lease: Lease) -> None:
-        """This is our lease from now on, whoever wrote it."""
+        """This is our lease from now on, no matter who wrote it."""
         self._previous = lease.key
         self._sighting = None
         self._set_lease(lease)

@@ -123,7 +123,7 @@ class ConfigKey:
         return f"ETCDCTL_API=2 {shlex.join(get)} | {shlex.join(command)}"
 
     async def changes(self) -> AsyncIterator[bytes | None]:
-        """The raw config whenever it is written or deleted (`None`), for ever."""
+        """The raw config whenever it is written or deleted (`None`), without end."""
         key = codec.config_key(self._prefix)
         backoff = Backoff()
         known = self.revision

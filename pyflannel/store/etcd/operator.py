@@ -54,7 +54,7 @@ async def release(
 
     Args:
         force: do not ask the owner.
-        dry_run: write nothing, so ask nobody either.
+        dry_run: write nothing, so ask nothing either.
         timed: leave a reservation alone: somebody made it without a time limit on purpose.
 
     Raises:
@@ -70,7 +70,7 @@ async def release(
     lease = found if isinstance(found, Lease) else Lease(key=key, attrs=LeaseAttrs())
     owner = lease.attrs.public_ip or lease.attrs.public_ipv6
     kind = "reservation" if kv.lease == 0 else "lease"
-    text = f"{kind} {key.describe()} of {owner or 'nobody that can be read'}"
+    text = f"{kind} {key.describe()} of {owner or 'no one that can be read'}"
     if timed and kv.lease == 0:
         raise LeaseError(f"the {text} has no time limit; pyflannel leases release gives it back")
     if dry_run:

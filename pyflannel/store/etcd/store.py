@@ -11,7 +11,8 @@ without harm is repeated at the next endpoint: a grant, because we choose the id
 ourselves; a renewal; a revocation; and a write under a condition on the key's revision, which
 cannot succeed twice. If the condition then fails on a key that has the very value and lease we
 meant to write, it was our first attempt that wrote them. An unconditional write is never sent
-again: the key is read, and if it does not show our write yet, the caller is told that nobody knows.
+again: the key is read, and if it does not show our write yet, the caller is told that the outcome
+is not known.
 
 **Watches.** Opened at the same endpoints in the same order; a silent one is kept only as long as
 its endpoint answers a cheap question.
@@ -140,7 +141,7 @@ class _Answer(Generic[T]):
 
 
 class _Unsure(StoreUnavailable):
-    """A write got no answer, and nobody knows whether it was carried out."""
+    """A write got no answer, and it is not known whether it was carried out."""
 
 
 class EtcdStore:
@@ -659,7 +660,7 @@ class EtcdStore:
             if ours and self._endpoints[self._preferred] not in ours:
                 # What kept silent just now is not waited for a second time.
                 self._preferred = self._endpoints.index(ours[0])
-            # Of the others nobody would notice if they became a cluster of their own meanwhile.
+            # Of the others it would not be noticed if they became a cluster of their own meanwhile.
             self._verified.update(ours and [self._endpoints[self._preferred]])
 
     async def _look_around(self) -> None:
@@ -874,7 +875,7 @@ class EtcdStore:
             raise EndpointFailure(explain(error, tls=False)) from error
 
     def _client(self, endpoint: Endpoint, addresses: Sequence[str]) -> EndpointClient:
-        """The client of an endpoint; called in a thread, where its import blocks nobody."""
+        """The client of an endpoint; called in a thread, for its import takes long."""
         from pyflannel.store.etcd.transport import EndpointClient
 
         with self._clients_lock:

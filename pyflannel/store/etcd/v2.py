@@ -3,7 +3,7 @@
 flannel before 0.18 kept its data there, and how-tos still write the network config with etcdctl's
 v2 commands; a daemon that reads v3 then waits for a key that its operator sees. Only asked is
 whether the key is there. etcd serves the API by default up to 3.3, with `--enable-v2` in 3.4 and
-3.5, and not at all since 3.6; where it does not, nobody can tell from outside.
+3.5, and not at all since 3.6; where it does not, that cannot be told from outside.
 
 Source: etcd `Documentation/v2/api.md`, `Documentation/v2/errorcode.md`.
 """

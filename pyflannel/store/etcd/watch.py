@@ -128,7 +128,7 @@ class WatchClient:
         return watch
 
     def abort(self, reason: str) -> None:
-        """Breaks all watches; whoever waits for one of them fails at once."""
+        """Breaks all watches; waiting for one of them fails at once."""
         for watch in list(self._open_watches):
             watch.abort(reason)
 
@@ -180,7 +180,7 @@ class Watch:
         return gateway.parse_watch_line(self._lines.popleft())
 
     def abort(self, reason: str) -> None:
-        """Has whoever waits in `receive` fail at once; a mere `close` does not wake them."""
+        """Has `receive` fail at once; a mere `close` does not wake it."""
         self._response.content.set_exception(EndpointFailure(reason))
         self.close()
 

@@ -1,4 +1,4 @@
-"""Follows all nodes without gaps: a list, then every change after it. For ever.
+"""Follows all nodes without gaps: a list, then every change after it. Until cancelled.
 
 The list comes as the beginning of a watch (`sendInitialEvents`), which costs neither side a copy of
 everything; from a server that does not do that it is read in pages, and watched from its version.

@@ -59,7 +59,7 @@ def test_json_is_the_list_that_status_has(answer, capsys):
 def test_nobody_there_is_said(answer, capsys):
     answer(encode(NodeReport(ready_since=1.0)))
     assert peers.main([]) == 0
-    assert capsys.readouterr().out == "no peers: nobody else has a lease\n"
+    assert capsys.readouterr().out == "no peers: no other node has a lease\n"
 
 
 @pytest.mark.parametrize(

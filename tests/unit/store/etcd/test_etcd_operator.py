@@ -121,7 +121,7 @@ class TestRelease:
 
     def test_a_key_that_cannot_be_read_can_be_released(self, etcd):
         etcd.put(name(2), b"garbage")
-        assert "nobody that can be read" in release(etcd, 2).text
+        assert "no one that can be read" in release(etcd, 2).text
         assert etcd.get(name(2)) is None
 
 
