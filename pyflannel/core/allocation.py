@@ -24,7 +24,7 @@ race the caller reads and plans again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from ipaddress import IPv4Network, IPv6Network
 from random import Random
 from typing import Final
@@ -198,6 +198,13 @@ def plan(
             superseded=superseded,
             overlapping=tuple(overlapping),
         )
+    ours_if_free = [
+        key
+        for key in (previous, former.key if former is not None else None)
+        if key is not None
+        and is_compatible(key, config)
+        and (obstacles is None or obstacles.of_kept(key) is None)
+    ]
     going = {lease.key for lease in incompatible}
     staying = [lease for lease in known if lease.key not in going]
     refused = ""
@@ -210,7 +217,9 @@ def plan(
                 step=TakePrevious(key), incompatible=incompatible, overlapping=tuple(overlapping)
             )
         refused = refused or why_not
-    free = choose(config, [lease.key for lease in staying], rng, obstacles, races_lost)
+    free = choose(
+        config, [lease.key for lease in staying], rng, obstacles, races_lost, ours_if_free
+    )
     return Plan(
         step=TakeFree(free),
         incompatible=incompatible,
@@ -342,6 +351,7 @@ def choose(
     rng: Random,
     obstacles: Obstacles | None = None,
     races_lost: int = 0,
+    ours_if_free: Sequence[SubnetKey] = (),
 ) -> SubnetKey:
     """A free subnet of every enabled family, each drawn on its own.
 
@@ -351,6 +361,7 @@ def choose(
         rng: draws, uniformly, among the candidates.
         obstacles: what this node is connected to; `None` if that is not known.
         races_lost: as of `plan`; from how many is drawn hangs on it.
+        ours_if_free: subnets that this node would have back but for another's lease.
 
     Raises:
         SubnetsExhausted: a family has no free subnet.
@@ -363,7 +374,7 @@ def choose(
     for family in config.families:
         free = candidates(config, taken, family, limit, refused=refused)
         if not free:
-            raise _none_left(config, taken, family, refused)
+            raise _none_left(config, taken, family, refused, ours_if_free)
         drawn[family] = rng.choice(free)
     v4, v6 = drawn.get(Family.V4), drawn.get(Family.V6)
     return SubnetKey(
@@ -380,10 +391,12 @@ def _none_left(
     taken: Iterable[SubnetKey],
     family: Family,
     refused: Callable[[IPNetwork], Conflict | None],
+    ours_if_free: Sequence[SubnetKey],
 ) -> SubnetsExhausted | SubnetsOverlap:
     """Says by what the subnets are taken: by leases, by what this node is connected to, or both."""
     space = _Space.of(config, family)
-    if not candidates(config, (), family, 1, refused=refused):
+    # One that it had is to be had again, although containers' bridges are in it.
+    if not ours_if_free and not candidates(config, (), family, 1, refused=refused):
         for subnet in candidates(config, (), family, 1):
             return SubnetsOverlap(
                 f"no subnet in {space.describe()} can be this node's: {refused(subnet)}; "

@@ -297,3 +297,13 @@ def test_a_subnet_that_was_taken_in_a_full_network_is_named_nowhere_as_ours():
         lab.wait(lambda: node.exec(ask, check=False).stdout == "200", 10, what="ready again")
         assert lease_key(node) == key
         lab.wait(lambda: status() == 0, 10, what="all fine again")
+        # Taken while the daemon is away; the bridge of the containers is in the subnet.
+        node.kill()
+        lab.etcd.put(key, '{"PublicIP":"192.0.2.99","PublicIPv6":null,"BackendType":"host-gw"}')
+        assert node.path("/run/flannel/subnet.env").exists()
+        node.start_daemon()
+        lab.wait(lambda: not node.path("/run/flannel/subnet.env").exists(), 15, what="no file")
+        assert node.docker_options() is None
+        lab.etcd.delete(key)
+        lab.wait(lambda: node.exec(ask, check=False).stdout == "200", 10, what="ready once more")
+        assert lease_key(node) == key

@@ -128,6 +128,7 @@ class Acquisition:
         if listed is None:
             listed = await list_leases(self._store, self._prefix)
         self.listed = listed
+        self._foreign.intersection_update(listed.by_key)  # what is free is anybody's again
         written = self._carried_out(listed.leases)
         if written is not None:
             return await self._finish(written, attrs)

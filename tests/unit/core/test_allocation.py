@@ -550,6 +550,22 @@ class TestObstacles:
         assert "1 of 2 subnets" in str(told.value)
         assert "1 overlap what this node is connected to (10.0.1.0/24" in str(told.value)
 
+    @pytest.mark.parametrize("remembered", ["subnet.env", "record"])
+    def test_the_one_that_the_node_had_is_waited_for_if_another_has_it(self, remembered):
+        """Its bridge of containers is in it, which keeps it from nobody else's subnet."""
+        tiny = replace(CONFIG, subnet_max=IPv4Address("10.0.1.0"))
+        known = (
+            {"previous": "10.0.1.0-24"}
+            if remembered == "subnet.env"
+            else {"former": Former(key=key("10.0.1.0-24"), store_lease=99)}
+        )
+        bridge = lan(bridges=("10.0.1.0/24",))
+        with pytest.raises(SubnetsExhausted):
+            plan(tiny, [lease("10.0.1.0-24")], obstacles=bridge, **known)
+        with pytest.raises(SubnetsOverlap):
+            plan(tiny, [lease("10.0.1.0-24")], obstacles=lan("10.0.1.0/24"), **known)
+        assert plan(tiny, [], obstacles=bridge, **known).key == key("10.0.1.0-24")
+
     def test_each_family_counts(self):
         held = lease("10.0.7.0-24&fd00:0:0:7::-64", ME)
         made = plan(DUAL, [held], obstacles=lan("fd00:0:0:7::/64"))

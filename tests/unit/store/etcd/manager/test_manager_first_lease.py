@@ -59,9 +59,9 @@ class TestWinning:
         seen: list[int] = []
         choose = allocation.choose
 
-        def noting(config, leases, rng, obstacles, races_lost):
+        def noting(config, leases, rng, obstacles, races_lost, *more):
             seen.append(races_lost)
-            return choose(config, leases, rng, obstacles, races_lost)
+            return choose(config, leases, rng, obstacles, races_lost, *more)
 
         monkeypatch.setattr(allocation, "choose", noting)
 
