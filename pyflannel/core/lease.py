@@ -258,7 +258,10 @@ class LeaseTable:
 
         What is gone comes first. A part may be empty: then it is a pause.
         """
-        if not isinstance(update, Snapshot) or len(update.leases) + len(self._stored) <= PART:
+        if isinstance(update, Changes):
+            yield from _changes_in_parts(update)
+            return
+        if len(update.leases) + len(self._stored) <= PART:
             yield update
             return
         gone = dict(self._stored)
@@ -337,6 +340,22 @@ class LeaseTable:
         elif key.v4 is None:
             return f"{key.describe()} has no subnet of a family that this network uses"
         return self._own.why_ours(lease) if self._own is not None else ""
+
+
+def _changes_in_parts(update: Changes) -> Iterator[Changes]:
+    if len(update.events) <= PART:
+        yield update
+        return
+    last: dict[SubnetKey, LeasePut | LeaseDeleted] = {}
+    for events in _in_parts(update.events):
+        for event in events:
+            last[event.key if isinstance(event, LeaseDeleted) else event.lease.key] = event
+        yield Changes((), update.revision)
+    order: list[LeasePut | LeaseDeleted] = []
+    for kind in (LeaseDeleted, LeasePut):
+        order += [event for event in last.values() if isinstance(event, kind)]
+    for events in _in_parts(order):
+        yield Changes(events, update.revision)
 
 
 def _in_parts(things: Sequence[T]) -> Iterator[Sequence[T]]:

@@ -149,7 +149,7 @@ class LeaseFeed:
                     if response.events:
                         rest = 0 if response.more else 1
                         cursor = max(cursor, response.events[-1].mod_revision + rest)
-                        yield self._changes(response)
+                        yield await self._changes(response)
             except StoreCompacted as error:
                 log.info("watch cursor was compacted, listing again", cursor=cursor, error=error)
                 cursor = None
@@ -220,9 +220,9 @@ class LeaseFeed:
         self._known = found
         return Snapshot(tuple(found.values()), listing.header.revision), restored
 
-    def _changes(self, response: WatchResponse) -> Changes:
+    async def _changes(self, response: WatchResponse) -> Changes:
         events: list[LeasePut | LeaseDeleted] = []
-        for event in response.events:
+        async for event in paced(response.events):
             self._revision = max(self._revision, event.mod_revision)
             if isinstance(event, PutEvent):
                 lease = self._decode(event.kv)

@@ -53,9 +53,11 @@ def put(lab: Lab, *pairs: tuple[str, str]) -> None:
         lab.etcd.post("/v3/kv/txn", {"success": puts})
 
 
-def delete(lab: Lab, name: str) -> None:
-    key = base64.b64encode((BELOW + name).encode()).decode()
-    lab.etcd.post("/v3/kv/deleterange", {"key": key})
+def delete(lab: Lab, first: str, end: str = "") -> None:
+    """One key, or all from one up to another, at one revision."""
+    bounds = {"key": BELOW + first, **({"range_end": BELOW + end} if end else {})}
+    body = {name: base64.b64encode(bound.encode()).decode() for name, bound in bounds.items()}
+    lab.etcd.post("/v3/kv/deleterange", body)
 
 
 @pytest.mark.parametrize(
@@ -123,6 +125,9 @@ def test_a_node_follows_them_and_nothing_holds_up_its_loop(backend, leases, tmp_
 
             lab.wait(compared, LATE_S, what="a comparison of everything")
             longest("at rest")
+            delete(lab, "10.1", "10.3")
+            count(0)
+            longest("all peers gone")
             assert node.stop_daemon() == 0
             longest("end")
         except (AssertionError, LabError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import random
 import time
 import tracemalloc
 from collections.abc import Iterable, Iterator, Sequence
@@ -232,6 +233,28 @@ def check_replayed_events(updates: list[LeaseUpdate], own: SubnetKey | None) -> 
         }
         assert known == expected == peers.peers
         assert set(peers.rejected) == {k for k in stored if k.v4 and not k.v4.subnet_of(NETWORK)}
+
+
+def test_very_many_changes_come_in_parts_and_to_the_same_end() -> None:
+    """What is gone first; of several changes of a key the last one counts."""
+    chance = random.Random(1)
+    before = [lease(third) for third in range(200)]
+    events: list[LeasePut | LeaseDeleted] = [
+        LeaseDeleted(key(chance.randrange(256)))
+        if chance.random() < 0.5
+        else LeasePut(lease(chance.randrange(256), host=chance.randrange(9)))
+        for _ in range(1_000)
+    ]
+    at_once, in_parts = table(), table()
+    for peers in (at_once, in_parts):
+        peers.apply(Snapshot(before, 1))
+    at_once.apply(Changes(events, 2))
+    parts = list(in_parts.parts(Changes(events, 2)))
+    assert max(len(part.events) for part in parts if isinstance(part, Changes)) <= lease_module.PART
+    told = [event for part in parts for event in in_parts.apply(part)]
+    assert in_parts.peers == at_once.peers
+    kinds = [type(event) for event in told]
+    assert kinds == sorted(kinds, key=lambda kind: kind is not LeaseRemoved)
 
 
 def test_what_becomes_ours_goes_at_once_and_the_rest_is_judged_in_parts():
