@@ -31,4 +31,4 @@ CHOSEN = [
 def test_nothing_but_what_is_listed_differs(case):
     if case.backend == "ipip":
         need_devices("ipip")
-    life_changes_nothing(case)
+    life_changes_nothing(case, restart=case.backend in {"vxlan", "ipip", "udp"})

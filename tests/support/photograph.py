@@ -91,6 +91,7 @@ iptables -t nat -A FLANNEL-POSTRTG -s 10.9.0.0/16 -j RETURN
 iptables -t nat -A POSTROUTING -m comment --comment "flanneld masq" -j FLANNEL-POSTRTG
 iptables -t mangle -A POSTROUTING -s 10.0.0.0/16 -j MARK --set-mark 0x4000
 iptables -t raw -A PREROUTING -s 10.0.0.0/16 -j ACCEPT
+ip6tables -t raw -A PREROUTING -s 2001:db8:1::/64 -j ACCEPT
 iptables-legacy -A FORWARD -s 198.51.100.0/24 -j ACCEPT
 ip6tables-legacy -A FORWARD -s 2001:db8:1::/64 -j ACCEPT
 ip6tables -t nat -A POSTROUTING -s 2001:db8:1::/64 -j ACCEPT
@@ -101,6 +102,9 @@ nft add rule ip theirs forward ip saddr 10.0.0.0/16 accept
 nft add table ip flannel-ipv4
 nft add chain ip flannel-ipv4 forward { type filter hook forward priority filter \\; }
 nft add rule ip flannel-ipv4 forward ip saddr 10.9.0.0/16 accept
+nft add set ip flannel-ipv4 quarantine { type ipv4_addr \\; }
+nft add chain ip flannel-ipv4 doorman { type filter hook input priority 0 \\; }
+nft add rule ip flannel-ipv4 doorman ip saddr @quarantine drop
 nft add table ip flannel-other
 nft add table inet theirs
 nft add set inet theirs nodes { type ipv4_addr \\; }
@@ -129,6 +133,20 @@ ln -s /run/flannel/other.env /run/flannel/link.env
 # Settings of others.
 sysctl -qw net.ipv4.conf.eth0.rp_filter=2 net.ipv4.ip_forward=1 net.ipv6.conf.lan0.accept_ra=2
 """
+
+ON_OURS = """
+ip address add 172.31.0.1/32 dev {device}
+ip -6 address add 2001:db8:31::1/128 dev {device} nodad
+ip route add 172.31.7.0/24 dev {device}
+ip route add 172.31.8.0/24 dev {device} proto static metric 3
+ip -6 route add 2001:db8:317::/48 dev {device}
+ip neigh add 172.31.7.7 lladdr 02:00:00:00:31:07 dev {device} nud permanent
+bridge fdb add 02:00:00:00:31:07 dev {device} dst 192.0.2.77 self permanent
+"""
+"""What others may have on a device of ours, outside of the network; what the device can have."""
+LEFT_OVER = "10.0.99.0/24"
+"""A route to it through a device of ours is one to a peer that left while no daemon ran."""
+DEVICES = ("flannel.1", "flannel-v6.1", "flannel0", "flannel.ipip")
 
 PHOTOGRAPH = {
     "links": "ip -o -d link show",
@@ -308,8 +326,44 @@ def missing(before, now) -> dict[str, list[str]]:
     return {name: lines for name, lines in gone.items() if lines}
 
 
-def life_changes_nothing(case: Case) -> None:
-    """Photographs a node before a start, while the daemon runs, after its stop and a clean-up."""
+def plant_on_ours(node: Node) -> None:
+    """Others' objects on our devices."""
+    for device in DEVICES:
+        node.exec(["sh", "-s"], stdin=ON_OURS.format(device=device), check=False)
+
+
+def restart_among_others(lab: Lab, node: Node, case: Case) -> None:
+    """What others have on our devices is there after a restart, and after a look at everything."""
+    kept = ("addresses", "routes", "routes6", "neighbours", "fdb")
+    node.stop_daemon()
+    plant_on_ours(node)
+    device = next(name for name in DEVICES if name in node.exec(["ip", "-br", "link"]).stdout)
+    # What goes in the end, so that it is known when everything was looked at.
+    node.exec(["ip", "route", "add", LEFT_OVER, "dev", device])
+    planted = photograph(node)
+    _none({"nothing is planted": [name for name in kept[:2] if not _planted(planted[name])]})
+    node.start_daemon()
+    lab.wait(lambda: is_settled(node, case), 20, what="everything in place again")
+    lab.wait(
+        lambda: LEFT_OVER not in node.exec(["ip", "route"]).stdout, 20, what="the end of leftovers"
+    )
+    now = photograph(node)
+    _none(
+        {f"restarted, gone: {name}": sorted(_planted(planted[name] - now[name])) for name in kept}
+    )
+
+
+def _planted(lines: set[str]) -> set[str]:
+    return {line for line in lines if re.search(r"172\.31\.|2001:db8:31|:31:07", line)}
+
+
+def life_changes_nothing(case: Case, *, restart: bool = False) -> None:
+    """Photographs a node before a start, while the daemon runs, after its stop and a clean-up.
+
+    Args:
+        case: what the daemon is given.
+        restart: with a restart in between, among objects on our own devices, where these stay.
+    """
     spec = LabSpec(
         nodes=1,
         config=config(case),
@@ -334,6 +388,8 @@ def life_changes_nothing(case: Case) -> None:
         _none({"sees nothing": [name for name, lines in before.items() if not lines]})
         node.start_daemon()
         lab.wait(lambda: is_settled(node, case), 20, what="everything in place")
+        if restart and case.datapath not in ("python", "native"):
+            restart_among_others(lab, node, case)
         for moment in ("running", "stopped"):
             if moment == "stopped":
                 node.stop_daemon()
