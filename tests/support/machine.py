@@ -120,11 +120,17 @@ def pinging(source: Node, target: Node) -> Iterator[list[tuple[int, int]]]:
     result: list[tuple[int, int]] = []
     near, far = source.subnet().split("/")[0], target.subnet().split("/")[0]
     probe = ("ping", "-c", "1", "-W", "1", "-I", near, far)
-    until("the overlay carries", lambda: "1 received" in source.run(*probe, check=False))
+
+    def carries() -> bool:
+        return "1 received" in source.run(*probe, check=False)
+
+    until("the overlay carries", carries)
     child = source.popen("ping", "-q", "-i", "0.01", "-w", "300", "-I", near, far)
     begin = time.monotonic()
     try:
         yield result
+        # What waited for a daemon stands in its queues before this one, and arrives before it.
+        until("the overlay carries again", carries)
     finally:
         # Some before, some after it, and what is under way arrives.
         time.sleep(max(0.3, 1.0 - (time.monotonic() - begin)))
