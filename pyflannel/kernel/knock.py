@@ -10,6 +10,7 @@ Source: linux/in.h; raw(7), udp(7); net/ipv4/ip_output.c, `__ip_append_data` (CH
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -24,6 +25,8 @@ PORT: Final = 33434
 """Where traceroute begins: nothing listens there, and firewalls know what it is."""
 SIZE: Final = 32
 """Bytes behind the UDP header."""
+_WITH_HEADER: Final = socket.IPPROTO_RAW
+"""What is sent has its own IP header, and nothing is received (raw(7))."""
 _HOPS: Final = 64
 _UDP: Final = struct.Struct("!HHHH")
 _PSEUDO: Final = struct.Struct("!II")
@@ -43,19 +46,21 @@ class Knock:
         self._address = address
         family = socket.AF_INET if family_of(address) is Family.V4 else socket.AF_INET6
         self._text = os.urandom(SIZE)
-        try:
-            self._raw = socket.socket(
-                family, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_RAW
-            )
-        except OSError as error:
-            hint = "is CAP_NET_RAW missing?" if error.errno == errno.EPERM else ""
-            raise KernelError("open", "raw socket", error.errno or 0, hint) from error
-        self._sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        try:
-            self._sock.connect((str(address), PORT))
-        except OSError as error:
-            self.close()
-            raise KernelError("connect", f"{address} port {PORT}", error.errno or 0) from error
+        with contextlib.ExitStack() as undo:
+            try:
+                self._raw = undo.enter_context(
+                    socket.socket(family, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _WITH_HEADER)
+                )
+                self._sock = undo.enter_context(
+                    socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+                )
+                self._sock.connect((str(address), PORT))
+            except OSError as error:
+                hint = "is CAP_NET_RAW missing?" if error.errno == errno.EPERM else ""
+                raise KernelError(
+                    "open", f"sockets for {address} port {PORT}", error.errno or 0, hint
+                ) from error
+            undo.pop_all()
 
     def send(self, *, written: bool) -> int:
         """Sends one; 0, or the `errno` with which the kernel refused it.
@@ -89,8 +94,7 @@ class Knock:
     def close(self) -> None:
         """Ends it."""
         self._raw.close()
-        if hasattr(self, "_sock"):
-            self._sock.close()
+        self._sock.close()
 
 
 def datagram(source: str, port: int, target: IPAddress, text: bytes) -> bytes:

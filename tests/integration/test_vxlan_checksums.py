@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
 
+from pyflannel.core.errors import KernelError
 from pyflannel.core.ip import IPAddress
 from pyflannel.core.packet import checksum
 from pyflannel.kernel.knock import PORT as PROBED
 from pyflannel.kernel.knock import SIZE, Knock
 from tests.integration.backend_nodes import Node, Underlay, eventually, run
+from tests.support.netns import in_new_netns
 from tests.support.overlay import config
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.guest]
@@ -144,3 +148,29 @@ async def knock(target: IPAddress, *, written: bool) -> bool:
             if made.answered():
                 return True
         return False
+
+
+def test_without_a_way_or_a_socket_the_probe_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing stays open: a node asks again and again."""
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for kind in (socket.SOCK_RAW, socket.SOCK_DGRAM):
+        with monkeypatch.context() as patched:
+            patched.setattr(socket, "socket", partial(refuse, socket.socket, kind))
+            with pytest.raises(KernelError, match=r"10\.5\.2\.0"):
+                Knock(IPv4Address("10.5.2.0"))
+    assert in_new_netns(without_a_way) == "ENETUNREACH"
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def refuse(make: Callable[..., socket.socket], kind: int, *given: int) -> socket.socket:
+    if given[1] & 0xF == kind:
+        raise OSError(errno.EMFILE, "too many")
+    return make(*given)
+
+
+def without_a_way() -> str:
+    try:
+        Knock(IPv4Address("10.5.2.0"))
+    except KernelError as error:
+        return errno.errorcode[error.errno]
+    return ""
