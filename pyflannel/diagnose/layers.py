@@ -118,7 +118,7 @@ def _faults(lost: dict[Ask, Layer], answered: set[Ask], carrier: str) -> Iterato
             text="ping passes and TCP does not: a firewall drops that port, or a checksum that a "
             "device should finish is wrong when it arrives",
             remedy="try another --port; then ethtool -K DEVICE tx-checksum-ip-generic off for the "
-            "tunnel's device, on both nodes",
+            "tunnel's device, on both nodes; with vxlan TxChecksumOffload in Backend keeps it so",
         )
     if Ask.BESIDE in lost and not carrier:
         yield Verdict(well=False, text="the node does not answer ping", remedy="look at that node")
