@@ -7,7 +7,7 @@
 
 BIN := .venv/bin
 # A minute and more each: `make system` runs them, and `make book` the second.
-BY_SYSTEM := book.py containers.py docker_newest.py docker_order.py install.py instances.py \
+BY_SYSTEM := book.py containers.py docker_newest.py docker_order.py first_run.py install.py instances.py \
 	migration.py operations.py reproducible.py sandbox.py shells.py upgrade.py wheels.py
 # Of the integration tests, those of half a minute and more.
 LONG := alerts.py bad_input.py bundle.py do_no_harm_everywhere.py doctor_faults.py etcd_failover.py \
@@ -44,7 +44,9 @@ help:
 install:
 	@tools/bootstrap.sh
 
-demo: install
+# Not all of `install`: what a first look needs, in a minute.
+demo:
+	@tools/bootstrap.sh demo
 	@$(BIN)/pyflannel lab demo $(ARGS)
 
 # Not part of `install`: the generator, 20 MB, in the cache folder.

