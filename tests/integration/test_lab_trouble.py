@@ -15,7 +15,7 @@ from tests.support.document import follow
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
-PAGE = Path(__file__).parents[2] / "docs" / "learn.md"
+DOCS = Path(__file__).parents[2] / "docs"
 CARRIED_ON = {"narrow underlay", "daemon killed", "daemon frozen", "etcd frozen"}
 """What small packets between pods get through, as long as nothing changes."""
 
@@ -41,7 +41,8 @@ def test_what_is_broken_shows_and_is_mended(lab, name):
     assert lab.node(2).exec(["nft", "list", "tables"]).stdout.count("pyflannel_lab") == 0
 
 
-def test_the_page_shows_what_is_so(tmp_path):
+@pytest.mark.parametrize(("page", "commands"), [("learn.md", 20), ("performance.md", 2)])
+def test_the_page_shows_what_is_so(page, commands, tmp_path):
     environment = {
         **os.environ,
         BASE_VARIABLE: str(tmp_path / "labs"),
@@ -61,6 +62,6 @@ def test_the_page_shows_what_is_so(tmp_path):
         return done.stdout
 
     try:
-        assert follow(PAGE, {"host": shell}) > 20
+        assert follow(DOCS / page, {"host": shell}) > commands
     finally:
         shell("pyflannel lab down")
