@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Network
 from typing import ClassVar
 
@@ -29,17 +28,9 @@ DUAL_STACK = json.dumps(
 
 
 @pytest.fixture
-def play(tmp_path):
-    """Runs a scenario with a node that has been started, and ends it."""
-
-    def run(scenario: Callable[[WholeNode], Awaitable[None]], **options: object) -> None:
-        async def main() -> None:
-            async with whole_node(tmp_path, **options) as node:
-                await scenario(node)
-
-        asyncio.run(main())
-
-    return run
+def node(tmp_path):
+    """A node that is started."""
+    return whole_node(tmp_path)
 
 
 def codes(node: WholeNode) -> list[str]:
@@ -47,34 +38,28 @@ def codes(node: WholeNode) -> list[str]:
 
 
 class TestStart:
-    def test_lease_rules_files_and_ready_in_this_order(self, play):
-        async def scenario(node: WholeNode) -> None:
-            assert node.manager.told == ["READY"]
-            assert node.subnet.startswith("10.5.")
-            assert f"FLANNEL_SUBNET={node.subnet.replace('.0/24', '.1/24')}" in node.subnet_env
-            assert b"DOCKER_OPTS" in node.files.content[DOCKER_FILE]
-            assert node.firewall.rules is not None
-            await node.advance(2)
-            assert node.other_firewall.removed == 1
-            assert problems(node.report()) == ()
+    async def test_lease_rules_files_and_ready_in_this_order(self, node: WholeNode):
+        assert node.manager.told == ["READY"]
+        assert node.subnet.startswith("10.5.")
+        assert f"FLANNEL_SUBNET={node.subnet.replace('.0/24', '.1/24')}" in node.subnet_env
+        assert b"DOCKER_OPTS" in node.files.content[DOCKER_FILE]
+        assert node.firewall.rules is not None
+        await node.advance(2)
+        assert node.other_firewall.removed == 1
+        assert problems(node.report()) == ()
 
-        play(scenario)
+    async def test_peers_are_routed_and_a_changed_one_follows(self, node: WholeNode):
+        node.put_peer(200)
+        await node.advance(1)
+        assert (await node.routes())["10.5.200.0/24"] == "192.0.2.200"
+        node.put_peer(200, "192.0.2.77")
+        await node.advance(1)
+        assert (await node.routes())["10.5.200.0/24"] == "192.0.2.77"
+        (peer,) = node.report().peers
+        assert (peer.subnet, peer.public_ip) == ("10.5.200.0/24", "192.0.2.77")
 
-    def test_peers_are_routed_and_a_changed_one_follows(self, play):
-        async def scenario(node: WholeNode) -> None:
-            node.put_peer(200)
-            await node.advance(1)
-            assert (await node.routes())["10.5.200.0/24"] == "192.0.2.200"
-            node.put_peer(200, "192.0.2.77")
-            await node.advance(1)
-            assert (await node.routes())["10.5.200.0/24"] == "192.0.2.77"
-            (peer,) = node.report().peers
-            assert (peer.subnet, peer.public_ip) == ("10.5.200.0/24", "192.0.2.77")
-
-        play(scenario)
-
-    def test_a_config_that_is_not_there_yet_is_waited_for_and_told(self, play):
-        async def scenario(node: WholeNode) -> None:
+    async def test_a_config_that_is_not_there_yet_is_waited_for_and_told(self, tmp_path):
+        async with whole_node(tmp_path, config=None) as node:
             assert node.manager.told == []
             assert "network config" in node.report().waiting_for
             assert codes(node) == ["PF101"]
@@ -83,48 +68,36 @@ class TestStart:
             assert node.manager.told == ["READY"]
             assert problems(node.report()) == ()
 
-        play(scenario, config=None)
-
-    def test_a_full_network_is_waited_out_and_a_wider_one_is_followed(self, tmp_path):
+    async def test_a_full_network_is_waited_out_and_a_wider_one_is_followed(self, tmp_path):
         full = CONFIG.replace(b"}}", b'},"SubnetMin":"10.5.9.0","SubnetMax":"10.5.9.0"}')
 
-        async def main() -> None:
-            node = WholeNode(tmp_path, config=full)
-            node.put_peer(9)
-            try:
-                await node.start()
-                assert node.manager.told == []
-                assert "out of subnets" in node.report().waiting_for
-                node.put_config(CONFIG)
-                await node.advance(2)
-                assert node.manager.told == ["READY"]
-            finally:
-                await node.stop()
+        node = WholeNode(tmp_path, config=full)
+        node.put_peer(9)
+        try:
+            await node.start()
+            assert node.manager.told == []
+            assert "out of subnets" in node.report().waiting_for
+            node.put_config(CONFIG)
+            await node.advance(2)
+            assert node.manager.told == ["READY"]
+        finally:
+            await node.stop()
 
-        asyncio.run(main())
-
-    def test_commands_of_a_config_from_etcd_need_consent(self, tmp_path):
+    async def test_commands_of_a_config_from_etcd_need_consent(self, tmp_path):
         config = b'{"Network":"10.5.0.0/16","Backend":{"Type":"extension"}}'
 
-        async def main() -> None:
+        with pytest.raises(ConfigError, match="--allow-extension"):
             async with whole_node(tmp_path, config=config) as node:
                 await node.advance(1)
 
-        with pytest.raises(ConfigError, match="--allow-extension"):
-            asyncio.run(main())
-
-    def test_a_refusal_at_the_start_ends_it(self, tmp_path):
-        async def main() -> None:
-            node = WholeNode(tmp_path)
-            node.store.refuse(StoreDenied("user 'flannel' is not accepted"), "get")
-            try:
+    async def test_a_refusal_at_the_start_ends_it(self, tmp_path):
+        node = WholeNode(tmp_path)
+        node.store.refuse(StoreDenied("user 'flannel' is not accepted"), "get")
+        try:
+            with pytest.raises(StoreDenied):
                 await node.start()
-                await node.advance(1)
-            finally:
-                await node.stop()
-
-        with pytest.raises(StoreDenied):
-            asyncio.run(main())
+        finally:
+            await node.stop()
 
 
 class TestTakenSubnet:
@@ -132,8 +105,10 @@ class TestTakenSubnet:
 
     FULL = CONFIG.replace(b"}}", b'},"SubnetMin":"10.5.9.0","SubnetMax":"10.5.9.0"}')
 
-    def test_the_files_do_not_name_it_and_the_node_is_not_ready_until_it_is_back(self, play):
-        async def scenario(node: WholeNode) -> None:
+    async def test_the_files_do_not_name_it_and_the_node_is_not_ready_until_it_is_back(
+        self, tmp_path
+    ):
+        async with whole_node(tmp_path, config=self.FULL) as node:
             key = codec.lease_key(PREFIX, node.lease_store.lease.key)
             assert node.agent.ready
             node.take_own_key("192.0.2.99")
@@ -152,10 +127,8 @@ class TestTakenSubnet:
             assert DOCKER_FILE in node.files.content
             assert problems(node.report()) == ()
 
-        play(scenario, config=self.FULL)
-
-    def test_so_it_is_if_the_other_came_after_our_key_was_gone(self, play):
-        async def scenario(node: WholeNode) -> None:
+    async def test_so_it_is_if_the_other_came_after_our_key_was_gone(self, tmp_path):
+        async with whole_node(tmp_path, config=self.FULL) as node:
             node.store.refuse(StoreDenied("not for you"), "put", "grant")
             node.lose_own_key()
             await node.advance(5)
@@ -166,70 +139,61 @@ class TestTakenSubnet:
             assert node.subnet_env == ""
             assert not node.agent.ready
 
-        play(scenario, config=self.FULL)
-
     LEFT: ClassVar = {
         SUBNET_FILE: b"FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.9.1/24\n",
         DOCKER_FILE: b'DOCKER_OPTS=" --bip=10.5.9.1/24 --ip-masq=true --mtu=1500"\n',
     }
 
-    def test_a_start_takes_back_what_the_former_run_left(self, tmp_path):
-        async def main() -> None:
-            node = WholeNode(tmp_path, config=self.FULL, left=self.LEFT)
-            node.put_peer(9)
-            try:
-                await node.start()
-                await node.advance(5)
-                assert node.files.content == {}
-                assert not node.agent.ready
-                node.etcd.delete(codec.lease_key(PREFIX, SubnetKey(IPv4Network("10.5.9.0/24"))))
-                await node.advance(5)
-                assert node.agent.ready
-                assert "FLANNEL_SUBNET=10.5.9.1/24" in node.subnet_env
-                assert DOCKER_FILE in node.files.content
-            finally:
-                await node.stop()
-
-        asyncio.run(main())
+    async def test_a_start_takes_back_what_the_former_run_left(self, tmp_path):
+        node = WholeNode(tmp_path, config=self.FULL, left=self.LEFT)
+        node.put_peer(9)
+        try:
+            await node.start()
+            await node.advance(5)
+            assert node.files.content == {}
+            assert not node.agent.ready
+            node.etcd.delete(codec.lease_key(PREFIX, SubnetKey(IPv4Network("10.5.9.0/24"))))
+            await node.advance(5)
+            assert node.agent.ready
+            assert "FLANNEL_SUBNET=10.5.9.1/24" in node.subnet_env
+            assert DOCKER_FILE in node.files.content
+        finally:
+            await node.stop()
 
     @pytest.mark.parametrize("subnet", ["10.5.8.1/24", "10.5.9.129/25"])
-    def test_but_not_what_somebody_wrote_there_meanwhile(self, tmp_path, subnet):
-        async def main() -> None:
-            node = WholeNode(tmp_path, config=self.FULL, left=self.LEFT)
+    async def test_but_not_what_somebody_wrote_there_meanwhile(self, tmp_path, subnet):
+        node = WholeNode(tmp_path, config=self.FULL, left=self.LEFT)
+        node.put_peer(9)
+        theirs = {
+            path: content.replace(b"10.5.9.1/24", subnet.encode())
+            for path, content in self.LEFT.items()
+        }
+        node.files.content.update(theirs)
+        try:
+            await node.start()
+            await node.advance(5)
+            assert node.files.content == theirs
+        finally:
+            await node.stop()
+
+    async def test_nor_what_names_a_subnet_that_nobody_has_or_when_etcd_does_not_say(
+        self, tmp_path
+    ):
+        node = WholeNode(tmp_path, config=self.FULL, left=self.LEFT)
+        node.store.refuse(StoreUnavailable("gone"), "grant")
+        try:
+            await node.start()
+            await node.advance(5)
+            assert node.files.content == self.LEFT
             node.put_peer(9)
-            theirs = {
-                path: content.replace(b"10.5.9.1/24", subnet.encode())
-                for path, content in self.LEFT.items()
-            }
-            node.files.content.update(theirs)
-            try:
-                await node.start()
-                await node.advance(5)
-                assert node.files.content == theirs
-            finally:
-                await node.stop()
+            node.store.refuse(StoreUnavailable("gone"), "range_prefix")
+            await node.advance(5)
+            assert node.files.content == self.LEFT
+        finally:
+            await node.stop()
 
-        asyncio.run(main())
-
-    def test_nor_what_names_a_subnet_that_nobody_has_or_when_etcd_does_not_say(self, tmp_path):
-        async def main() -> None:
-            node = WholeNode(tmp_path, config=self.FULL, left=self.LEFT)
-            node.store.refuse(StoreUnavailable("gone"), "grant")
-            try:
-                await node.start()
-                await node.advance(5)
-                assert node.files.content == self.LEFT
-                node.put_peer(9)
-                node.store.refuse(StoreUnavailable("gone"), "range_prefix")
-                await node.advance(5)
-                assert node.files.content == self.LEFT
-            finally:
-                await node.stop()
-
-        asyncio.run(main())
-
-    def test_what_was_taken_back_stays_away_while_etcd_is_out_of_reach(self, play):
-        async def scenario(node: WholeNode) -> None:
+    async def test_what_was_taken_back_stays_away_while_etcd_is_out_of_reach(self, tmp_path):
+        async with whole_node(tmp_path, config=self.FULL) as node:
             node.store.refuse(StoreDenied("not for you"), "put", "grant")
             node.lose_own_key()
             await node.advance(5)
@@ -241,87 +205,75 @@ class TestTakenSubnet:
             await node.advance(120)
             assert node.subnet_env == ""
 
-        play(scenario, config=self.FULL)
-
-    def test_where_there_is_another_subnet_the_files_are_never_without_one(self, play):
-        async def scenario(node: WholeNode) -> None:
-            former = node.subnet
-            node.take_own_key("192.0.2.99")
-            for _ in range(100):
-                await node.advance(0.1)
-                assert node.subnet_env
-            assert node.subnet != former
-
-        play(scenario)
+    async def test_where_there_is_another_subnet_the_files_are_never_without_one(
+        self, node: WholeNode
+    ):
+        former = node.subnet
+        node.take_own_key("192.0.2.99")
+        for _ in range(100):
+            await node.advance(0.1)
+            assert node.subnet_env
+        assert node.subnet != former
 
 
 class TestLateReadiness:
     """READY can wait for the files, on whose account other units are ordered after ours."""
 
-    def test_a_full_disk_holds_ready_up_and_nothing_else(self, tmp_path):
-        async def main() -> None:
-            node = WholeNode(tmp_path, ready_when_files=True)
-            node.files.full = True
-            node.put_peer(200)
-            try:
-                await node.start()
-                await node.advance(15)
-                assert "READY" not in node.manager.told
-                assert node.manager.told.count("EXTEND") == 2
-                assert "10.5.200.0/24" in await node.routes()
-                assert not node.agent.ready
-                assert "PF151" in codes(node)
-                assert str(SUBNET_FILE) in node.report().phase
-                node.files.full = False
-                await node.advance(2)
-                assert node.manager.told[-1] == "READY"
-                assert "running with subnet 10.5." in node.manager.line_at_ready
-                assert node.agent.ready
-                assert problems(node.report()) == ()
-            finally:
-                await node.stop()
+    async def test_a_full_disk_holds_ready_up_and_nothing_else(self, tmp_path):
+        node = WholeNode(tmp_path, ready_when_files=True)
+        node.files.full = True
+        node.put_peer(200)
+        try:
+            await node.start()
+            await node.advance(15)
+            assert "READY" not in node.manager.told
+            assert node.manager.told.count("EXTEND") == 2
+            assert "10.5.200.0/24" in await node.routes()
+            assert not node.agent.ready
+            assert "PF151" in codes(node)
+            assert str(SUBNET_FILE) in node.report().phase
+            node.files.full = False
+            await node.advance(2)
+            assert node.manager.told[-1] == "READY"
+            assert "running with subnet 10.5." in node.manager.line_at_ready
+            assert node.agent.ready
+            assert problems(node.report()) == ()
+        finally:
+            await node.stop()
 
-        asyncio.run(main())
-
-    def test_without_it_ready_is_said_at_once_and_the_files_come_later(self, tmp_path):
-        async def main() -> None:
-            node = WholeNode(tmp_path)
-            node.files.full = True
-            try:
-                await node.start()
-                assert node.manager.told == ["READY"]
-                assert not node.agent.ready
-                node.files.full = False
-                await node.advance(2)
-                assert node.agent.ready
-            finally:
-                await node.stop()
-
-        asyncio.run(main())
+    async def test_without_it_ready_is_said_at_once_and_the_files_come_later(self, tmp_path):
+        node = WholeNode(tmp_path)
+        node.files.full = True
+        try:
+            await node.start()
+            assert node.manager.told == ["READY"]
+            assert not node.agent.ready
+            node.files.full = False
+            await node.advance(2)
+            assert node.agent.ready
+        finally:
+            await node.stop()
 
 
 class TestEtcdAway:
-    def test_status_and_systemd_say_so_and_packets_flow_on(self, play):
-        async def scenario(node: WholeNode) -> None:
-            node.put_peer(200)
-            await node.advance(1)
-            node.store.down()
-            await node.advance(2)
-            assert codes(node) == ["PF102"]
-            (problem,) = problems(node.report())
-            assert "Our lease ends at" in problem.text
-            assert problem.since == pytest.approx(node.clock.time() - 2, abs=0.5)
-            assert "etcd" in node.manager.line
-            assert "10.5.200.0/24" in await node.routes()
-            node.store.up()
-            await node.advance(10)
-            assert problems(node.report()) == ()
-            assert node.manager.line == headline(node.report())
+    async def test_status_and_systemd_say_so_and_packets_flow_on(self, node: WholeNode):
+        node.put_peer(200)
+        await node.advance(1)
+        node.store.down()
+        await node.advance(2)
+        assert codes(node) == ["PF102"]
+        (problem,) = problems(node.report())
+        assert "Our lease ends at" in problem.text
+        assert problem.since == pytest.approx(node.clock.time() - 2, abs=0.5)
+        assert "etcd" in node.manager.line
+        assert "10.5.200.0/24" in await node.routes()
+        node.store.up()
+        await node.advance(10)
+        assert problems(node.report()) == ()
+        assert node.manager.line == headline(node.report())
 
-        play(scenario)
-
-    def test_a_lease_that_ends_meanwhile_is_an_error_and_comes_back(self, play):
-        async def scenario(node: WholeNode) -> None:
+    async def test_a_lease_that_ends_meanwhile_is_an_error_and_comes_back(self, tmp_path):
+        async with whole_node(tmp_path, config=CONFIG.replace(b"{", b'{"LeaseTTL":60,', 1)) as node:
             node.store.down()
             await node.advance(90)
             assert "PF112" in codes(node) or "PF111" in codes(node)
@@ -329,69 +281,58 @@ class TestEtcdAway:
             await node.advance(60)
             assert problems(node.report()) == ()
 
-        play(scenario, config=CONFIG.replace(b"{", b'{"LeaseTTL":60,', 1))
-
 
 class TestTheLease:
-    def test_one_that_was_deleted_is_taken_back(self, play):
-        async def scenario(node: WholeNode) -> None:
-            former = node.subnet
-            node.lose_own_key()
-            await node.advance(2)
-            assert node.subnet == former
-            assert problems(node.report()) == ()
+    async def test_one_that_was_deleted_is_taken_back(self, node: WholeNode):
+        former = node.subnet
+        node.lose_own_key()
+        await node.advance(2)
+        assert node.subnet == former
+        assert problems(node.report()) == ()
 
-        play(scenario)
-
-    def test_one_that_another_node_took_leads_to_another_subnet_everywhere(self, play):
+    async def test_one_that_another_node_took_leads_to_another_subnet_everywhere(
+        self, node: WholeNode
+    ):
         """Files, rules, device and status follow; the taker is a peer from then on."""
+        former, rules = node.subnet, node.firewall.rules
+        node.take_own_key("192.0.2.99")
+        await node.advance(20)
+        assert node.subnet != former
+        assert node.subnet.replace(".0/24", ".1/24") in node.subnet_env
+        assert node.firewall.rules != rules
+        assert (await node.routes())[former] == "192.0.2.99"
+        assert node.subnet in node.report().phase
 
-        async def scenario(node: WholeNode) -> None:
-            former, rules = node.subnet, node.firewall.rules
-            node.take_own_key("192.0.2.99")
-            await node.advance(20)
-            assert node.subnet != former
-            assert node.subnet.replace(".0/24", ".1/24") in node.subnet_env
-            assert node.firewall.rules != rules
-            assert (await node.routes())[former] == "192.0.2.99"
-            assert node.subnet in node.report().phase
-
-        play(scenario)
-
-    def test_why_it_is_not_back_is_said_as_it_is_at_present(self, play):
+    async def test_why_it_is_not_back_is_said_as_it_is_at_present(self, node: WholeNode):
         """By status and by systemd's line: why it was lost, and why it cannot be had."""
+        node.store.refuse(StoreDenied("write not permitted"), "put")
+        node.lose_own_key()
+        await node.advance(5)
+        (problem,) = problems(node.report())
+        assert problem.code == "PF111"
+        assert "deleted" in problem.text
+        assert "write not permitted" in problem.text
+        assert problem.since == pytest.approx(node.clock.time() - 5, abs=0.5)
+        node.store.allow()
+        node.store.refuse(StoreDenied("password not accepted"), "put")
+        await node.advance(30)
+        assert "password not accepted" in node.manager.line
+        assert "write not permitted" not in node.manager.line
+        node.store.allow()
+        await node.advance(15)
+        assert problems(node.report()) == ()
+        assert node.report().lease.held is True
 
-        async def scenario(node: WholeNode) -> None:
-            node.store.refuse(StoreDenied("write not permitted"), "put")
-            node.lose_own_key()
-            await node.advance(5)
-            (problem,) = problems(node.report())
-            assert problem.code == "PF111"
-            assert "deleted" in problem.text
-            assert "write not permitted" in problem.text
-            assert problem.since == pytest.approx(node.clock.time() - 5, abs=0.5)
-            node.store.allow()
-            node.store.refuse(StoreDenied("password not accepted"), "put")
-            await node.advance(30)
-            assert "password not accepted" in node.manager.line
-            assert "write not permitted" not in node.manager.line
-            node.store.allow()
-            await node.advance(15)
-            assert problems(node.report()) == ()
-            assert node.report().lease.held is True
-
-        play(scenario)
-
-    def test_a_renewal_that_is_refused_is_a_problem_before_the_lease_ends(self, play):
-        async def scenario(node: WholeNode) -> None:
+    async def test_a_renewal_that_is_refused_is_a_problem_before_the_lease_ends(self, tmp_path):
+        async with whole_node(
+            tmp_path, config=CONFIG.replace(b"{", b'{"LeaseTTL":300,', 1)
+        ) as node:
             node.store.refuse(StoreDenied("renewal not permitted"), "keepalive")
             await node.advance(210)
             (problem,) = problems(node.report())
             assert problem.code == "PF113"
             assert "renewal not permitted" in problem.text
             assert node.report().lease.held is True
-
-        play(scenario, config=CONFIG.replace(b"{", b'{"LeaseTTL":300,', 1))
 
 
 class TestLeaving:
@@ -407,59 +348,51 @@ class TestLeaving:
         return key
 
     @pytest.mark.parametrize(("asked", "restarting"), [(False, False), (True, True)])
-    def test_the_subnet_is_kept_unless_asked_and_at_a_restart(self, play, asked, restarting):
-        async def scenario(node: WholeNode) -> None:
+    async def test_the_subnet_is_kept_unless_asked_and_at_a_restart(
+        self, tmp_path, asked, restarting
+    ):
+        async with whole_node(tmp_path, release_on_exit=asked) as node:
             node.restarting = restarting
             assert node.etcd.get(await self.end(node)) is not None
 
-        play(scenario, release_on_exit=asked)
-
-    def test_the_subnet_of_a_node_that_is_thrown_away_is_free_at_once(self, play):
-        async def scenario(node: WholeNode) -> None:
+    async def test_the_subnet_of_a_node_that_is_thrown_away_is_free_at_once(self, tmp_path):
+        async with whole_node(tmp_path, release_on_exit=True) as node:
             assert node.etcd.get(await self.end(node)) is None
             assert node.etcd.leases == {}
 
-        play(scenario, release_on_exit=True)
-
-    def test_an_etcd_that_is_away_does_not_hold_the_end_up(self, play, caplog):
-        async def scenario(node: WholeNode) -> None:
+    async def test_an_etcd_that_is_away_does_not_hold_the_end_up(self, tmp_path, caplog):
+        async with whole_node(tmp_path, release_on_exit=True) as node:
             node.store.down()
             await self.end(node)
             assert "its lease ends by itself" in caplog.text
 
-        play(scenario, release_on_exit=True)
-
 
 class TestTheUnderlay:
-    def test_another_address_is_published(self, play):
-        async def scenario(node: WholeNode) -> None:
-            key, subnet = node.lease_store.lease.key, node.subnet
-            node.readdress("192.0.2.55/24")
-            await node.advance(3)
-            stored = node.etcd.get(codec.lease_key(PREFIX, key))
-            assert b'"PublicIP":"192.0.2.55"' in stored.value
-            assert node.subnet == subnet
-            assert node.report().underlay.address == "192.0.2.55"
-            assert node.store.reconnected
+    async def test_another_address_is_published(self, node: WholeNode):
+        key, subnet = node.lease_store.lease.key, node.subnet
+        node.readdress("192.0.2.55/24")
+        await node.advance(3)
+        stored = node.etcd.get(codec.lease_key(PREFIX, key))
+        assert b'"PublicIP":"192.0.2.55"' in stored.value
+        assert node.subnet == subnet
+        assert node.report().underlay.address == "192.0.2.55"
+        assert node.store.reconnected
 
-        play(scenario)
+    async def test_it_is_published_later_where_etcd_is_away_just_now(self, node: WholeNode):
+        key = node.lease_store.lease.key
+        node.store.down()
+        node.readdress("192.0.2.55/24")
+        await node.advance(30)
+        assert node.report().underlay.address == "192.0.2.55"
+        node.store.up()
+        await node.advance(10)
+        stored = node.etcd.get(codec.lease_key(PREFIX, key))
+        assert b'"PublicIP":"192.0.2.55"' in stored.value
 
-    def test_it_is_published_later_where_etcd_is_away_just_now(self, play):
-        async def scenario(node: WholeNode) -> None:
-            key = node.lease_store.lease.key
-            node.store.down()
-            node.readdress("192.0.2.55/24")
-            await node.advance(30)
-            assert node.report().underlay.address == "192.0.2.55"
-            node.store.up()
-            await node.advance(10)
-            stored = node.etcd.get(codec.lease_key(PREFIX, key))
-            assert b'"PublicIP":"192.0.2.55"' in stored.value
-
-        play(scenario)
-
-    def test_the_neighbours_are_told_of_another_mac_and_a_damaged_file_is_put_right(self, play):
-        async def scenario(node: WholeNode) -> None:
+    async def test_the_neighbours_are_told_of_another_mac_and_a_damaged_file_is_put_right(
+        self, tmp_path
+    ):
+        async with whole_node(tmp_path, config=DUAL_STACK) as node:
             whole = node.files.content[SUBNET_FILE]
             node.files.content[SUBNET_FILE] = whole[:20]
             await node.advance(3)
@@ -469,8 +402,6 @@ class TestTheUnderlay:
             await node.advance(5)
             assert node.announced == ["02:00:00:00:00:77"] * 3
             assert node.report().files.restored == 1
-
-        play(scenario, config=DUAL_STACK)
 
 
 class TestTheConfig:
@@ -482,81 +413,68 @@ class TestTheConfig:
             (None, "was deleted"),
         ],
     )
-    def test_a_change_is_told_and_takes_effect_at_a_restart(self, play, text, words):
-        async def scenario(node: WholeNode) -> None:
-            await node.advance(2)
-            if text is None:
-                node.etcd.delete(codec.config_key(PREFIX))
-            else:
-                node.put_config(text)
-            await node.advance(2)
-            assert codes(node) == ["PF103"]
-            assert words in problems(node.report())[0].text
-            node.put_config(CONFIG)
-            await node.advance(2)
-            assert problems(node.report()) == ()
-
-        play(scenario)
+    async def test_a_change_is_told_and_takes_effect_at_a_restart(self, node, text, words):
+        await node.advance(2)
+        if text is None:
+            node.etcd.delete(codec.config_key(PREFIX))
+        else:
+            node.put_config(text)
+        await node.advance(2)
+        assert codes(node) == ["PF103"]
+        assert words in problems(node.report())[0].text
+        node.put_config(CONFIG)
+        await node.advance(2)
+        assert problems(node.report()) == ()
 
 
 class TestRules:
-    def test_a_failing_firewall_holds_nothing_up_and_is_tried_again(self, tmp_path):
-        async def main() -> None:
-            node = WholeNode(tmp_path)
-            node.firewall.failing = KernelError("iptables", "filter", 0, "no such program")
-            try:
-                await node.start()
-                assert node.agent.ready
-                assert codes(node) == ["PF141"]
-                node.firewall.failing = None
-                await node.advance(10)
-                assert problems(node.report()) == ()
-            finally:
-                await node.stop()
-
-        asyncio.run(main())
+    async def test_a_failing_firewall_holds_nothing_up_and_is_tried_again(self, tmp_path):
+        node = WholeNode(tmp_path)
+        node.firewall.failing = KernelError("iptables", "filter", 0, "no such program")
+        try:
+            await node.start()
+            assert node.agent.ready
+            assert codes(node) == ["PF141"]
+            node.firewall.failing = None
+            await node.advance(10)
+            assert problems(node.report()) == ()
+        finally:
+            await node.stop()
 
 
 @pytest.mark.parametrize("turns", range(0, 60, 3))
-def test_a_stop_is_honoured_at_each_point_of_the_start(tmp_path, turns):
+async def test_a_stop_is_honoured_at_each_point_of_the_start(tmp_path, turns):
     """Whatever was begun is undone or left whole; no task and no watch stays."""
-
-    async def main() -> None:
-        node = WholeNode(tmp_path)
-        task = asyncio.create_task(node._run())
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await node.advance(5)
-        assert node.etcd.watches == 0
-        assert asyncio.all_tasks() == {asyncio.current_task()}
-        leases = node.etcd.below(codec.subnets_prefix(PREFIX))
-        assert len(leases) <= 1
-        assert len(node.etcd.leases) <= 1
-
-    asyncio.run(main())
+    node = WholeNode(tmp_path)
+    task = asyncio.create_task(node._run())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await node.advance(5)
+    assert node.etcd.watches == 0
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    leases = node.etcd.below(codec.subnets_prefix(PREFIX))
+    assert len(leases) <= 1
+    assert len(node.etcd.leases) <= 1
 
 
-def test_the_headline_is_sent_only_when_it_has_changed(play, monkeypatch):
-    async def scenario(node: WholeNode) -> None:
-        lines: list[str] = []
-        await node.advance(2 * HEADLINE_S)
-        monkeypatch.setattr(node.manager, "status", lines.append)
-        await node.advance(20 * HEADLINE_S)
-        assert lines == []
-        node.store.down()
-        await node.advance(5 * HEADLINE_S)
-        assert 1 <= len(lines) <= 5
-
-    play(scenario)
+async def test_the_headline_is_sent_only_when_it_has_changed(node, monkeypatch):
+    lines: list[str] = []
+    await node.advance(2 * HEADLINE_S)
+    monkeypatch.setattr(node.manager, "status", lines.append)
+    await node.advance(20 * HEADLINE_S)
+    assert lines == []
+    node.store.down()
+    await node.advance(5 * HEADLINE_S)
+    assert 1 <= len(lines) <= 5
 
 
 class TestProbes:
     """What peers answer is in the node's report, and what is wrong comes of it."""
 
-    def test_who_answers_is_up_and_who_does_not_any_more_is_a_problem(self, play):
-        async def scenario(node: WholeNode) -> None:
+    async def test_who_answers_is_up_and_who_does_not_any_more_is_a_problem(self, tmp_path):
+        async with whole_node(tmp_path, probe_interval_s=10.0) as node:
             node.put_peer(200)
             await node.advance(30)
             (peer,) = node.report().peers
@@ -574,10 +492,8 @@ class TestProbes:
             await node.advance(16)
             assert problems(node.report()) == ()
 
-        play(scenario, probe_interval_s=10.0)
-
-    def test_a_peer_without_a_lease_is_not_asked_any_more(self, play):
-        async def scenario(node: WholeNode) -> None:
+    async def test_a_peer_without_a_lease_is_not_asked_any_more(self, tmp_path):
+        async with whole_node(tmp_path, probe_interval_s=10.0) as node:
             node.put_peer(200)
             await node.advance(30)
             node.etcd.delete(f"{PREFIX}/subnets/10.5.200.0-24".encode())
@@ -587,10 +503,8 @@ class TestProbes:
             assert node.echoes.sent == []
             assert node.report().probes.states["up"] == 0
 
-        play(scenario, probe_interval_s=10.0)
-
-    def test_a_peer_that_is_left_out_is_not_asked_until_it_is_in(self, play):
-        async def scenario(node: WholeNode) -> None:
+    async def test_a_peer_that_is_left_out_is_not_asked_until_it_is_in(self, tmp_path):
+        async with whole_node(tmp_path, probe_interval_s=10.0) as node:
             # Not on our link, so host-gw has no route for it.
             node.put_peer(200, "198.51.100.7")
             await node.advance(60)
@@ -603,26 +517,21 @@ class TestProbes:
             await node.advance(60)
             assert node.report().peers[0].state == "up"
 
-        play(scenario, probe_interval_s=10.0)
-
-    def test_off_is_off(self, play):
-        async def scenario(node: WholeNode) -> None:
-            node.put_peer(200)
-            await node.advance(60)
-            assert node.echoes.sent == []
-            assert node.report().peers[0].state == "unknown"
-            assert node.report().probes.interval_s == 0
-
-        play(scenario)
+    async def test_off_is_off(self, node: WholeNode):
+        node.put_peer(200)
+        await node.advance(60)
+        assert node.echoes.sent == []
+        assert node.report().peers[0].state == "unknown"
+        assert node.report().probes.interval_s == 0
 
 
-def test_a_lease_that_has_ended_is_told_to_who_asks_whether_the_node_works(play):
-    async def scenario(node: WholeNode) -> None:
+async def test_a_lease_that_has_ended_is_told_to_who_asks_whether_the_node_works(tmp_path):
+    async with whole_node(
+        tmp_path, config=CONFIG.replace(b'"Backend"', b'"LeaseTTL":60,"Backend"')
+    ) as node:
         assert node.agent.trouble() == ""
         node.store.down()
         await node.advance(10)
         assert node.agent.trouble() == ""  # packets flow, and the lease is held
         await node.advance(90)
         assert node.agent.trouble().startswith(("PF111 ", "PF112 "))
-
-    play(scenario, config=CONFIG.replace(b'"Backend"', b'"LeaseTTL":60,"Backend"'))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
@@ -56,51 +57,39 @@ class Node:
 
 
 @pytest.fixture
-def play():
-    def run(scenario: Callable[[Node], Awaitable[None]]) -> Node:
-        node = Node()
-
-        async def main() -> None:
-            task = asyncio.create_task(node.prober.run())
-            try:
-                await node.clock.advance(0)
-                await scenario(node)
-            finally:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
-            assert node.net.ident in {0, 7}
-
-        asyncio.run(main())
-        return node
-
-    return run
+@asynccontextmanager
+async def node() -> AsyncIterator[Node]:
+    """A node whose prober runs."""
+    node = Node()
+    task = asyncio.create_task(node.prober.run())
+    try:
+        await node.clock.advance(0)
+        yield node
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert node.net.ident in {0, 7}
 
 
-def test_a_peer_that_answers_is_up_with_its_round_trip_and_its_size(play):
-    async def scenario(node: Node) -> None:
-        node.add(1)
-        await node.clock.advance(30)
-        view = node.view()
-        assert (view.state, view.mtu, view.loss) == (State.UP, 1450, 0)
-        assert view.rtt_s == pytest.approx(0.01, abs=1e-4)
-        assert view.underlay_rtt_s == pytest.approx(0.01, abs=1e-4)
-        assert node.clock.time() - view.heard < 12
-
-    play(scenario)
+async def test_a_peer_that_answers_is_up_with_its_round_trip_and_its_size(node: Node):
+    node.add(1)
+    await node.clock.advance(30)
+    view = node.view()
+    assert (view.state, view.mtu, view.loss) == (State.UP, 1450, 0)
+    assert view.rtt_s == pytest.approx(0.01, abs=1e-4)
+    assert view.underlay_rtt_s == pytest.approx(0.01, abs=1e-4)
+    assert node.clock.time() - view.heard < 12
 
 
-def test_one_that_never_answers_stays_unknown(play):
-    async def scenario(node: Node) -> None:
-        node.add(1)
-        node.net.silent = {"10.0.1.0", "10.0.1.1", "192.0.0.1"}
-        await node.clock.advance(3_600)
-        assert node.view().state is State.UNKNOWN
-        report = node.prober.report()
-        assert (report.failing, report.answered) == ({}, 0)
-        # Nor is it asked more often for that.
-        assert len(node.net.sent) < 3_600 / 9 * 1.4
-
-    play(scenario)
+async def test_one_that_never_answers_stays_unknown(node: Node):
+    node.add(1)
+    node.net.silent = {"10.0.1.0", "10.0.1.1", "192.0.0.1"}
+    await node.clock.advance(3_600)
+    assert node.view().state is State.UNKNOWN
+    report = node.prober.report()
+    assert (report.failing, report.answered) == ({}, 0)
+    # Nor is it asked more often for that.
+    assert len(node.net.sent) < 3_600 / 9 * 1.4
 
 
 @pytest.mark.parametrize(
@@ -116,165 +105,135 @@ def test_one_that_never_answers_stays_unknown(play):
         ),
     ],
 )
-def test_a_failure_is_told_within_a_quarter_of_a_minute_and_is_one_of_three(
-    play, before, after, cause, words
+async def test_a_failure_is_told_within_a_quarter_of_a_minute_and_is_one_of_three(
+    node, before, after, cause, words
 ):
-    async def scenario(node: Node) -> None:
-        node.add(1)
-        node.net.silent = before
-        await node.clock.advance(100)
-        assert node.view().state is State.UP
-        node.net.silent = after
-        await node.clock.advance(16)
-        view = node.view()
-        assert (view.state, view.cause) == (State.DOWN, cause)
-        assert words in view.reason
-        assert words in node.prober.report().failing["10.0.1.0/24"].text
-        node.net.silent = before
-        await node.clock.advance(13)
-        assert node.view().state is State.UP
-        assert node.prober.report().failing == {}
-
-    play(scenario)
+    node.add(1)
+    node.net.silent = before
+    await node.clock.advance(100)
+    assert node.view().state is State.UP
+    node.net.silent = after
+    await node.clock.advance(16)
+    view = node.view()
+    assert (view.state, view.cause) == (State.DOWN, cause)
+    assert words in view.reason
+    assert words in node.prober.report().failing["10.0.1.0/24"].text
+    node.net.silent = before
+    await node.clock.advance(13)
+    assert node.view().state is State.UP
+    assert node.prober.report().failing == {}
 
 
-def test_a_single_loss_is_nothing(play):
-    async def scenario(node: Node) -> None:
-        node.add(1)
-        await node.clock.advance(60)
-        for _ in range(20):
-            count = len(node.net.sent)
-            node.net.silent = {"10.0.1.0"}
-            while len(node.net.sent) == count:
-                await node.clock.advance(0.1)
-            node.net.silent = set()
-            await node.clock.advance(20)
-            assert node.view().state is State.UP
-
-    play(scenario)
-
-
-def test_where_kernels_take_the_first_address_for_a_broadcast_the_bridge_counts(play):
-    async def scenario(node: Node) -> None:
-        node.add(1)
-        await node.clock.advance(30)
+async def test_a_single_loss_is_nothing(node: Node):
+    node.add(1)
+    await node.clock.advance(60)
+    for _ in range(20):
+        count = len(node.net.sent)
         node.net.silent = {"10.0.1.0"}
-        await node.clock.advance(300)
+        while len(node.net.sent) == count:
+            await node.clock.advance(0.1)
+        node.net.silent = set()
+        await node.clock.advance(20)
         assert node.view().state is State.UP
 
-    play(scenario)
+
+async def test_where_kernels_take_the_first_address_for_a_broadcast_the_bridge_counts(node: Node):
+    node.add(1)
+    await node.clock.advance(30)
+    node.net.silent = {"10.0.1.0"}
+    await node.clock.advance(300)
+    assert node.view().state is State.UP
 
 
 @pytest.mark.parametrize("limit", [200, 1400])
-def test_a_path_for_small_packets_alone_is_found_with_its_border(play, limit):
-    async def scenario(node: Node) -> None:
-        node.add(1)
-        await node.clock.advance(30)
-        node.net.carries = {"10.0.1.0": limit, "10.0.1.1": limit}
-        await node.clock.advance(220)
-        view = node.view()
-        assert view.state is State.SMALL_ONLY
-        assert limit - 8 <= view.mtu <= limit
-        assert node.prober.report().failing["10.0.1.0/24"].state == "small-only"
-        node.net.carries = {}
-        await node.clock.advance(40)
-        assert (node.view().state, node.view().mtu) == (State.UP, 1450)
-
-    play(scenario)
+async def test_a_path_for_small_packets_alone_is_found_with_its_border(node, limit):
+    node.add(1)
+    await node.clock.advance(30)
+    node.net.carries = {"10.0.1.0": limit, "10.0.1.1": limit}
+    await node.clock.advance(220)
+    view = node.view()
+    assert view.state is State.SMALL_ONLY
+    assert limit - 8 <= view.mtu <= limit
+    assert node.prober.report().failing["10.0.1.0/24"].state == "small-only"
+    node.net.carries = {}
+    await node.clock.advance(40)
+    assert (node.view().state, node.view().mtu) == (State.UP, 1450)
 
 
-def test_a_size_that_the_own_device_refuses_says_nothing_of_the_way(play):
-    async def scenario(node: Node) -> None:
-        node.net.device_mtu = 1430
-        node.add(1)
-        await node.clock.advance(600)
-        assert (node.view().state, node.view().mtu) == (State.UP, None)
-
-    play(scenario)
+async def test_a_size_that_the_own_device_refuses_says_nothing_of_the_way(node: Node):
+    node.net.device_mtu = 1430
+    node.add(1)
+    await node.clock.advance(600)
+    assert (node.view().state, node.view().mtu) == (State.UP, None)
 
 
-def test_a_machine_that_stood_still_blames_nobody(play):
-    async def scenario(node: Node) -> None:
-        node.add(1, 2, 3)
-        await node.clock.advance(60)
-        node.net.silent = {each for _, each, _ in node.net.sent}
-        for _ in range(20):
-            # A stretch without one turn of the loop, in which the answers were lost.
-            while not node.prober._sent:
-                await node.clock.advance(0.1)
-            node.clock._elapsed += 30
-            await node.clock.advance(0)
-            assert node.prober.report().states["up"] == 3
-        assert node.prober.report().void >= 20
-        node.net.silent = set()
-
-    play(scenario)
+async def test_a_machine_that_stood_still_blames_nobody(node: Node):
+    node.add(1, 2, 3)
+    await node.clock.advance(60)
+    node.net.silent = {each for _, each, _ in node.net.sent}
+    for _ in range(20):
+        # A stretch without one turn of the loop, in which the answers were lost.
+        while not node.prober._sent:
+            await node.clock.advance(0.1)
+        node.clock._elapsed += 30
+        await node.clock.advance(0)
+        assert node.prober.report().states["up"] == 3
+    assert node.prober.report().void >= 20
+    node.net.silent = set()
 
 
-def test_peers_come_and_go_and_one_with_another_address_begins_anew(play):
-    async def scenario(node: Node) -> None:
-        node.add(1, 2)
-        await node.clock.advance(30)
-        gone, moved = node.peers
-        node.prober.update({gone.key: (), moved.key: [moved]})
-        await node.clock.advance(1)
-        assert node.prober.view(gone.key) == UNSEEN
-        assert node.view(2).state is State.UP  # as it was told before
-        there = replace(moved, underlay=IPv4Address("192.0.2.99"))
-        node.prober.update({moved.key: [there]})
-        node.net.silent = {"10.0.2.0", "10.0.2.1"}
-        await node.clock.advance(60)
-        assert node.view(2).state is State.UNKNOWN
-
-    play(scenario)
+async def test_peers_come_and_go_and_one_with_another_address_begins_anew(node: Node):
+    node.add(1, 2)
+    await node.clock.advance(30)
+    gone, moved = node.peers
+    node.prober.update({gone.key: (), moved.key: [moved]})
+    await node.clock.advance(1)
+    assert node.prober.view(gone.key) == UNSEEN
+    assert node.view(2).state is State.UP  # as it was told before
+    there = replace(moved, underlay=IPv4Address("192.0.2.99"))
+    node.prober.update({moved.key: [there]})
+    node.net.silent = {"10.0.2.0", "10.0.2.1"}
+    await node.clock.advance(60)
+    assert node.view(2).state is State.UNKNOWN
 
 
-def test_a_refusal_of_the_kernel_is_part_of_the_reason(play):
-    async def scenario(node: Node) -> None:
-        node.add(1)
-        await node.clock.advance(30)
-        node.net.refuses = errno.EPERM
-        await node.clock.advance(16)
-        assert "EPERM" in node.view().reason
-
-    play(scenario)
+async def test_a_refusal_of_the_kernel_is_part_of_the_reason(node: Node):
+    node.add(1)
+    await node.clock.advance(30)
+    node.net.refuses = errno.EPERM
+    await node.clock.advance(16)
+    assert "EPERM" in node.view().reason
 
 
-def test_without_the_right_to_a_raw_socket_nothing_is_asked_and_it_is_tried_again(play):
-    async def scenario(node: Node) -> None:
-        node.no_socket = True
-        node.add(1)
-        await node.clock.advance(30)
-        assert "CAP_NET_RAW" in node.prober.report().refused
-        assert node.view().state is State.UNKNOWN
-        node.no_socket = False
-        await node.clock.advance(80)
-        assert node.prober.report().refused == ""
-        assert node.view().state is State.UP
-
-    play(scenario)
+async def test_without_the_right_to_a_raw_socket_nothing_is_asked_and_it_is_tried_again(node: Node):
+    node.no_socket = True
+    node.add(1)
+    await node.clock.advance(30)
+    assert "CAP_NET_RAW" in node.prober.report().refused
+    assert node.view().state is State.UNKNOWN
+    node.no_socket = False
+    await node.clock.advance(80)
+    assert node.prober.report().refused == ""
+    assert node.view().state is State.UP
 
 
-def test_a_thousand_peers_cost_few_packets_also_when_half_of_them_fail(play):
-    async def scenario(node: Node) -> None:
-        node.add(*range(1_000))
-        await node.clock.advance(120)
-        assert node.prober.report().states["up"] == 1_000
-        node.net.sent.clear()
-        await node.clock.advance(100)
-        assert len(node.net.sent) / 100 < 30
-        node.net.sent.clear()
-        node.net.silent = {str(a) for each in node.peers[:500] for a in each.overlay}
-        await node.clock.advance(180)
-        assert len(node.net.sent) / 180 < 51
-        assert node.prober.report().states["down"] == 500
-        assert len(node.prober.report().failing) == 100
-
-    play(scenario)
+async def test_a_thousand_peers_cost_few_packets_also_when_half_of_them_fail(node: Node):
+    node.add(*range(1_000))
+    await node.clock.advance(120)
+    assert node.prober.report().states["up"] == 1_000
+    node.net.sent.clear()
+    await node.clock.advance(100)
+    assert len(node.net.sent) / 100 < 30
+    node.net.sent.clear()
+    node.net.silent = {str(a) for each in node.peers[:500] for a in each.overlay}
+    await node.clock.advance(180)
+    assert len(node.net.sent) / 180 < 51
+    assert node.prober.report().states["down"] == 500
+    assert len(node.prober.report().failing) == 100
 
 
-def test_what_is_said_of_a_failure_names_peer_and_code(play, caplog):
-    async def scenario(node: Node) -> None:
+async def test_what_is_said_of_a_failure_names_peer_and_code(node, caplog):
+    with caplog.at_level("INFO", logger="pyflannel"):
         node.add(1)
         node.add(2)
         node.net.silent = {"10.0.2.0", "10.0.2.1"}
@@ -286,6 +245,3 @@ def test_what_is_said_of_a_failure_names_peer_and_code(play, caplog):
         assert line.levelname == "WARNING"
         assert line.pyflannel_fields["peer"] == "10.0.1.0/24"
         assert line.pyflannel_fields["code"] == "PF171"
-
-    with caplog.at_level("INFO", logger="pyflannel"):
-        play(scenario)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -30,22 +31,25 @@ class Dns:
 
 
 @pytest.fixture
-def play(monkeypatch):
+def dns() -> Dns:
+    return Dns()
+
+
+@pytest.fixture
+def time() -> list[float]:
+    return [0.0]
+
+
+@pytest.fixture
+@asynccontextmanager
+async def names(dns, time, monkeypatch):
     monkeypatch.setattr(names_module, "PATIENCE_S", 0.0)
-
-    def run(scenario) -> None:
-        async def main() -> None:
-            dns, time = Dns(), [0.0]
-            names = Names(dns.resolve, lambda: time[0])
-            try:
-                await scenario(dns, names, time)
-            finally:
-                await names.close()
-                dns.answering.set()
-
-        asyncio.run(main())
-
-    return run
+    names = Names(dns.resolve, lambda: time[0])
+    try:
+        yield names
+    finally:
+        await names.close()
+        dns.answering.set()
 
 
 @pytest.mark.parametrize(
@@ -56,72 +60,57 @@ def test_addresses_are_not_looked_up(host, address):
     assert is_address(host) is address
 
 
-def test_an_answer_is_used_for_a_while(play):
-    async def scenario(dns, names, time):
-        assert await names.addresses("192.0.2.1") == ("192.0.2.1",)
-        dns.answers["a"] = ("192.0.2.1", "fd00::1")
-        for _ in range(3):
-            assert await names.addresses("a") == ("192.0.2.1", "fd00::1")
-        assert dns.asked == ["a"]
-        dns.answers["a"] = ("192.0.2.2",)
-        time[0] = FRESH_S
-        await names.addresses("a")
-        await asyncio.sleep(0.05)
-        assert await names.addresses("a") == ("192.0.2.2",)
-        assert dns.asked == ["a", "a"]
-
-    play(scenario)
+async def test_an_answer_is_used_for_a_while(dns, names, time):
+    assert await names.addresses("192.0.2.1") == ("192.0.2.1",)
+    dns.answers["a"] = ("192.0.2.1", "fd00::1")
+    for _ in range(3):
+        assert await names.addresses("a") == ("192.0.2.1", "fd00::1")
+    assert dns.asked == ["a"]
+    dns.answers["a"] = ("192.0.2.2",)
+    time[0] = FRESH_S
+    await names.addresses("a")
+    await asyncio.sleep(0.05)
+    assert await names.addresses("a") == ("192.0.2.2",)
+    assert dns.asked == ["a", "a"]
 
 
-def test_a_name_that_was_known_is_known_when_the_server_is_dead(play):
-    async def scenario(dns, names, time):
-        dns.answers["a"] = ("192.0.2.1",)
-        await names.addresses("a")
-        time[0] = FRESH_S
-        dns.answering.clear()
-        for _ in range(20):
-            assert await names.addresses("a") == ("192.0.2.1",)
-        await asyncio.sleep(0.05)
-        assert dns.asked == ["a", "a"], "one look-up at a time"
-
-    play(scenario)
-
-
-def test_names_that_are_never_answered_do_not_hold_up_others(play):
-    async def scenario(dns, names, time):
-        dns.answering.clear()
-        waiting = [asyncio.create_task(names.addresses("abcdefg"[n % 7])) for n in range(50)]
-        await asyncio.sleep(0.05)
-        assert len(dns.asked) == 7
-        assert await asyncio.wait_for(names.addresses("192.0.2.9"), 5) == ("192.0.2.9",)
-        for task in waiting:
-            task.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
-        # The look-up went on, and its answer is there for the next one.
-        dns.answers["a"] = ("192.0.2.1",)
-        dns.answering.set()
-        assert await asyncio.wait_for(names.addresses("a"), 5) == ("192.0.2.1",)
-        assert dns.asked.count("a") == 1
-
-    play(scenario)
-
-
-def test_an_unknown_name_is_asked_for_again(play):
-    async def scenario(dns, names, time):
-        for _ in range(2):
-            with pytest.raises(socket.gaierror):
-                await names.addresses("a")
-        assert dns.asked == ["a", "a"]
-
-    play(scenario)
-
-
-def test_of_names_that_fail_the_former_answer_stays(play):
-    async def scenario(dns, names, time):
-        dns.answers["a"] = ("192.0.2.1",)
-        await names.addresses("a")
-        time[0] = FRESH_S
-        del dns.answers["a"]
+async def test_a_name_that_was_known_is_known_when_the_server_is_dead(dns, names, time):
+    dns.answers["a"] = ("192.0.2.1",)
+    await names.addresses("a")
+    time[0] = FRESH_S
+    dns.answering.clear()
+    for _ in range(20):
         assert await names.addresses("a") == ("192.0.2.1",)
+    await asyncio.sleep(0.05)
+    assert dns.asked == ["a", "a"], "one look-up at a time"
 
-    play(scenario)
+
+async def test_names_that_are_never_answered_do_not_hold_up_others(dns, names, time):
+    dns.answering.clear()
+    waiting = [asyncio.create_task(names.addresses("abcdefg"[n % 7])) for n in range(50)]
+    await asyncio.sleep(0.05)
+    assert len(dns.asked) == 7
+    assert await asyncio.wait_for(names.addresses("192.0.2.9"), 5) == ("192.0.2.9",)
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    # The look-up went on, and its answer is there for the next one.
+    dns.answers["a"] = ("192.0.2.1",)
+    dns.answering.set()
+    assert await asyncio.wait_for(names.addresses("a"), 5) == ("192.0.2.1",)
+    assert dns.asked.count("a") == 1
+
+
+async def test_an_unknown_name_is_asked_for_again(dns, names, time):
+    for _ in range(2):
+        with pytest.raises(socket.gaierror):
+            await names.addresses("a")
+    assert dns.asked == ["a", "a"]
+
+
+async def test_of_names_that_fail_the_former_answer_stays(dns, names, time):
+    dns.answers["a"] = ("192.0.2.1",)
+    await names.addresses("a")
+    time[0] = FRESH_S
+    del dns.answers["a"]
+    assert await names.addresses("a") == ("192.0.2.1",)

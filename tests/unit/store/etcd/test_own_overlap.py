@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from ipaddress import IPv4Address, IPv4Network, ip_network
+from pathlib import Path
 
 import pytest
 
@@ -68,101 +70,84 @@ def subnet(third: int) -> SubnetKey:
     return SubnetKey(IPv4Network(f"10.0.{third}.0/24"))
 
 
+@asynccontextmanager
+async def kept(directory: Path, previous: int = 0) -> AsyncIterator[Node]:
+    node = Node(str(directory), subnet(previous) if previous else None)
+    try:
+        yield node
+    finally:
+        await node.store.close()
+
+
 @pytest.fixture
-def play(tmp_path):
-    def run(scenario: Callable[[Node], Awaitable[None]], previous: int = 0) -> None:
-        async def go() -> None:
-            node = Node(str(tmp_path), subnet(previous) if previous else None)
-            try:
-                await scenario(node)
-            finally:
-                await node.store.close()
-
-        asyncio.run(go())
-
-    return run
+def node(tmp_path):
+    return kept(tmp_path)
 
 
-def test_a_lease_that_is_in_the_way_is_given_back_for_another_one(play, caplog):
-    async def scenario(node: Node) -> None:
+async def test_a_lease_that_is_in_the_way_is_given_back_for_another_one(tmp_path, caplog):
+    async with kept(tmp_path) as node:
         key = node.put(2)
         node.connected = {"10.0.2.0/25"}
         assert await node.acquire() != "10.0.2.0/24"
         assert node.etcd.get(key) is None
         assert len(node.etcd.leases) == 1, "its etcd lease is revoked"
-
-    play(scenario)
     (line,) = (r for r in caplog.records if "given back" in r.getMessage())
     assert "10.0.2.0/25 of eth1" in str(line.__dict__)
 
 
-def test_a_previous_subnet_that_is_in_the_way_is_not_taken_back(play):
-    async def scenario(node: Node) -> None:
+async def test_a_previous_subnet_that_is_in_the_way_is_not_taken_back(tmp_path):
+    async with kept(tmp_path, previous=2) as node:
         node.connected = {"10.0.2.0/24"}
         assert await node.acquire() != "10.0.2.0/24"
 
-    play(scenario, previous=2)
+
+async def test_a_reservation_that_is_in_the_way_stays_and_another_subnet_is_taken(node: Node):
+    key = node.put(2, lease=False)
+    before = node.etcd.get(key)
+    node.connected = {"10.0.2.0/24"}
+    assert await node.acquire() != "10.0.2.0/24"
+    assert node.etcd.get(key) == before
 
 
-def test_a_reservation_that_is_in_the_way_stays_and_another_subnet_is_taken(play):
-    async def scenario(node: Node) -> None:
-        key = node.put(2, lease=False)
-        before = node.etcd.get(key)
-        node.connected = {"10.0.2.0/24"}
-        assert await node.acquire() != "10.0.2.0/24"
-        assert node.etcd.get(key) == before
-
-    play(scenario)
-
-
-def test_the_start_ends_with_78_when_nothing_can_be_had_and_nothing_is_given_back(play):
-    async def scenario(node: Node) -> None:
-        key = node.put(2)
-        node.connected = {"10.0.1.0/24", "10.0.2.0/24", "10.0.3.7/32"}
-        with pytest.raises(SubnetsOverlap) as told:
-            await node.acquire()
-        assert told.value.exit_code == 78
-        assert "10.0.1.0/24 of eth1" in str(told.value)
-        assert node.etcd.get(key) is not None
-
-    play(scenario)
-
-
-def test_the_node_is_looked_at_with_what_the_lease_is_for(play):
-    async def scenario(node: Node) -> None:
+async def test_the_start_ends_with_78_when_nothing_can_be_had_and_nothing_is_given_back(node: Node):
+    key = node.put(2)
+    node.connected = {"10.0.1.0/24", "10.0.2.0/24", "10.0.3.7/32"}
+    with pytest.raises(SubnetsOverlap) as told:
         await node.acquire()
-        (asked,) = node.asked
-        assert asked == ((IPv4Network("10.0.0.0/16"),), (), (IPv4Address("192.0.2.1"),))
+    assert told.value.exit_code == 78
+    assert "10.0.1.0/24 of eth1" in str(told.value)
+    assert node.etcd.get(key) is not None
 
-    play(scenario)
+
+async def test_the_node_is_looked_at_with_what_the_lease_is_for(node: Node):
+    await node.acquire()
+    (asked,) = node.asked
+    assert asked == ((IPv4Network("10.0.0.0/16"),), (), (IPv4Address("192.0.2.1"),))
 
 
-def test_a_running_node_that_lost_its_lease_goes_on_until_something_can_be_had(play):
-    async def scenario(node: Node) -> None:
-        held = await node.acquire()
-        moves: list[str] = []
+async def test_a_running_node_that_lost_its_lease_goes_on_until_something_can_be_had(node: Node):
+    held = await node.acquire()
+    moves: list[str] = []
 
-        async def watch() -> None:
-            async for _ in node.store.watch_leases():
-                pass
+    async def watch() -> None:
+        async for _ in node.store.watch_leases():
+            pass
 
-        async def keep() -> None:
-            async for lease in node.store.keep():
-                moves.append(str(lease.key.v4))
+    async def keep() -> None:
+        async for lease in node.store.keep():
+            moves.append(str(lease.key.v4))
 
-        tasks = [asyncio.create_task(watch()), asyncio.create_task(keep())]
-        await node.etcd.clock.advance(1)
-        node.connected = {"10.0.1.0/24", "10.0.2.0/24", "10.0.3.0/24"}
-        node.etcd.delete(codec.lease_key(PREFIX, SubnetKey(IPv4Network(held))))
-        await node.etcd.clock.advance(60)
-        assert moves == []
-        assert not any(task.done() for task in tasks)
-        node.connected.discard("10.0.3.0/24")
-        node.connected.add(held)
-        await node.etcd.clock.advance(60)
-        assert moves or held == "10.0.3.0/24"
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    play(scenario)
+    tasks = [asyncio.create_task(watch()), asyncio.create_task(keep())]
+    await node.etcd.clock.advance(1)
+    node.connected = {"10.0.1.0/24", "10.0.2.0/24", "10.0.3.0/24"}
+    node.etcd.delete(codec.lease_key(PREFIX, SubnetKey(IPv4Network(held))))
+    await node.etcd.clock.advance(60)
+    assert moves == []
+    assert not any(task.done() for task in tasks)
+    node.connected.discard("10.0.3.0/24")
+    node.connected.add(held)
+    await node.etcd.clock.advance(60)
+    assert moves or held == "10.0.3.0/24"
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

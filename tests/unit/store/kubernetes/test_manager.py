@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from pathlib import Path
@@ -131,124 +131,100 @@ def peer(cluster: KubeCluster, number: int, cidr: str = "", **annotations: str |
     cluster.annotate(f"n{number}", **there | annotations)
 
 
+@asynccontextmanager
+async def started(directory: Path, cluster: KubeCluster, **options: object) -> AsyncIterator[Node]:
+    """A node that runs, and leaves no task behind."""
+    node = Node(directory, cluster, **options)
+    node.start()
+    try:
+        await node.clock.advance(0.5)
+        yield node
+    finally:
+        await node.stop()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
 @pytest.fixture
-def play(tmp_path, cluster):
-    def run(scenario: Callable[[Node], Awaitable[None]], **options) -> None:
-        async def main() -> None:
-            node = Node(tmp_path, cluster, **options)
-            node.start()
-            try:
-                await node.clock.advance(0.5)
-                await scenario(node)
-            finally:
-                await node.stop()
-            assert asyncio.all_tasks() == {asyncio.current_task()}
-
-        asyncio.run(main())
-
-    return run
+def node(tmp_path, cluster):
+    return started(tmp_path, cluster)
 
 
 class TestStart:
-    def test_the_podcidr_is_the_subnet_and_the_annotations_are_flannels(self, play, cluster):
-        async def scenario(node: Node) -> None:
-            assert node.subnet == "10.244.1.0/24"
-            assert cluster.annotations("n1") == PUBLISHED
-            (first, _) = cluster.patches
-            assert list(first["metadata"]) == ["annotations", "uid"]
-            assert node.waits_for == ""
-            assert node.store.standing().held is True
+    async def test_the_podcidr_is_the_subnet_and_the_annotations_are_flannels(self, node, cluster):
+        assert node.subnet == "10.244.1.0/24"
+        assert cluster.annotations("n1") == PUBLISHED
+        (first, _) = cluster.patches
+        assert list(first["metadata"]) == ["annotations", "uid"]
+        assert node.waits_for == ""
+        assert node.store.standing().held is True
 
-        play(scenario)
-
-    def test_what_a_start_asks_for(self, play, cluster):
+    async def test_what_a_start_asks_for(self, node, cluster):
         """One GET, one list in a watch, two patches; nothing at rest."""
+        await node.clock.advance(25)
+        assert cluster.log == [
+            "get nodes",
+            "watch nodes",
+            "patch nodes/status",
+            "patch nodes/status",
+        ]
 
-        async def scenario(node: Node) -> None:
-            await node.clock.advance(25)
-            assert cluster.log == [
-                "get nodes",
-                "watch nodes",
-                "patch nodes/status",
-                "patch nodes/status",
-            ]
-
-        play(scenario)
-
-    def test_a_restart_writes_nothing_at_all(self, play, cluster):
-        async def scenario(node: Node) -> None:
-            await node.clock.advance(60)
-
-        play(scenario)
-        cluster.patches.clear()
-        play(scenario)
+    async def test_a_restart_writes_nothing_at_all(self, tmp_path, cluster):
+        for _ in range(2):
+            cluster.patches.clear()
+            async with started(tmp_path, cluster) as node:
+                await node.clock.advance(60)
         assert cluster.patches == []
 
-    def test_a_restart_with_an_overwrite_writes_nothing_either(self, play, cluster):
+    async def test_a_restart_with_an_overwrite_writes_nothing_either(self, tmp_path, cluster):
         """flannel v0.28.9 sends an empty patch each time."""
         cluster.annotate("n1", public_ip_overwrite="198.51.100.7")
-
-        async def scenario(node: Node) -> None:
-            assert cluster.annotations("n1")["public-ip"] == "198.51.100.7"
-
-        play(scenario)
-        cluster.patches.clear()
-        play(scenario)
+        for _ in range(2):
+            cluster.patches.clear()
+            async with started(tmp_path, cluster):
+                assert cluster.annotations("n1")["public-ip"] == "198.51.100.7"
         assert cluster.patches == []
 
-    def test_what_a_former_run_published_is_known(self, play, cluster):
-        async def scenario(node: Node) -> None:
-            former = await node.store.previous(US)
-            assert former is not None
-            assert former.backend_data == VTEP
-            assert node.store.published() == [IPv4Address("192.0.2.1")]
+    async def test_what_a_former_run_published_is_known(self, tmp_path, cluster):
+        for _ in range(2):
+            async with started(tmp_path, cluster) as node:
+                former = await node.store.previous(US)
+                assert former is not None
+                assert former.backend_data == VTEP
+                assert node.store.published() == [IPv4Address("192.0.2.1")]
 
-        play(scenario)
-        play(scenario)
-
-    def test_a_prefix_with_a_slash_has_its_own_annotations(self, play, cluster):
+    async def test_a_prefix_with_a_slash_has_its_own_annotations(self, tmp_path, cluster):
         """flannel v0.28.9 writes them and looks for others, so the MAC is a new one each time."""
-
-        async def scenario(node: Node) -> None:
+        async with started(tmp_path, cluster, prefix="org.com/9-") as node:
             every = cluster.nodes["n1"]["metadata"]["annotations"]
             assert every["org.com/9-backend-data"] == VTEP
             former = await node.store.previous(US)
             assert former is not None
             assert former.backend_data == VTEP
 
-        play(scenario, prefix="org.com/9-")
-
-    def test_the_name_is_that_of_the_pods_node(self, play, cluster):
+    async def test_the_name_is_that_of_the_pods_node(self, tmp_path, cluster):
         cluster.pods["kube-flannel", "kube-flannel-ds-x"] = {"spec": {"nodeName": "n1"}}
-
-        async def scenario(node: Node) -> None:
+        async with started(
+            tmp_path, cluster, node_name="", pod=("kube-flannel", "kube-flannel-ds-x")
+        ) as node:
             assert node.subnet == "10.244.1.0/24"
 
-        play(scenario, node_name="", pod=("kube-flannel", "kube-flannel-ds-x"))
-
-    def test_dual_stack(self, play, cluster, tmp_path):
+    async def test_dual_stack(self, cluster, tmp_path):
         cluster.delete("n1")
         cluster.create("n1", "10.244.1.0/24", cidrs=["fd00:10:0:1::/64"])
         both = CONFIG | {"EnableIPv6": True, "IPv6Network": "fd00:10::/48"}
         (tmp_path / "net-conf.json").write_text(json.dumps(both))
         attrs = replace(US, public_ipv6=IPv6Address("2001:db8::1"), backend_v6_data=VTEP)
-
-        async def scenario(node: Node) -> None:
+        async with started(tmp_path, cluster, attrs=attrs) as node:
             assert node.subnet == "10.244.1.0/24 + fd00:10:0:1::/64"
             assert cluster.annotations("n1") == PUBLISHED | {
                 "backend-v6-data": VTEP,
                 "public-ipv6": "2001:db8::1",
             }
 
-        play(scenario, attrs=attrs)
-
-    def test_a_role_that_may_not_get_nodes_is_enough(self, play, cluster):
+    async def test_a_role_that_may_not_get_nodes_is_enough(self, tmp_path, cluster):
         cluster.role.discard(("get", "nodes"))
-
-        async def scenario(node: Node) -> None:
+        async with started(tmp_path, cluster) as node:
             assert node.subnet == "10.244.1.0/24"
-
-        play(scenario)
 
 
 def no_podcidr(cluster: KubeCluster) -> Callable[[], None]:
@@ -302,13 +278,12 @@ class TestWaiting:
 
     @pytest.mark.parametrize("case", WAITS)
     @pytest.mark.parametrize("waited", [3.0, 90.0])
-    def test_it_says_for_what_and_is_ready_within_two_seconds_of_the_remedy(
-        self, play, cluster, case, waited
+    async def test_it_says_for_what_and_is_ready_within_two_seconds_of_the_remedy(
+        self, tmp_path, cluster, case, waited
     ):
         prepare, words = WAITS[case]
         remedy = prepare(cluster)
-
-        async def scenario(node: Node) -> None:
+        async with started(tmp_path, cluster) as node:
             await node.clock.advance(waited)
             assert node.subnet == ""
             assert words in node.waits_for
@@ -318,50 +293,38 @@ class TestWaiting:
             assert node.subnet == "10.244.1.0/24"
             assert node.waits_for == ""
 
-        play(scenario)
-
-    def test_the_reason_is_one_line_in_ten_minutes(self, play, cluster, caplog):
+    async def test_the_reason_is_one_line_in_ten_minutes(self, tmp_path, cluster, caplog):
         no_podcidr(cluster)
-
-        async def scenario(node: Node) -> None:
+        async with started(tmp_path, cluster) as node:
             await node.clock.advance(500)
             lines = [r for r in caplog.records if r.levelname in {"WARNING", "ERROR"}]
             assert len(lines) == 1
             assert "--cluster-cidr" in str(lines[0].__dict__)
 
-        play(scenario)
-
-    def test_a_pod_that_has_no_node_yet_is_waited_for(self, play, cluster):
+    async def test_a_pod_that_has_no_node_yet_is_waited_for(self, tmp_path, cluster):
         cluster.pods["ns", "p"] = {"spec": {}}
-
-        async def scenario(node: Node) -> None:
+        async with started(tmp_path, cluster, node_name="", pod=("ns", "p")) as node:
             await node.clock.advance(5)
             assert "ns/p" in node.waits_for
             cluster.pods["ns", "p"] = {"spec": {"nodeName": "n1"}}
             await node.clock.advance(REMEDIED_S)
             assert node.subnet == "10.244.1.0/24"
 
-        play(scenario, node_name="", pod=("ns", "p"))
-
     @pytest.mark.parametrize("bad", ["{", "{}", '{"Network":"10.244.0.0/33"}'])
-    def test_a_bad_net_conf_is_waited_out(self, play, cluster, tmp_path, bad):
+    async def test_a_bad_net_conf_is_waited_out(self, cluster, tmp_path, bad):
         (tmp_path / "net-conf.json").write_text(bad)
-
-        async def scenario(node: Node) -> None:
+        async with started(tmp_path, cluster) as node:
             await node.clock.advance(5)
             assert "net-conf.json" in node.waits_for
             node.put_config(CONFIG)
             await node.clock.advance(REMEDIED_S)
             assert node.subnet == "10.244.1.0/24"
 
-        play(scenario)
-
-    def test_a_podcidr_outside_the_network_is_not_published(self, play, cluster):
+    async def test_a_podcidr_outside_the_network_is_not_published(self, tmp_path, cluster):
         """flannel v0.28.9 annotates first, and peers route to a node that never comes up."""
         cluster.delete("n1")
         cluster.create("n1", "10.50.1.0/24")
-
-        async def scenario(node: Node) -> None:
+        async with started(tmp_path, cluster) as node:
             await node.clock.advance(5)
             assert 'doesn\'t contain "10.50.1.0/24" PodCIDR of the "n1" node' in node.waits_for
             assert cluster.annotations("n1") == {}
@@ -369,18 +332,13 @@ class TestWaiting:
             await node.clock.advance(REMEDIED_S)
             assert node.subnet == "10.50.1.0/24"
 
-        play(scenario)
-
-    def test_without_a_podcidr_of_each_family_nothing_is_published(self, play, cluster, tmp_path):
+    async def test_without_a_podcidr_of_each_family_nothing_is_published(self, cluster, tmp_path):
         both = CONFIG | {"EnableIPv6": True, "IPv6Network": "fd00:10::/48"}
         (tmp_path / "net-conf.json").write_text(json.dumps(both))
-
-        async def scenario(node: Node) -> None:
+        async with started(tmp_path, cluster) as node:
             await node.clock.advance(5)
             assert "IPv6" in node.waits_for
             assert cluster.annotations("n1") == {}
-
-        play(scenario)
 
 
 class TestOwnNode:
@@ -392,112 +350,90 @@ class TestOwnNode:
             {"kube_subnet_manager": "false"},
         ],
     )
-    def test_annotations_that_were_changed_come_back_at_once(self, play, cluster, harm, caplog):
-        async def scenario(node: Node) -> None:
-            cluster.annotate("n1", "rancher", **harm)
-            await node.clock.advance(0.1)
-            assert cluster.annotations("n1") == PUBLISHED
-            assert "rancher" in str([r.__dict__ for r in caplog.records])
+    async def test_annotations_that_were_changed_come_back_at_once(
+        self, node, cluster, harm, caplog
+    ):
+        cluster.annotate("n1", "rancher", **harm)
+        await node.clock.advance(0.1)
+        assert cluster.annotations("n1") == PUBLISHED
+        assert "rancher" in str([r.__dict__ for r in caplog.records])
 
-        play(scenario)
+    async def test_somebody_who_fights_back_is_answered_ever_more_slowly(self, node, cluster):
+        cluster.patches.clear()
+        for _ in range(300):
+            cluster.annotate("n1", "importer", public_ip=None)
+            await node.clock.advance(0.5)
+        assert 5 < len(cluster.patches) < 10
+        await node.clock.advance(managers.IDLE_S * 2 + 60)
+        assert cluster.annotations("n1") == PUBLISHED
 
-    def test_somebody_who_fights_back_is_answered_ever_more_slowly(self, play, cluster):
-        async def scenario(node: Node) -> None:
-            cluster.patches.clear()
-            for _ in range(300):
-                cluster.annotate("n1", "importer", public_ip=None)
-                await node.clock.advance(0.5)
-            assert 5 < len(cluster.patches) < 10
-            await node.clock.advance(managers.IDLE_S * 2 + 60)
-            assert cluster.annotations("n1") == PUBLISHED
-
-        play(scenario)
-
-    def test_our_own_writes_are_not_taken_for_somebody_elses(self, play, cluster, caplog):
-        async def scenario(node: Node) -> None:
-            for last in range(2, 12):
-                attrs = replace(US, public_ip=IPv4Address(f"192.0.2.{last}"))
-                publishing = asyncio.create_task(node.store.publish(attrs))
-                await node.clock.advance(1)
-                assert publishing.result().attrs == attrs
-            assert len(cluster.patches) == 12
-            assert "changed" not in caplog.text
-
-        play(scenario)
-
-    def test_a_node_that_is_deleted_and_registered_again_moves(self, play, cluster):
-        """flannel v0.28.9: no annotations, no route from anybody, pods of the old range."""
-
-        async def scenario(node: Node) -> None:
-            cluster.delete("n1")
-            await node.clock.advance(5)
-            assert node.store.standing().held is False
-            assert "not registered" in node.store.standing().reason
-            assert node.moves == []
-            assert node.subnet == "10.244.1.0/24"
-            cluster.create("n1")
-            await node.clock.advance(5)
-            assert "podCIDR" in node.store.standing().reason
-            cluster.assign("n1", "10.244.3.0/24")
+    async def test_our_own_writes_are_not_taken_for_somebody_elses(self, node, cluster, caplog):
+        for last in range(2, 12):
+            attrs = replace(US, public_ip=IPv4Address(f"192.0.2.{last}"))
+            publishing = asyncio.create_task(node.store.publish(attrs))
             await node.clock.advance(1)
-            assert [key.describe() for key in node.moves] == ["10.244.3.0/24"]
-            assert cluster.annotations("n1") == PUBLISHED
-            conditions = {c["type"] for c in cluster.nodes["n1"]["status"]["conditions"]}
-            assert conditions == {"Ready", "NetworkUnavailable"}
-            assert node.store.standing() == replace(
-                node.store.standing(), held=True, reason="", since=None
-            )
+            assert publishing.result().attrs == attrs
+        assert len(cluster.patches) == 12
+        assert "changed" not in caplog.text
 
-        play(scenario)
+    async def test_a_node_that_is_deleted_and_registered_again_moves(self, node, cluster):
+        """flannel v0.28.9: no annotations, no route from anybody, pods of the old range."""
+        cluster.delete("n1")
+        await node.clock.advance(5)
+        assert node.store.standing().held is False
+        assert "not registered" in node.store.standing().reason
+        assert node.moves == []
+        assert node.subnet == "10.244.1.0/24"
+        cluster.create("n1")
+        await node.clock.advance(5)
+        assert "podCIDR" in node.store.standing().reason
+        cluster.assign("n1", "10.244.3.0/24")
+        await node.clock.advance(1)
+        assert [key.describe() for key in node.moves] == ["10.244.3.0/24"]
+        assert cluster.annotations("n1") == PUBLISHED
+        conditions = {c["type"] for c in cluster.nodes["n1"]["status"]["conditions"]}
+        assert conditions == {"Ready", "NetworkUnavailable"}
+        assert node.store.standing() == replace(
+            node.store.standing(), held=True, reason="", since=None
+        )
 
-    def test_the_same_while_the_api_server_is_away(self, play, cluster):
-        async def scenario(node: Node) -> None:
-            cluster.stop()
-            await node.clock.advance(5)
-            cluster.delete("n1")
-            cluster.create("n1", "10.244.3.0/24")
-            cluster.compact()
-            cluster.start()
-            await node.clock.advance(10)
-            assert [key.describe() for key in node.moves] == ["10.244.3.0/24"]
-            assert cluster.annotations("n1") == PUBLISHED
+    async def test_the_same_while_the_api_server_is_away(self, node, cluster):
+        cluster.stop()
+        await node.clock.advance(5)
+        cluster.delete("n1")
+        cluster.create("n1", "10.244.3.0/24")
+        cluster.compact()
+        cluster.start()
+        await node.clock.advance(10)
+        assert [key.describe() for key in node.moves] == ["10.244.3.0/24"]
+        assert cluster.annotations("n1") == PUBLISHED
 
-        play(scenario)
-
-    def test_a_write_never_reaches_another_object(self, play, cluster):
+    async def test_a_write_never_reaches_another_object(self, node, cluster):
         """Deleted and registered between a sighting and a write."""
-
-        async def scenario(node: Node) -> None:
-            cluster.watches.clear()  # nothing of it is heard
-            cluster.delete("n1")
-            cluster.create("n1", "10.244.9.0/24")
-            publishing = asyncio.create_task(node.store.publish(replace(US, backend_data="{}")))
-            await node.clock.advance(0)
-            assert cluster.annotations("n1") == {}
-            await node.clock.advance(2)
-            await publishing
-            assert cluster.annotations("n1")["backend-data"] == "{}"
-
-        play(scenario)
+        cluster.watches.clear()  # nothing of it is heard
+        cluster.delete("n1")
+        cluster.create("n1", "10.244.9.0/24")
+        publishing = asyncio.create_task(node.store.publish(replace(US, backend_data="{}")))
+        await node.clock.advance(0)
+        assert cluster.annotations("n1") == {}
+        await node.clock.advance(2)
+        await publishing
+        assert cluster.annotations("n1")["backend-data"] == "{}"
 
 
 class TestOverwrite:
-    def test_it_is_followed_while_running(self, play, cluster):
-        async def scenario(node: Node) -> None:
-            cluster.annotate("n1", public_ip_overwrite="198.51.100.7")
-            await node.clock.advance(0.1)
-            assert cluster.annotations("n1")["public-ip"] == "198.51.100.7"
-            assert node.store.lease.attrs.public_ip == IPv4Address("198.51.100.7")
-            cluster.annotate("n1", public_ip_overwrite=None)
-            await node.clock.advance(0.1)
-            assert cluster.annotations("n1") == PUBLISHED
-
-        play(scenario)
-
-    def test_a_bad_one_is_named_and_the_last_good_one_stays(self, play, cluster, caplog):
+    async def test_it_is_followed_while_running(self, node, cluster):
         cluster.annotate("n1", public_ip_overwrite="198.51.100.7")
+        await node.clock.advance(0.1)
+        assert cluster.annotations("n1")["public-ip"] == "198.51.100.7"
+        assert node.store.lease.attrs.public_ip == IPv4Address("198.51.100.7")
+        cluster.annotate("n1", public_ip_overwrite=None)
+        await node.clock.advance(0.1)
+        assert cluster.annotations("n1") == PUBLISHED
 
-        async def scenario(node: Node) -> None:
+    async def test_a_bad_one_is_named_and_the_last_good_one_stays(self, tmp_path, cluster, caplog):
+        cluster.annotate("n1", public_ip_overwrite="198.51.100.7")
+        async with started(tmp_path, cluster) as node:
             cluster.annotate("n1", public_ip_overwrite="not an ip")
             await node.clock.advance(0.1)
             assert cluster.annotations("n1")["public-ip"] == "198.51.100.7"
@@ -508,27 +444,19 @@ class TestOverwrite:
             assert cluster.annotations("n1")["public-ip"] == "198.51.100.8"
             assert node.store.report().rejected == {}
 
-        play(scenario)
-
-    def test_a_bad_one_at_the_start_is_never_published(self, play, cluster):
+    async def test_a_bad_one_at_the_start_is_never_published(self, tmp_path, cluster):
         cluster.annotate("n1", public_ip_overwrite="not an ip")
-
-        async def scenario(node: Node) -> None:
+        async with started(tmp_path, cluster):
             assert cluster.annotations("n1")["public-ip"] == "192.0.2.1"
 
-        play(scenario)
-
-    def test_node_public_ip_is_a_wish_about_the_interface(self, play, cluster):
+    async def test_node_public_ip_is_a_wish_about_the_interface(self, tmp_path, cluster):
         cluster.annotate("n1", node_public_ip="192.0.2.50")
-
-        async def scenario(node: Node) -> None:
+        async with started(tmp_path, cluster) as node:
             assert node.store.wished() == (IPv4Address("192.0.2.50"),)
             cluster.annotate("n1", node_public_ip="192.0.2.51")
             await node.clock.advance(0.1)
             assert node.store.wished() == (IPv4Address("192.0.2.50"),)
             assert "restart" in str(node.store.report().rejected)
-
-        play(scenario)
 
 
 class TestCondition:
@@ -536,57 +464,45 @@ class TestCondition:
         found = {c["type"]: c for c in cluster.nodes["n1"]["status"]["conditions"]}
         return found.get("NetworkUnavailable", {})
 
-    def test_it_is_cleared_when_the_node_is_ready_and_ready_stays(self, play, cluster):
-        async def scenario(node: Node) -> None:
-            assert self.condition(cluster)["status"] == "False"
-            assert self.condition(cluster)["reason"] == "FlannelIsUp"
-            assert cluster.nodes["n1"]["status"]["conditions"][0]["type"] == "Ready"
+    async def test_it_is_cleared_when_the_node_is_ready_and_ready_stays(self, node, cluster):
+        assert self.condition(cluster)["status"] == "False"
+        assert self.condition(cluster)["reason"] == "FlannelIsUp"
+        assert cluster.nodes["n1"]["status"]["conditions"][0]["type"] == "Ready"
 
-        play(scenario)
-
-    def test_a_failure_is_tried_again(self, play, cluster):
+    async def test_a_failure_is_tried_again(self, tmp_path, cluster):
         """flannel v0.28.9 tries once."""
         cluster.inject("patch nodes/status", 500)
         cluster.inject("patch nodes/status", 500)
         cluster.inject("patch nodes/status", 500)
-
-        async def scenario(node: Node) -> None:
+        async with started(tmp_path, cluster) as node:
             await node.clock.advance(10)
             assert self.condition(cluster)["status"] == "False"
 
-        play(scenario)
+    async def test_a_cloud_that_sets_it_again_is_answered(self, node, cluster):
+        cluster._patch_node(
+            "n1",
+            {
+                "status": {
+                    "conditions": [
+                        {"type": "NetworkUnavailable", "status": "True", "reason": "NoRoute"}
+                    ]
+                }
+            },
+            "cloud",
+        )
+        await node.clock.advance(1)
+        assert self.condition(cluster)["status"] == "False"
 
-    def test_a_cloud_that_sets_it_again_is_answered(self, play, cluster):
-        async def scenario(node: Node) -> None:
-            cluster._patch_node(
-                "n1",
-                {
-                    "status": {
-                        "conditions": [
-                            {"type": "NetworkUnavailable", "status": "True", "reason": "NoRoute"}
-                        ]
-                    }
-                },
-                "cloud",
-            )
-            await node.clock.advance(1)
-            assert self.condition(cluster)["status"] == "False"
-
-        play(scenario)
-
-    def test_it_is_left_alone_where_that_is_asked_for(self, play, cluster):
-        async def scenario(node: Node) -> None:
+    async def test_it_is_left_alone_where_that_is_asked_for(self, tmp_path, cluster):
+        async with started(tmp_path, cluster, set_condition=False) as node:
             await node.clock.advance(5)
             assert self.condition(cluster) == {}
 
-        play(scenario, set_condition=False)
-
 
 class TestPeers:
-    def test_they_come_change_and_go(self, play, cluster):
+    async def test_they_come_change_and_go(self, tmp_path, cluster):
         peer(cluster, 2)
-
-        async def scenario(node: Node) -> None:
+        async with started(tmp_path, cluster) as node:
             assert node.peers == {"10.244.2.0/24": "192.0.2.2"}
             cluster.annotate("n2", public_ip="192.0.2.22")
             peer(cluster, 3)
@@ -596,12 +512,9 @@ class TestPeers:
             await node.clock.advance(0)
             assert node.peers == {"10.244.3.0/24": "192.0.2.3"}
 
-        play(scenario)
-
-    def test_heartbeats_are_nothing_to_anybody(self, play, cluster):
+    async def test_heartbeats_are_nothing_to_anybody(self, tmp_path, cluster):
         peer(cluster, 2)
-
-        async def scenario(node: Node) -> None:
+        async with started(tmp_path, cluster) as node:
             before = len(node.updates)
             for _ in range(50):
                 cluster.heartbeat("n2")
@@ -609,12 +522,9 @@ class TestPeers:
             await node.clock.advance(1)
             assert len(node.updates) == before
 
-        play(scenario)
-
-    def test_one_created_again_during_an_outage_is_another(self, play, cluster):
+    async def test_one_created_again_during_an_outage_is_another(self, tmp_path, cluster):
         peer(cluster, 2)
-
-        async def scenario(node: Node) -> None:
+        async with started(tmp_path, cluster) as node:
             cluster.stop()
             await node.clock.advance(3)
             cluster.delete("n2")
@@ -624,12 +534,9 @@ class TestPeers:
             await node.clock.advance(10)
             assert node.peers == {"10.244.7.0/24": "192.0.2.2"}
 
-        play(scenario)
-
-    def test_a_bad_one_holds_nobody_up_and_is_reported(self, play, cluster, caplog):
+    async def test_a_bad_one_holds_nobody_up_and_is_reported(self, tmp_path, cluster, caplog):
         peer(cluster, 2, backend_data="{")
-
-        async def scenario(node: Node) -> None:
+        async with started(tmp_path, cluster) as node:
             peer(cluster, 3)
             await node.clock.advance(0)
             assert node.peers == {"10.244.3.0/24": "192.0.2.3"}
@@ -639,58 +546,44 @@ class TestPeers:
             await node.clock.advance(1)
             assert sum("is not followed" in r.getMessage() for r in caplog.records) == 1
 
-        play(scenario)
-
-    def test_a_slow_consumer_gets_a_snapshot(self, play, cluster, monkeypatch):
+    async def test_a_slow_consumer_gets_a_snapshot(self, tmp_path, cluster, monkeypatch):
         monkeypatch.setattr(managers, "MOST_PENDING", 3)
-
-        async def scenario(node: Node) -> None:
+        async with started(tmp_path, cluster) as node:
             for number in range(2, 40):
                 peer(cluster, number)
             await node.clock.advance(0)
             assert len(node.peers) == 38
             assert any(isinstance(update, Snapshot) for update in node.updates[1:])
 
-        play(scenario)
-
-    def test_changes_come_together(self, play, cluster):
-        async def scenario(node: Node) -> None:
-            peer(cluster, 2)
-            await node.clock.advance(0)
-            assert isinstance(node.updates[-1], Changes)
-
-        play(scenario)
+    async def test_changes_come_together(self, node, cluster):
+        peer(cluster, 2)
+        await node.clock.advance(0)
+        assert isinstance(node.updates[-1], Changes)
 
 
-def test_the_config_is_followed(play, cluster):
-    async def scenario(node: Node) -> None:
-        texts: list[bytes | None] = []
+async def test_the_config_is_followed(node, cluster):
+    texts: list[bytes | None] = []
 
-        async def follow() -> None:
-            async for text in node.store.watch_config():
-                texts.append(text)
+    async def follow() -> None:
+        async for text in node.store.watch_config():
+            texts.append(text)
 
-        node.tasks.append(asyncio.create_task(follow()))
-        node.put_config("{")
-        await node.clock.advance(3)
-        assert texts == []
-        node.put_config(CONFIG | {"EnableNFTables": True})
-        await node.clock.advance(1)
-        assert len(texts) == 1
-
-    play(scenario)
+    node.tasks.append(asyncio.create_task(follow()))
+    node.put_config("{")
+    await node.clock.advance(3)
+    assert texts == []
+    node.put_config(CONFIG | {"EnableNFTables": True})
+    await node.clock.advance(1)
+    assert len(texts) == 1
 
 
-def test_families_are_those_of_the_config_that_is_valid_at_last(play, cluster, tmp_path):
+async def test_families_are_those_of_the_config_that_is_valid_at_last(cluster, tmp_path):
     """A config that gets IPv6 while a podCIDR is waited for."""
     cluster.delete("n1")
     cluster.create("n1")
-
-    async def scenario(node: Node) -> None:
+    async with started(tmp_path, cluster) as node:
         node.put_config(CONFIG | {"EnableIPv6": True, "IPv6Network": "fd00:10::/48"})
         await node.clock.advance(3)
         cluster.assign("n1", "10.244.1.0/24", "fd00:10:0:1::/64")
         await node.clock.advance(REMEDIED_S)
         assert node.store.lease.subnet(Family.V6) is not None
-
-    play(scenario)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address
 
 import pytest
@@ -45,77 +43,60 @@ class Ours:
 
 
 @pytest.fixture
-def play():
-    def run(scenario: Callable[[Ours], Awaitable[None]]) -> None:
-        asyncio.run(scenario(Ours()))
-
-    return run
+def node() -> Ours:
+    return Ours()
 
 
-def test_what_the_watch_shows_of_the_time_before_our_write_is_not_repaired(play):
-    async def scenario(node: Ours) -> None:
-        before = node.now()
-        node.own.saw(before)
-        assert await node.settle()
-        node.own.saw(before)  # late
-        assert await node.settle()
-        assert node.patches == 1
-        node.own.saw(node.now())
-        assert await node.settle()
-        assert node.patches == 1
-
-    play(scenario)
+async def test_what_the_watch_shows_of_the_time_before_our_write_is_not_repaired(node: Ours):
+    before = node.now()
+    node.own.saw(before)
+    assert await node.settle()
+    node.own.saw(before)  # late
+    assert await node.settle()
+    assert node.patches == 1
+    node.own.saw(node.now())
+    assert await node.settle()
+    assert node.patches == 1
 
 
-def test_what_others_do_after_our_write_is_repaired_when_the_watch_has_come_to_it(play):
-    async def scenario(node: Ours) -> None:
-        node.own.saw(node.now())
-        await node.settle()
-        ours = node.now()
-        node.cluster.annotate("n1", public_ip=None)
-        node.own.saw(ours)
-        node.own.saw(node.now())
-        assert await node.settle()
-        assert node.patches == 2
-        assert node.cluster.annotations("n1")["public-ip"] == "192.0.2.1"
-
-    play(scenario)
+async def test_what_others_do_after_our_write_is_repaired_when_the_watch_has_come_to_it(node: Ours):
+    node.own.saw(node.now())
+    await node.settle()
+    ours = node.now()
+    node.cluster.annotate("n1", public_ip=None)
+    node.own.saw(ours)
+    node.own.saw(node.now())
+    assert await node.settle()
+    assert node.patches == 2
+    assert node.cluster.annotations("n1")["public-ip"] == "192.0.2.1"
 
 
-def test_an_event_that_comes_before_the_answer_is_not_waited_for(play):
+async def test_an_event_that_comes_before_the_answer_is_not_waited_for(node: Ours):
     """Else the next change, which may be the last for long, would be passed over."""
+    node.own.saw(node.now())
+    annotate = node.own._client.annotate
 
-    async def scenario(node: Ours) -> None:
+    async def slow(uid, changes):
+        written = await annotate(uid, changes)
         node.own.saw(node.now())
-        annotate = node.own._client.annotate
+        return written
 
-        async def slow(uid, changes):
-            written = await annotate(uid, changes)
-            node.own.saw(node.now())
-            return written
-
-        node.own._client.annotate = slow
-        await node.settle()
-        node.cluster.annotate("n1", public_ip=None)
-        node.own.saw(node.now())
-        assert await node.settle()
-        assert node.patches == 2
-
-    play(scenario)
+    node.own._client.annotate = slow
+    await node.settle()
+    node.cluster.annotate("n1", public_ip=None)
+    node.own.saw(node.now())
+    assert await node.settle()
+    assert node.patches == 2
 
 
-def test_a_version_that_never_comes_is_not_waited_for_for_good(play):
+async def test_a_version_that_never_comes_is_not_waited_for_for_good(node: Ours):
     """The watch began anew behind it."""
-
-    async def scenario(node: Ours) -> None:
-        node.own.saw(node.now())
-        await node.settle()
-        node.cluster.annotate("n1", public_ip=None)
-        node.own.saw(node.now())
-        assert await node.settle()
-        assert node.patches == 1
-        await node.clock.advance(CATCH_UP_S)
-        assert await node.settle()
-        assert node.patches == 2
-
-    play(scenario)
+    node.own.saw(node.now())
+    await node.settle()
+    node.cluster.annotate("n1", public_ip=None)
+    node.own.saw(node.now())
+    assert await node.settle()
+    assert node.patches == 1
+    await node.clock.advance(CATCH_UP_S)
+    assert await node.settle()
+    assert node.patches == 2
