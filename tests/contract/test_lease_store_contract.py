@@ -11,7 +11,7 @@ import json
 import os
 import random
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -307,190 +307,158 @@ class Consumer:
         await self.store.close()
 
 
-def play(rig, scenario) -> None:
-    async def main() -> None:
-        rig.name_us(1)
-        consumer = Consumer(rig, rig.open())
-        try:
-            await consumer.start()
-            await scenario(consumer)
-        finally:
-            await consumer.stop()
-
-    asyncio.run(main())
+@asynccontextmanager
+async def consuming(rig) -> AsyncIterator[Consumer]:
+    rig.name_us(1)
+    consumer = Consumer(rig, rig.open())
+    try:
+        await consumer.start()
+        yield consumer
+    finally:
+        await consumer.stop()
 
 
-def test_a_snapshot_comes_first_and_our_own_lease_is_in_it_or_follows(rig):
-    async def scenario(node: Consumer) -> None:
-        assert isinstance(node.updates[0], Snapshot)
-        seen = {lease.key for u in node.updates if isinstance(u, Snapshot) for lease in u.leases}
-        assert node.store.lease.key in seen or len(node.updates) > 1
-
-    play(rig, scenario)
+@pytest.fixture
+def node(rig):
+    return consuming(rig)
 
 
-def test_peers_come_change_and_go_in_order(rig):
-    async def scenario(node: Consumer) -> None:
-        rig.put_peer(7, "192.0.2.7")
-        await rig.clock.advance(1)
-        assert node.peers == {"10.5.7.0/24": "192.0.2.7"}
-        rig.put_peer(7, "192.0.2.8")
-        rig.put_peer(9, "192.0.2.9")
-        await rig.clock.advance(1)
-        assert node.peers == {"10.5.7.0/24": "192.0.2.8", "10.5.9.0/24": "192.0.2.9"}
-        rig.drop_peer(7)
-        await rig.clock.advance(1)
-        assert node.peers == {"10.5.9.0/24": "192.0.2.9"}
-
-    play(rig, scenario)
+async def test_a_snapshot_comes_first_and_our_own_lease_is_in_it_or_follows(node, rig):
+    assert isinstance(node.updates[0], Snapshot)
+    seen = {lease.key for u in node.updates if isinstance(u, Snapshot) for lease in u.leases}
+    assert node.store.lease.key in seen or len(node.updates) > 1
 
 
-def test_a_store_that_is_away_takes_no_lease_along_and_says_so(rig):
-    async def scenario(node: Consumer) -> None:
-        rig.put_peer(7, "192.0.2.7")
-        await rig.clock.advance(1)
-        assert node.store.report().connected is True
-        before = node.store.report().since
-        rig.away()
-        await rig.clock.advance(SOON_S)
-        report = node.store.report()
-        assert report.connected is False
-        assert report.reason
-        assert report.since > before
-        assert node.peers == {"10.5.7.0/24": "192.0.2.7"}
-        rig.back()
-        await rig.clock.advance(SOON_S)
-        assert node.store.report().connected is True
-        assert node.store.report().reason == ""
-        assert node.peers == {"10.5.7.0/24": "192.0.2.7"}
-
-    play(rig, scenario)
+async def test_peers_come_change_and_go_in_order(node, rig):
+    rig.put_peer(7, "192.0.2.7")
+    await rig.clock.advance(1)
+    assert node.peers == {"10.5.7.0/24": "192.0.2.7"}
+    rig.put_peer(7, "192.0.2.8")
+    rig.put_peer(9, "192.0.2.9")
+    await rig.clock.advance(1)
+    assert node.peers == {"10.5.7.0/24": "192.0.2.8", "10.5.9.0/24": "192.0.2.9"}
+    rig.drop_peer(7)
+    await rig.clock.advance(1)
+    assert node.peers == {"10.5.9.0/24": "192.0.2.9"}
 
 
-def test_what_changed_during_a_gap_is_known_after_it(rig):
-    async def scenario(node: Consumer) -> None:
-        rig.put_peer(7, "192.0.2.7")
-        rig.put_peer(8, "192.0.2.8")
-        await rig.clock.advance(1)
-        rig.away()
-        await rig.clock.advance(SOON_S)
-        rig.back()
-        rig.drop_peer(7)
-        rig.put_peer(9, "192.0.2.9")
-        await rig.clock.advance(SOON_S)
-        assert node.peers == {"10.5.8.0/24": "192.0.2.8", "10.5.9.0/24": "192.0.2.9"}
-
-    play(rig, scenario)
-
-
-def test_another_subnet_is_told_once_and_is_the_lease_from_then_on(rig):
-    async def scenario(node: Consumer) -> None:
-        former = node.store.lease.key
-        rig.move_us(node.store, 20)
-        await rig.clock.advance(SOON_S)
-        assert node.moves == [node.store.lease.key]
-        assert node.store.lease.key != former
-        assert node.store.standing().held is True
-
-    play(rig, scenario)
+async def test_a_store_that_is_away_takes_no_lease_along_and_says_so(node, rig):
+    rig.put_peer(7, "192.0.2.7")
+    await rig.clock.advance(1)
+    assert node.store.report().connected is True
+    before = node.store.report().since
+    rig.away()
+    await rig.clock.advance(SOON_S)
+    report = node.store.report()
+    assert report.connected is False
+    assert report.reason
+    assert report.since > before
+    assert node.peers == {"10.5.7.0/24": "192.0.2.7"}
+    rig.back()
+    await rig.clock.advance(SOON_S)
+    assert node.store.report().connected is True
+    assert node.store.report().reason == ""
+    assert node.peers == {"10.5.7.0/24": "192.0.2.7"}
 
 
-def test_the_text_of_a_changed_config_is_told(rig):
-    async def scenario(node: Consumer) -> None:
-        assert node.configs == []
-        rig.put_config(CONFIG | {"Backend": {"Type": "vxlan"}})
-        await rig.clock.advance(2)
-        assert [json.loads(text)["Backend"]["Type"] for text in node.configs] == ["vxlan"]
+async def test_what_changed_during_a_gap_is_known_after_it(node, rig):
+    rig.put_peer(7, "192.0.2.7")
+    rig.put_peer(8, "192.0.2.8")
+    await rig.clock.advance(1)
+    rig.away()
+    await rig.clock.advance(SOON_S)
+    rig.back()
+    rig.drop_peer(7)
+    rig.put_peer(9, "192.0.2.9")
+    await rig.clock.advance(SOON_S)
+    assert node.peers == {"10.5.8.0/24": "192.0.2.8", "10.5.9.0/24": "192.0.2.9"}
 
-    play(rig, scenario)
+
+async def test_another_subnet_is_told_once_and_is_the_lease_from_then_on(node, rig):
+    former = node.store.lease.key
+    rig.move_us(node.store, 20)
+    await rig.clock.advance(SOON_S)
+    assert node.moves == [node.store.lease.key]
+    assert node.store.lease.key != former
+    assert node.store.standing().held is True
 
 
-def test_the_same_node_gets_the_same_subnet_after_a_restart(rig):
+async def test_the_text_of_a_changed_config_is_told(node, rig):
+    assert node.configs == []
+    rig.put_config(CONFIG | {"Backend": {"Type": "vxlan"}})
+    await rig.clock.advance(2)
+    assert [json.loads(text)["Backend"]["Type"] for text in node.configs] == ["vxlan"]
+
+
+async def test_the_same_node_gets_the_same_subnet_after_a_restart(rig):
     leases: list[SubnetKey] = []
-
-    async def scenario(node: Consumer) -> None:
-        leases.append(node.store.lease.key)
-
-    play(rig, scenario)
-    play(rig, scenario)
+    for _ in range(2):
+        async with consuming(rig) as node:
+            leases.append(node.store.lease.key)
     assert leases[0] == leases[1]
 
 
-def test_attributes_are_published_or_the_difference_is_reported(rig):
-    async def scenario(node: Consumer) -> None:
-        wanted = LeaseAttrs(public_ip=IPv4Address("192.0.2.55"), backend_type="host-gw")
-        publishing = asyncio.create_task(node.store.publish(wanted))
-        await rig.clock.advance(2)
-        lease = publishing.result()
-        if node.store.prescribed(US) is None:
-            assert lease.attrs == wanted
-            assert node.store.standing().reason == ""
-        else:
-            assert "192.0.2.55" in node.store.standing().reason
-
-    play(rig, scenario)
+async def test_attributes_are_published_or_the_difference_is_reported(node, rig):
+    wanted = LeaseAttrs(public_ip=IPv4Address("192.0.2.55"), backend_type="host-gw")
+    publishing = asyncio.create_task(node.store.publish(wanted))
+    await rig.clock.advance(2)
+    lease = publishing.result()
+    if node.store.prescribed(US) is None:
+        assert lease.attrs == wanted
+        assert node.store.standing().reason == ""
+    else:
+        assert "192.0.2.55" in node.store.standing().reason
 
 
-def test_a_lease_is_given_back_where_it_would_end_by_itself(rig):
+async def test_a_lease_is_given_back_where_it_would_end_by_itself(rig):
     """And only what is as this node knows it."""
-
-    async def main() -> None:
-        rig.name_us(1)
-        store = rig.open()
-        await store.network_config()
-        assert not await store.release()
-        lease = await store.acquire(US)
-        assert await store.release() is (not lease.is_reservation and lease.expires is not None)
-        assert not await store.release()
-        await store.close()
-
-    asyncio.run(main())
+    rig.name_us(1)
+    store = rig.open()
+    await store.network_config()
+    assert not await store.release()
+    lease = await store.acquire(US)
+    assert await store.release() is (not lease.is_reservation and lease.expires is not None)
+    assert not await store.release()
+    await store.close()
 
 
-def test_it_waits_for_the_config_and_tells_what_it_waits_for(tmp_path, rig):
+async def test_it_waits_for_the_config_and_tells_what_it_waits_for(tmp_path, rig):
     told: list[str] = []
 
-    async def main() -> None:
-        rig.name_us(1)
-        rig.put_config({"Network": "nonsense"})
-        store = rig.open(told.append)
-        waiting = asyncio.create_task(store.network_config())
-        await rig.clock.advance(2)
-        assert not waiting.done()
-        assert told[-1] != ""
-        rig.put_config(CONFIG)
-        await rig.clock.advance(2)
-        assert (await waiting).backend_type == "host-gw"
-        assert told[-1] == ""
-        await store.close()
-
-    asyncio.run(main())
+    rig.name_us(1)
+    rig.put_config({"Network": "nonsense"})
+    store = rig.open(told.append)
+    waiting = asyncio.create_task(store.network_config())
+    await rig.clock.advance(2)
+    assert not waiting.done()
+    assert told[-1] != ""
+    rig.put_config(CONFIG)
+    await rig.clock.advance(2)
+    assert (await waiting).backend_type == "host-gw"
+    assert told[-1] == ""
+    await store.close()
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 5, 10])
 @pytest.mark.parametrize("method", ["network_config", "acquire", "watch_leases", "keep", "publish"])
-def test_everything_can_be_cancelled_at_any_time(rig, method, turns):
+async def test_everything_can_be_cancelled_at_any_time(rig, method, turns):
     """And nothing stays behind: no task, no watch."""
-
-    async def main() -> None:
-        rig.name_us(1)
-        store = rig.open()
-        await store.network_config()
-        if method not in ("network_config", "acquire"):
-            await store.acquire(US)
-        called = getattr(store, method)
-        work = called(US) if method in ("acquire", "publish") else called()
-        task = asyncio.create_task(_consume(work) if hasattr(work, "__aiter__") else work)
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await store.close()
-        await store.close()
-        await rig.clock.advance(1)
-        assert asyncio.all_tasks() == {asyncio.current_task()}
-
-    asyncio.run(main())
+    rig.name_us(1)
+    store = rig.open()
+    await store.network_config()
+    if method not in ("network_config", "acquire"):
+        await store.acquire(US)
+    called = getattr(store, method)
+    work = called(US) if method in ("acquire", "publish") else called()
+    task = asyncio.create_task(_consume(work) if hasattr(work, "__aiter__") else work)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await store.close()
+    await store.close()
+    await rig.clock.advance(1)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
 async def _consume(stream: AsyncIterator[object]) -> None:
@@ -499,13 +467,10 @@ async def _consume(stream: AsyncIterator[object]) -> None:
             pass
 
 
-def test_before_there_is_a_lease_nothing_is_claimed(rig):
-    async def main() -> None:
-        store = rig.open()
-        assert store.lease is None
-        assert store.standing().held is None
-        assert store.report().connected is None
-        assert store.report().where == store.describe()
-        await store.close()
-
-    asyncio.run(main())
+async def test_before_there_is_a_lease_nothing_is_claimed(rig):
+    store = rig.open()
+    assert store.lease is None
+    assert store.standing().held is None
+    assert store.report().connected is None
+    assert store.report().where == store.describe()
+    await store.close()

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import subprocess
 import time
+from contextlib import asynccontextmanager
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,74 +49,64 @@ def everything() -> str:
     return sh("nft -s list ruleset")
 
 
+@pytest.fixture
+def runner():
+    return lambda main: in_new_netns(lambda: asyncio.run(main()))
+
+
 @pytest.fixture(params=MANAGERS)
-def play(request):
-    """Runs a scenario with a fresh manager in a fresh network namespace."""
-
-    def run(scenario) -> None:
-        async def go() -> None:
-            manager = MANAGERS[request.param]()
-            try:
-                await scenario(manager)
-            finally:
-                manager.close()
-
-        in_new_netns(lambda: asyncio.run(go()))
-
-    return run
+@asynccontextmanager
+async def manager(request, runner):
+    """A fresh one in a fresh network namespace."""
+    manager = MANAGERS[request.param]()
+    try:
+        yield manager
+    finally:
+        manager.close()
 
 
-def test_what_is_there_already_is_not_written_again(play):
-    async def scenario(manager):
-        assert (await manager.ensure(rules())).changed
-        before = everything()
-        assert "10.0.5.0/24" in before
-        assert "fd00:0:0:5::/64" in before
-        later = type(manager)()  # the next run of the daemon
-        try:
-            assert not (await later.ensure(rules())).changed
-        finally:
-            later.close()
-        assert everything() == before
-
-    play(scenario)
+async def test_what_is_there_already_is_not_written_again(manager):
+    assert (await manager.ensure(rules())).changed
+    before = everything()
+    assert "10.0.5.0/24" in before
+    assert "fd00:0:0:5::/64" in before
+    later = type(manager)()  # the next run of the daemon
+    try:
+        assert not (await later.ensure(rules())).changed
+    finally:
+        later.close()
+    assert everything() == before
 
 
-def test_another_subnet_leaves_nothing_of_the_former(play):
-    async def scenario(manager):
-        await manager.ensure(rules())
-        await manager.ensure(rules(OTHER), previous=rules())
-        assert "10.0.5.0/24" not in everything()
-        assert "10.0.6.0/24" in everything()
-
-    play(scenario)
+async def test_another_subnet_leaves_nothing_of_the_former(manager):
+    await manager.ensure(rules())
+    await manager.ensure(rules(OTHER), previous=rules())
+    assert "10.0.5.0/24" not in everything()
+    assert "10.0.6.0/24" in everything()
 
 
 @pytest.mark.parametrize("damage", ["flush", "one rule"])
-def test_removed_rules_are_noticed_and_back_within_five_seconds(play, damage):
-    async def scenario(manager):
-        await manager.ensure(rules())
-        before = everything()
-        nft = isinstance(manager, NftablesManager)
-        if damage == "flush":
-            sh("nft flush ruleset")
-        elif nft:
-            sh("nft flush chain ip flannel-ipv4 forward")
-        else:
-            sh("iptables -D FLANNEL-FWD 1")
-        start = time.monotonic()
-        async with asyncio.timeout(5):
-            assert await manager.changed()
-            while not (applied := await manager.ensure(rules())).changed:
-                await manager.changed()
-        assert applied.repaired
-        assert time.monotonic() - start < 5
-        assert sorted(everything().split()) == sorted(before.split())
-
-    play(scenario)
+async def test_removed_rules_are_noticed_and_back_within_five_seconds(manager, damage):
+    await manager.ensure(rules())
+    before = everything()
+    nft = isinstance(manager, NftablesManager)
+    if damage == "flush":
+        sh("nft flush ruleset")
+    elif nft:
+        sh("nft flush chain ip flannel-ipv4 forward")
+    else:
+        sh("iptables -D FLANNEL-FWD 1")
+    start = time.monotonic()
+    async with asyncio.timeout(5):
+        assert await manager.changed()
+        while not (applied := await manager.ensure(rules())).changed:
+            await manager.changed()
+    assert applied.repaired
+    assert time.monotonic() - start < 5
+    assert sorted(everything().split()) == sorted(before.split())
 
 
-def test_at_rest_no_more_than_one_process_a_minute_is_spent(play, monkeypatch):
+async def test_at_rest_no_more_than_one_process_a_minute_is_spent(manager, monkeypatch):
     """Dual stack and both parts of the rules: the most that a look can cost."""
     spawned = []
 
@@ -126,47 +117,37 @@ def test_at_rest_no_more_than_one_process_a_minute_is_spent(play, monkeypatch):
     run = process.run
     monkeypatch.setattr(process, "run", counting)
 
-    async def scenario(manager):
-        await manager.ensure(rules())
-        spawned.clear()
-        assert not (await manager.ensure(rules())).changed
-        per_minute = 60.0 * len(spawned) / manager._monitor.full_check_s
-        assert per_minute <= 1, spawned
-
-    play(scenario)
+    await manager.ensure(rules())
+    spawned.clear()
+    assert not (await manager.ensure(rules())).changed
+    per_minute = 60.0 * len(spawned) / manager._monitor.full_check_s
+    assert per_minute <= 1, spawned
 
 
-def test_rules_of_others_are_left_alone_and_not_waited_upon(play):
+async def test_rules_of_others_are_left_alone_and_not_waited_upon(manager):
     """A firewall that somebody else changes all the time does not keep us busy."""
-
-    async def scenario(manager):
-        await manager.ensure(rules())
-        sh("nft add table ip theirs; nft add chain ip theirs c")
-        await manager.ensure(rules())
+    await manager.ensure(rules())
+    sh("nft add table ip theirs; nft add chain ip theirs c")
+    await manager.ensure(rules())
+    waiting = asyncio.ensure_future(manager.changed())
+    await asyncio.sleep(2.5)  # our own writes are over; a look that they caused has been had
+    if waiting.done():
         waiting = asyncio.ensure_future(manager.changed())
-        await asyncio.sleep(2.5)  # our own writes are over; a look that they caused has been had
-        if waiting.done():
-            waiting = asyncio.ensure_future(manager.changed())
-        for _ in range(20):
-            sh("nft add rule ip theirs c accept")
-        done, _ = await asyncio.wait({waiting}, timeout=1)
-        assert not done
-        waiting.cancel()
-        await manager.remove()
-        assert "theirs" in everything()
-
-    play(scenario)
+    for _ in range(20):
+        sh("nft add rule ip theirs c accept")
+    done, _ = await asyncio.wait({waiting}, timeout=1)
+    assert not done
+    waiting.cancel()
+    await manager.remove()
+    assert "theirs" in everything()
 
 
-def test_nothing_of_ours_is_left_after_removal(play):
-    async def scenario(manager):
-        await manager.ensure(rules())
-        assert await manager.leftovers()
-        await manager.remove()
-        assert await manager.leftovers() == []
-        assert "flannel" not in everything().lower()
-
-    play(scenario)
+async def test_nothing_of_ours_is_left_after_removal(manager):
+    await manager.ensure(rules())
+    assert await manager.leftovers()
+    await manager.remove()
+    assert await manager.leftovers() == []
+    assert "flannel" not in everything().lower()
 
 
 @pytest.mark.parametrize("name", MANAGERS)
@@ -188,14 +169,11 @@ def test_source_ports_are_fully_random_unless_that_is_switched_off(name, wanted)
     in_new_netns(lambda: asyncio.run(go()))
 
 
-def test_a_part_that_is_no_longer_wanted_goes(play):
-    async def scenario(manager):
-        await manager.ensure(rules())
-        await manager.ensure(rules(ip_masq=False))
-        assert "masquerade" not in everything().lower()
-        assert "10.0.0.0/16" in everything()
-
-    play(scenario)
+async def test_a_part_that_is_no_longer_wanted_goes(manager):
+    await manager.ensure(rules())
+    await manager.ensure(rules(ip_masq=False))
+    assert "masquerade" not in everything().lower()
+    assert "10.0.0.0/16" in everything()
 
 
 BESIDE = NetworkConfig(network=IPv4Network("10.9.0.0/16"), backend=VxlanSettings(port=8473))
@@ -214,68 +192,62 @@ def counts() -> dict[str, int]:
     return {word: text.count(word) for word in words}
 
 
-def test_two_daemons_leave_each_others_rules_alone(play):
-    async def scenario(manager):
-        other = type(manager)()
-        try:
-            await manager.ensure(rules())
-            alone = counts()
-            assert (await other.ensure(beside())).changed
-            both = counts()
-            assert {w: both[w] for w in alone if "10.9" not in w} == {
-                w: alone[w] for w in alone if "10.9" not in w
-            }
-            assert both["10.9.0.0/16"] == alone["10.0.0.0/16"]
-            # Neither has anything to do, however often they look.
-            for one, wanted in ((manager, rules()), (other, beside())) * 2:
-                assert not (await one.ensure(wanted)).changed
-            assert counts() == both
-            # One gets another subnet, the other one does without a part.
-            await manager.ensure(rules(OTHER), previous=rules())
-            await other.ensure(beside(ip_masq=False))
-            now = counts()
-            assert now["10.0.5.0/24"] == now["10.9.5.0/24"] == 0
-            assert 0 < now["10.9.0.0/16"] < both["10.9.0.0/16"]
-            assert now["10.0.0.0/16"] == both["10.0.0.0/16"]
-            # The first ends for good.
-            await manager.remove(ours=rules().networks)
-            assert counts()["10.0.0.0/16"] == counts()["fd00::/48"] == 0
-            assert counts()["10.9.0.0/16"] == now["10.9.0.0/16"]
-            await other.remove(ours=beside().networks)
-            assert "flannel" not in everything().lower()
-        finally:
-            other.close()
-
-    play(scenario)
+async def test_two_daemons_leave_each_others_rules_alone(manager):
+    other = type(manager)()
+    try:
+        await manager.ensure(rules())
+        alone = counts()
+        assert (await other.ensure(beside())).changed
+        both = counts()
+        assert {w: both[w] for w in alone if "10.9" not in w} == {
+            w: alone[w] for w in alone if "10.9" not in w
+        }
+        assert both["10.9.0.0/16"] == alone["10.0.0.0/16"]
+        # Neither has anything to do, however often they look.
+        for one, wanted in ((manager, rules()), (other, beside())) * 2:
+            assert not (await one.ensure(wanted)).changed
+        assert counts() == both
+        # One gets another subnet, the other one does without a part.
+        await manager.ensure(rules(OTHER), previous=rules())
+        await other.ensure(beside(ip_masq=False))
+        now = counts()
+        assert now["10.0.5.0/24"] == now["10.9.5.0/24"] == 0
+        assert 0 < now["10.9.0.0/16"] < both["10.9.0.0/16"]
+        assert now["10.0.0.0/16"] == both["10.0.0.0/16"]
+        # The first ends for good.
+        await manager.remove(ours=rules().networks)
+        assert counts()["10.0.0.0/16"] == counts()["fd00::/48"] == 0
+        assert counts()["10.9.0.0/16"] == now["10.9.0.0/16"]
+        await other.remove(ours=beside().networks)
+        assert "flannel" not in everything().lower()
+    finally:
+        other.close()
 
 
-def test_each_of_two_daemons_restores_its_own_rules(play):
-    async def scenario(manager):
-        other = type(manager)()
-        try:
-            await manager.ensure(rules())
-            await other.ensure(beside())
-            before = counts()
-            sh("nft flush ruleset")
-            for one, wanted in ((other, beside()), (manager, rules())):
-                applied = await one.ensure(wanted)
-                assert applied.repaired
-            assert counts() == before
-            if isinstance(manager, IptablesManager):
-                sh("iptables -D FLANNEL-FWD -s 10.9.0.0/16 -m comment --comment 'flanneld forward'"
-                   " -j ACCEPT")  # fmt: skip
-            else:
-                sh("nft flush chain ip flannel-ipv4 forward")
-            await other.ensure(beside())
-            await manager.ensure(rules())
-            assert counts() == before
-        finally:
-            other.close()
-
-    play(scenario)
+async def test_each_of_two_daemons_restores_its_own_rules(manager):
+    other = type(manager)()
+    try:
+        await manager.ensure(rules())
+        await other.ensure(beside())
+        before = counts()
+        sh("nft flush ruleset")
+        for one, wanted in ((other, beside()), (manager, rules())):
+            applied = await one.ensure(wanted)
+            assert applied.repaired
+        assert counts() == before
+        if isinstance(manager, IptablesManager):
+            sh("iptables -D FLANNEL-FWD -s 10.9.0.0/16 -m comment --comment 'flanneld forward'"
+               " -j ACCEPT")  # fmt: skip
+        else:
+            sh("nft flush chain ip flannel-ipv4 forward")
+        await other.ensure(beside())
+        await manager.ensure(rules())
+        assert counts() == before
+    finally:
+        other.close()
 
 
-def test_the_mark_is_asked_before_either_masquerades(play):
+async def test_the_mark_is_asked_before_either_masquerades(manager):
     """One rule for both: it stays when the daemon goes that had made it."""
 
     def positions() -> tuple[int, int]:
@@ -286,35 +258,29 @@ def test_the_mark_is_asked_before_either_masquerades(play):
         hides = [n for n, line in enumerate(lines) if "10.9." in line]
         return marks[0], hides[0]
 
-    async def scenario(manager):
-        other = type(manager)()
-        try:
-            await manager.ensure(rules())
-            await other.ensure(beside())
-            assert positions()[0] < positions()[1]
-            await manager.remove(ours=rules().networks)
-            assert positions()[0] < positions()[1]
-        finally:
-            other.close()
-
-    play(scenario)
-
-
-def test_what_an_operator_has_put_into_our_chain_stays(play):
-    async def scenario(manager):
+    other = type(manager)()
+    try:
         await manager.ensure(rules())
-        before = counts()
-        if isinstance(manager, IptablesManager):
-            sh("iptables -I FLANNEL-FWD -s 198.51.100.0/24 -j DROP")
-        else:
-            sh("nft insert rule ip flannel-ipv4 forward ip saddr 198.51.100.0/24 drop")
-        assert not (await manager.ensure(rules())).changed
-        await manager.ensure(rules(OTHER), previous=rules())
-        await manager.ensure(rules())
-        assert counts() == before
-        assert "198.51.100.0/24" in everything()
+        await other.ensure(beside())
+        assert positions()[0] < positions()[1]
+        await manager.remove(ours=rules().networks)
+        assert positions()[0] < positions()[1]
+    finally:
+        other.close()
 
-    play(scenario)
+
+async def test_what_an_operator_has_put_into_our_chain_stays(manager):
+    await manager.ensure(rules())
+    before = counts()
+    if isinstance(manager, IptablesManager):
+        sh("iptables -I FLANNEL-FWD -s 198.51.100.0/24 -j DROP")
+    else:
+        sh("nft insert rule ip flannel-ipv4 forward ip saddr 198.51.100.0/24 drop")
+    assert not (await manager.ensure(rules())).changed
+    await manager.ensure(rules(OTHER), previous=rules())
+    await manager.ensure(rules())
+    assert counts() == before
+    assert "198.51.100.0/24" in everything()
 
 
 OPERATORS = """
@@ -376,18 +342,14 @@ def test_what_an_operator_has_put_into_our_table_beside_our_chains_stays(damage)
     in_new_netns(lambda: asyncio.run(go()))
 
 
-def test_the_rules_of_the_former_network_go(play):
+async def test_the_rules_of_the_former_network_go(manager):
     """As told by `subnet.env` at a start; another run than the one that made them."""
-
-    async def scenario(manager):
-        former = type(manager)()
-        await former.ensure(beside())
-        former.close()
-        await manager.ensure(rules(), previous=beside())
-        assert counts()["10.9.0.0/16"] == 0
-        assert counts()["10.0.5.0/24"] > 0
-
-    play(scenario)
+    former = type(manager)()
+    await former.ensure(beside())
+    former.close()
+    await manager.ensure(rules(), previous=beside())
+    assert counts()["10.9.0.0/16"] == 0
+    assert counts()["10.0.5.0/24"] > 0
 
 
 @pytest.mark.parametrize("ours", ["iptables", "nftables"])
@@ -411,69 +373,65 @@ def test_the_other_managers_rules_go_only_if_they_are_ours(ours):
     in_new_netns(lambda: asyncio.run(go()))
 
 
-def test_the_kernel_masquerades_the_same_packets(play):
+async def test_the_kernel_masquerades_the_same_packets(manager):
     """Packets from a pod, from a stranger, from this host; to outside, to a local and a remote pod:
     which source they arrive with. Addresses on veth ends in two more namespaces."""
-
-    async def scenario(manager):
-        sh(
-            "ip link set lo up; echo 1 > /proc/sys/net/ipv4/ip_forward;"
-            "ip link add pod type veth peer name podx; ip link add out type veth peer name outx;"
-            "ip addr add 10.0.5.1/24 dev pod; ip addr add 192.0.2.1/24 dev out;"
-            "ip link set pod up; ip link set out up; ip link set podx up; ip link set outx up"
+    sh(
+        "ip link set lo up; echo 1 > /proc/sys/net/ipv4/ip_forward;"
+        "ip link add pod type veth peer name podx; ip link add out type veth peer name outx;"
+        "ip addr add 10.0.5.1/24 dev pod; ip addr add 192.0.2.1/24 dev out;"
+        "ip link set pod up; ip link set out up; ip link set podx up; ip link set outx up"
+    )
+    await manager.ensure(rules())
+    holders = [
+        subprocess.Popen(["unshare", "-n", "sleep", "60"]),
+        subprocess.Popen(["unshare", "-n", "sleep", "60"]),
+    ]
+    try:
+        pod, far = holders
+        ours = Path("/proc/self/ns/net").readlink()
+        async with asyncio.timeout(30):
+            while ours in {Path(f"/proc/{one.pid}/ns/net").readlink() for one in holders}:
+                await asyncio.sleep(0.01)
+        sh(f"ip link set podx netns {pod.pid}; ip link set outx netns {far.pid}")
+        inside(
+            pod,
+            "ip addr add 10.0.5.2/24 dev podx",
+            "ip link set podx up",
+            "ip route add default via 10.0.5.1",
         )
-        await manager.ensure(rules())
-        holders = [
-            subprocess.Popen(["unshare", "-n", "sleep", "60"]),
-            subprocess.Popen(["unshare", "-n", "sleep", "60"]),
-        ]
-        try:
-            pod, far = holders
-            ours = Path("/proc/self/ns/net").readlink()
-            async with asyncio.timeout(30):
-                while ours in {Path(f"/proc/{one.pid}/ns/net").readlink() for one in holders}:
-                    await asyncio.sleep(0.01)
-            sh(f"ip link set podx netns {pod.pid}; ip link set outx netns {far.pid}")
-            inside(
-                pod,
-                "ip addr add 10.0.5.2/24 dev podx",
-                "ip link set podx up",
-                "ip route add default via 10.0.5.1",
-            )
-            # The far side is both a remote pod (10.0.9.2) and a stranger (203.0.113.9).
-            inside(
-                far,
-                "ip link set lo up",
-                "ip addr add 192.0.2.2/24 dev outx",
-                "ip addr add 10.0.9.2/32 dev lo",
-                "ip addr add 203.0.113.9/32 dev lo",
-                "ip link set outx up",
-                "ip route add 10.0.5.0/24 via 192.0.2.1",
-            )
-            sh("ip route add 10.0.9.0/24 via 192.0.2.2; ip route add 203.0.113.0/24 via 192.0.2.2")
-            here = "10.0.5.1"
-            seen = {
-                "pod to outside": source(pod.pid, far.pid, "203.0.113.9"),
-                "pod to remote pod": source(pod.pid, far.pid, "10.0.9.2"),
-                "host to remote pod": source(None, far.pid, "10.0.9.2", bind="192.0.2.1"),
-                "pod's gateway to remote pod": source(None, far.pid, "10.0.9.2", bind=here),
-                "stranger to local pod": source(far.pid, pod.pid, "10.0.5.2", bind="203.0.113.9"),
-                "marked, pod to outside": source(pod.pid, far.pid, "203.0.113.9", mark=True),
-            }
-            assert seen == {
-                "pod to outside": "192.0.2.1",
-                "pod to remote pod": "10.0.5.2",
-                "host to remote pod": "192.0.2.1",
-                "pod's gateway to remote pod": here,
-                "stranger to local pod": "203.0.113.9",
-                "marked, pod to outside": "10.0.5.2",
-            }
-        finally:
-            for holder in holders:
-                holder.kill()
-                holder.wait()
-
-    play(scenario)
+        # The far side is both a remote pod (10.0.9.2) and a stranger (203.0.113.9).
+        inside(
+            far,
+            "ip link set lo up",
+            "ip addr add 192.0.2.2/24 dev outx",
+            "ip addr add 10.0.9.2/32 dev lo",
+            "ip addr add 203.0.113.9/32 dev lo",
+            "ip link set outx up",
+            "ip route add 10.0.5.0/24 via 192.0.2.1",
+        )
+        sh("ip route add 10.0.9.0/24 via 192.0.2.2; ip route add 203.0.113.0/24 via 192.0.2.2")
+        here = "10.0.5.1"
+        seen = {
+            "pod to outside": source(pod.pid, far.pid, "203.0.113.9"),
+            "pod to remote pod": source(pod.pid, far.pid, "10.0.9.2"),
+            "host to remote pod": source(None, far.pid, "10.0.9.2", bind="192.0.2.1"),
+            "pod's gateway to remote pod": source(None, far.pid, "10.0.9.2", bind=here),
+            "stranger to local pod": source(far.pid, pod.pid, "10.0.5.2", bind="203.0.113.9"),
+            "marked, pod to outside": source(pod.pid, far.pid, "203.0.113.9", mark=True),
+        }
+        assert seen == {
+            "pod to outside": "192.0.2.1",
+            "pod to remote pod": "10.0.5.2",
+            "host to remote pod": "192.0.2.1",
+            "pod's gateway to remote pod": here,
+            "stranger to local pod": "203.0.113.9",
+            "marked, pod to outside": "10.0.5.2",
+        }
+    finally:
+        for holder in holders:
+            holder.kill()
+            holder.wait()
 
 
 def inside(holder: subprocess.Popen, *commands: str) -> None:

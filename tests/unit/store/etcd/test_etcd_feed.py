@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
@@ -66,29 +68,27 @@ class Follower:
 
 
 @pytest.fixture
-def play():
-    """Runs a scenario with two nodes in etcd, of which one came while it was watched."""
+def etcd() -> FakeEtcd:
+    return FakeEtcd(FakeClock())
 
-    def run(scenario) -> None:
-        async def go() -> None:
-            etcd = FakeEtcd(FakeClock())
-            put(etcd, 1)
-            follower = Follower(etcd)
-            task = asyncio.create_task(follower.follow())
-            await settle()
-            put(etcd, 2)
-            await settle()
-            assert follower.peers == {subnet(1), subnet(2)}
-            try:
-                await scenario(etcd, follower)
-                assert not task.done()
-            finally:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
 
-        asyncio.run(go())
-
-    return run
+@pytest.fixture
+@asynccontextmanager
+async def follower(etcd) -> AsyncIterator[Follower]:
+    """It knows two nodes, of which one came while it was watching."""
+    put(etcd, 1)
+    follower = Follower(etcd)
+    task = asyncio.create_task(follower.follow())
+    await settle()
+    put(etcd, 2)
+    await settle()
+    assert follower.peers == {subnet(1), subnet(2)}
+    try:
+        yield follower
+        assert not task.done()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def outage(etcd: FakeEtcd, follower: Follower, meanwhile) -> None:
@@ -108,91 +108,72 @@ def grow(etcd: FakeEtcd, *, beyond: int = 100) -> None:
         etcd.put(b"/elsewhere", b"x")
 
 
-def test_after_an_outage_without_a_restore_nothing_is_listed_again(play):
-    async def scenario(etcd, follower):
-        await outage(etcd, follower, lambda: put(etcd, 3))
-        assert follower.peers == {subnet(1), subnet(2), subnet(3)}
-        assert follower.snapshots == 1
-
-    play(scenario)
+async def test_after_an_outage_without_a_restore_nothing_is_listed_again(etcd, follower):
+    await outage(etcd, follower, lambda: put(etcd, 3))
+    assert follower.peers == {subnet(1), subnet(2), subnet(3)}
+    assert follower.snapshots == 1
 
 
-def test_leases_written_below_the_cursor_of_an_emptied_etcd_are_seen(play):
+async def test_leases_written_below_the_cursor_of_an_emptied_etcd_are_seen(etcd, follower):
     """It has the old cluster id, and is further than we were before we hear of it again."""
 
-    async def scenario(etcd, follower):
-        def meanwhile() -> None:
-            empty(etcd)
-            put(etcd, 7, 1)
-            grow(etcd)
+    def meanwhile() -> None:
+        empty(etcd)
+        put(etcd, 7, 1)
+        grow(etcd)
 
-        await outage(etcd, follower, meanwhile)
-        assert follower.peers == {subnet(1), subnet(2), subnet(7)}, "the missing one stays a while"
-        await etcd.clock.advance(RESTORE_GRACE_S + 10)
-        assert follower.peers == {subnet(1), subnet(7)}
-
-    play(scenario)
+    await outage(etcd, follower, meanwhile)
+    assert follower.peers == {subnet(1), subnet(2), subnet(7)}, "the missing one stays a while"
+    await etcd.clock.advance(RESTORE_GRACE_S + 10)
+    assert follower.peers == {subnet(1), subnet(7)}
 
 
-def test_so_they_are_if_the_newest_lease_is_back_before_us(play):
-    async def scenario(etcd, follower):
-        def meanwhile() -> None:
-            empty(etcd)
-            put(etcd, 7, 2)
-            grow(etcd)
+async def test_so_they_are_if_the_newest_lease_is_back_before_us(etcd, follower):
+    def meanwhile() -> None:
+        empty(etcd)
+        put(etcd, 7, 2)
+        grow(etcd)
 
-        await outage(etcd, follower, meanwhile)
-        assert follower.peers == {subnet(1), subnet(2), subnet(7)}
-
-    play(scenario)
+    await outage(etcd, follower, meanwhile)
+    assert follower.peers == {subnet(1), subnet(2), subnet(7)}
 
 
-def test_what_a_backup_brings_back_is_seen(play):
+async def test_what_a_backup_brings_back_is_seen(etcd, follower):
     """A lease was deleted after the backup, and is there again below our cursor."""
+    backup = etcd.backup()
+    etcd.delete(key(1))
+    await settle()
+    assert follower.peers == {subnet(2)}
 
-    async def scenario(etcd, follower):
-        backup = etcd.backup()
-        etcd.delete(key(1))
-        await settle()
-        assert follower.peers == {subnet(2)}
+    def meanwhile() -> None:
+        etcd.restore(backup)
+        grow(etcd)
 
-        def meanwhile() -> None:
-            etcd.restore(backup)
-            grow(etcd)
-
-        await outage(etcd, follower, meanwhile)
-        assert follower.peers == {subnet(1), subnet(2)}
-
-    play(scenario)
+    await outage(etcd, follower, meanwhile)
+    assert follower.peers == {subnet(1), subnet(2)}
 
 
-def test_peers_stay_a_while_although_the_cursor_was_compacted_too(play):
-    async def scenario(etcd, follower):
-        def meanwhile() -> None:
-            empty(etcd)
-            put(etcd, 7)
-            grow(etcd)
-            etcd.compact()
+async def test_peers_stay_a_while_although_the_cursor_was_compacted_too(etcd, follower):
+    def meanwhile() -> None:
+        empty(etcd)
+        put(etcd, 7)
+        grow(etcd)
+        etcd.compact()
 
-        await outage(etcd, follower, meanwhile)
-        assert follower.peers == {subnet(1), subnet(2), subnet(7)}
-        await etcd.clock.advance(RESTORE_GRACE_S + 10)
-        assert follower.peers == {subnet(7)}
-
-    play(scenario)
+    await outage(etcd, follower, meanwhile)
+    assert follower.peers == {subnet(1), subnet(2), subnet(7)}
+    await etcd.clock.advance(RESTORE_GRACE_S + 10)
+    assert follower.peers == {subnet(7)}
 
 
-def test_a_second_outage_while_it_looks_does_not_make_it_forget_to(play):
-    async def scenario(etcd, follower):
-        def meanwhile() -> None:
-            empty(etcd)
-            put(etcd, 7)
-            grow(etcd)
-            follower.store.before_next("get", follower.store.down)
+async def test_a_second_outage_while_it_looks_does_not_make_it_forget_to(etcd, follower):
+    def meanwhile() -> None:
+        empty(etcd)
+        put(etcd, 7)
+        grow(etcd)
+        follower.store.before_next("get", follower.store.down)
 
-        await outage(etcd, follower, meanwhile)
-        follower.store.up()
-        await etcd.clock.advance(10)
-        assert subnet(7) in follower.peers
-
-    play(scenario)
+    await outage(etcd, follower, meanwhile)
+    follower.store.up()
+    await etcd.clock.advance(10)
+    assert subnet(7) in follower.peers

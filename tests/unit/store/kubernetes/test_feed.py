@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import copy
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -57,43 +58,44 @@ def cluster() -> KubeCluster:
     return made
 
 
-def play(cluster: KubeCluster, scenario: Callable[[Follower], Awaitable[None]]) -> None:
-    async def main() -> None:
-        follower = Follower(cluster)
-        task = asyncio.create_task(follower.feed.run())
-        try:
-            await follower.clock.advance(0.5)
-            await scenario(follower)
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-        await settle()
-        assert asyncio.all_tasks() == {asyncio.current_task()}
+@asynccontextmanager
+async def following(cluster: KubeCluster) -> AsyncIterator[Follower]:
+    """A follower that runs, and leaves no task behind."""
+    follower = Follower(cluster)
+    task = asyncio.create_task(follower.feed.run())
+    try:
+        await follower.clock.advance(0.5)
+        yield follower
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    await settle()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
 
-    asyncio.run(main())
+
+@pytest.fixture
+def node(cluster):
+    return following(cluster)
 
 
-def test_a_list_in_a_watch_then_each_change(cluster):
-    async def scenario(node: Follower) -> None:
-        assert node.told == ["list"]
-        cluster.create("n4", "10.244.4.0/24")
-        cluster.heartbeat("n2")
-        cluster.delete("n3")
-        await node.clock.advance(0)
-        assert node.told == ["list", "n4", "n2", "-n3"]
-        assert node.is_true
-        assert node.feed.connected is True
-        assert cluster.log == ["watch nodes"]
-
-    play(cluster, scenario)
+async def test_a_list_in_a_watch_then_each_change(node, cluster):
+    assert node.told == ["list"]
+    cluster.create("n4", "10.244.4.0/24")
+    cluster.heartbeat("n2")
+    cluster.delete("n3")
+    await node.clock.advance(0)
+    assert node.told == ["list", "n4", "n2", "-n3"]
+    assert node.is_true
+    assert node.feed.connected is True
+    assert cluster.log == ["watch nodes"]
 
 
 @pytest.mark.parametrize("how", ["etcd-3.5", "refused", "ignored"])
-def test_a_server_that_does_not_list_in_a_watch_is_read_in_pages(cluster, how, monkeypatch):
+async def test_a_server_that_does_not_list_in_a_watch_is_read_in_pages(cluster, how, monkeypatch):
     monkeypatch.setattr("pyflannel.store.kubernetes.client.PAGE", 2)
     cluster.streaming = how
 
-    async def scenario(node: Follower) -> None:
+    async with following(cluster) as node:
         await node.clock.advance(feeds.LIST_SILENT_S * 2)
         assert node.told == ["list"]
         assert node.is_true
@@ -104,55 +106,46 @@ def test_a_server_that_does_not_list_in_a_watch_is_read_in_pages(cluster, how, m
         assert node.is_true
         assert node.told == ["list", "n4"]
 
-    play(cluster, scenario)
 
-
-def test_a_busy_server_that_does_not_know_the_parameter_is_found_out_too(cluster):
+async def test_a_busy_server_that_does_not_know_the_parameter_is_found_out_too(cluster):
     """Heartbeats of a large cluster leave no silence."""
     cluster.streaming = "ignored"
 
-    async def scenario(node: Follower) -> None:
+    async with following(cluster) as node:
         for _ in range(int(feeds.LIST_S / 5) + 4):
             cluster.heartbeat("n2")
             await node.clock.advance(5)
         assert "list" in node.told
         assert node.is_true
 
-    play(cluster, scenario)
 
-
-def test_a_page_that_has_expired_begins_again(cluster, monkeypatch):
+async def test_a_page_that_has_expired_begins_again(cluster, monkeypatch):
     monkeypatch.setattr("pyflannel.store.kubernetes.client.PAGE", 2)
     cluster.streaming = "refused"
     cluster.inject("list nodes", 410, "The provided continue parameter is too old")
 
-    async def scenario(node: Follower) -> None:
+    async with following(cluster) as node:
         await node.clock.advance(2)
         assert node.is_true
         assert node.told == ["list"]
 
-    play(cluster, scenario)
 
-
-def test_a_watch_that_ends_goes_on_where_it_was(cluster):
-    async def scenario(node: Follower) -> None:
-        for end in (cluster.end, cluster.cut):
-            end()
-            cluster.delete("n3")
-            cluster.create("n3", "10.244.9.0/24")
-            await node.clock.advance(6)
-            assert node.is_true
-        assert node.told.count("list") == 1
-        assert node.told.count("-n3") == 2
-
-    play(cluster, scenario)
+async def test_a_watch_that_ends_goes_on_where_it_was(node, cluster):
+    for end in (cluster.end, cluster.cut):
+        end()
+        cluster.delete("n3")
+        cluster.create("n3", "10.244.9.0/24")
+        await node.clock.advance(6)
+        assert node.is_true
+    assert node.told.count("list") == 1
+    assert node.told.count("-n3") == 2
 
 
 @pytest.mark.parametrize("as_status", [True, False])
-def test_history_that_is_gone_leads_to_a_list(cluster, as_status):
+async def test_history_that_is_gone_leads_to_a_list(cluster, as_status):
     cluster.gone_as_status = as_status
 
-    async def scenario(node: Follower) -> None:
+    async with following(cluster) as node:
         cluster.delete("n2")
         cluster.watches.clear()  # nothing of it was heard
         cluster.end()
@@ -164,128 +157,102 @@ def test_history_that_is_gone_leads_to_a_list(cluster, as_status):
         assert node.is_true
         assert node.told.count("list") == 2
 
-    play(cluster, scenario)
-
 
 @pytest.mark.parametrize("code", [410, 500, 504, 429, 401, 403])
-def test_an_error_within_the_watch_is_no_end(cluster, code):
-    async def scenario(node: Follower) -> None:
-        cluster.say(code, "injected")
-        cluster.delete("n2")
-        await node.clock.advance(6)
-        assert node.is_true
-        assert node.feed.connected is True
-
-    play(cluster, scenario)
+async def test_an_error_within_the_watch_is_no_end(node, cluster, code):
+    cluster.say(code, "injected")
+    cluster.delete("n2")
+    await node.clock.advance(6)
+    assert node.is_true
+    assert node.feed.connected is True
 
 
-def test_a_server_that_is_away_takes_nothing_along_and_is_listed_afterwards(cluster):
-    async def scenario(node: Follower) -> None:
-        cluster.stop()
-        await node.clock.advance(60)
-        assert node.feed.connected is False
-        assert "refused" in node.feed.reason
-        assert len(node.known) == 3
-        cluster.delete("n2")
-        cluster.start()
-        await node.clock.advance(feeds.CEILING_S)
-        assert node.feed.connected is True
-        assert node.feed.reason == ""
-        assert node.told.count("list") == 2
-        assert node.is_true
-
-    play(cluster, scenario)
+async def test_a_server_that_is_away_takes_nothing_along_and_is_listed_afterwards(node, cluster):
+    cluster.stop()
+    await node.clock.advance(60)
+    assert node.feed.connected is False
+    assert "refused" in node.feed.reason
+    assert len(node.known) == 3
+    cluster.delete("n2")
+    cluster.start()
+    await node.clock.advance(feeds.CEILING_S)
+    assert node.feed.connected is True
+    assert node.feed.reason == ""
+    assert node.told.count("list") == 2
+    assert node.is_true
 
 
-def test_an_etcd_put_back_to_an_earlier_state_is_noticed(cluster):
+async def test_an_etcd_put_back_to_an_earlier_state_is_noticed(node, cluster):
     """Its versions are in the past: a watch from ours would be silent for good."""
     before = copy.deepcopy(cluster.nodes)
     version = cluster.version
 
-    async def scenario(node: Follower) -> None:
-        cluster.create("n4", "10.244.4.0/24")
-        await node.clock.advance(1)
-        cluster.stop()
-        await node.clock.advance(5)
-        cluster.restore(before, version)
-        cluster.start()
-        await node.clock.advance(feeds.CEILING_S)
-        assert node.is_true
-        assert "n4" not in node.known
-
-    play(cluster, scenario)
+    cluster.create("n4", "10.244.4.0/24")
+    await node.clock.advance(1)
+    cluster.stop()
+    await node.clock.advance(5)
+    cluster.restore(before, version)
+    cluster.start()
+    await node.clock.advance(feeds.CEILING_S)
+    assert node.is_true
+    assert "n4" not in node.known
 
 
-def test_a_watch_from_a_future_version_is_found_out_by_its_silence(cluster):
+async def test_a_watch_from_a_future_version_is_found_out_by_its_silence(node, cluster):
     before = copy.deepcopy(cluster.nodes)
     version = cluster.version
 
-    async def scenario(node: Follower) -> None:
-        cluster.create("n4", "10.244.4.0/24")
-        await node.clock.advance(1)
-        cluster.restore(before, version)  # so fast that no connection failed
-        await node.clock.advance(feeds.SILENT_S + 2 * feeds.PROBE_S)
-        assert node.is_true
-
-    play(cluster, scenario)
+    cluster.create("n4", "10.244.4.0/24")
+    await node.clock.advance(1)
+    cluster.restore(before, version)  # so fast that no connection failed
+    await node.clock.advance(feeds.SILENT_S + 2 * feeds.PROBE_S)
+    assert node.is_true
 
 
-def test_bookmarks_are_life_enough(cluster):
-    async def scenario(node: Follower) -> None:
-        for _ in range(10):
-            await node.clock.advance(120)
-            cluster.bookmark()
-        assert node.told == ["list"]
-        assert cluster.count("watch") == 1
-        assert cluster.count("get nodes") > 10
-
-    play(cluster, scenario)
+async def test_bookmarks_are_life_enough(node, cluster):
+    for _ in range(10):
+        await node.clock.advance(120)
+        cluster.bookmark()
+    assert node.told == ["list"]
+    assert cluster.count("watch") == 1
+    assert cluster.count("get nodes") > 10
 
 
-def test_a_server_that_stands_still_is_found_out_by_a_probe(cluster, monkeypatch):
-    async def scenario(node: Follower) -> None:
-        async def no_answer(request):
-            del request
-            raise feeds.StoreUnavailable("no answer in time")
+async def test_a_server_that_stands_still_is_found_out_by_a_probe(node, cluster, monkeypatch):
+    async def no_answer(request):
+        del request
+        raise feeds.StoreUnavailable("no answer in time")
 
-        monkeypatch.setattr(node.transport, "ask", no_answer)
-        cluster.down = True
-        cluster.watches.clear()
-        await node.clock.advance(2 * feeds.PROBE_S)
-        assert node.feed.connected is False
-        cluster.down = False
-        monkeypatch.undo()
-        cluster.delete("n2")
-        await node.clock.advance(feeds.CEILING_S)
-        assert node.is_true
-
-    play(cluster, scenario)
+    monkeypatch.setattr(node.transport, "ask", no_answer)
+    cluster.down = True
+    cluster.watches.clear()
+    await node.clock.advance(2 * feeds.PROBE_S)
+    assert node.feed.connected is False
+    cluster.down = False
+    monkeypatch.undo()
+    cluster.delete("n2")
+    await node.clock.advance(feeds.CEILING_S)
+    assert node.is_true
 
 
-def test_a_pause_that_the_server_asks_for_is_kept(cluster):
-    async def scenario(node: Follower) -> None:
-        cluster.inject("watch nodes", 429, "slow down", retry_after=20)
+async def test_a_pause_that_the_server_asks_for_is_kept(node, cluster):
+    cluster.inject("watch nodes", 429, "slow down", retry_after=20)
+    cluster.end()
+    await node.clock.advance(19)
+    assert cluster.count("watch") == 2
+    await node.clock.advance(3)
+    assert cluster.count("watch") == 3
+    assert node.told == ["list"]
+
+
+async def test_a_server_that_ends_every_watch_at_once_is_not_stormed(node, cluster):
+    for _ in range(100):
         cluster.end()
-        await node.clock.advance(19)
-        assert cluster.count("watch") == 2
-        await node.clock.advance(3)
-        assert cluster.count("watch") == 3
-        assert node.told == ["list"]
-
-    play(cluster, scenario)
+        await node.clock.advance(0.1)
+    assert cluster.count("watch") < 40
 
 
-def test_a_server_that_ends_every_watch_at_once_is_not_stormed(cluster):
-    async def scenario(node: Follower) -> None:
-        for _ in range(100):
-            cluster.end()
-            await node.clock.advance(0.1)
-        assert cluster.count("watch") < 40
-
-    play(cluster, scenario)
-
-
-def test_whatever_the_server_does_in_the_end_the_truth_is_known(cluster):
+async def test_whatever_the_server_does_in_the_end_the_truth_is_known(node, cluster):
     rng = random.Random(4)
     kinds = [
         cluster.cut,
@@ -298,19 +265,16 @@ def test_whatever_the_server_does_in_the_end_the_truth_is_known(cluster):
         lambda: cluster.inject("list nodes", rng.choice([410, 429, 500])),
     ]
 
-    async def scenario(node: Follower) -> None:
-        for step in range(120):
-            name = f"n{rng.randrange(1, 9)}"
-            if name in cluster.nodes and rng.random() < 0.5:
-                cluster.delete(name)
-            elif name not in cluster.nodes:
-                cluster.create(name, f"10.244.{step % 200}.0/24")
-            if rng.random() < 0.3:
-                rng.choice(kinds)()
-            await node.clock.advance(rng.choice([0, 0.1, 3]))
-        cluster.start()
-        cluster.injected.clear()
-        await node.clock.advance(feeds.CEILING_S + 1)
-        assert node.is_true
-
-    play(cluster, scenario)
+    for step in range(120):
+        name = f"n{rng.randrange(1, 9)}"
+        if name in cluster.nodes and rng.random() < 0.5:
+            cluster.delete(name)
+        elif name not in cluster.nodes:
+            cluster.create(name, f"10.244.{step % 200}.0/24")
+        if rng.random() < 0.3:
+            rng.choice(kinds)()
+        await node.clock.advance(rng.choice([0, 0.1, 3]))
+    cluster.start()
+    cluster.injected.clear()
+    await node.clock.advance(feeds.CEILING_S + 1)
+    assert node.is_true
