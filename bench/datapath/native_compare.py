@@ -28,6 +28,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from pyflannel.lab.etcdprogram import etcd_command, etcd_environment, find_etcd
+
 HERE = Path(__file__).resolve().parent
 PORT = 8285
 MTU = 1472
@@ -193,16 +195,15 @@ def start_program(command: str) -> Callable[[Lab], dict[str, str]]:
 def start_upstream(lab: Lab) -> dict[str, str]:
     """The real daemon on both nodes, with an etcd on node a."""
     daemon = os.environ["PYFLANNEL_UPSTREAM"]
-    etcd = shutil.which("etcd", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    etcd = find_etcd()
     if etcd is None:
         raise RuntimeError("etcd is not installed")
     state = Path(tempfile.mkdtemp(prefix=lab.tag))
     url = f"http://{UNDERLAY['a']}:2379"
-    lab.spawn(
-        lab.ns("node", "a"),
-        f"{etcd} --data-dir {state}/etcd --listen-client-urls {url} --advertise-client-urls {url} "
-        f"--listen-peer-urls http://127.0.0.1:2380",
+    command = etcd_command(
+        etcd, name="a", data=state / "etcd", clients=(url,), peer="http://127.0.0.1:2380"
     )
+    lab.spawn(lab.ns("node", "a"), shlex.join(command), **etcd_environment())
     put = f"curl -sf {url}/v3/kv/put -d " + shlex.quote(
         json.dumps(
             {

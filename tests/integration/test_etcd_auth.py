@@ -16,8 +16,9 @@ import pytest
 
 from pyflannel.core.errors import EXIT_NOT_PERMITTED, StoreDenied, StoreUnavailable
 from pyflannel.core.options import EtcdOptions
+from pyflannel.lab.etcdprogram import find_etcd
 from pyflannel.store.etcd.store import EtcdStore
-from pyflannel.testing.etcdserver import EtcdServer, find_etcd
+from pyflannel.testing.etcdserver import EtcdServer
 
 pytestmark = pytest.mark.slow
 

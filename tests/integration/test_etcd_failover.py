@@ -14,9 +14,10 @@ import pytest
 
 from pyflannel.core.errors import StoreError, StoreUnavailable
 from pyflannel.core.options import EtcdOptions
+from pyflannel.lab.etcdprogram import find_etcd
 from pyflannel.store.etcd.base import PutEvent
 from pyflannel.store.etcd.store import EtcdStore
-from pyflannel.testing.etcdserver import EtcdCluster, EtcdServer, find_etcd, free_ports
+from pyflannel.testing.etcdserver import EtcdCluster, EtcdServer, free_ports
 
 pytestmark = pytest.mark.slow
 

@@ -13,9 +13,10 @@ import pytest
 
 from pyflannel.core.errors import StoreConfigError, StoreUnavailable
 from pyflannel.core.options import EtcdOptions
+from pyflannel.lab.etcdprogram import find_etcd
 from pyflannel.store.etcd.store import EtcdStore
 from pyflannel.testing.certs import Authority, Certificate
-from pyflannel.testing.etcdserver import EtcdServer, ServerTLS, find_etcd
+from pyflannel.testing.etcdserver import EtcdServer, ServerTLS
 
 pytestmark = pytest.mark.slow
 

@@ -19,9 +19,10 @@ import uvloop
 
 from pyflannel.core.errors import StoreCompacted, StoreConflict, StoreUnavailable
 from pyflannel.core.options import EtcdOptions
+from pyflannel.lab.etcdprogram import find_etcd
 from pyflannel.store.etcd.base import PutEvent
 from pyflannel.store.etcd.store import EtcdStore
-from pyflannel.testing.etcdserver import EtcdServer, find_etcd
+from pyflannel.testing.etcdserver import EtcdServer
 
 pytestmark = pytest.mark.slow
 

@@ -31,7 +31,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
-from pyflannel.testing.etcdserver import find_etcd
+from pyflannel.lab.etcdprogram import etcd_command, etcd_environment, find_etcd
 
 T = TypeVar("T")
 
@@ -202,12 +202,16 @@ class Site:
         log = (self.directory / "etcd.log").open("ab")
         self._etcd = subprocess.Popen(
             [
-                *("ip", "netns", "exec", f"{self.name}hub", program),
-                *("--data-dir", self.directory / "etcd"),
-                *("--listen-client-urls", f"http://127.0.0.1:2379,{ETCD}"),
-                *("--advertise-client-urls", ETCD),
-                *("--listen-peer-urls", "http://127.0.0.1:2380"),
+                *("ip", "netns", "exec", f"{self.name}hub"),
+                *etcd_command(
+                    program,
+                    name="hub",
+                    data=self.directory / "etcd",
+                    clients=(ETCD, "http://127.0.0.1:2379"),
+                    peer="http://127.0.0.1:2380",
+                ),
             ],
+            env={**os.environ, **etcd_environment()},
             stdout=log,
             stderr=log,
         )
