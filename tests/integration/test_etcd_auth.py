@@ -8,8 +8,8 @@ import http.server
 import json
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager
 from typing import ClassVar
 
 import pytest
@@ -48,18 +48,21 @@ def protect(server: EtcdServer, **more: str) -> str:
     )
 
 
-def run(server: EtcdServer, work, user: str = "flannel", password: str = SECRET) -> None:
-    async def main() -> None:
-        store = EtcdStore(
-            EtcdOptions(endpoints=(server.endpoint,), username=user, password=password)
-        )
-        try:
-            async with asyncio.timeout(30):
-                await work(store)
-        finally:
-            await store.close()
+@asynccontextmanager
+async def opened(
+    server: EtcdServer, user: str = "flannel", password: str = SECRET
+) -> AsyncIterator[EtcdStore]:
+    store = EtcdStore(EtcdOptions(endpoints=(server.endpoint,), username=user, password=password))
+    try:
+        async with asyncio.timeout(30):
+            yield store
+    finally:
+        await store.close()
 
-    asyncio.run(main())
+
+@pytest.fixture
+def store(server):
+    return opened(server)
 
 
 async def watched(store: EtcdStore, key: bytes) -> None:
@@ -68,10 +71,9 @@ async def watched(store: EtcdStore, key: bytes) -> None:
         await anext(stream)
 
 
-def test_the_right_password_opens_every_request(server):
+async def test_the_right_password_opens_every_request(server):
     protect(server)
-
-    async def work(store: EtcdStore) -> None:
+    async with opened(server) as store:
         assert (await store.get(b"/net/config")).kvs
         lease = await store.grant(60)
         header = await store.put(b"/net/subnets/x", b"v", lease=lease.id, if_mod_revision=0)
@@ -85,14 +87,11 @@ def test_the_right_password_opens_every_request(server):
         await store.delete(b"/net/subnets/x")
         await store.revoke(lease.id)
 
-    run(server, work)
-
 
 @pytest.mark.parametrize(("user", "password"), [("flannel", "wrong"), ("nobody", SECRET)])
-def test_a_wrong_password_or_user_is_a_denial_that_says_so(server, user, password):
+async def test_a_wrong_password_or_user_is_a_denial_that_says_so(server, user, password):
     protect(server)
-
-    async def work(store: EtcdStore) -> None:
+    async with opened(server, user, password) as store:
         with pytest.raises(StoreDenied, match=f"does not accept user '{user}'") as caught:
             await store.get(b"/net/config")
         assert password not in str(caught.value)
@@ -100,32 +99,24 @@ def test_a_wrong_password_or_user_is_a_denial_that_says_so(server, user, passwor
         with pytest.raises(StoreDenied):
             await anext(store.watch_prefix(b"/net/", 1))
 
-    run(server, work, user, password)
 
-
-def test_no_user_where_one_is_needed_is_a_denial_that_names_the_flags(server):
+async def test_no_user_where_one_is_needed_is_a_denial_that_names_the_flags(server):
     protect(server)
-
-    async def work(store: EtcdStore) -> None:
+    async with opened(server, "", "") as store:
         with pytest.raises(StoreDenied, match="--etcd-username"):
             await store.get(b"/net/config")
         with pytest.raises(StoreDenied):
             await anext(store.watch_prefix(b"/net/", 1))
 
-    run(server, work, "", "")
 
-
-def test_a_user_without_a_password_counts_as_none(server):
-    async def work(store: EtcdStore) -> None:
+async def test_a_user_without_a_password_counts_as_none(server):
+    async with opened(server, "flannel", "") as store:
         assert (await store.get(b"/net/config")).kvs
 
-    run(server, work, "flannel", "")
 
-
-def test_what_the_user_may_not_do_is_a_denial(server):
+async def test_what_the_user_may_not_do_is_a_denial(server):
     protect(server, permission="READ")
-
-    async def work(store: EtcdStore) -> None:
+    async with opened(server) as store:
         assert (await store.get(b"/net/config")).kvs
         for attempt in (
             lambda: store.put(b"/net/x", b"v"),
@@ -137,22 +128,16 @@ def test_what_the_user_may_not_do_is_a_denial(server):
             with pytest.raises(StoreDenied, match="permission denied"):
                 await attempt()
 
-    run(server, work)
+
+async def test_a_password_for_a_server_without_users_does_no_harm(store, server):
+    assert (await store.get(b"/net/config")).kvs
+    await store.put(b"/net/x", b"v")
+    await watched(store, b"/net/")
 
 
-def test_a_password_for_a_server_without_users_does_no_harm(server):
-    async def work(store: EtcdStore) -> None:
-        assert (await store.get(b"/net/config")).kvs
-        await store.put(b"/net/x", b"v")
-        await watched(store, b"/net/")
-
-    run(server, work)
-
-
-def test_a_token_that_expired_is_renewed_for_requests_and_for_the_watch(server):
+async def test_a_token_that_expired_is_renewed_for_requests_and_for_the_watch(server):
     protect(server)
-
-    async def work(store: EtcdStore) -> None:
+    async with opened(server) as store:
         await store.get(b"/net/config")
         # etcd looks for outdated tokens once a second.
         await asyncio.sleep(TOKEN_TTL_S + 1.5)
@@ -163,13 +148,10 @@ def test_a_token_that_expired_is_renewed_for_requests_and_for_the_watch(server):
         await asyncio.sleep(TOKEN_TTL_S + 1.5)
         await store.put(b"/net/x", b"v")
 
-    run(server, work)
 
-
-def test_an_open_watch_outlives_its_token(server):
+async def test_an_open_watch_outlives_its_token(server):
     protect(server)
-
-    async def work(store: EtcdStore) -> None:
+    async with opened(server) as store:
         start = (await store.get(b"/net/")).header.revision + 1
         async with aclosing(store.watch_prefix(b"/net/", start)) as stream:
             await anext(stream)
@@ -177,43 +159,34 @@ def test_an_open_watch_outlives_its_token(server):
             await store.put(b"/net/x", b"v")
             assert len((await anext(stream)).events) == 1
 
-    run(server, work)
 
-
-def test_a_restart_of_the_server_forgets_tokens_and_nobody_notices(server):
+async def test_a_restart_of_the_server_forgets_tokens_and_nobody_notices(server):
     protect(server)
-
-    async def work(store: EtcdStore) -> None:
+    async with opened(server) as store:
         await store.get(b"/net/config")
         await asyncio.to_thread(server.restart)
         await watched(store, b"/net/")
         await store.put(b"/net/x", b"v")
 
-    run(server, work)
 
-
-def test_authentication_may_be_switched_off_and_on_under_us(server):
+async def test_authentication_may_be_switched_off_and_on_under_us(store, server):
     root = protect(server)
 
-    async def work(store: EtcdStore) -> None:
-        await store.get(b"/net/config")
-        server.post("auth/disable", {}, token=root)
-        await store.get(b"/net/config")
-        await watched(store, b"/net/")
-        server.post("auth/enable", {})
-        await store.put(b"/net/x", b"v")
-        await watched(store, b"/net/")
-
-    run(server, work)
+    await store.get(b"/net/config")
+    server.post("auth/disable", {}, token=root)
+    await store.get(b"/net/config")
+    await watched(store, b"/net/")
+    server.post("auth/enable", {})
+    await store.put(b"/net/x", b"v")
+    await watched(store, b"/net/")
 
 
-def test_a_wiped_server_does_not_make_us_wait_for_ever_with_the_old_token(server):
+async def test_a_wiped_server_does_not_make_us_wait_for_ever_with_the_old_token(server):
     """It waits in silence for the log entry that made the token, and there is none."""
     for n in range(30):
         server.put(b"/net/fill", str(n).encode())
     protect(server)
-
-    async def work(store: EtcdStore) -> None:
+    async with opened(server) as store:
         await store.get(b"/net/config")
         await asyncio.to_thread(server.stop)
         server.wipe()
@@ -229,31 +202,24 @@ def test_a_wiped_server_does_not_make_us_wait_for_ever_with_the_old_token(server
                 continue
         assert not result.kvs
 
-    run(server, work)
 
-
-def test_the_password_comes_from_a_file_which_is_read_at_each_login(server, tmp_path):
+async def test_the_password_comes_from_a_file_which_is_read_at_each_login(server, tmp_path):
     """A file whose password etcd does not know, and then one that it does."""
     protect(server)
     file = tmp_path / "password"
     file.touch(0o600)
     file.write_text("outdated\n")
 
-    async def main() -> None:
-        options = EtcdOptions(
-            endpoints=(server.endpoint,), username="flannel", password_file=str(file)
-        )
-        store = EtcdStore(options)
-        try:
-            async with asyncio.timeout(30):
-                with pytest.raises(StoreDenied):
-                    await store.get(b"/net/config")
-                file.write_text(f"{SECRET}\n")
-                assert (await store.get(b"/net/config")).kvs
-        finally:
-            await store.close()
-
-    asyncio.run(main())
+    options = EtcdOptions(endpoints=(server.endpoint,), username="flannel", password_file=str(file))
+    store = EtcdStore(options)
+    try:
+        async with asyncio.timeout(30):
+            with pytest.raises(StoreDenied):
+                await store.get(b"/net/config")
+            file.write_text(f"{SECRET}\n")
+            assert (await store.get(b"/net/config")).kvs
+    finally:
+        await store.close()
 
 
 class Busy(http.server.BaseHTTPRequestHandler):

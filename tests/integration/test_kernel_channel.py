@@ -17,7 +17,17 @@ from pyflannel.kernel.rtnl import Answer, Request
 
 DUMP = Request(rtnl.RTM_GETROUTE, rtnl.NLM_F_REQUEST | rtnl.NLM_F_DUMP, b"")
 SET = Request(rtnl.RTM_NEWROUTE, rtnl.NLM_F_REQUEST | rtnl.NLM_F_ACK, b"")
-LOOPS = pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+LOOPS = pytest.mark.parametrize("loop", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+
+
+@pytest.fixture
+def loop():
+    return asyncio.run
+
+
+@pytest.fixture(autouse=True)
+def runner(loop):
+    return lambda main: loop(main())
 
 
 class Peer:
@@ -68,113 +78,90 @@ def done(sequence: int, *, flags: int = 0) -> bytes:
     return message(rtnl.NLMSG_DONE, sequence, flags=flags, body=bytes(4))
 
 
-def test_an_interrupted_dump_is_taken_again(peer: Peer) -> None:
+async def test_an_interrupted_dump_is_taken_again(peer: Peer) -> None:
     """Nothing of the first attempt is in the answer."""
-
-    async def scenario() -> None:
-        link = Channel()
-        peer.prepared.append(
-            [
-                message(24, 1, flags=2, body=b"old "),
-                message(24, 1, flags=2 | rtnl.NLM_F_DUMP_INTR, body=b"torn") + done(1),
-                message(24, 2, flags=2, body=b"new ") + message(24, 2, flags=2, body=b"more"),
-                done(2),
-            ]
-        )
-        answer, messages = await link.dump("route list", DUMP)
-        assert answer == rtnl.DONE
-        assert [m.body for m in messages] == [b"new ", b"more"]
-        await link.close()
-
-    asyncio.run(scenario())
+    link = Channel()
+    peer.prepared.append(
+        [
+            message(24, 1, flags=2, body=b"old "),
+            message(24, 1, flags=2 | rtnl.NLM_F_DUMP_INTR, body=b"torn") + done(1),
+            message(24, 2, flags=2, body=b"new ") + message(24, 2, flags=2, body=b"more"),
+            done(2),
+        ]
+    )
+    answer, messages = await link.dump("route list", DUMP)
+    assert answer == rtnl.DONE
+    assert [m.body for m in messages] == [b"new ", b"more"]
+    await link.close()
 
 
-def test_a_dump_that_never_succeeds_is_an_error(peer: Peer) -> None:
+async def test_a_dump_that_never_succeeds_is_an_error(peer: Peer) -> None:
     """After as many attempts as the constant says; a listing is complete or raises."""
-
-    async def scenario() -> None:
-        link = Channel()
-        attempts = range(1, channel.DUMP_ATTEMPTS + 1)
-        peer.prepared.append([done(n, flags=rtnl.NLM_F_DUMP_INTR) for n in attempts])
-        with pytest.raises(KernelError) as refusal:
-            await link.dump("route list", DUMP)
-        assert refusal.value.errno == errno.EINTR
-        await link.close()
-
-    asyncio.run(scenario())
+    link = Channel()
+    attempts = range(1, channel.DUMP_ATTEMPTS + 1)
+    peer.prepared.append([done(n, flags=rtnl.NLM_F_DUMP_INTR) for n in attempts])
+    with pytest.raises(KernelError) as refusal:
+        await link.dump("route list", DUMP)
+    assert refusal.value.errno == errno.EINTR
+    await link.close()
 
 
-def test_answers_are_matched_by_their_numbers(peer: Peer) -> None:
+async def test_answers_are_matched_by_their_numbers(peer: Peer) -> None:
     """Late answers to somebody else's request are skipped, the order does not matter."""
-
-    async def scenario() -> None:
-        link = Channel()
-        peer.prepared.append(
-            [ack(77, errno.EPERM), ack(2, errno.EEXIST), message(24, 1), ack(1), ack(3)]
-        )
-        answers = await link.transact("apply", [SET, SET, SET])
-        assert answers == [Answer(0, ""), Answer(errno.EEXIST, ""), Answer(0, "")]
-        await link.close()
-
-    asyncio.run(scenario())
+    link = Channel()
+    peer.prepared.append(
+        [ack(77, errno.EPERM), ack(2, errno.EEXIST), message(24, 1), ack(1), ack(3)]
+    )
+    answers = await link.transact("apply", [SET, SET, SET])
+    assert answers == [Answer(0, ""), Answer(errno.EEXIST, ""), Answer(0, "")]
+    await link.close()
 
 
 @LOOPS
-def test_an_answer_that_comes_late_is_waited_for(peer: Peer, run) -> None:
+async def test_an_answer_that_comes_late_is_waited_for(peer: Peer) -> None:
     """With the event loop running."""
-
-    async def scenario() -> None:
-        link = Channel()
-        call = asyncio.create_task(link.transact("apply", [SET]))
-        while not peer.opened:
-            await asyncio.sleep(0)
-        await asyncio.sleep(0.01)
-        assert not call.done()
-        peer.send(ack(1, errno.ENODEV))
-        assert await call == [Answer(errno.ENODEV, "")]
-        await link.close()
-
-    run(scenario())
+    link = Channel()
+    call = asyncio.create_task(link.transact("apply", [SET]))
+    while not peer.opened:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.01)
+    assert not call.done()
+    peer.send(ack(1, errno.ENODEV))
+    assert await call == [Answer(errno.ENODEV, "")]
+    await link.close()
 
 
 @LOOPS
-def test_an_answer_that_never_comes_is_an_error(
-    peer: Peer, monkeypatch: pytest.MonkeyPatch, run
+async def test_an_answer_that_never_comes_is_an_error(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At a deadline; the socket is not used again."""
     monkeypatch.setattr(channel, "ANSWER_TIMEOUT_S", 0.02)
 
-    async def scenario() -> None:
-        link = Channel()
-        with pytest.raises(KernelError) as refusal:
-            await link.transact("apply", [SET])
-        assert refusal.value.errno == errno.ETIMEDOUT
-        peer.prepared.append([ack(2)])
-        assert await link.transact("apply", [SET]) == [Answer(0, "")]
-        assert len(peer.opened) == 2
-        await link.close()
-
-    run(scenario())
+    link = Channel()
+    with pytest.raises(KernelError) as refusal:
+        await link.transact("apply", [SET])
+    assert refusal.value.errno == errno.ETIMEDOUT
+    peer.prepared.append([ack(2)])
+    assert await link.transact("apply", [SET]) == [Answer(0, "")]
+    assert len(peer.opened) == 2
+    await link.close()
 
 
-def test_a_cancelled_conversation_leaves_no_answers_to_the_next(peer: Peer) -> None:
+async def test_a_cancelled_conversation_leaves_no_answers_to_the_next(peer: Peer) -> None:
     """The next one has a new socket."""
-
-    async def scenario() -> None:
-        link = Channel()
-        call = asyncio.create_task(link.dump("route list", DUMP))
-        while not peer.opened:
-            await asyncio.sleep(0)
-        call.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await call
-        peer.prepared.append([message(24, 2, flags=2, body=b"here"), done(2)])
-        _, messages = await link.dump("route list", DUMP)
-        assert [m.body for m in messages] == [b"here"]
-        assert peer.opened[0].fileno() == -1
-        await link.close()
-
-    asyncio.run(scenario())
+    link = Channel()
+    call = asyncio.create_task(link.dump("route list", DUMP))
+    while not peer.opened:
+        await asyncio.sleep(0)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    peer.prepared.append([message(24, 2, flags=2, body=b"here"), done(2)])
+    _, messages = await link.dump("route list", DUMP)
+    assert [m.body for m in messages] == [b"here"]
+    assert peer.opened[0].fileno() == -1
+    await link.close()
 
 
 class Overrun:
@@ -200,7 +187,9 @@ class Overrun:
         return getattr(self._inner, name)
 
 
-def test_lost_answers_are_reported_as_such(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_lost_answers_are_reported_as_such(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """ENOBUFS for each request without one; the next batch works."""
     first = True
 
@@ -214,18 +203,17 @@ def test_lost_answers_are_reported_as_such(peer: Peer, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(channel, "_open", overrun)
 
-    async def scenario() -> None:
-        link = Channel()
-        answers = await link.transact("apply", [SET, SET])
-        assert [answer.errno for answer in answers] == [errno.ENOBUFS, errno.ENOBUFS]
-        peer.prepared.append([ack(3)])
-        assert await link.transact("apply", [SET]) == [Answer(0, "")]
-        await link.close()
-
-    asyncio.run(scenario())
+    link = Channel()
+    answers = await link.transact("apply", [SET, SET])
+    assert [answer.errno for answer in answers] == [errno.ENOBUFS, errno.ENOBUFS]
+    peer.prepared.append([ack(3)])
+    assert await link.transact("apply", [SET]) == [Answer(0, "")]
+    await link.close()
 
 
-def test_an_overrun_of_notifications_is_told(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_overrun_of_notifications_is_told(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What was queued is forgotten with the socket; what comes after it is heard."""
     sockets = iter([Overrun, lambda inner: inner])
     monkeypatch.setattr(
@@ -234,40 +222,33 @@ def test_an_overrun_of_notifications_is_told(peer: Peer, monkeypatch: pytest.Mon
         lambda size, groups, *, near: next(sockets)(peer.open(size, groups, near=near)),
     )
 
-    async def scenario() -> None:
-        stream = Subscription()
-        peer.send(message(21, 0, body=struct.pack("=BBBBI", 2, 32, 0, 0, 99)))
-        assert (await anext(stream)).topic is Topic.OVERFLOW
-        assert peer.opened[0].fileno() == -1
-        peer.send(message(21, 0, body=struct.pack("=BBBBI", 2, 32, 0, 0, 3)))
-        heard = await anext(stream)
-        assert (heard.topic, heard.index, heard.deleted) == (Topic.ADDRESS, 3, True)
-        stream.close()
-
-    asyncio.run(scenario())
+    stream = Subscription()
+    peer.send(message(21, 0, body=struct.pack("=BBBBI", 2, 32, 0, 0, 99)))
+    assert (await anext(stream)).topic is Topic.OVERFLOW
+    assert peer.opened[0].fileno() == -1
+    peer.send(message(21, 0, body=struct.pack("=BBBBI", 2, 32, 0, 0, 3)))
+    heard = await anext(stream)
+    assert (heard.topic, heard.index, heard.deleted) == (Topic.ADDRESS, 3, True)
+    stream.close()
 
 
-def test_a_storm_of_notifications_lets_others_run(peer: Peer) -> None:
+async def test_a_storm_of_notifications_lets_others_run(peer: Peer) -> None:
     """Also one of which nothing is worth telling."""
+    stream = Subscription()
+    turns = 0
 
-    async def scenario() -> None:
-        stream = Subscription()
-        turns = 0
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
 
-        async def count() -> None:
-            nonlocal turns
-            while True:
-                turns += 1
-                await asyncio.sleep(0)
-
-        counter = asyncio.create_task(count())
-        rule = message(32, 0, body=bytes(12))
-        for _ in range(50):
-            peer.send(rule)
-        peer.send(message(20, 0, body=struct.pack("=BBBBI", 2, 32, 0, 0, 3)))
-        assert (await anext(stream)).topic is Topic.ADDRESS
-        assert turns > 0
-        counter.cancel()
-        stream.close()
-
-    asyncio.run(scenario())
+    counter = asyncio.create_task(count())
+    rule = message(32, 0, body=bytes(12))
+    for _ in range(50):
+        peer.send(rule)
+    peer.send(message(20, 0, body=struct.pack("=BBBBI", 2, 32, 0, 0, 3)))
+    assert (await anext(stream)).topic is Topic.ADDRESS
+    assert turns > 0
+    counter.cancel()
+    stream.close()

@@ -16,6 +16,16 @@ from pyflannel.kernel.process import Completed
 LOOPS = pytest.mark.parametrize("loop", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
 
 
+@pytest.fixture
+def loop():
+    return asyncio.run
+
+
+@pytest.fixture(autouse=True)
+def runner(loop):
+    return lambda main: loop(main())
+
+
 def _children() -> list[str]:
     """Ids of our children, zombies included."""
     return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
@@ -37,81 +47,59 @@ def nothing_is_left(loops_are_warm: None):
 
 
 @LOOPS
-def test_output_and_exit_status_are_told(loop) -> None:
+async def test_output_and_exit_status_are_told() -> None:
     """Both streams by themselves; a status that is not 0 is no error."""
-
-    async def scenario() -> None:
-        script = "cat; echo oops >&2; exit 3"
-        done = await process.run(["sh", "-c", script], stdin=b"in\n", timeout_s=5)
-        assert done == Completed(3, b"in\n", b"oops\n")
-
-    loop(scenario())
+    script = "cat; echo oops >&2; exit 3"
+    done = await process.run(["sh", "-c", script], stdin=b"in\n", timeout_s=5)
+    assert done == Completed(3, b"in\n", b"oops\n")
 
 
 @LOOPS
-def test_big_input_and_output_pass_each_other(loop) -> None:
+async def test_big_input_and_output_pass_each_other() -> None:
     """More than any pipe holds, both ways at once."""
     data = b"0123456789abcdef" * 65536
 
-    async def scenario() -> None:
-        done = await process.run(["cat"], stdin=data, timeout_s=10)
-        assert done.stdout == data
-
-    loop(scenario())
+    done = await process.run(["cat"], stdin=data, timeout_s=10)
+    assert done.stdout == data
 
 
 @LOOPS
-def test_a_child_need_not_read_its_input(loop) -> None:
+async def test_a_child_need_not_read_its_input() -> None:
     """A broken pipe is its own affair."""
-
-    async def scenario() -> None:
-        done = await process.run(["true"], stdin=b"x" * 1_000_000, timeout_s=5)
-        assert done.returncode == 0
-
-    loop(scenario())
+    done = await process.run(["true"], stdin=b"x" * 1_000_000, timeout_s=5)
+    assert done.returncode == 0
 
 
 @LOOPS
-def test_the_environment_is_what_is_given(loop) -> None:
+async def test_the_environment_is_what_is_given() -> None:
     """All of it, or ours."""
-
-    async def scenario() -> None:
-        env = {"SUBNET": "10.5.1.0/24"}
-        done = await process.run(["/usr/bin/env"], env=env, timeout_s=5)
-        assert done.stdout == b"SUBNET=10.5.1.0/24\n"
-        done = await process.run(["env"], timeout_s=5)
-        assert b"PATH=" in done.stdout
-
-    loop(scenario())
+    env = {"SUBNET": "10.5.1.0/24"}
+    done = await process.run(["/usr/bin/env"], env=env, timeout_s=5)
+    assert done.stdout == b"SUBNET=10.5.1.0/24\n"
+    done = await process.run(["env"], timeout_s=5)
+    assert b"PATH=" in done.stdout
 
 
 @LOOPS
-def test_a_child_that_takes_too_long_is_killed_with_all_it_started(loop) -> None:
+async def test_a_child_that_takes_too_long_is_killed_with_all_it_started() -> None:
     """The error names the command and the deadline."""
-
-    async def scenario() -> None:
-        start = time.monotonic()
-        script = "sleep 60 & echo $! >&2; wait"
-        with pytest.raises(CommandError, match=r"sh -c .* did not end within 0\.2 s"):
-            await process.run(["sh", "-c", script], timeout_s=0.2)
-        assert time.monotonic() - start < 5
-
-    loop(scenario())
+    start = time.monotonic()
+    script = "sleep 60 & echo $! >&2; wait"
+    with pytest.raises(CommandError, match=r"sh -c .* did not end within 0\.2 s"):
+        await process.run(["sh", "-c", script], timeout_s=0.2)
+    assert time.monotonic() - start < 5
 
 
 @LOOPS
-def test_a_grandchild_that_keeps_the_output_open_is_killed_at_the_deadline(
-    loop, tmp_path: Path
+async def test_a_grandchild_that_keeps_the_output_open_is_killed_at_the_deadline(
+    tmp_path: Path,
 ) -> None:
     """The child itself ended long ago."""
     note = tmp_path / "pid"
 
-    async def scenario() -> None:
-        script = f"sleep 60 & echo $! > {note}"
-        with pytest.raises(CommandError):
-            await process.run(["sh", "-c", script], timeout_s=0.2)
-
-    loop(scenario())
+    script = f"sleep 60 & echo $! > {note}"
+    with pytest.raises(CommandError):
+        await process.run(["sh", "-c", script], timeout_s=0.2)
     pid = int(note.read_text())
     deadline = time.monotonic() + 5
     while _alive(pid):
@@ -129,66 +117,47 @@ def _alive(pid: int) -> bool:
 
 
 @LOOPS
-def test_a_child_in_a_session_of_its_own_cannot_hold_us_up(loop) -> None:
+async def test_a_child_in_a_session_of_its_own_cannot_hold_us_up() -> None:
     """It escapes the kill and keeps the pipe; the call ends all the same."""
-
-    async def scenario() -> None:
-        start = time.monotonic()
-        with pytest.raises(CommandError):
-            await process.run(["sh", "-c", "setsid sleep 2 & exit 0"], timeout_s=0.2)
-        assert time.monotonic() - start < 1.5
-
-    loop(scenario())
+    start = time.monotonic()
+    with pytest.raises(CommandError):
+        await process.run(["sh", "-c", "setsid sleep 2 & exit 0"], timeout_s=0.2)
+    assert time.monotonic() - start < 1.5
 
 
 @LOOPS
-def test_a_cancelled_call_kills_its_child(loop) -> None:
+async def test_a_cancelled_call_kills_its_child() -> None:
     """And reaps it."""
-
-    async def scenario() -> None:
-        call = asyncio.create_task(process.run(["sleep", "60"], timeout_s=60))
-        deadline = time.monotonic() + 5
-        while not _children():
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.005)
-        call.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await call
-
-    loop(scenario())
+    call = asyncio.create_task(process.run(["sleep", "60"], timeout_s=60))
+    deadline = time.monotonic() + 5
+    while not _children():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.005)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
 
 
 @LOOPS
 @pytest.mark.parametrize("program", ["/nonexistent/program", "/etc/passwd", "nul\0byte"])
-def test_a_program_that_cannot_be_started_is_named(loop, program: str) -> None:
+async def test_a_program_that_cannot_be_started_is_named(program: str) -> None:
     """Missing, not executable, or no name at all."""
-
-    async def scenario() -> None:
-        with pytest.raises(CommandError, match="cannot be started"):
-            await process.run([program], timeout_s=5)
-
-    loop(scenario())
+    with pytest.raises(CommandError, match="cannot be started"):
+        await process.run([program], timeout_s=5)
 
 
-def test_output_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_output_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is too much is read and forgotten, so that the child can end."""
     monkeypatch.setattr(process, "OUTPUT_LIMIT", 1000)
 
-    async def scenario() -> None:
-        script = "import sys; sys.stdout.write('x' * 1_000_000)"
-        done = await process.run([sys.executable, "-c", script], timeout_s=10)
-        assert done.returncode == 0
-        assert done.stdout == b"x" * 1000
-
-    asyncio.run(scenario())
+    script = "import sys; sys.stdout.write('x' * 1_000_000)"
+    done = await process.run([sys.executable, "-c", script], timeout_s=10)
+    assert done.returncode == 0
+    assert done.stdout == b"x" * 1000
 
 
-def test_many_children_at_once() -> None:
+async def test_many_children_at_once() -> None:
     """Each gets its own answer."""
-
-    async def scenario() -> None:
-        calls = [process.run(["echo", str(i)], timeout_s=10) for i in range(20)]
-        answers = await asyncio.gather(*calls)
-        assert [int(done.stdout) for done in answers] == list(range(20))
-
-    asyncio.run(scenario())
+    calls = [process.run(["echo", str(i)], timeout_s=10) for i in range(20)]
+    answers = await asyncio.gather(*calls)
+    assert [int(done.stdout) for done in answers] == list(range(20))

@@ -94,7 +94,6 @@ async def test_a_list_in_a_watch_then_each_change(node, cluster):
 async def test_a_server_that_does_not_list_in_a_watch_is_read_in_pages(cluster, how, monkeypatch):
     monkeypatch.setattr("pyflannel.store.kubernetes.client.PAGE", 2)
     cluster.streaming = how
-
     async with following(cluster) as node:
         await node.clock.advance(feeds.LIST_SILENT_S * 2)
         assert node.told == ["list"]
@@ -110,7 +109,6 @@ async def test_a_server_that_does_not_list_in_a_watch_is_read_in_pages(cluster, 
 async def test_a_busy_server_that_does_not_know_the_parameter_is_found_out_too(cluster):
     """Heartbeats of a large cluster leave no silence."""
     cluster.streaming = "ignored"
-
     async with following(cluster) as node:
         for _ in range(int(feeds.LIST_S / 5) + 4):
             cluster.heartbeat("n2")
@@ -123,7 +121,6 @@ async def test_a_page_that_has_expired_begins_again(cluster, monkeypatch):
     monkeypatch.setattr("pyflannel.store.kubernetes.client.PAGE", 2)
     cluster.streaming = "refused"
     cluster.inject("list nodes", 410, "The provided continue parameter is too old")
-
     async with following(cluster) as node:
         await node.clock.advance(2)
         assert node.is_true
@@ -144,7 +141,6 @@ async def test_a_watch_that_ends_goes_on_where_it_was(node, cluster):
 @pytest.mark.parametrize("as_status", [True, False])
 async def test_history_that_is_gone_leads_to_a_list(cluster, as_status):
     cluster.gone_as_status = as_status
-
     async with following(cluster) as node:
         cluster.delete("n2")
         cluster.watches.clear()  # nothing of it was heard
