@@ -9,7 +9,8 @@ import asyncio
 import itertools
 import os
 import ssl
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -86,19 +87,20 @@ def name(world) -> str:
     return f"node{number}"
 
 
-def play(
-    world, name: str, work: Callable[[NodeClient], Awaitable[None]], token: str = "flannel-token"
-) -> None:
-    async def main() -> None:
-        access = Access(server=world.url, ca=Material(path=world.ca), token=token)
-        transport = HttpTransport(access)
-        try:
-            async with asyncio.timeout(60):
-                await work(NodeClient(transport, Names(PREFIX, name)))
-        finally:
-            await transport.close()
+@asynccontextmanager
+async def connected(world, name: str, *, token: str = "flannel-token") -> AsyncIterator[NodeClient]:
+    access = Access(server=world.url, ca=Material(path=world.ca), token=token)
+    transport = HttpTransport(access)
+    try:
+        async with asyncio.timeout(60):
+            yield NodeClient(transport, Names(PREFIX, name))
+    finally:
+        await transport.close()
 
-    asyncio.run(main())
+
+@pytest.fixture
+def client(world, name):
+    return connected(world, name)
 
 
 class Reader:
@@ -129,109 +131,90 @@ class Reader:
         self._stream.close()
 
 
-def test_a_node_has_what_we_need_of_it(world, name):
-    async def work(client: NodeClient) -> None:
-        node = await client.node()
-        assert node.name == name
-        assert node.uid
-        assert node.version
-        assert node.created.endswith("Z")
-        assert len(node.pod_cidrs) == 1
-
-    play(world, name, work)
+async def test_a_node_has_what_we_need_of_it(client, world, name):
+    node = await client.node()
+    assert node.name == name
+    assert node.uid
+    assert node.version
+    assert node.created.endswith("Z")
+    assert len(node.pod_cidrs) == 1
 
 
-def test_a_node_that_is_not_there_is_missing(world):
-    async def work(client: NodeClient) -> None:
+async def test_a_node_that_is_not_there_is_missing(world):
+    async with connected(world, "nobody") as client:
         with pytest.raises(NodeMissing):
             await client.node()
         with pytest.raises(NodeMissing):
             await client.annotate("", {"public-ip": "192.0.2.1"})
 
-    play(world, "nobody", work)
 
-
-def test_a_wrong_token_is_refused(world, name):
-    async def work(client: NodeClient) -> None:
+async def test_a_wrong_token_is_refused(world, name):
+    async with connected(world, name, token="nonsense") as client:
         with pytest.raises(StoreDenied, match="401"):
             await client.node()
         with pytest.raises(StoreDenied, match="401"):
             await client.watch_all()
 
-    play(world, name, work, token="nonsense")
 
-
-def test_what_the_role_does_not_have_is_named_with_user_verb_and_resource(world, name):
-    async def work(client: NodeClient) -> None:
-        reply = await client.transport.ask(
-            Request(
-                method="PATCH",
-                path=f"/api/v1/nodes/{name}",
-                query={},
-                body=b'{"metadata":{"annotations":{"a":"b"}}}',
-                content_type=wire.MERGE,
-            )
+async def test_what_the_role_does_not_have_is_named_with_user_verb_and_resource(
+    client, world, name
+):
+    reply = await client.transport.ask(
+        Request(
+            method="PATCH",
+            path=f"/api/v1/nodes/{name}",
+            query={},
+            body=b'{"metadata":{"annotations":{"a":"b"}}}',
+            content_type=wire.MERGE,
         )
-        text = str(failure(reply.status, reply.body.decode(), "patch nodes"))
-        assert reply.status == 403
-        for part in (FLANNEL, "patch", "nodes", "forbidden"):
-            assert part in text
-
-    play(world, name, work)
-
-
-def test_annotations_are_set_and_removed_and_nothing_changed_is_no_version(world, name):
-    async def work(client: NodeClient) -> None:
-        before = await client.node()
-        set_ = await client.annotate(before.uid, {"public-ip": "192.0.2.1", "backend-type": ""})
-        assert set_.annotations == {"public-ip": "192.0.2.1", "backend-type": ""}
-        assert set_.version != before.version
-        again = await client.annotate(before.uid, {"public-ip": "192.0.2.1"})
-        assert again.version == set_.version
-        gone = await client.annotate(before.uid, {"public-ip": None, "backend-data": None})
-        assert gone.annotations == {"backend-type": ""}
-
-    play(world, name, work)
+    )
+    text = str(failure(reply.status, reply.body.decode(), "patch nodes"))
+    assert reply.status == 403
+    for part in (FLANNEL, "patch", "nodes", "forbidden"):
+        assert part in text
 
 
-def test_a_patch_for_another_object_is_refused_as_such(world, name):
-    async def work(client: NodeClient) -> None:
-        with pytest.raises(NodeReplaced):
-            await client.annotate("00000000-0000-0000-0000-000000000000", {"public-ip": "x"})
-        with pytest.raises(NodeReplaced):
-            await client.say_network_up("00000000-0000-0000-0000-000000000000", 0.0)
-        assert (await client.node()).annotations == {}
-
-    play(world, name, work)
-
-
-def test_the_condition_is_set_and_ready_stays(world, name):
-    async def work(client: NodeClient) -> None:
-        node = await client.node()
-        assert node.network_unavailable == ""
-        up = await client.say_network_up(node.uid, 1_700_000_000.0)
-        assert up.network_unavailable == wire.IS_UP
-        conditions = {c["type"]: c["status"] for c in world.nodes[name]["status"]["conditions"]}
-        assert conditions == {"Ready": "True", "NetworkUnavailable": "False"}
-
-    play(world, name, work)
+async def test_annotations_are_set_and_removed_and_nothing_changed_is_no_version(
+    client, world, name
+):
+    before = await client.node()
+    set_ = await client.annotate(before.uid, {"public-ip": "192.0.2.1", "backend-type": ""})
+    assert set_.annotations == {"public-ip": "192.0.2.1", "backend-type": ""}
+    assert set_.version != before.version
+    again = await client.annotate(before.uid, {"public-ip": "192.0.2.1"})
+    assert again.version == set_.version
+    gone = await client.annotate(before.uid, {"public-ip": None, "backend-data": None})
+    assert gone.annotations == {"backend-type": ""}
 
 
-def test_who_wrote_our_annotations_is_known(world, name):
+async def test_a_patch_for_another_object_is_refused_as_such(client, world, name):
+    with pytest.raises(NodeReplaced):
+        await client.annotate("00000000-0000-0000-0000-000000000000", {"public-ip": "x"})
+    with pytest.raises(NodeReplaced):
+        await client.say_network_up("00000000-0000-0000-0000-000000000000", 0.0)
+    assert (await client.node()).annotations == {}
+
+
+async def test_the_condition_is_set_and_ready_stays(client, world, name):
+    node = await client.node()
+    assert node.network_unavailable == ""
+    up = await client.say_network_up(node.uid, 1_700_000_000.0)
+    assert up.network_unavailable == wire.IS_UP
+    conditions = {c["type"]: c["status"] for c in world.nodes[name]["status"]["conditions"]}
+    assert conditions == {"Ready": "True", "NetworkUnavailable": "False"}
+
+
+async def test_who_wrote_our_annotations_is_known(world, name):
     world.annotate(name, "importer", public_ip="192.0.2.99")
-
-    async def work(client: NodeClient) -> None:
+    async with connected(world, name) as client:
         assert (await client.node()).writer == "importer"
 
-    play(world, name, work)
 
-
-def test_pages_are_one_list(world, name, monkeypatch):
+async def test_pages_are_one_list(world, name, monkeypatch):
     monkeypatch.setattr("pyflannel.store.kubernetes.client.PAGE", 2)
     for number in range(5):
         world.create(f"{name}-{number}")
-
-    async def work(client: NodeClient) -> None:
+    async with connected(world, name) as client:
         found, after, versions = [], "", set()
         while True:
             nodes, version, after = await client.page(after)
@@ -247,62 +230,53 @@ def test_pages_are_one_list(world, name, monkeypatch):
         await asyncio.to_thread(world.delete, f"{name}-0")
         assert isinstance(await reader.about(f"{name}-0"), Deleted)
         reader.close()
-
-    play(world, name, work)
     for number in range(1, 5):
         world.delete(f"{name}-{number}")
 
 
-def test_a_list_in_a_watch_ends_with_a_mark_and_goes_on(world, name):
-    async def work(client: NodeClient) -> None:
-        reader = Reader(client, await client.watch_all())
-        listed = []
-        while True:
-            event = await reader.next()
-            if isinstance(event, Bookmark) and event.ends_list:
-                break
-            assert isinstance(event, Changed)
-            listed.append(event.node.name)
-        assert sorted(listed) == sorted(world.nodes)
-        assert event.version
-        await asyncio.to_thread(world.annotate, name, public_ip="192.0.2.7")
-        changed = await reader.about(name)
-        assert isinstance(changed, Changed)
-        assert changed.node.annotations == {"public-ip": "192.0.2.7"}
-        reader.close()
-
-    play(world, name, work)
+async def test_a_list_in_a_watch_ends_with_a_mark_and_goes_on(client, world, name):
+    reader = Reader(client, await client.watch_all())
+    listed = []
+    while True:
+        event = await reader.next()
+        if isinstance(event, Bookmark) and event.ends_list:
+            break
+        assert isinstance(event, Changed)
+        listed.append(event.node.name)
+    assert sorted(listed) == sorted(world.nodes)
+    assert event.version
+    await asyncio.to_thread(world.annotate, name, public_ip="192.0.2.7")
+    changed = await reader.about(name)
+    assert isinstance(changed, Changed)
+    assert changed.node.annotations == {"public-ip": "192.0.2.7"}
+    reader.close()
 
 
-def test_a_watch_from_a_version_has_every_change_once_and_in_order(world, name):
-    async def work(client: NodeClient) -> None:
-        start = (await client.node()).version
-        for last in range(1, 5):
-            await asyncio.to_thread(world.annotate, name, public_ip=f"192.0.2.{last}")
-        await asyncio.to_thread(world.heartbeat, name)
-        await asyncio.to_thread(world.delete, name)
-        await asyncio.to_thread(world.create, name, "10.244.200.0/24")
-        reader = Reader(client, await client.watch(start))
-        seen = [await reader.about(name) for _ in range(7)]
-        reader.close()
-        addresses = [e.node.annotations["public-ip"] for e in seen[:5] if isinstance(e, Changed)]
-        assert addresses == [*(f"192.0.2.{last}" for last in range(1, 5)), "192.0.2.4"]
-        assert isinstance(seen[5], Deleted)
-        assert seen[5].version
-        last = seen[6]
-        assert isinstance(last, Changed)
-        assert last.node.pod_cidrs == ("10.244.200.0/24",)
-        first = seen[0]
-        assert isinstance(first, Changed)
-        assert last.node.uid != first.node.uid
-
-    play(world, name, work)
+async def test_a_watch_from_a_version_has_every_change_once_and_in_order(client, world, name):
+    start = (await client.node()).version
+    for last in range(1, 5):
+        await asyncio.to_thread(world.annotate, name, public_ip=f"192.0.2.{last}")
+    await asyncio.to_thread(world.heartbeat, name)
+    await asyncio.to_thread(world.delete, name)
+    await asyncio.to_thread(world.create, name, "10.244.200.0/24")
+    reader = Reader(client, await client.watch(start))
+    seen = [await reader.about(name) for _ in range(7)]
+    reader.close()
+    addresses = [e.node.annotations["public-ip"] for e in seen[:5] if isinstance(e, Changed)]
+    assert addresses == [*(f"192.0.2.{last}" for last in range(1, 5)), "192.0.2.4"]
+    assert isinstance(seen[5], Deleted)
+    assert seen[5].version
+    last = seen[6]
+    assert isinstance(last, Changed)
+    assert last.node.pod_cidrs == ("10.244.200.0/24",)
+    first = seen[0]
+    assert isinstance(first, Changed)
+    assert last.node.uid != first.node.uid
 
 
-def test_a_podcidr_comes_later_as_a_change(world, name):
+async def test_a_podcidr_comes_later_as_a_change(world, name):
     world.create(f"{name}-late")
-
-    async def work(client: NodeClient) -> None:
+    async with connected(world, f"{name}-late") as client:
         node = await client.node()
         assert node.pod_cidrs == ()
         reader = Reader(client, await client.watch(node.version))
@@ -311,5 +285,3 @@ def test_a_podcidr_comes_later_as_a_change(world, name):
         assert isinstance(changed, Changed)
         assert changed.node.pod_cidrs == ("10.244.201.0/24",)
         reader.close()
-
-    play(world, f"{name}-late", work)

@@ -6,8 +6,8 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import aclosing, closing
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager, closing
 from ipaddress import ip_address
 
 import pytest
@@ -43,37 +43,32 @@ def store_for(*endpoints: str, **options: float) -> EtcdStore:
     return EtcdStore(EtcdOptions(endpoints=endpoints), **options)
 
 
-def run(store: EtcdStore, work) -> None:
-    async def main() -> None:
-        try:
-            async with asyncio.timeout(60):
-                await work()
-        finally:
-            await store.close()
+@asynccontextmanager
+async def within(store: EtcdStore) -> AsyncIterator[None]:
+    """A minute, and the store is closed."""
+    try:
+        async with asyncio.timeout(60):
+            yield
+    finally:
+        await store.close()
 
-    asyncio.run(main())
 
-
-def test_the_store_knows_where_it_is_also_by_name(server):
+async def test_the_store_knows_where_it_is_also_by_name(server):
     """Endpoints that are addresses from the start, those that are names once connected."""
     port = server.endpoint.rpartition(":")[2]
     store = store_for(f"http://localhost:{port}", "http://192.0.2.7:2379")
     assert store.addresses() == {ip_address("192.0.2.7")}
-
-    async def work() -> None:
+    async with within(store):
         await store.get(b"warm-up")
         known = store.addresses() - {ip_address("192.0.2.7")}
         assert known
         assert all(address.is_loopback for address in known)
 
-    run(store, work)
 
-
-def test_a_dead_first_endpoint_costs_nothing_worth_noticing(server):
+async def test_a_dead_first_endpoint_costs_nothing_worth_noticing(server):
     (nobody,) = free_ports(1)
     store = store_for(f"http://127.0.0.1:{nobody}", server.endpoint)
-
-    async def work() -> None:
+    async with within(store):
         await store.get(b"warm-up")
         began = time.monotonic()
         await store.put(b"k", b"v")
@@ -81,26 +76,20 @@ def test_a_dead_first_endpoint_costs_nothing_worth_noticing(server):
             await anext(stream)
         assert time.monotonic() - began < 1
 
-    run(store, work)
 
-
-def test_a_host_name_that_does_not_exist_is_passed_over_and_named(server):
+async def test_a_host_name_that_does_not_exist_is_passed_over_and_named(server):
     store = store_for("http://no-such-host.invalid:2379", server.endpoint)
-
-    async def work() -> None:
+    async with within(store):
         await store.get(b"k")
         await asyncio.to_thread(server.kill)
         with pytest.raises(StoreUnavailable, match=r"no-such-host.invalid:2379: .*(name|answer)"):
             await store.get(b"k")
 
-    run(store, work)
 
-
-def test_a_listener_that_never_answers_is_passed_over_within_two_seconds(server):
+async def test_a_listener_that_never_answers_is_passed_over_within_two_seconds(server):
     with closing(socket.create_server(("127.0.0.1", 0))) as mute:
         store = store_for(f"http://127.0.0.1:{mute.getsockname()[1]}", server.endpoint)
-
-        async def work() -> None:
+        async with within(store):
             began = time.monotonic()
             await store.get(b"k")
             assert time.monotonic() - began < 2.3
@@ -108,10 +97,8 @@ def test_a_listener_that_never_answers_is_passed_over_within_two_seconds(server)
             await store.get(b"k")
             assert time.monotonic() - began < 0.5, "the good one is remembered"
 
-        run(store, work)
 
-
-def test_a_web_server_in_the_place_of_etcd_is_said_to_be_none():
+async def test_a_web_server_in_the_place_of_etcd_is_said_to_be_none():
     import http.server
 
     class Hello(http.server.BaseHTTPRequestHandler):
@@ -127,25 +114,21 @@ def test_a_web_server_in_the_place_of_etcd_is_said_to_be_none():
         thread = threading.Thread(target=web.serve_forever)
         thread.start()
         store = store_for(f"http://127.0.0.1:{web.server_port}")
-
-        async def work() -> None:
-            with pytest.raises(StoreUnavailable, match=r"HTTP 404.*not etcd's v3 JSON gateway"):
-                await store.get(b"k")
-            with pytest.raises(StoreUnavailable, match=r"HTTP 404.*not etcd's v3 JSON gateway"):
-                await anext(store.watch_prefix(b"k", 1))
-
         try:
-            run(store, work)
+            async with within(store):
+                with pytest.raises(StoreUnavailable, match=r"HTTP 404.*not etcd's v3 JSON gateway"):
+                    await store.get(b"k")
+                with pytest.raises(StoreUnavailable, match=r"HTTP 404.*not etcd's v3 JSON gateway"):
+                    await anext(store.watch_prefix(b"k", 1))
         finally:
             web.shutdown()
             thread.join()
 
 
-def test_all_endpoints_down_are_all_named_and_back_again_is_back_again(server):
+async def test_all_endpoints_down_are_all_named_and_back_again_is_back_again(server):
     (nobody,) = free_ports(1)
     store = store_for(f"http://127.0.0.1:{nobody}", server.endpoint)
-
-    async def work() -> None:
+    async with within(store):
         await store.put(b"k", b"v")
         await asyncio.to_thread(server.kill)
         with pytest.raises(StoreUnavailable) as caught:
@@ -156,31 +139,25 @@ def test_all_endpoints_down_are_all_named_and_back_again_is_back_again(server):
         (kv,) = (await store.get(b"k")).kvs
         assert kv.value == b"v"
 
-    run(store, work)
 
-
-def test_the_first_request_after_a_restart_of_the_server_succeeds(server):
+async def test_the_first_request_after_a_restart_of_the_server_succeeds(server):
     """Connections from before the restart are in the pool; nobody should notice."""
     store = store_for(server.endpoint)
-
-    async def work() -> None:
+    async with within(store):
         await asyncio.gather(*(store.get(b"k") for _ in range(4)))
         for n in range(3):
             await asyncio.to_thread(server.restart)
             await store.put(b"k", str(n).encode())
             assert (await store.get(b"k")).kvs[0].value == str(n).encode()
 
-    run(store, work)
-
 
 def id_of(member: EtcdServer) -> int:
     return int(member.post("maintenance/status", {})["header"]["member_id"])
 
 
-def test_a_watch_on_a_frozen_server_breaks_and_resumes_elsewhere_without_a_gap(cluster):
+async def test_a_watch_on_a_frozen_server_breaks_and_resumes_elsewhere_without_a_gap(cluster):
     store = store_for(*cluster.endpoints, idle=1.0)
-
-    async def work() -> None:
+    async with within(store):
         start = (await store.get(b"f/")).header.revision + 1
         stream = store.watch_prefix(b"f/", start)
         # Which member a store uses first is that which answered first.
@@ -206,22 +183,16 @@ def test_a_watch_on_a_frozen_server_breaks_and_resumes_elsewhere_without_a_gap(c
         finally:
             frozen.thaw()
 
-    run(store, work)
 
-
-def test_an_idle_watch_on_a_healthy_server_stays(server):
+async def test_an_idle_watch_on_a_healthy_server_stays(server):
     store = store_for(server.endpoint, idle=0.1)
-
-    async def work() -> None:
-        async with aclosing(store.watch_prefix(b"k", 2)) as stream:
-            await anext(stream)
-            waiting = asyncio.ensure_future(anext(stream))
-            done, _ = await asyncio.wait({waiting}, timeout=1.0)
-            assert not done, "ten probes long it says nothing and does not break"
-            await store.put(b"k", b"v")
-            assert len((await waiting).events) == 1
-
-    run(store, work)
+    async with within(store), aclosing(store.watch_prefix(b"k", 2)) as stream:
+        await anext(stream)
+        waiting = asyncio.ensure_future(anext(stream))
+        done, _ = await asyncio.wait({waiting}, timeout=1.0)
+        assert not done, "ten probes long it says nothing and does not break"
+        await store.put(b"k", b"v")
+        assert len((await waiting).events) == 1
 
 
 async def eventually(attempt, within: float = 15.0):
@@ -236,10 +207,9 @@ async def eventually(attempt, within: float = 15.0):
             await asyncio.sleep(0.05)
 
 
-def test_writes_go_on_within_seconds_when_the_leader_dies(cluster):
+async def test_writes_go_on_within_seconds_when_the_leader_dies(cluster):
     store = store_for(*cluster.endpoints)
-
-    async def work() -> None:
+    async with within(store):
         await store.put(b"l/k", b"before")
         leader = await asyncio.to_thread(cluster.leader)
         leader.kill()
@@ -257,14 +227,11 @@ def test_writes_go_on_within_seconds_when_the_leader_dies(cluster):
         finally:
             await asyncio.to_thread(leader.start)
 
-    run(store, work)
 
-
-def test_a_creation_during_an_election_is_never_reported_lost_though_it_was_ours(cluster):
+async def test_a_creation_during_an_election_is_never_reported_lost_though_it_was_ours(cluster):
     """Frozen leader, conditional write: whatever happens inside, winner and store agree."""
     store = store_for(*cluster.endpoints)
-
-    async def work() -> None:
+    async with within(store):
         await store.get(b"warm-up")
         leader = await asyncio.to_thread(cluster.leader)
         leader.freeze()
@@ -280,14 +247,11 @@ def test_a_creation_during_an_election_is_never_reported_lost_though_it_was_ours
         finally:
             leader.thaw()
 
-    run(store, work)
 
-
-def test_a_member_without_a_quorum_gives_no_watch_and_no_answer(cluster):
+async def test_a_member_without_a_quorum_gives_no_watch_and_no_answer(cluster):
     alone = cluster.members[0]
     store = store_for(alone.endpoint, idle=1.0)
-
-    async def work() -> None:
+    async with within(store):
         start = (await store.get(b"q/")).header.revision + 1
         stream = store.watch_prefix(b"q/", start)
         await anext(stream)
@@ -305,14 +269,11 @@ def test_a_member_without_a_quorum_gives_no_watch_and_no_answer(cluster):
                 other.thaw()
         await eventually(lambda: store.get(b"q/"))
 
-    run(store, work)
 
-
-def test_a_wiped_server_has_the_same_cluster_id_and_only_its_revision_tells(server):
+async def test_a_wiped_server_has_the_same_cluster_id_and_only_its_revision_tells(server):
     """etcd derives the id from the members' names and addresses, and those stayed."""
     store = store_for(server.endpoint)
-
-    async def work() -> None:
+    async with within(store):
         before = await store.put(b"k", b"v")
         await asyncio.to_thread(server.stop)
         server.wipe()
@@ -321,13 +282,10 @@ def test_a_wiped_server_has_the_same_cluster_id_and_only_its_revision_tells(serv
         assert after.revision < before.revision
         assert after.cluster_id == before.cluster_id
 
-    run(store, work)
 
-
-def test_a_restored_server_has_the_old_cluster_and_an_older_revision(server, tmp_path):
+async def test_a_restored_server_has_the_old_cluster_and_an_older_revision(server, tmp_path):
     store = store_for(server.endpoint)
-
-    async def work() -> None:
+    async with within(store):
         await store.put(b"k", b"old")
         await asyncio.to_thread(server.stop)
         server.backup(tmp_path / "backup")
@@ -341,14 +299,11 @@ def test_a_restored_server_has_the_old_cluster_and_an_older_revision(server, tmp
         assert result.header.revision < newest.revision
         assert result.header.cluster_id == newest.cluster_id
 
-    run(store, work)
 
-
-def test_errors_are_store_errors_and_nothing_else_while_a_server_comes_and_goes(server):
+async def test_errors_are_store_errors_and_nothing_else_while_a_server_comes_and_goes(server):
     """Requests of every kind against a server that is killed and restarted under them."""
     store = store_for(server.endpoint)
-
-    async def work() -> None:
+    async with within(store):
         stop = asyncio.Event()
 
         async def hammer(attempt) -> int:
@@ -388,5 +343,3 @@ def test_errors_are_store_errors_and_nothing_else_while_a_server_comes_and_goes(
         await eventually(lambda: store.put(b"h/k", b"end"))
         counts = await asyncio.gather(*hammers)
         assert all(count > 0 for count in counts[:5]), counts
-
-    run(store, work)

@@ -10,8 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -39,23 +39,32 @@ def server(request, tmp_path_factory) -> Iterator[EtcdServer]:
         yield running
 
 
-LOOPS = [
-    pytest.param(asyncio.new_event_loop, id="asyncio"),
-    pytest.param(uvloop.new_event_loop, id="uvloop"),
-]
+LOOPS = pytest.mark.parametrize("loop", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
 
 
-def run(server: EtcdServer, work, *, loop=asyncio.new_event_loop, idle: float = 5.0) -> None:
-    async def main() -> None:
-        store = EtcdStore(EtcdOptions(endpoints=(server.endpoint,)), idle=idle)
-        try:
-            async with asyncio.timeout(60):
-                await work(store)
-        finally:
-            await store.close()
+@pytest.fixture
+def loop():
+    return asyncio.run
 
-    with asyncio.Runner(loop_factory=loop) as runner:
-        runner.run(main())
+
+@pytest.fixture(autouse=True)
+def runner(loop):
+    return lambda main: loop(main())
+
+
+@asynccontextmanager
+async def opened(server: EtcdServer, *, idle: float = 5.0) -> AsyncIterator[EtcdStore]:
+    store = EtcdStore(EtcdOptions(endpoints=(server.endpoint,)), idle=idle)
+    try:
+        async with asyncio.timeout(60):
+            yield store
+    finally:
+        await store.close()
+
+
+@pytest.fixture
+def store(server):
+    return opened(server)
 
 
 async def events(stream, count: int) -> list:
@@ -65,146 +74,127 @@ async def events(stream, count: int) -> list:
     return seen
 
 
-@pytest.mark.parametrize("loop", LOOPS)
-def test_a_response_larger_than_any_line_buffer_arrives_whole(server, loop):
+@LOOPS
+async def test_a_response_larger_than_any_line_buffer_arrives_whole(store, server):
     """One transaction of 2 MiB: base64 makes a line of 2.7 MiB, far above aiohttp's 512 KiB."""
     pairs = {f"/big/{n:02}".encode(): os.urandom(64 * 1024) for n in range(20)}
 
-    async def work(store: EtcdStore) -> None:
-        start = (await store.get(b"/big")).header.revision + 1
-        async with aclosing(store.watch_prefix(b"/big/", start)) as stream:
-            await anext(stream)
-            await asyncio.to_thread(server.put_all, pairs)
-            response = await anext(stream)
-        assert {e.kv.key: e.kv.value for e in response.events} == pairs
-
-    run(server, work, loop=loop)
+    start = (await store.get(b"/big")).header.revision + 1
+    async with aclosing(store.watch_prefix(b"/big/", start)) as stream:
+        await anext(stream)
+        await asyncio.to_thread(server.put_all, pairs)
+        response = await anext(stream)
+    assert {e.kv.key: e.kv.value for e in response.events} == pairs
 
 
-@pytest.mark.parametrize("loop", LOOPS)
-def test_a_burst_of_a_thousand_leases_arrives_complete_and_in_order(server, loop):
-    async def work(store: EtcdStore) -> None:
-        start = (await store.get(b"/burst")).header.revision + 1
-        value = b'{"PublicIP":"10.99.0.1","PublicIPv6":null,"BackendType":"vxlan"}'
-        async with aclosing(store.watch_prefix(b"/burst/", start)) as stream:
-            await anext(stream)
+@LOOPS
+async def test_a_burst_of_a_thousand_leases_arrives_complete_and_in_order(store, server):
+    start = (await store.get(b"/burst")).header.revision + 1
+    value = b'{"PublicIP":"10.99.0.1","PublicIPv6":null,"BackendType":"vxlan"}'
+    async with aclosing(store.watch_prefix(b"/burst/", start)) as stream:
+        await anext(stream)
 
-            def write() -> None:
-                for batch in range(10):
-                    keys = (f"/burst/{batch}-{n}".encode() for n in range(100))
-                    server.put_all(dict.fromkeys(keys, value))
+        def write() -> None:
+            for batch in range(10):
+                keys = (f"/burst/{batch}-{n}".encode() for n in range(100))
+                server.put_all(dict.fromkeys(keys, value))
 
-            writing = asyncio.ensure_future(asyncio.to_thread(write))
-            seen = await events(stream, 1000)
-            await writing
-        assert len(seen) == 1000
-        assert len({e.kv.key for e in seen}) == 1000
-        revisions = [e.mod_revision for e in seen]
-        assert revisions == sorted(revisions)
-
-    run(server, work, loop=loop)
+        writing = asyncio.ensure_future(asyncio.to_thread(write))
+        seen = await events(stream, 1000)
+        await writing
+    assert len(seen) == 1000
+    assert len({e.kv.key for e in seen}) == 1000
+    revisions = [e.mod_revision for e in seen]
+    assert revisions == sorted(revisions)
 
 
-def test_a_reader_that_is_slow_loses_nothing(server):
-    async def work(store: EtcdStore) -> None:
-        start = (await store.get(b"/slow")).header.revision + 1
-        async with aclosing(store.watch_prefix(b"/slow/", start)) as stream:
-            await anext(stream)
-            for n in range(30):
-                await asyncio.to_thread(
-                    server.put_all,
-                    {f"/slow/{n}-{m}".encode(): bytes(16 * 1024) for m in range(10)},
-                )
-            seen = await events(stream, 300)
-        assert len({e.kv.key for e in seen}) == 300
-
-    run(server, work)
+async def test_a_reader_that_is_slow_loses_nothing(store, server):
+    start = (await store.get(b"/slow")).header.revision + 1
+    async with aclosing(store.watch_prefix(b"/slow/", start)) as stream:
+        await anext(stream)
+        for n in range(30):
+            await asyncio.to_thread(
+                server.put_all,
+                {f"/slow/{n}-{m}".encode(): bytes(16 * 1024) for m in range(10)},
+            )
+        seen = await events(stream, 300)
+    assert len({e.kv.key for e in seen}) == 300
 
 
-def test_history_is_delivered_from_the_start_revision_on(server):
-    async def work(store: EtcdStore) -> None:
-        start = (await store.get(b"/old")).header.revision + 1
-        for n in range(50):
-            await store.put(b"/old/k", str(n).encode())
-        async with aclosing(store.watch_prefix(b"/old/", start)) as stream:
-            seen = await events(stream, 50)
-        assert [e.kv.value for e in seen] == [str(n).encode() for n in range(50)]
-        assert all(isinstance(e, PutEvent) for e in seen)
-
-    run(server, work)
+async def test_history_is_delivered_from_the_start_revision_on(store, server):
+    start = (await store.get(b"/old")).header.revision + 1
+    for n in range(50):
+        await store.put(b"/old/k", str(n).encode())
+    async with aclosing(store.watch_prefix(b"/old/", start)) as stream:
+        seen = await events(stream, 50)
+    assert [e.kv.value for e in seen] == [str(n).encode() for n in range(50)]
+    assert all(isinstance(e, PutEvent) for e in seen)
 
 
-def test_a_watch_resumed_after_kills_has_every_write_once(server):
+async def test_a_watch_resumed_after_kills_has_every_write_once(store, server):
     """Five kills under a writer; who resumes at the last event's revision + 1 misses nothing."""
+    cursor = (await store.get(b"/kill")).header.revision + 1
+    written: list[bytes] = []
 
-    async def work(store: EtcdStore) -> None:
-        cursor = (await store.get(b"/kill")).header.revision + 1
-        written: list[bytes] = []
-
-        async def write_once(value: bytes, revision: int) -> int:
-            """Writes as a careful client does: only if nothing else happened to the key."""
-            while True:
-                try:
-                    header = await store.put(b"/kill/k", value, if_mod_revision=revision)
-                    return header.revision
-                except StoreUnavailable:
-                    await asyncio.sleep(0.02)
-                except StoreConflict:
-                    # A former attempt got through after all.
-                    with contextlib.suppress(StoreUnavailable):
-                        (kv,) = (await store.get(b"/kill/k")).kvs
-                        assert kv.value == value
-                        return kv.mod_revision
-
-        async def write() -> None:
-            revision = 0
-            for n in range(60):
-                written.append(str(n).encode())
-                revision = await write_once(written[-1], revision)
-                await asyncio.sleep(0.01)
-
-        async def kill() -> None:
-            for _ in range(5):
-                await asyncio.sleep(0.1)
-                await asyncio.to_thread(server.restart)
-
-        tasks = [asyncio.create_task(write()), asyncio.create_task(kill())]
-        seen: list[bytes] = []
-        while len(seen) < 60:
+    async def write_once(value: bytes, revision: int) -> int:
+        """Writes as a careful client does: only if nothing else happened to the key."""
+        while True:
             try:
-                async with aclosing(store.watch_prefix(b"/kill/", cursor)) as stream:
-                    async for response in stream:
-                        for event in response.events:
-                            seen.append(event.kv.value)
-                            cursor = event.mod_revision + 1
-                        if len(seen) >= 60:
-                            break
+                header = await store.put(b"/kill/k", value, if_mod_revision=revision)
+                return header.revision
             except StoreUnavailable:
                 await asyncio.sleep(0.02)
-        await asyncio.gather(*tasks)
-        assert seen == written
+            except StoreConflict:
+                # A former attempt got through after all.
+                with contextlib.suppress(StoreUnavailable):
+                    (kv,) = (await store.get(b"/kill/k")).kvs
+                    assert kv.value == value
+                    return kv.mod_revision
 
-    run(server, work)
+    async def write() -> None:
+        revision = 0
+        for n in range(60):
+            written.append(str(n).encode())
+            revision = await write_once(written[-1], revision)
+            await asyncio.sleep(0.01)
+
+    async def kill() -> None:
+        for _ in range(5):
+            await asyncio.sleep(0.1)
+            await asyncio.to_thread(server.restart)
+
+    tasks = [asyncio.create_task(write()), asyncio.create_task(kill())]
+    seen: list[bytes] = []
+    while len(seen) < 60:
+        try:
+            async with aclosing(store.watch_prefix(b"/kill/", cursor)) as stream:
+                async for response in stream:
+                    for event in response.events:
+                        seen.append(event.kv.value)
+                        cursor = event.mod_revision + 1
+                    if len(seen) >= 60:
+                        break
+        except StoreUnavailable:
+            await asyncio.sleep(0.02)
+    await asyncio.gather(*tasks)
+    assert seen == written
 
 
-def test_compaction_while_away_is_told_and_a_list_leads_on(server):
-    async def work(store: EtcdStore) -> None:
-        cursor = (await store.put(b"/comp/k", b"0")).revision + 1
-        for n in range(5):
-            await store.put(b"/comp/k", str(n).encode())
-        await asyncio.to_thread(server.compact)
-        with pytest.raises(StoreCompacted) as caught:
-            async with aclosing(store.watch_prefix(b"/comp/", cursor)) as stream:
-                await events(stream, 1)
-        listed = await store.range_prefix(b"/comp/")
-        assert listed.header.revision >= caught.value.compact_revision
-        async with aclosing(store.watch_prefix(b"/comp/", listed.header.revision + 1)) as stream:
-            await anext(stream)
-            await store.put(b"/comp/k", b"after")
-            (event,) = await events(stream, 1)
-        assert event.kv.value == b"after"
-
-    run(server, work)
+async def test_compaction_while_away_is_told_and_a_list_leads_on(store, server):
+    cursor = (await store.put(b"/comp/k", b"0")).revision + 1
+    for n in range(5):
+        await store.put(b"/comp/k", str(n).encode())
+    await asyncio.to_thread(server.compact)
+    with pytest.raises(StoreCompacted) as caught:
+        async with aclosing(store.watch_prefix(b"/comp/", cursor)) as stream:
+            await events(stream, 1)
+    listed = await store.range_prefix(b"/comp/")
+    assert listed.header.revision >= caught.value.compact_revision
+    async with aclosing(store.watch_prefix(b"/comp/", listed.header.revision + 1)) as stream:
+        await anext(stream)
+        await store.put(b"/comp/k", b"after")
+        (event,) = await events(stream, 1)
+    assert event.kv.value == b"after"
 
 
 def sockets() -> set[str]:
@@ -216,13 +206,13 @@ def sockets() -> set[str]:
     return {target for target in found if target.startswith("socket")}
 
 
-@pytest.mark.parametrize("loop", LOOPS)
-def test_nothing_is_left_after_close(server, loop):
+@LOOPS
+async def test_nothing_is_left_after_close(server):
     """No thread, no socket, no task; warnings about unclosed ones are errors here."""
     before = sockets()
     threads = set(threading.enumerate())
 
-    async def work(store: EtcdStore) -> None:
+    async with opened(server) as store:
         for _ in range(3):
             stream = store.watch_prefix(b"/leak/", 0)
             await anext(stream)
@@ -234,29 +224,24 @@ def test_nothing_is_left_after_close(server, loop):
         await store.close()
         with pytest.raises(StoreUnavailable):
             await waiting
-
-    run(server, work, loop=loop)
     gc.collect()
     assert set(threading.enumerate()) <= threads
     assert sockets() <= before
 
 
-def test_closing_does_not_wait_for_a_frozen_server(server):
-    async def work(store: EtcdStore) -> None:
-        await store.get(b"/k")
-        server.freeze()
-        try:
-            pending = [asyncio.ensure_future(store.get(b"/k")) for _ in range(3)]
-            await asyncio.sleep(0.05)
-            began = time.monotonic()
-            await store.close()
-            assert time.monotonic() - began < 0.3
-            results = await asyncio.gather(*pending, return_exceptions=True)
-            assert all(isinstance(result, StoreUnavailable) for result in results)
-        finally:
-            server.thaw()
-
-    run(server, work)
+async def test_closing_does_not_wait_for_a_frozen_server(store, server):
+    await store.get(b"/k")
+    server.freeze()
+    try:
+        pending = [asyncio.ensure_future(store.get(b"/k")) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        began = time.monotonic()
+        await store.close()
+        assert time.monotonic() - began < 0.3
+        results = await asyncio.gather(*pending, return_exceptions=True)
+        assert all(isinstance(result, StoreUnavailable) for result in results)
+    finally:
+        server.thaw()
 
 
 def test_a_program_that_is_stuck_with_a_frozen_server_can_end(server, tmp_path):
@@ -289,36 +274,32 @@ def test_a_program_that_is_stuck_with_a_frozen_server_can_end(server, tmp_path):
         server.thaw()
 
 
-def test_after_reconnect_requests_work_and_open_watches_end_at_once(server):
+async def test_after_reconnect_requests_work_and_open_watches_end_at_once(store, server):
     """What an address change of ours breaks without a word is given up instead of waited for."""
-
-    async def work(store: EtcdStore) -> None:
-        start = (await store.put(b"/moved/k", b"1")).revision + 1
-        async with aclosing(store.watch_prefix(b"/moved/", start)) as stream:
-            await anext(stream)
-            waiting = asyncio.ensure_future(anext(stream))
-            await asyncio.sleep(0)
-            store.reconnect("another address")
-            with pytest.raises(StoreUnavailable, match="another address"):
-                async with asyncio.timeout(1.0):
-                    await waiting
-        assert (await store.get(b"/moved/k")).kvs[0].value == b"1"
-        async with aclosing(store.watch_prefix(b"/moved/", start)) as stream:
-            await anext(stream)
-            await store.put(b"/moved/k", b"2")
-            assert [event.kv.value for event in await events(stream, 1)] == [b"2"]
-
-    run(server, work)
+    start = (await store.put(b"/moved/k", b"1")).revision + 1
+    async with aclosing(store.watch_prefix(b"/moved/", start)) as stream:
+        await anext(stream)
+        waiting = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(0)
+        store.reconnect("another address")
+        with pytest.raises(StoreUnavailable, match="another address"):
+            async with asyncio.timeout(1.0):
+                await waiting
+    assert (await store.get(b"/moved/k")).kvs[0].value == b"1"
+    async with aclosing(store.watch_prefix(b"/moved/", start)) as stream:
+        await anext(stream)
+        await store.put(b"/moved/k", b"2")
+        assert [event.kv.value for event in await events(stream, 1)] == [b"2"]
 
 
-def test_two_silent_watches_ask_their_member_together(server):
+async def test_two_silent_watches_ask_their_member_together(server):
     """A node has two; they were most of what a cluster at rest cost etcd."""
 
     def asked() -> float:
         name = 'grpc_server_started_total{grpc_method="Status"'
         return sum(n for key, n in server.metrics().items() if key.startswith(name))
 
-    async def work(store: EtcdStore) -> None:
+    async with opened(server, idle=0.5) as store:
         start_at = (await store.get(b"one")).header.revision + 1
         async with (
             aclosing(store.watch_prefix(b"one", start_at)) as one,
@@ -337,5 +318,3 @@ def test_two_silent_watches_ask_their_member_together(server):
             await store.put(b"one", b"v")
             await store.put(b"other", b"v")
             await asyncio.gather(*waiting)
-
-    run(server, work, idle=0.5)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -30,21 +31,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def serve(
-    scenario: Callable[[HealthServer, int], Awaitable[None]],
-    host: str = "127.0.0.1",
-    limits: Limits = QUICK,
-) -> None:
-    async def main() -> None:
-        server, port = HealthServer(ready, limits), free_port()
-        await server.start(host, port)
-        try:
-            async with asyncio.timeout(20):
-                await scenario(server, port)
-        finally:
-            await server.cleanup()
-
-    asyncio.run(main())
+@asynccontextmanager
+async def serving(
+    *, host: str = "127.0.0.1", limits: Limits = QUICK
+) -> AsyncIterator[tuple[HealthServer, int]]:
+    """A server and its port."""
+    server, port = HealthServer(ready, limits), free_port()
+    await server.start(host, port)
+    try:
+        async with asyncio.timeout(20):
+            yield server, port
+    finally:
+        await server.cleanup()
 
 
 async def ask(port: int, host: str = "127.0.0.1") -> bytes:
@@ -70,8 +68,8 @@ async def close(writer: asyncio.StreamWriter) -> None:
         await writer.wait_closed()
 
 
-def test_a_flood_of_silent_connections_holds_a_bounded_number_and_a_probe_is_answered() -> None:
-    async def scenario(server: HealthServer, port: int) -> None:
+async def test_a_flood_of_silent_connections_holds_a_bounded_number_and_a_probe_is_answered():
+    async with serving(limits=Limits(most=8, request_s=2.0, idle_s=2.0)) as (server, port):
         silent = []
         for _ in range(100):
             silent.append(await asyncio.open_connection("127.0.0.1", port))
@@ -83,11 +81,9 @@ def test_a_flood_of_silent_connections_holds_a_bounded_number_and_a_probe_is_ans
         for _, writer in silent:
             await close(writer)
 
-    serve(scenario, limits=Limits(most=8, request_s=2.0, idle_s=2.0))
 
-
-def test_single_bytes_do_not_buy_time() -> None:
-    async def scenario(_: HealthServer, port: int) -> None:
+async def test_single_bytes_do_not_buy_time() -> None:
+    async with serving() as (_, port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         loop = asyncio.get_running_loop()
         start = loop.time()
@@ -99,11 +95,9 @@ def test_single_bytes_do_not_buy_time() -> None:
         assert 0.25 < loop.time() - start < 5
         await close(writer)
 
-    serve(scenario)
 
-
-def test_a_kept_connection_serves_again_and_ends_when_it_is_idle() -> None:
-    async def scenario(_: HealthServer, port: int) -> None:
+async def test_a_kept_connection_serves_again_and_ends_when_it_is_idle() -> None:
+    async with serving() as (_, port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         for _number in range(3):
             writer.write(REQUEST)
@@ -112,11 +106,9 @@ def test_a_kept_connection_serves_again_and_ends_when_it_is_idle() -> None:
         await ended([reader])
         await close(writer)
 
-    serve(scenario)
 
-
-def test_a_client_that_reads_nothing_and_announces_a_body_ends_too() -> None:
-    async def scenario(server: HealthServer, port: int) -> None:
+async def test_a_client_that_reads_nothing_and_announces_a_body_ends_too() -> None:
+    async with serving() as (server, port):
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
         while not server.connections:
@@ -124,8 +116,6 @@ def test_a_client_that_reads_nothing_and_announces_a_body_ends_too() -> None:
         while server.connections:
             await asyncio.sleep(0.01)
         await close(writer)
-
-    serve(scenario)
 
 
 @pytest.mark.parametrize(
@@ -138,16 +128,13 @@ def test_a_client_that_reads_nothing_and_announces_a_body_ends_too() -> None:
         ("localhost", None),
     ],
 )
-def test_it_answers_on_the_addresses_that_upstream_answers_on(
+async def test_it_answers_on_the_addresses_that_upstream_answers_on(
     host: str, answers: set[str] | None
 ) -> None:
     """All zeros of either family is both families, observed on v0.28.9."""
-
-    async def scenario(_: HealthServer, port: int) -> None:
+    async with serving(host=host) as (_, port):
         found = {each for each in ("127.0.0.1", "::1") if await ask(port, each)}
         assert found == answers if answers is not None else len(found) == 1
-
-    serve(scenario, host)
 
 
 @pytest.mark.parametrize(
@@ -160,19 +147,14 @@ def test_it_answers_on_the_addresses_that_upstream_answers_on(
         ("x" * 300, "neither an address nor a name"),
     ],
 )
-def test_an_address_that_cannot_be_is_explained(host: str, words: str) -> None:
-    async def main() -> None:
-        with pytest.raises(DeviceUnavailable, match=words) as caught:
-            await HealthServer(ready).start(host, free_port())
-        assert "--healthz-ip" in str(caught.value)
-        assert str(caught.value).isprintable()
-
-    asyncio.run(main())
+async def test_an_address_that_cannot_be_is_explained(host: str, words: str) -> None:
+    with pytest.raises(DeviceUnavailable, match=words) as caught:
+        await HealthServer(ready).start(host, free_port())
+    assert "--healthz-ip" in str(caught.value)
+    assert str(caught.value).isprintable()
 
 
-def test_a_port_that_is_taken_is_explained() -> None:
-    async def scenario(_: HealthServer, port: int) -> None:
+async def test_a_port_that_is_taken_is_explained() -> None:
+    async with serving() as (_, port):
         with pytest.raises(DeviceUnavailable, match="--healthz-port"):
             await HealthServer(ready).start("127.0.0.1", port)
-
-    serve(scenario)

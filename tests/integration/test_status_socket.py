@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import http.client
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -34,20 +36,17 @@ async def until(probe) -> None:
             await asyncio.sleep(0.01)
 
 
-def keep(path, scenario) -> None:
-    async def main() -> None:
-        told: list[str] = []
-        kept = app.keep_status(
-            Saying(NodeReport()), str(path), lambda text: told.append(text) or True
-        )
-        task = asyncio.create_task(kept)
-        try:
-            await scenario(told, task)
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-    asyncio.run(main())
+@asynccontextmanager
+async def keep(path) -> AsyncIterator[list[str]]:
+    """The socket is kept; gives what is told of it."""
+    told: list[str] = []
+    kept = app.keep_status(Saying(NodeReport()), str(path), lambda text: told.append(text) or True)
+    task = asyncio.create_task(kept)
+    try:
+        yield told
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 @pytest.fixture(autouse=True)
@@ -55,64 +54,52 @@ def _quick(monkeypatch):
     monkeypatch.setattr(app, "CHECK_INTERVAL_S", 0.02)
 
 
-def test_a_deleted_socket_is_made_again(tmp_path):
+async def test_a_deleted_socket_is_made_again(tmp_path):
     path = tmp_path / "s.sock"
 
-    async def scenario(told, task) -> None:
+    async with keep(path):
         await until(lambda: ask(path) == 200)
         path.unlink()
         await until(lambda: ask(path) == 200)
 
-    keep(path, scenario)
 
-
-def test_it_goes_with_the_daemon(tmp_path):
+async def test_it_goes_with_the_daemon(tmp_path):
     path = tmp_path / "s.sock"
 
-    async def scenario(told, task) -> None:
+    async with keep(path):
         await until(lambda: ask(path) == 200)
-
-    keep(path, scenario)
     assert not path.exists()
 
 
-def test_somebody_elses_socket_of_that_name_is_not_taken_along(tmp_path):
+async def test_somebody_elses_socket_of_that_name_is_not_taken_along(tmp_path):
     path = tmp_path / "s.sock"
-    other = socket.socket(socket.AF_UNIX)
-
-    async def scenario(told, task) -> None:
-        await until(lambda: ask(path) == 200)
-        path.unlink()
-        other.bind(str(path))
-        other.listen()
-
-    with other:
-        keep(path, scenario)
+    with socket.socket(socket.AF_UNIX) as other:
+        async with keep(path):
+            await until(lambda: ask(path) == 200)
+            path.unlink()
+            other.bind(str(path))
+            other.listen()
         assert path.exists()
 
 
-def test_a_place_that_cannot_be_had_is_told_until_it_can(tmp_path):
+async def test_a_place_that_cannot_be_had_is_told_until_it_can(tmp_path):
     path = tmp_path / "later" / "s.sock"
     path.parent.write_text("in the way")
 
-    async def scenario(told, task) -> None:
+    async with keep(path) as told:
         await until(lambda: any(str(path) in text for text in told))
         path.parent.unlink()
         path.parent.mkdir()
         await until(lambda: ask(path) == 200)
         await until(lambda: told[-1] == "")
 
-    keep(path, scenario)
 
-
-def test_a_file_of_that_name_is_left_alone_and_the_reason_is_told(tmp_path):
+async def test_a_file_of_that_name_is_left_alone_and_the_reason_is_told(tmp_path):
     path = tmp_path / "precious.txt"
     path.write_text("not ours")
 
-    async def scenario(told, task) -> None:
+    async with keep(path) as told:
         await until(lambda: told)
         assert "not a socket" in told[0]
         assert "--status-socket" in told[0]
-
-    keep(path, scenario)
     assert path.read_text() == "not ours"

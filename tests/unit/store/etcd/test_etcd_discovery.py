@@ -8,6 +8,8 @@ import random
 import socket
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -135,59 +137,50 @@ class Store(EtcdStore):
         return {"header": HEADER, "kvs": []}
 
 
-def play(store: Store, work) -> None:
-    async def main() -> None:
-        try:
-            await work(store)
-        finally:
-            await store.close()
+@pytest.fixture
+@asynccontextmanager
+async def store(dns) -> AsyncIterator[Store]:
+    store = Store()
+    try:
+        yield store
+    finally:
+        await store.close()
 
-    asyncio.run(main())
 
-
-def test_the_records_are_read_once_and_again_when_all_endpoints_fail(dns):
+async def test_the_records_are_read_once_and_again_when_all_endpoints_fail(store, dns):
     dns.zone = {(PLAIN, "SRV"): ["0 1 2379 a.example.com."]}
 
-    async def work(store: Store) -> None:
-        assert store.describe() == "the SRV records of example.com"
-        for _ in range(3):
-            await store.get(b"k")
-        assert dns.asked.count((PLAIN, "SRV")) == 1
-        assert store.describe() == "http://a.example.com:2379"
-        store.alive = {"b.example.com"}
-        dns.zone = {(PLAIN, "SRV"): ["0 1 2379 b.example.com."]}
-        with pytest.raises(StoreUnavailable, match=r"a\.example\.com"):
-            await store.get(b"k")
+    assert store.describe() == "the SRV records of example.com"
+    for _ in range(3):
         await store.get(b"k")
-        assert store.asked[-1] == "b.example.com"
-        assert dns.asked.count((PLAIN, "SRV")) == 2
+    assert dns.asked.count((PLAIN, "SRV")) == 1
+    assert store.describe() == "http://a.example.com:2379"
+    store.alive = {"b.example.com"}
+    dns.zone = {(PLAIN, "SRV"): ["0 1 2379 b.example.com."]}
+    with pytest.raises(StoreUnavailable, match=r"a\.example\.com"):
+        await store.get(b"k")
+    await store.get(b"k")
+    assert store.asked[-1] == "b.example.com"
+    assert dns.asked.count((PLAIN, "SRV")) == 2
 
-    play(Store(), work)
 
-
-def test_endpoints_that_are_known_are_used_although_dns_has_nothing_any_more(dns):
+async def test_endpoints_that_are_known_are_used_although_dns_has_nothing_any_more(store, dns):
     dns.zone = {(PLAIN, "SRV"): ["0 1 2379 a.example.com."]}
 
-    async def work(store: Store) -> None:
-        await store.get(b"k")
-        store.alive, dns.zone = set(), {}
-        for _ in range(2):
-            with pytest.raises(StoreUnavailable, match="connection refused"):
-                await store.get(b"k")
-        store.alive = {"a.example.com"}
-        await store.get(b"k")
-
-    play(Store(), work)
-
-
-def test_without_any_endpoint_it_is_said_why_and_asked_again(dns):
-    async def work(store: Store) -> None:
-        with pytest.raises(StoreUnavailable, match="no etcd endpoint is known: _etcd-client-ssl"):
+    await store.get(b"k")
+    store.alive, dns.zone = set(), {}
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable, match="connection refused"):
             await store.get(b"k")
-        dns.zone = {(PLAIN, "SRV"): ["0 1 2379 a.example.com."]}
-        await store.get(b"k")
+    store.alive = {"a.example.com"}
+    await store.get(b"k")
 
-    play(Store(), work)
+
+async def test_without_any_endpoint_it_is_said_why_and_asked_again(store, dns):
+    with pytest.raises(StoreUnavailable, match="no etcd endpoint is known: _etcd-client-ssl"):
+        await store.get(b"k")
+    dns.zone = {(PLAIN, "SRV"): ["0 1 2379 a.example.com."]}
+    await store.get(b"k")
 
 
 @pytest.mark.parametrize(
