@@ -49,7 +49,7 @@ def everything() -> str:
     return sh("nft -s list ruleset")
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def runner():
     return lambda main: in_new_netns(lambda: asyncio.run(main()))
 
@@ -152,21 +152,17 @@ async def test_nothing_of_ours_is_left_after_removal(manager):
 
 @pytest.mark.parametrize("name", MANAGERS)
 @pytest.mark.parametrize("wanted", [True, False])
-def test_source_ports_are_fully_random_unless_that_is_switched_off(name, wanted):
+async def test_source_ports_are_fully_random_unless_that_is_switched_off(name, wanted):
     """Every kernel since 3.13 and both tools of this decade can do it."""
-
-    async def go() -> None:
-        manager = MANAGERS[name](fully_random=wanted)
-        try:
-            await manager.ensure(rules())
-            text = everything().lower()
-            # How iptables' own rules print here depends on the version of nft.
-            printed = sh("iptables-save") if name == "iptables" else text
-            assert ("fully" in printed) == wanted
-        finally:
-            manager.close()
-
-    in_new_netns(lambda: asyncio.run(go()))
+    manager = MANAGERS[name](fully_random=wanted)
+    try:
+        await manager.ensure(rules())
+        text = everything().lower()
+        # How iptables' own rules print here depends on the version of nft.
+        printed = sh("iptables-save") if name == "iptables" else text
+        assert ("fully" in printed) == wanted
+    finally:
+        manager.close()
 
 
 async def test_a_part_that_is_no_longer_wanted_goes(manager):
@@ -293,7 +289,7 @@ OPERATORS = """
 
 
 @pytest.mark.parametrize("damage", ["flush", "hook"])
-def test_what_an_operator_has_put_into_our_table_beside_our_chains_stays(damage):
+async def test_what_an_operator_has_put_into_our_table_beside_our_chains_stays(damage):
     """Chains with and without a hook, and a set: nft alone has such tables."""
 
     def theirs() -> str:
@@ -312,34 +308,31 @@ def test_what_an_operator_has_put_into_our_table_beside_our_chains_stays(damage)
             for name in ("postrtg", "forward", "guard")
         )
 
-    async def go() -> None:
-        manager = NftablesManager()
-        try:
-            await manager.ensure(rules())
-            subprocess.run(["nft", "-f", "-"], input=OPERATORS, text=True, check=True)
-            before, wanted = theirs(), ours()
-            assert not (await manager.ensure(rules())).changed
-            sh("nft flush chain ip flannel-ipv4 forward")
-            if damage == "hook":
-                sh("nft delete chain ip flannel-ipv4 forward")
-                base = "type filter hook output priority 0;"
-                sh(f"nft add chain ip flannel-ipv4 forward '{{ {base} }}'")
-            assert (await manager.ensure(rules())).changed
-            assert theirs() == before
-            assert [line for line in ours().splitlines() if "comment" not in line] == [
-                line for line in wanted.splitlines() if "comment" not in line
-            ]
-            assert not (await manager.ensure(rules())).changed
-            await manager.ensure(rules(OTHER))
-            assert theirs() == before
-            await manager.remove(ours=None if damage == "hook" else rules().networks)
-            assert theirs() == before
-            assert "10.0." not in everything()
-            assert await manager.leftovers() == []
-        finally:
-            manager.close()
-
-    in_new_netns(lambda: asyncio.run(go()))
+    manager = NftablesManager()
+    try:
+        await manager.ensure(rules())
+        subprocess.run(["nft", "-f", "-"], input=OPERATORS, text=True, check=True)
+        before, wanted = theirs(), ours()
+        assert not (await manager.ensure(rules())).changed
+        sh("nft flush chain ip flannel-ipv4 forward")
+        if damage == "hook":
+            sh("nft delete chain ip flannel-ipv4 forward")
+            base = "type filter hook output priority 0;"
+            sh(f"nft add chain ip flannel-ipv4 forward '{{ {base} }}'")
+        assert (await manager.ensure(rules())).changed
+        assert theirs() == before
+        assert [line for line in ours().splitlines() if "comment" not in line] == [
+            line for line in wanted.splitlines() if "comment" not in line
+        ]
+        assert not (await manager.ensure(rules())).changed
+        await manager.ensure(rules(OTHER))
+        assert theirs() == before
+        await manager.remove(ours=None if damage == "hook" else rules().networks)
+        assert theirs() == before
+        assert "10.0." not in everything()
+        assert await manager.leftovers() == []
+    finally:
+        manager.close()
 
 
 async def test_the_rules_of_the_former_network_go(manager):
@@ -353,24 +346,20 @@ async def test_the_rules_of_the_former_network_go(manager):
 
 
 @pytest.mark.parametrize("ours", ["iptables", "nftables"])
-def test_the_other_managers_rules_go_only_if_they_are_ours(ours):
+async def test_the_other_managers_rules_go_only_if_they_are_ours(ours):
     """After a change from one manager to the other, beside a daemon that uses the first."""
-
-    async def go() -> None:
-        former, other = MANAGERS[ours](), MANAGERS[ours]()
-        try:
-            await former.ensure(rules())
-            await other.ensure(beside())
-            before = counts()
-            await MANAGERS[ours]().remove(ours=rules().networks)
-            now = counts()
-            assert now["10.0.0.0/16"] == 0
-            assert now["10.9.0.0/16"] == before["10.9.0.0/16"]
-        finally:
-            former.close()
-            other.close()
-
-    in_new_netns(lambda: asyncio.run(go()))
+    former, other = MANAGERS[ours](), MANAGERS[ours]()
+    try:
+        await former.ensure(rules())
+        await other.ensure(beside())
+        before = counts()
+        await MANAGERS[ours]().remove(ours=rules().networks)
+        now = counts()
+        assert now["10.0.0.0/16"] == 0
+        assert now["10.9.0.0/16"] == before["10.9.0.0/16"]
+    finally:
+        former.close()
+        other.close()
 
 
 async def test_the_kernel_masquerades_the_same_packets(manager):

@@ -17,22 +17,18 @@ PEERS = [PeerReport(subnet=f"10.5.{number}.0/24") for number in range(250)]
 REPORT = NodeReport(version="1", store=StoreReport(kind="etcd", connected=False), peers=PEERS)
 
 
-def test_status_is_the_report_made_at_that_moment(tmp_path):
+async def test_status_is_the_report_made_at_that_moment(tmp_path):
     node = Saying(REPORT)
-
-    async def main() -> tuple[str, dict]:
-        path = str(tmp_path / "s.sock")
-        runner = await app.serve_status(node, path)
-        try:
-            async with (
-                aiohttp.ClientSession(connector=aiohttp.UnixConnector(path)) as client,
-                client.get("http://localhost/status") as answer,
-            ):
-                return answer.headers["Content-Type"], await answer.json()
-        finally:
-            await app.stop_serving(runner, path)
-
-    kind, shown = asyncio.run(main())
+    path = str(tmp_path / "s.sock")
+    runner = await app.serve_status(node, path)
+    try:
+        async with (
+            aiohttp.ClientSession(connector=aiohttp.UnixConnector(path)) as client,
+            client.get("http://localhost/status") as answer,
+        ):
+            kind, shown = answer.headers["Content-Type"], await answer.json()
+    finally:
+        await app.stop_serving(runner, path)
     assert kind == "application/json; charset=utf-8"
     assert shown == json.loads(json.dumps(encode(REPORT)))
     assert list(shown) == list(encode(REPORT))
