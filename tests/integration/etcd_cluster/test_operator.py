@@ -13,9 +13,9 @@ import pytest
 from pyflannel.core.errors import EXIT_OK, EXIT_UNAVAILABLE, EXIT_USAGE
 from pyflannel.store.etcd import codec
 from pyflannel.testing.etcdserver import EtcdServer
-from tests.integration.etcd_cluster.conftest import CONFIG, PREFIX, Node, play, running, until
+from tests.integration.etcd_cluster.conftest import CONFIG, PREFIX, Node, running, until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 
 @pytest.fixture
@@ -35,32 +35,29 @@ def leases(server: EtcdServer, *arguments: str) -> subprocess.CompletedProcess[s
     )  # fmt: skip
 
 
-def test_a_reservation_is_used_by_its_node_and_a_living_node_is_not_robbed(server, tmp_path):
-    async def scenario():
-        done = leases(server, "reserve", "10.0.77.0/24", "--public-ip", "192.0.2.1", "--dry-run")
-        assert (done.returncode, done.stdout) == (
-            EXIT_OK,
-            "would reserve 10.0.77.0/24 for 192.0.2.1\n",
-        )
-        key = codec.subnets_prefix(PREFIX) + b"10.0.77.0-24"
-        assert server.get(key) is None
-        done = leases(server, "reserve", "10.0.77.0/24", "--public-ip", "192.0.2.1", "--json")
-        assert json.loads(done.stdout)["lease"]["reservation"] is True
-        node = Node(tmp_path / "state", (server.endpoint,), 1)
-        async with running(node):
-            await until("the snapshot", lambda: node.seen, 5)
-            assert node.key == key
-            done = await asyncio.to_thread(leases, server, "release", "10.0.77.0/24")
-            assert done.returncode == EXIT_UNAVAILABLE
-            assert "its node is alive" in done.stderr
-            done = await asyncio.to_thread(leases, server, "release", "10.0.77.0/24", "--force")
-            assert done.returncode == EXIT_OK, done.stderr
-            await until("the key again", lambda: server.get(key) is not None, 10)
+async def test_a_reservation_is_used_by_its_node_and_a_living_node_is_not_robbed(server, tmp_path):
+    done = leases(server, "reserve", "10.0.77.0/24", "--public-ip", "192.0.2.1", "--dry-run")
+    assert (done.returncode, done.stdout) == (
+        EXIT_OK,
+        "would reserve 10.0.77.0/24 for 192.0.2.1\n",
+    )
+    key = codec.subnets_prefix(PREFIX) + b"10.0.77.0-24"
+    assert server.get(key) is None
+    done = leases(server, "reserve", "10.0.77.0/24", "--public-ip", "192.0.2.1", "--json")
+    assert json.loads(done.stdout)["lease"]["reservation"] is True
+    node = Node(tmp_path / "state", (server.endpoint,), 1)
+    async with running(node):
+        await until("the snapshot", lambda: node.seen, 5)
+        assert node.key == key
         done = await asyncio.to_thread(leases, server, "release", "10.0.77.0/24")
+        assert done.returncode == EXIT_UNAVAILABLE
+        assert "its node is alive" in done.stderr
+        done = await asyncio.to_thread(leases, server, "release", "10.0.77.0/24", "--force")
         assert done.returncode == EXIT_OK, done.stderr
-        assert server.get(key) is None
-
-    play(scenario())
+        await until("the key again", lambda: server.get(key) is not None, 10)
+    done = await asyncio.to_thread(leases, server, "release", "10.0.77.0/24")
+    assert done.returncode == EXIT_OK, done.stderr
+    assert server.get(key) is None
 
 
 @pytest.mark.parametrize(
