@@ -11,6 +11,7 @@ import os
 import pytest
 
 from pyflannel.lab import Lab, LabSpec
+from tests.support.upstream import end
 
 UPSTREAM = os.environ.get("PYFLANNEL_UPSTREAM", "")
 CONFIG_KEY = "/coreos.com/network/config"
@@ -48,7 +49,7 @@ def test_reservations_releases_and_a_ttl_do_upstreams_node_no_harm(backend):
         config = json.loads(lab.etcd.get(CONFIG_KEY).value)
         lab.etcd.put(CONFIG_KEY, json.dumps({**config, "LeaseTTL": 600}))
         lab.wait(lambda: lab.ping_all().ok, 10, what="all pairs with the reservations")
-        upstream.stop_daemon()
+        end(upstream)
         upstream.start_daemon()
         lab.wait(upstream.is_ready, 15, what="upstream is ready again")
         assert upstream.subnet_env()["FLANNEL_SUBNET"].replace(".1/24", ".0/24") == subnet
