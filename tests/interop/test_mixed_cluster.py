@@ -144,6 +144,7 @@ class TestRules:
         with Lab(spec) as lab:
             node = lab.node(1)
             node.start_daemon(["-ip-masq"])
+            ready(lab, 1)
             lab.wait(lambda: len(self.iptables(node)) > 6, 10, what="upstream's rules")
             upstreams = self.iptables(node)
             end(node)
