@@ -14,6 +14,7 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, Final, TypeAlias, TypeVar
 
 T = TypeVar("T")
@@ -68,17 +69,18 @@ class ThreadPool:
             if job is _STOP:
                 return
             future, call = job
+            deliver: Callable[[], None] | None = None
             if future.set_running_or_notify_cancel():
                 try:
-                    result = call()
+                    deliver = partial(future.set_result, call())
                 except BaseException as error:  # noqa: BLE001 - it is the caller's
-                    future.set_exception(error)
-                else:
-                    future.set_result(result)
-            # Nothing may keep the result alive while the thread waits for more work.
-            del job, future, call
-            result = None
+                    deliver = partial(future.set_exception, error)
+            # First: who has the result may ask for more, and is to find this thread free.
             self._idle.release()
+            if deliver is not None:
+                deliver()
+            # Nothing may keep the result alive while the thread waits for more work.
+            del job, future, call, deliver
 
     async def close(self, within: float) -> bool:
         """Ends the threads; `False` if one was still busy after `within` seconds. Twice is fine.
