@@ -16,10 +16,8 @@ from typing import Final
 from pyflannel.core.ip import IPAddress
 from pyflannel.kernel import rtnl
 from pyflannel.kernel.base import IpipAttrs, Link, VxlanAttrs
-from pyflannel.kernel.rtnl import Request, nested_attributes
+from pyflannel.kernel.rtnl import IFINFOMSG, Request, nested_attributes
 
-_IFINFOMSG: Final = struct.Struct("=BxHiII")
-"""Family, type, index, flags, change."""
 _U32: Final = struct.Struct("=I")
 _PORT: Final = struct.Struct("!H")
 
@@ -72,7 +70,7 @@ def get_link(name: str) -> Request:
 
 
 def _question(attributes: bytes = b"") -> bytes:
-    return _IFINFOMSG.pack(0, 0, 0, 0, 0) + attributes + rtnl.attribute_u32(_EXT_MASK, _SKIP_STATS)
+    return IFINFOMSG.pack(0, 0, 0, 0, 0) + attributes + rtnl.attribute_u32(_EXT_MASK, _SKIP_STATS)
 
 
 def change_link(
@@ -80,7 +78,7 @@ def change_link(
 ) -> Request:
     """Changes the given attributes of a link."""
     flags, change = (_IFF_UP if up else 0, _IFF_UP) if up is not None else (0, 0)
-    body = _IFINFOMSG.pack(0, 0, index, flags, change)
+    body = IFINFOMSG.pack(0, 0, index, flags, change)
     if mtu is not None:
         body += rtnl.attribute_u32(_MTU, mtu)
     if txqlen is not None:
@@ -93,12 +91,12 @@ def change_link(
 def delete_link(index: int) -> Request:
     """Deletes a link."""
     flags = rtnl.NLM_F_REQUEST | rtnl.NLM_F_ACK
-    return Request(rtnl.RTM_DELLINK, flags, _IFINFOMSG.pack(0, 0, index, 0, 0))
+    return Request(rtnl.RTM_DELLINK, flags, IFINFOMSG.pack(0, 0, index, 0, 0))
 
 
 def decode_link(body: bytes) -> Link:
     """A link from RTM_NEWLINK."""
-    _, _, index, flags, _ = _IFINFOMSG.unpack_from(body)
+    _, _, index, flags, _ = IFINFOMSG.unpack_from(body)
     attributes = rtnl.link_attributes(body)
     info = nested_attributes(attributes.get(_LINKINFO, b""))
     kind = _text(info.get(_INFO_KIND, b""))

@@ -139,7 +139,8 @@ _RTMSG: Final = struct.Struct("=BBBBBBBBI")
 _RTNEXTHOP: Final = struct.Struct("=HBBi")
 _NDMSG: Final = struct.Struct("=BxxxiHBB")
 _IFADDRMSG: Final = struct.Struct("=BBBBI")
-_IFINFOMSG: Final = struct.Struct("=BxHiII")
+IFINFOMSG: Final = struct.Struct("=BxHiII")
+"""Family, type, index, flags, change."""
 _U32: Final = struct.Struct("=I")
 _BE16: Final = struct.Struct("!H")
 _S32: Final = struct.Struct("=i")
@@ -259,7 +260,7 @@ def _without(attributes: bytes, kinds: frozenset[int]) -> bytes:
 
 def link_attributes(body: bytes) -> dict[int, bytes]:
     """The attributes of an RTM_NEWLINK, by type."""
-    return _attributes(body, _IFINFOMSG.size)
+    return _attributes(body, IFINFOMSG.size)
 
 
 def nested_attributes(value: bytes) -> dict[int, bytes]:
@@ -732,11 +733,11 @@ def decode_notification(message: Message) -> Notification | None:
             object=decode_address(body),
         )
     if kind in (RTM_NEWLINK, RTM_DELLINK):
-        af, _, index, _, _ = _IFINFOMSG.unpack_from(body)
+        af, _, index, _, _ = IFINFOMSG.unpack_from(body)
         if af == AF_BRIDGE:
             # RTM_DELLINK of this family says that a port left its bridge, not that it is gone.
             return None
-        name = _attributes(body, _IFINFOMSG.size).get(_IFLA_IFNAME, b"")
+        name = _attributes(body, IFINFOMSG.size).get(_IFLA_IFNAME, b"")
         return Notification(
             topic=Topic.LINK,
             index=index,

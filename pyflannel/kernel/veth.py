@@ -14,6 +14,7 @@ from typing import Final
 from pyflannel.core.errors import KernelError
 from pyflannel.kernel.request import query, transact
 from pyflannel.kernel.rtnl import (
+    IFINFOMSG,
     NLM_F_ACK,
     NLM_F_CREATE,
     NLM_F_EXCL,
@@ -41,7 +42,6 @@ VETH_INFO_PEER: Final = 1
 IFF_UP: Final = 0x1
 IFF_NOARP: Final = 0x80
 """linux/rtnetlink.h, linux/if_link.h, linux/veth.h, linux/if.h."""
-_IFINFOMSG: Final = struct.Struct("=BxHiII")
 
 
 def _name(name: str) -> bytes:
@@ -58,7 +58,7 @@ def create_pair(name: str, peer: str, *, mtu: int) -> None:
     Raises:
         KernelError: EEXIST if one of the names is taken; EOPNOTSUPP without veth.
     """
-    info = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
+    info = IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
     ends = attribute_u32(IFLA_MTU, mtu)
     data = attribute(VETH_INFO_PEER, info + _name(peer) + ends)
     link = attribute(IFLA_INFO_KIND, b"veth\0") + attribute(IFLA_INFO_DATA, data)
@@ -73,7 +73,7 @@ def bring_up(name: str) -> None:
         KernelError: it cannot come up.
     """
     flags = IFF_UP | IFF_NOARP
-    change = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, socket.if_nametoindex(name), flags, flags)
+    change = IFINFOMSG.pack(socket.AF_UNSPEC, 0, socket.if_nametoindex(name), flags, flags)
     _change(RTM_NEWLINK, 0, change, "link set", f"{name} up")
 
 
@@ -83,14 +83,14 @@ def set_mtu(name: str, mtu: int) -> None:
     Raises:
         KernelError: EINVAL if the device cannot have it.
     """
-    info = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, socket.if_nametoindex(name), 0, 0)
+    info = IFINFOMSG.pack(socket.AF_UNSPEC, 0, socket.if_nametoindex(name), 0, 0)
     body = info + attribute_u32(IFLA_MTU, mtu)
     _change(RTM_NEWLINK, 0, body, "link set", f"{name} mtu {mtu}")
 
 
 def delete_link(name: str) -> bool:
     """Deletes a link by name; whether it was there."""
-    body = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + _name(name)
+    body = IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + _name(name)
     try:
         _change(RTM_DELLINK, 0, body, "link delete", name)
     except KernelError as error:
@@ -119,7 +119,7 @@ def read_end(name: str) -> End | None:
     Raises:
         KernelError: the kernel does not say.
     """
-    header = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
+    header = IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
     request = Request(RTM_GETLINK, NLM_F_REQUEST | NLM_F_ACK, header + _name(name))
     try:
         (body,) = query(request, "link get", name)
@@ -127,7 +127,7 @@ def read_end(name: str) -> End | None:
         if error.errno == errno.ENODEV:
             return None
         raise
-    _, _, index, flags, _ = _IFINFOMSG.unpack_from(body)
+    _, _, index, flags, _ = IFINFOMSG.unpack_from(body)
     found = link_attributes(body)
     kind = nested_attributes(found.get(IFLA_LINKINFO, b"")).get(IFLA_INFO_KIND, b"")
     is_veth = kind.rstrip(b"\0") == b"veth"

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing
 from pathlib import Path
 from typing import Protocol
 
@@ -24,6 +24,7 @@ from pyflannel.store.etcd.base import DeleteEvent, PutEvent, Store, WatchRespons
 from pyflannel.store.etcd.store import EtcdStore
 from pyflannel.testing.etcdserver import EtcdServer
 from pyflannel.testing.fakestore import FakeEtcd, FakeStore
+from tests.support.stores import closing
 
 DEADLINE_S = 10.0
 """For anything that a healthy store does at once."""
@@ -109,15 +110,9 @@ def prefix() -> bytes:
     return f"/contract-{next(_counter)}/".encode()
 
 
-@asynccontextmanager
-async def opened(world: World) -> AsyncIterator[Store]:
+def opened(world: World) -> AbstractAsyncContextManager[Store]:
     """A store of the test's own."""
-    store = world.store()
-    try:
-        async with asyncio.timeout(60):
-            yield store
-    finally:
-        await store.close()
+    return closing(world.store(), within=60)
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import http.server
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, aclosing
 from typing import ClassVar
 
 import pytest
@@ -19,6 +19,7 @@ from pyflannel.core.options import EtcdOptions
 from pyflannel.lab.etcdprogram import find_etcd
 from pyflannel.store.etcd.store import EtcdStore
 from pyflannel.testing.etcdserver import EtcdServer
+from tests.support.stores import closing
 
 pytestmark = pytest.mark.slow
 
@@ -48,16 +49,11 @@ def protect(server: EtcdServer, **more: str) -> str:
     )
 
 
-@asynccontextmanager
-async def opened(
+def opened(
     server: EtcdServer, user: str = "flannel", password: str = SECRET
-) -> AsyncIterator[EtcdStore]:
-    store = EtcdStore(EtcdOptions(endpoints=(server.endpoint,), username=user, password=password))
-    try:
-        async with asyncio.timeout(30):
-            yield store
-    finally:
-        await store.close()
+) -> AbstractAsyncContextManager[EtcdStore]:
+    options = EtcdOptions(endpoints=(server.endpoint,), username=user, password=password)
+    return closing(EtcdStore(options), within=30)
 
 
 @pytest.fixture

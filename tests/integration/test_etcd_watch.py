@@ -10,8 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, aclosing
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,7 @@ from pyflannel.lab.etcdprogram import find_etcd
 from pyflannel.store.etcd.base import PutEvent
 from pyflannel.store.etcd.store import EtcdStore
 from pyflannel.testing.etcdserver import EtcdServer
+from tests.support.stores import closing
 
 pytestmark = pytest.mark.slow
 
@@ -52,14 +53,8 @@ def runner(loop):
     return lambda main: loop(main())
 
 
-@asynccontextmanager
-async def opened(server: EtcdServer, *, idle: float = 5.0) -> AsyncIterator[EtcdStore]:
-    store = EtcdStore(EtcdOptions(endpoints=(server.endpoint,)), idle=idle)
-    try:
-        async with asyncio.timeout(60):
-            yield store
-    finally:
-        await store.close()
+def opened(server: EtcdServer, *, idle: float = 5.0) -> AbstractAsyncContextManager[EtcdStore]:
+    return closing(EtcdStore(EtcdOptions(endpoints=(server.endpoint,)), idle=idle), within=60)
 
 
 @pytest.fixture
