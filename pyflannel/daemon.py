@@ -113,7 +113,7 @@ def _parts(options: DaemonOptions, notifier: Notifier, stack: contextlib.AsyncEx
         follow_underlay=partial(follow_interface, netlink, options, ours=KINDS.is_device),
         announce=ndisc.tell_neighbours,
         kinds=KINDS,
-        backend=lambda config, underlay, prescribed: create(
+        backend=lambda config, underlay, prescribed, held: create(
             BackendContext(
                 config=config,
                 underlay=underlay,
@@ -128,6 +128,7 @@ def _parts(options: DaemonOptions, notifier: Notifier, stack: contextlib.AsyncEx
                 store_addresses=store.addresses,
                 is_own_device=KINDS.is_device,
                 claim_device=claims.take,
+                held=held,
             )
         ),
         firewall=lambda config: select.managers(config, options),

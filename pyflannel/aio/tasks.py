@@ -82,6 +82,23 @@ async def deadline(seconds: float, what: str) -> AsyncIterator[None]:
         raise
 
 
+@asynccontextmanager
+async def beside(name: str, work: Coroutine[Any, Any, object]) -> AsyncIterator[None]:
+    """Runs `work` while the body runs, and waits for both.
+
+    If the body raises, the work is cancelled and what it raises is dropped. What the work raises is
+    raised when the body is done.
+    """
+    task = asyncio.create_task(_named(name, work), name=name)
+    try:
+        yield
+    except BaseException:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        raise
+    await task
+
+
 async def finish(task: asyncio.Task[Any], *, within: float) -> bool:
     """Cancels a task and waits for its end; `False` if it is still running after `within` seconds.
 

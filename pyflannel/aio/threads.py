@@ -25,6 +25,30 @@ _STOP: Final = None
 """Tells one thread to end."""
 
 
+async def in_thread(name: str, call: Callable[[], T], *, end_s: float = 1.0) -> T:
+    """The result of one blocking call, made in a thread of its own while the loop goes on.
+
+    For work on what the caller owns: when the caller is cancelled, the end of the call is waited
+    for all the same, so that the caller can take it down.
+
+    Args:
+        name: of the thread.
+        call: what blocks, for some time that is bounded.
+        end_s: for the thread to be gone after its work.
+    """
+    pool = ThreadPool(name, 1)
+    job = asyncio.ensure_future(pool.run(call))
+    try:
+        return await asyncio.shield(job)
+    except asyncio.CancelledError:
+        await asyncio.wait({job})
+        if not job.cancelled():
+            job.exception()
+        raise
+    finally:
+        await pool.close(end_s)
+
+
 class ThreadPool:
     """Runs blocking calls for one event loop.
 

@@ -70,6 +70,9 @@ class BackendContext:
     """Where the store is, as far as known now: no route of ours may lead there."""
     claim_device: DeviceClaim = lambda _name: None
     """For devices that several daemons could keep; see `kernel/claim.py`."""
+    held: Callable[[], None] = lambda: None
+    """To be called when `attach` has all that another program could hold (device, socket): other
+    parts of the start go on beside the rest from then on. May be left out, or called again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

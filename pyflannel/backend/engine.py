@@ -179,6 +179,7 @@ class Engine:
         store_addresses: where the store is; no route of ours may lead there.
         is_own_device: whether a device, by name and kind of link, is of any backend; its addresses
             and routes are in no one's way.
+        held: called when a pass finds all devices as they are to be.
     """
 
     def __init__(
@@ -190,6 +191,7 @@ class Engine:
         claim_device: DeviceClaim = lambda _name: None,
         store_addresses: Callable[[], Collection[IPAddress]] = tuple,
         is_own_device: Callable[[str, str], bool] = lambda _name, _kind: False,
+        held: Callable[[], None] = lambda: None,
     ) -> None:
         self._netlink = netlink
         self._plan = plan
@@ -202,6 +204,7 @@ class Engine:
         self._foreign: dict[Family, list[TableEntry]] = {}
         self._store_addresses = store_addresses
         self._is_own_device = is_own_device
+        self._held = held
         self._addresses: list[Address] = []
         self._routes: dict[Family, list[Route]] = {}
         self._others: dict[Family, list[Route]] = {}
@@ -239,6 +242,7 @@ class Engine:
             claim_device=context.claim_device,
             store_addresses=context.store_addresses,
             is_own_device=context.is_own_device,
+            held=context.held,
         )
 
     @property
@@ -418,6 +422,8 @@ class Engine:
             # A device that was corrected has lost who knows what.
             work.add(_Dirty.all())
         done.failures.update(self._link_failures)
+        if not self._link_failures:
+            self._held()
         await self._plan_peers(done)
         if await self._read_tables(work, done) and await self._look_up_again(done):
             await self._plan_peers(done)

@@ -162,8 +162,12 @@ class Capabilities:
 class Datapath(Protocol):
     """Moves packets. The udp backend owns it and calls it from the event loop's thread only.
 
-    Order: `start` once, `replace_table` any number of times before and after, `stop` once. After
-    `stop` returns, no thread or callback of it touches the descriptors again.
+    Only `prepare` and `complete` may be called from another thread, while nothing is called but
+    `capabilities` and `counters`.
+
+    Order: `prepare`, `start`, `complete` once each, `replace_table` any number of times before and
+    after, `stop` once. After `stop` returns, no thread or callback of it touches the descriptors
+    again.
     """
 
     @property
@@ -171,11 +175,29 @@ class Datapath(Protocol):
         """What is in use right now; an offload may be withdrawn while running."""
         ...
 
+    def prepare(self) -> None:
+        """What of the start waits for the kernel; it takes up to a tenth of a second.
+
+        `start` does it as well if it was left out.
+
+        Raises:
+            DatapathError: if the path cannot be used; nothing is left then.
+        """
+        ...
+
     def start(self) -> None:
         """Begins to move packets.
 
         Raises:
             DatapathError: if it cannot; nothing is left running then.
+        """
+        ...
+
+    def complete(self) -> None:
+        """What makes it faster, and can wait until the first peers are in the table.
+
+        It takes up to a tenth of a second, and never raises: what is not available shows in
+        `capabilities`.
         """
         ...
 

@@ -203,6 +203,9 @@ class PythonDatapath:
         """There are no offloads to tell of."""
         return self._capabilities
 
+    def prepare(self) -> None:
+        """Nothing: no part of the start waits."""
+
     def start(self) -> None:
         """Begins to move packets.
 
@@ -235,6 +238,9 @@ class PythonDatapath:
             ) from error
         self._epoll = epoll
         self._socket = udp
+
+    def complete(self) -> None:
+        """Nothing: all of it is there from the start."""
 
     def replace_table(self, table: RouteTable) -> None:
         """Puts a whole new peer table in force from the next batch on."""

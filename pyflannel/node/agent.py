@@ -5,8 +5,9 @@ clock. `Agent.start` goes through upstream's order of start, which operators and
 
 1. the network config, waited for as long as it takes;
 2. the external interface;
-3. the backend: device, *lease*, addresses;
-4. traffic rules (they need the old `subnet.env`), then `subnet.env` and `docker_opts.env`.
+3. the backend: device, *lease*, addresses; beside its slow part the traffic rules (they need the
+   old `subnet.env`);
+4. `subnet.env` and `docker_opts.env`.
 
 What comes out is a `Node`, which has everything that is known only then, and `Node.run` keeps it: a
 task for each thing that goes on. What is not needed to be ready waits until the first leases are
@@ -27,7 +28,7 @@ from typing import Final
 import pyflannel
 from pyflannel.aio.clock import within
 from pyflannel.aio.pace import paced
-from pyflannel.aio.tasks import forever
+from pyflannel.aio.tasks import beside, forever
 from pyflannel.backend.driver import Driver
 from pyflannel.core import rules, subnetenv
 from pyflannel.core.announce import Announcer
@@ -118,7 +119,7 @@ class Agent:
         parts = self._parts
         while True:
             try:
-                started = await self._join()
+                started = await self._join(stack)
                 break
             except NetworkConfigChanged as change:
                 # Device, interface and rules hang on the config: they are derived anew.
@@ -130,8 +131,8 @@ class Agent:
         self.progress.started.set()
         return node
 
-    async def _join(self) -> Started:
-        """Picks the interface and attaches the backend, under the config that is valid now.
+    async def _join(self, stack: contextlib.AsyncExitStack) -> Started:
+        """Picks the interface, attaches the backend and makes the rules, under the config of now.
 
         Raises:
             NetworkConfigChanged: another one is valid before there is a lease.
@@ -152,13 +153,33 @@ class Agent:
         )
         addresses = LeaseAttrs(public_ip=underlay.public_ip, public_ipv6=underlay.public_ipv6)
         former = await self._former_attrs(addresses)
-        backend = parts.backend(config, underlay, parts.store.prescribed(addresses))
+        held = asyncio.Event()
+        backend = parts.backend(config, underlay, parts.store.prescribed(addresses), held.set)
         attrs = await backend.prepare(former)
         if config.enable_ipv4 and parts.store.allots:
             log.info(f"Picking subnet in range {config.subnet_min} ... {config.subnet_max}")
         lease = await self._acquire(attrs)
-        network = await backend.attach(lease)
-        return Started(config=config, underlay=underlay, lease=lease, network=network)
+        firewall = self._open_firewall(config, lease, stack)
+        async with beside("first rules", self._first_rules(firewall, held)):
+            network = await backend.attach(lease)
+            held.set()
+        return Started(
+            config=config, underlay=underlay, lease=lease, network=network, firewall=firewall
+        )
+
+    def _open_firewall(
+        self, config: NetworkConfig, lease: Lease, stack: contextlib.AsyncExitStack
+    ) -> Firewall:
+        manager, other = self._parts.firewall(config)
+        stack.callback(manager.close)
+        ruleset = traffic_rules(config, lease.key, self._settings)
+        return Firewall(manager, other, ruleset, self._parts.clock)
+
+    async def _first_rules(self, firewall: Firewall, held: asyncio.Event) -> None:
+        """Makes the rules beside the backend's slow work, but none for a node that is refused."""
+        await held.wait()
+        # While subnet.env still tells what the former network was.
+        await firewall.ensure(previous=former_rules(self._parts.former))
 
     async def _acquire(self, attrs: LeaseAttrs) -> Lease:
         """Waits for a subnet; meanwhile no file goes on naming one that another node has."""
@@ -257,6 +278,11 @@ class Agent:
         return {name: trouble.report() for name, trouble in troubles.items() if trouble}
 
 
+def traffic_rules(config: NetworkConfig, key: SubnetKey, settings: Settings) -> rules.RuleSet:
+    """The rules of a node with this subnet."""
+    return rules.build(config, key, ip_masq=settings.ip_masq, forward=settings.forward_rules)
+
+
 class Node:
     """A node that is up. `open` once, then `run`; the reports at any time.
 
@@ -303,9 +329,7 @@ class Node:
             observe=self._follower.notice,
         )
         stack.push_async_callback(self._driver.detach)
-        manager, other = parts.firewall(started.config)
-        stack.callback(manager.close)
-        self._firewall = Firewall(manager, other, self._rules(), parts.clock)
+        self._firewall = started.firewall
         self._blackhole = BlackholeKeeper(parts.netlink, lambda: self._lease.key, parts.clock)
         self._probing = Probing(
             parts,
@@ -329,12 +353,11 @@ class Node:
         """Parts that may fail, by name."""
 
     async def open(self) -> None:
-        """Removes what a former network left, makes the rules and writes the files."""
+        """Removes what a former network left, and writes the files."""
         # While subnet.env still tells what the former network was.
         former = self._parts.former
         parts = self._parts
         await remove_former(parts.netlink, former, self._config, self._lease.key, parts.kinds)
-        await self._firewall.ensure(previous=former_rules(former))
         if former.previous_subnet is not None:
             await self._leave_bridge(former.previous_subnet)
         self._write_files()
@@ -433,7 +456,9 @@ class Node:
             former, self._lease = self._lease, lease
             await self._submit(self._table.set_own_in_parts(self._identity()))
             attrs = await self._driver.rebase(self._underlay, lease)
-            await self._firewall.replace(self._rules())
+            await self._firewall.replace(
+                traffic_rules(self._config, self._lease.key, self._settings)
+            )
             await self._leave_bridge(former.key)
             self._write_files()
             self._show_phase()
@@ -504,14 +529,6 @@ class Node:
         self._publish(attrs)
 
     # Files, rules, config
-
-    def _rules(self) -> rules.RuleSet:
-        return rules.build(
-            self._config,
-            self._lease.key,
-            ip_masq=self._settings.ip_masq,
-            forward=self._settings.forward_rules,
-        )
 
     def _write_files(self) -> None:
         settings, key = self._settings, self._lease.key

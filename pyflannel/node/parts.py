@@ -18,6 +18,7 @@ from pyflannel.core.underlay import ExternalInterface, Selection
 from pyflannel.docker import options as docker_options
 from pyflannel.kernel.base import Netlink
 from pyflannel.node.envfiles import EnvFiles
+from pyflannel.node.firewall import Firewall
 from pyflannel.node.trouble import Trouble
 from pyflannel.probe.checksums import Finding
 from pyflannel.records import dataclass
@@ -59,6 +60,21 @@ class FollowUnderlay(Protocol):
         public: Collection[IPAddress],
     ) -> ExternalInterface:
         """The interface; raises `InterfaceError` if nothing can be used now."""
+        ...
+
+
+class MakeBackend(Protocol):
+    """Makes the backend that the config asks for."""
+
+    def __call__(
+        self,
+        config: NetworkConfig,
+        underlay: ExternalInterface,
+        prescribed: LeaseAttrs | None,
+        held: Callable[[], None],
+        /,
+    ) -> Backend:
+        """The backend; `prescribed` and `held` as in `BackendContext`."""
         ...
 
 
@@ -124,8 +140,7 @@ class Parts:
     netlink: Netlink
     find_underlay: FindUnderlay
     follow_underlay: FollowUnderlay
-    backend: Callable[[NetworkConfig, ExternalInterface, LeaseAttrs | None], Backend]
-    """Makes the backend; the last argument is what its lease is prescribed to carry, if it is."""
+    backend: MakeBackend
     announce: Callable[[ExternalInterface], None]
     """Tells the neighbours on the underlay that the interface has another MAC."""
     firewall: Callable[[NetworkConfig], tuple[TrafficManager, TrafficManager]]
@@ -157,3 +172,5 @@ class Started:
     underlay: ExternalInterface
     lease: Lease
     network: Network
+    firewall: Firewall
+    """Its rules are in place, or it has told why not."""

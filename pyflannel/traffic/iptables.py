@@ -25,6 +25,8 @@ a full look is taken every few minutes in any case, so that it costs one child p
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import re
 import shlex
 from collections.abc import Collection
@@ -247,6 +249,7 @@ class IptablesManager:
         self._applied: set[tuple[Family, Chain]] = set()
         self._networks: frozenset[IPNetwork] = frozenset()
         self._unguarded: dict[Family, str] = {}
+        self._asking, self._restoring = asyncio.Lock(), asyncio.Lock()
         self._monitor = ChangeMonitor(resync_s, tables=tuple(chain.table for chain in CHAINS))
 
     async def ensure(self, rules: RuleSet, *, previous: RuleSet | None = None) -> RulesApplied:
@@ -255,18 +258,26 @@ class IptablesManager:
         changed = repaired = False
         for family in Family:
             part = rules.of(family)
-            for chain in CHAINS:
-                wanted = rules_of(part, chain)
-                if not wanted and (family, chain) not in self._applied:
+            concerned = {
+                chain: wanted
+                for chain in CHAINS
+                if (wanted := rules_of(part, chain)) or (family, chain) in self._applied
+            }
+            # Beside each other, for they are several children each, and a start waits for them.
+            answers = await asyncio.gather(
+                *(
+                    self._ensure_chain(family, chain, wanted, self._networks)
+                    for chain, wanted in concerned.items()
+                ),
+                return_exceptions=True,
+            )
+            for (chain, wanted), answer in zip(concerned.items(), answers, strict=True):
+                if isinstance(answer, CommandError) and chain is GUARD:
+                    self._do_without_guard(family, str(answer))
                     continue
-                try:
-                    written = await self._ensure_chain(family, chain, wanted, self._networks)
-                except CommandError as error:
-                    if chain is not GUARD:
-                        raise
-                    self._do_without_guard(family, str(error))
-                    continue
-                if written:
+                if isinstance(answer, BaseException):
+                    raise answer
+                if answer:
                     changed = True
                     repaired = repaired or (bool(wanted) and (family, chain) in self._applied)
                 if wanted:
@@ -339,22 +350,32 @@ class IptablesManager:
         wanted: tuple[Rule, ...],
         networks: Collection[IPNetwork] | None,
     ) -> bool:
-        flavour = await self._flavour(family)
+        saving = asyncio.create_task(
+            self._command(f"{BINARY[family]}-save", "-t", chain.table), name="iptables-save"
+        )
+        try:
+            flavour = await self._flavour(family)
+            saved = await saving
+        finally:
+            saving.cancel()
+            await asyncio.gather(saving, return_exceptions=True)
         fully_random = self._want_fully_random and flavour.fully_random
         lines = tuple(render(rule, chain, fully_random=fully_random) for rule in wanted)
-        saved = await self._command(f"{BINARY[family]}-save", "-t", chain.table)
         payload = difference(chain, lines, read_table(saved, chain), networks)
         if not payload:
             return False
-        await self._command(
-            f"{BINARY[family]}-restore", "--noflush", *flavour.restore_wait, stdin=payload
-        )
+        # What cannot wait for the lock is not to meet another child of ours there.
+        async with contextlib.nullcontext() if flavour.restore_wait else self._restoring:
+            await self._command(
+                f"{BINARY[family]}-restore", "--noflush", *flavour.restore_wait, stdin=payload
+            )
         return True
 
     async def _flavour(self, family: Family) -> Flavour:
-        if family not in self._flavours:
-            answer = await self._command(BINARY[family], "--version")
-            self._flavours[family] = parse_version(answer)
+        async with self._asking:
+            if family not in self._flavours:
+                answer = await self._command(BINARY[family], "--version")
+                self._flavours[family] = parse_version(answer)
         return self._flavours[family]
 
     async def _command(self, *argv: str, stdin: str = "") -> str:

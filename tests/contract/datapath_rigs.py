@@ -167,6 +167,7 @@ class Rig(ABC):
 
         async def start() -> None:
             self.path.start()
+            self.path.complete()
 
         self.loop.run_until_complete(start())
         self.cleanup.callback(self.path.stop)

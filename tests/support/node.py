@@ -184,7 +184,7 @@ class WholeNode:
                 ),
                 announce=lambda underlay: self.announced.append(underlay.mac),
                 kinds=KINDS,
-                backend=lambda config, underlay, prescribed: create(
+                backend=lambda config, underlay, prescribed, held: create(
                     BackendContext(
                         config=config,
                         underlay=underlay,

@@ -8,6 +8,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface
 from typing import Final
 
+from pyflannel.aio.threads import in_thread
 from pyflannel.backend.base import Applied, BackendContext, require_fit
 from pyflannel.backend.engine import Engine
 from pyflannel.backend.plan import Device
@@ -57,6 +58,7 @@ class UdpNetwork:
         self._socket: socket.socket | None = None
         self._datapath: Datapath | None = None
         self._engine = Engine.of(context, self._plan())
+        self._complete = False
         self._starts = 0
         self._worried = False
 
@@ -83,8 +85,9 @@ class UdpNetwork:
         self._ensure_socket()
         if not self._synced and (self._adopted or self._is_carried_meanwhile()):
             return True  # what waits, or passes by another release's table, would find an empty one
+        self._context.held()
         try:
-            self._ensure_datapath()
+            await self._ensure_datapath()
         except DatapathError as error:
             name = self._chosen_name()
             if self._context.datapath != select.AUTO or name == "python":
@@ -156,6 +159,9 @@ class UdpNetwork:
         elif full or self._worried:
             self._worried = False
             repaired |= dict.fromkeys(self._datapath.repair(), 1)
+        if self._synced and not self._complete and self._datapath is not None:
+            self._complete = True
+            await in_thread("data path", self._datapath.complete)
         return Applied(changed=applied.changed + changed, repaired=repaired)
 
     async def rebase(self, underlay: ExternalInterface, lease: Lease | None = None) -> LeaseAttrs:
@@ -295,7 +301,7 @@ class UdpNetwork:
         if self._socket is None:
             self._socket = open_udp(self._local(), self._port, mtu_discover=IP_PMTUDISC_PROBE)
 
-    def _ensure_datapath(self) -> None:
+    async def _ensure_datapath(self) -> None:
         """Starts the data path if it is missing; TUN and socket are there."""
         if self._datapath is not None:
             return
@@ -310,13 +316,15 @@ class UdpNetwork:
         try:
             if self._synced:  # before its first packet
                 path.replace_table(self._table)
+            await in_thread("data path", path.prepare)
             path.start()
             if self._synced:  # and where the table is in the kernel, as soon as it is there
                 path.replace_table(self._table)
-        except DatapathError:
+        except BaseException:
             path.stop()
             raise
         self._datapath = path
+        self._complete = False
         self._starts += 1
 
     def _datapath_config(self, tun: TunDevice, sock: socket.socket) -> DatapathConfig:

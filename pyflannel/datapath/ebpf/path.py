@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -50,6 +50,7 @@ class EbpfDatapath:
         self._attachment: Attachment | None = None
         self._way = "tcx"
         self._trouble = "not started"
+        self._completed = False
         self._gro: gropair.GroPair | None = None
         self._token = bytes(gropair.TOKEN_BYTES)
         self._why_not = "not started"
@@ -79,17 +80,38 @@ class EbpfDatapath:
             devices=(gropair.SENDER, gropair.RECEIVER),
         )
 
+    def prepare(self) -> None:
+        """Loads and attaches the programs.
+
+        Each attachment waits until all CPUs have passed by, 10 ms or more. So the veth pair with
+        its three programs is left to `complete`; unless packets go that way already.
+        """
+        with self._whole():
+            self._attach()
+
     def start(self) -> None:
         """As in `Datapath`."""
+        with self._whole():
+            if self._loaded is None:
+                self._attach()
+            self._slow.start()
+
+    @contextlib.contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Leaves nothing behind of a start that fails.
+
+        Raises:
+            DatapathError: in the place of the kernel's answers.
+        """
         try:
-            self._start()
+            yield
         except BaseException as error:
             self.stop()
             if isinstance(error, KernelError | OSError):
                 raise DatapathError(f"ebpf data path: {error}") from error
             raise
 
-    def _start(self) -> None:
+    def _attach(self) -> None:
         config = self._config
         try:
             underlay = socket.if_nametoindex(config.underlay_name)
@@ -101,17 +123,35 @@ class EbpfDatapath:
         self._attachment = attachment.attach(loaded.programs, PROGRAMS, self._pins)
         self._way = self._attachment.name
         self._overlay, self._underlay = overlay, underlay
-        if not self._adopt(loaded):
+        adopted = self._adopt(loaded)
+        if not adopted:
             # Before a program of ours runs in a link of another release's.
             self._write_settings()
+        if adopted or gropair.find() is not None:
+            self._use_pair()
+        else:
+            self._attachment.place(self._places())
+        self._trouble = ""
+
+    def complete(self) -> None:
+        """The second GRO and the third way."""
+        if self._loaded is None or self._completed:
+            return
+        try:
+            self._use_pair()
+        except (FlannelError, OSError) as error:
+            self._trouble = str(error)
+            log.warning("ebpf data path not complete, user space carries more", reason=error)
+
+    def _use_pair(self) -> None:
+        assert self._attachment is not None  # noqa: S101
+        self._completed = True  # what fails now is mended later
         self._build_pair()
         self._write_settings()
         self._use_third_way(self._try_third_way(opened=False))
         former = attachment.remove_others(self._attachment, self._pins)
         if former:
             log.info("programs were attached another way before", removed=", ".join(former))
-        self._trouble = ""
-        self._slow.start()
 
     def _adopt(self, loaded: Programs) -> bool:
         """Takes over what an earlier run has left in the pinned maps; packets are on their way.
@@ -147,6 +187,15 @@ class EbpfDatapath:
             if str(error) != self._no_pair:
                 log.info("ebpf data path without a second GRO", reason=str(error))
             self._no_pair = str(error)
+        # Before anything leads there. Until the settings name a pair, nothing does.
+        assert self._attachment is not None  # noqa: S101
+        self._attachment.place(self._places())
+        if self._gro != before:
+            self._write_settings()
+        return wrong
+
+    def _places(self) -> dict[str, int]:
+        """Where each program belongs."""
         places = {"overlay_out": self._overlay, "underlay_in": self._underlay}
         if self._gro is not None:
             places |= {
@@ -154,12 +203,7 @@ class EbpfDatapath:
                 "gro_in": self._gro.receiver,
                 "strip_out": self._gro.receiver,
             }
-        # Before anything leads there. Until the settings name a pair, nothing does.
-        assert self._attachment is not None  # noqa: S101
-        self._attachment.place(places)
-        if self._gro != before:
-            self._write_settings()
-        return wrong
+        return places
 
     def repair(self) -> list[str]:
         """Compares everything of ours in the kernel with what it is to be, and mends it."""
@@ -167,7 +211,8 @@ class EbpfDatapath:
             return []
         mended: list[str] = []
         trouble = ""
-        for mend in (self._mend_pair, self._mend_attachment, self._mend_maps):
+        pair = (self._mend_pair,) if self._completed else ()
+        for mend in (*pair, self._mend_attachment, self._mend_maps):
             try:
                 mended += mend()
             except (FlannelError, OSError) as error:
@@ -177,6 +222,8 @@ class EbpfDatapath:
         self._trouble = trouble
         if mended:
             log.info("ebpf data path mended", what=", ".join(mended))
+        if not self._completed:
+            return mended
         was_open = not self._why_not
         self._use_third_way(self._try_third_way(opened=was_open))
         return mended + ([] if was_open or self._why_not else ["strip"])

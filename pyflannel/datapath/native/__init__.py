@@ -189,6 +189,9 @@ class NativeDatapath:
         offloads = self._offloads() if self._engine else {}
         return Capabilities(name="native", wants_vnet_hdr=True, offloads=offloads)
 
+    def prepare(self) -> None:
+        """Nothing: no part of the start waits."""
+
     def start(self) -> None:
         """Begins to move packets.
 
@@ -232,6 +235,9 @@ class NativeDatapath:
             if extra:
                 extra.close()  # the engine has its own duplicates
         self._engine = engine
+
+    def complete(self) -> None:
+        """Nothing: all of it is there from the start."""
 
     def replace_table(self, table: RouteTable) -> None:
         """Puts a whole new peer table in force, from each thread's next batch on."""

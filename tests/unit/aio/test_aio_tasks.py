@@ -121,3 +121,48 @@ async def test_a_task_that_does_not_heed_cancellation_is_reported():
     assert not await tasks.finish(task, within=0)
     release.set()
     await task
+
+
+async def test_work_beside_the_body_is_waited_for():
+    done: list[str] = []
+
+    async def work() -> None:
+        await asyncio.sleep(0)
+        done.append("work")
+
+    async with tasks.beside("work", work()):
+        done.append("body")
+    assert done == ["body", "work"]
+
+
+async def test_work_beside_a_body_that_fails_is_cancelled():
+    ended = asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await for_ever()
+        finally:
+            ended.set()
+
+    async def body() -> None:
+        async with tasks.beside("work", work()):
+            await asyncio.sleep(0)
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        await body()
+    assert ended.is_set()
+
+
+async def test_what_fails_beside_the_body_is_raised_after_it():
+    done: list[str] = []
+
+    async def body() -> None:
+        async with tasks.beside("work", fail()):
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            done.append("body")
+
+    with pytest.raises(ValueError, match="broken"):
+        await body()
+    assert done == ["body"]

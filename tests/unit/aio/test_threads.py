@@ -8,7 +8,7 @@ import weakref
 
 import pytest
 
-from pyflannel.aio.threads import ThreadPool
+from pyflannel.aio.threads import ThreadPool, in_thread
 
 pytestmark = pytest.mark.timeout(60)
 """A test must not hang even if the code under test does."""
@@ -88,3 +88,31 @@ async def test_threads_do_not_hold_up_the_end_of_the_program():
     pool = ThreadPool("t-daemon", 1)
     assert await pool.run(lambda: threading.current_thread().daemon)
     assert await pool.close(5)
+
+
+async def test_one_call_in_a_thread_of_its_own():
+    assert await in_thread("t-one", lambda: 42) == 42
+    with pytest.raises(ZeroDivisionError):
+        await in_thread("t-one", lambda: 1 // 0)
+    assert threads_named("t-one") == []
+
+
+async def test_its_end_is_waited_for_although_the_caller_is_cancelled():
+    begun, gate, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def call() -> None:
+        begun.set()
+        gate.wait()
+        ended.set()
+
+    caller = asyncio.create_task(in_thread("t-own", call))
+    while not begun.is_set():
+        await asyncio.sleep(0.001)
+    caller.cancel()
+    await asyncio.sleep(0.01)
+    assert not caller.done()
+    gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert ended.is_set()
+    assert threads_named("t-own") == []

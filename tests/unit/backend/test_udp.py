@@ -52,6 +52,12 @@ class FakePath:
         self.failed: str | None = None
         MADE.append(self)
 
+    def prepare(self) -> None:
+        pass
+
+    def complete(self) -> None:
+        self.completed = True
+
     def start(self) -> None:
         if self.refuses:
             raise DatapathError(self.refuses)

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from ipaddress import IPv4Network
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
+from pyflannel.backend.base import Backend, Network
 from pyflannel.core.errors import ConfigError, KernelError, StoreDenied, StoreUnavailable
 from pyflannel.core.ip import SubnetKey
+from pyflannel.core.lease import Lease, LeaseAttrs
 from pyflannel.node.agent import HEADLINE_S
 from pyflannel.report.problems import problems
 from pyflannel.report.text import headline
@@ -440,6 +446,71 @@ class TestRules:
             assert problems(node.report()) == ()
         finally:
             await node.stop()
+
+
+class Slow:
+    """A backend whose `attach` goes on when it is told; everything else is another one's."""
+
+    def __init__(self, behind: Backend, held: Callable[[], None]) -> None:
+        self.held = held
+        self.behind = behind
+        self.attaching = asyncio.Event()
+        self.may_go_on = asyncio.Event()
+        self.refused: KernelError | None = None
+
+    async def prepare(self, previous: LeaseAttrs | None) -> LeaseAttrs:
+        return await self.behind.prepare(previous)
+
+    async def attach(self, lease: Lease) -> Network:
+        self.attaching.set()
+        await self.may_go_on.wait()
+        if self.refused is not None:
+            raise self.refused
+        return await self.behind.attach(lease)
+
+
+@asynccontextmanager
+async def attaching(state_dir: Path) -> AsyncIterator[tuple[WholeNode, Slow]]:
+    """A node whose backend is in the middle of `attach`, and that backend."""
+    node, made = WholeNode(state_dir), []
+    parts = node.agent._parts
+
+    def backend(config, underlay, prescribed, held):
+        made.append(Slow(parts.backend(config, underlay, prescribed, held), held))
+        return made[-1]
+
+    node.agent._parts = replace(parts, backend=backend)
+    try:
+        await node.start()
+        while not (made and made[0].attaching.is_set()):
+            await node.advance(0.1)
+        yield node, made[0]
+    finally:
+        await node.stop()
+
+
+class TestRulesBesideTheBackend:
+    async def test_there_are_none_before_the_backend_has_what_another_daemon_could_hold(
+        self, tmp_path
+    ):
+        async with attaching(tmp_path) as (node, backend):
+            await node.advance(1)
+            assert node.firewall.rules is None
+            backend.refused = KernelError("open", "port 8285", 0, "another daemon has it")
+            backend.may_go_on.set()
+            with pytest.raises(KernelError, match="another daemon"):
+                await node.advance(1)
+            assert node.firewall.rules is None
+
+    async def test_they_are_made_while_the_rest_of_its_work_goes_on(self, tmp_path):
+        async with attaching(tmp_path) as (node, backend):
+            backend.held()
+            await node.advance(0.1)
+            assert node.firewall.rules is not None
+            assert not node.agent.ready
+            backend.may_go_on.set()
+            await node.advance(0.1)
+            assert node.agent.ready
 
 
 @pytest.mark.parametrize("turns", range(0, 60, 3))
