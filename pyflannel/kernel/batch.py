@@ -32,9 +32,12 @@ from dataclasses import replace
 from typing import Final, NamedTuple
 
 from pyflannel.core.errors import KernelError
-from pyflannel.kernel import ownership, rtnl
+from pyflannel.kernel import ownership
+from pyflannel.kernel.addresses import delete_found_address, is_point_to_point
 from pyflannel.kernel.base import RTN_UNICAST, Address, Delete, Operation, Route, Set
-from pyflannel.kernel.rtnl import Request, RouteKey
+from pyflannel.kernel.objects import delete_request, set_request
+from pyflannel.kernel.routes import RouteKey, create_request, delete_found_route, key_of
+from pyflannel.kernel.rtnl import Request
 
 ABSENT: Final = frozenset(
     (errno.ESRCH, errno.ENOENT, errno.EADDRNOTAVAIL, errno.ENODEV, errno.ENXIO)
@@ -104,28 +107,28 @@ class Plan:
             elif isinstance(item, Address):
                 self._delete_address(position, item)
             else:
-                self._step(position, rtnl.delete_request(item), ABSENT)
+                self._step(position, delete_request(item), ABSENT)
         else:
             if isinstance(item, Route):
                 self._set_route(position, item, stepping_stone=stepping_stone)
                 return
             if isinstance(item, Address):
                 self._make_room_for_address(position, item)
-            self._step(position, rtnl.set_request(item))
+            self._step(position, set_request(item))
 
     def _set_route(self, position: int, route: Route, *, stepping_stone: bool) -> None:
-        standing = self._routes.get(rtnl.key_of(route), [])
+        standing = self._routes.get(key_of(route), [])
         for found in standing:
             if ownership.is_protected(found.route) and not ownership.is_protected(route):
                 hint = f"{ownership.describe(found.route)} is there and not ours to replace"
                 self._fail(position, "replace", route, errno.EEXIST, hint)
                 return
         first = stone_of(route) if stepping_stone else route
-        request = rtnl.set_request(first) if standing else rtnl.create_request(first)
+        request = set_request(first) if standing else create_request(first)
         self._make_room_for_route(position, route)
         self._step(position, request)
         if stepping_stone:
-            self._step(position, rtnl.set_request(route))
+            self._step(position, set_request(route))
 
     def _fail(self, position: int, verb: str, route: Route, code: int, hint: str) -> None:
         kind, _, subject = str(route).partition(" ")
@@ -141,13 +144,13 @@ class Plan:
         the packets. (Should the kernel take another one than we mean, there is one less all the
         same, and what is left gets replaced.)
         """
-        key = rtnl.key_of(route)
+        key = key_of(route)
         for found in self._routes.get(key, [])[1:]:
-            self._step(position, rtnl.delete_found_route(found.body), ABSENT)
-        self._routes[key] = [FoundRoute(route, rtnl.set_request(route).body)]
+            self._step(position, delete_found_route(found.body), ABSENT)
+        self._routes[key] = [FoundRoute(route, set_request(route).body)]
 
     def _delete_route(self, position: int, route: Route) -> None:
-        standing = self._routes.get(rtnl.key_of(route), [])
+        standing = self._routes.get(key_of(route), [])
         for place, found in enumerate(standing):
             if not _is_same_route(found.route, route):
                 continue
@@ -158,9 +161,9 @@ class Plan:
                     return
             if found.route.oif is None and route.oif is not None:
                 # Set in this batch, without a link: only the kernel knows which one it took.
-                self._step(position, rtnl.delete_request(route), ABSENT)
+                self._step(position, delete_request(route), ABSENT)
             else:
-                self._step(position, rtnl.delete_found_route(found.body), ABSENT)
+                self._step(position, delete_found_route(found.body), ABSENT)
             del standing[place]
             return
 
@@ -168,7 +171,7 @@ class Plan:
         for found in list(self._addresses):
             if _is_in_the_way(found, address):
                 self._delete_found_address(position, found)
-        self._addresses.append(FoundAddress(address, rtnl.set_request(address).body))
+        self._addresses.append(FoundAddress(address, set_request(address).body))
 
     def _delete_address(self, position: int, address: Address) -> None:
         for found in list(self._addresses):
@@ -176,7 +179,7 @@ class Plan:
                 self._delete_found_address(position, found)
 
     def _delete_found_address(self, position: int, found: FoundAddress) -> None:
-        self._step(position, rtnl.delete_found_address(found.body), ABSENT)
+        self._step(position, delete_found_address(found.body), ABSENT)
         self._addresses.remove(found)
 
 
@@ -243,5 +246,5 @@ def _is_in_the_way(found: FoundAddress, wanted: Address) -> bool:
     if wanted.interface.version == 6:
         return address.interface != wanted.interface
     return address.interface == wanted.interface and (
-        address.scope != wanted.scope or rtnl.is_point_to_point(found.body)
+        address.scope != wanted.scope or is_point_to_point(found.body)
     )

@@ -30,6 +30,7 @@ from pyflannel.core.errors import KernelError
 from pyflannel.core.ip import IPNetwork
 from pyflannel.kernel import routefilter, rtnl
 from pyflannel.kernel.base import Notification, Topic
+from pyflannel.kernel.objects import decode_notification
 from pyflannel.kernel.rtnl import Answer, Message, Request
 
 MOST_AT_ONCE: Final = 64
@@ -360,7 +361,7 @@ class Subscription:
                 self._pending.append(Notification(topic=Topic.OVERFLOW))
                 return True
             for message in rtnl.split(datagram):
-                notification = rtnl.decode_notification(message)
+                notification = decode_notification(message)
                 if notification is not None:
                     self._pending.append(notification)
         return True

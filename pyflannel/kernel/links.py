@@ -16,28 +16,30 @@ from typing import Final
 from pyflannel.core.ip import IPAddress
 from pyflannel.kernel import rtnl
 from pyflannel.kernel.base import IpipAttrs, Link, VxlanAttrs
-from pyflannel.kernel.rtnl import IFINFOMSG, Request, nested_attributes
+from pyflannel.kernel.rtnl import Request, nested_attributes
 
+IFINFOMSG: Final = struct.Struct("=BxHiII")
+"""Family, type, index, flags, change."""
 _U32: Final = struct.Struct("=I")
 _PORT: Final = struct.Struct("!H")
 
-_IFF_UP: Final = 0x1
+IFF_UP: Final = 0x1
 _IFF_LOOPBACK: Final = 0x8
 _IFF_RUNNING: Final = 0x40
 
-_ADDRESS: Final = 1
-_IFNAME: Final = 3
-_MTU: Final = 4
-_LINK: Final = 5
-_MASTER: Final = 10
-_TXQLEN: Final = 13
-_LINKINFO: Final = 18
-_EXT_MASK: Final = 29
-_LINK_NETNSID: Final = 37
+IFLA_ADDRESS: Final = 1
+IFLA_IFNAME: Final = 3
+IFLA_MTU: Final = 4
+IFLA_LINK: Final = 5
+IFLA_MASTER: Final = 10
+IFLA_TXQLEN: Final = 13
+IFLA_LINKINFO: Final = 18
+IFLA_EXT_MASK: Final = 29
+IFLA_LINK_NETNSID: Final = 37
 _SKIP_STATS: Final = 0x8
 """Asks for links without their 400 bytes of counters (linux/rtnetlink.h)."""
-_INFO_KIND: Final = 1
-_INFO_DATA: Final = 2
+IFLA_INFO_KIND: Final = 1
+IFLA_INFO_DATA: Final = 2
 
 _VXLAN_ID: Final = 1
 _VXLAN_GROUP: Final = 2
@@ -65,26 +67,28 @@ def dump_links() -> Request:
 
 def get_link(name: str) -> Request:
     """One link by its name."""
-    body = _question(rtnl.attribute(_IFNAME, name.encode() + b"\0"))
+    body = _question(rtnl.attribute(IFLA_IFNAME, name.encode() + b"\0"))
     return Request(rtnl.RTM_GETLINK, rtnl.NLM_F_REQUEST, body)
 
 
 def _question(attributes: bytes = b"") -> bytes:
-    return IFINFOMSG.pack(0, 0, 0, 0, 0) + attributes + rtnl.attribute_u32(_EXT_MASK, _SKIP_STATS)
+    return (
+        IFINFOMSG.pack(0, 0, 0, 0, 0) + attributes + rtnl.attribute_u32(IFLA_EXT_MASK, _SKIP_STATS)
+    )
 
 
 def change_link(
     index: int, *, mtu: int | None, mac: str | None, up: bool | None, txqlen: int | None
 ) -> Request:
     """Changes the given attributes of a link."""
-    flags, change = (_IFF_UP if up else 0, _IFF_UP) if up is not None else (0, 0)
+    flags, change = (IFF_UP if up else 0, IFF_UP) if up is not None else (0, 0)
     body = IFINFOMSG.pack(0, 0, index, flags, change)
     if mtu is not None:
-        body += rtnl.attribute_u32(_MTU, mtu)
+        body += rtnl.attribute_u32(IFLA_MTU, mtu)
     if txqlen is not None:
-        body += rtnl.attribute_u32(_TXQLEN, txqlen)
+        body += rtnl.attribute_u32(IFLA_TXQLEN, txqlen)
     if mac is not None:
-        body += rtnl.attribute(_ADDRESS, bytes.fromhex(mac.replace(":", "")))
+        body += rtnl.attribute(IFLA_ADDRESS, bytes.fromhex(mac.replace(":", "")))
     return Request(rtnl.RTM_NEWLINK, rtnl.NLM_F_REQUEST | rtnl.NLM_F_ACK, body)
 
 
@@ -97,26 +101,31 @@ def delete_link(index: int) -> Request:
 def decode_link(body: bytes) -> Link:
     """A link from RTM_NEWLINK."""
     _, _, index, flags, _ = IFINFOMSG.unpack_from(body)
-    attributes = rtnl.link_attributes(body)
-    info = nested_attributes(attributes.get(_LINKINFO, b""))
-    kind = _text(info.get(_INFO_KIND, b""))
-    data = nested_attributes(info[_INFO_DATA]) if _INFO_DATA in info else None
-    mac = attributes.get(_ADDRESS, b"")
+    attributes = link_attributes(body)
+    info = nested_attributes(attributes.get(IFLA_LINKINFO, b""))
+    kind = _text(info.get(IFLA_INFO_KIND, b""))
+    data = nested_attributes(info[IFLA_INFO_DATA]) if IFLA_INFO_DATA in info else None
+    mac = attributes.get(IFLA_ADDRESS, b"")
     return Link(
         index=index,
-        name=_text(attributes.get(_IFNAME, b"")),
+        name=_text(attributes.get(IFLA_IFNAME, b"")),
         kind=kind,
-        mtu=_number(attributes, _MTU),
+        mtu=_number(attributes, IFLA_MTU),
         mac=mac.hex(":") if len(mac) == _MAC_LENGTH else "",
-        up=bool(flags & _IFF_UP),
+        up=bool(flags & IFF_UP),
         running=bool(flags & _IFF_RUNNING),
         loopback=bool(flags & _IFF_LOOPBACK),
-        txqlen=_number(attributes, _TXQLEN),
-        master=_number(attributes, _MASTER),
-        parent=_number(attributes, _LINK) if _LINK_NETNSID not in attributes else 0,
+        txqlen=_number(attributes, IFLA_TXQLEN),
+        master=_number(attributes, IFLA_MASTER),
+        parent=_number(attributes, IFLA_LINK) if IFLA_LINK_NETNSID not in attributes else 0,
         vxlan=_vxlan(data) if kind == "vxlan" and data is not None else None,
         ipip=_ipip(data) if kind == "ipip" and data is not None else None,
     )
+
+
+def link_attributes(body: bytes) -> dict[int, bytes]:
+    """The attributes of an RTM_NEWLINK, by type."""
+    return rtnl.attributes_from(body, IFINFOMSG.size)
 
 
 def _vxlan(data: dict[int, bytes]) -> VxlanAttrs:

@@ -1,9 +1,9 @@
 """The real `Netlink`: this network namespace's links, addresses, routes, neighbours and FDBs.
 
-Five modules stand below: `channel.py` moves datagrams, `rtnl.py` knows the format of what comes in
-bulk, `links.py` that of links, `pyroute.py` that of new links and look-ups, `batch.py` knows what
-must be sent so that the kernel does what `Set` and `Delete` promise. This one puts them together
-and gives errors their meaning.
+`channel.py` moves datagrams. The format of what is in them is known to a module for each kind of
+object: `routes.py`, `neighbours.py`, `addresses.py`, `links.py`; `pyroute.py` knows that of new
+links and look-ups. `batch.py` knows what must be sent so that the kernel does what `Set` and
+`Delete` promise. This module puts them together and gives errors their meaning.
 
 A batch that touches routes or addresses is preceded by a dump of what may stand under their keys (a
 few microseconds an entry; only what the batch names is decoded). Of routes the kernel is asked for
@@ -23,6 +23,7 @@ from pyflannel.aio.pace import drained, let_go, paced
 from pyflannel.core.errors import DeviceUnavailable, KernelError, NotPermitted
 from pyflannel.core.ip import Family, IPAddress, IPNetwork, family_of
 from pyflannel.kernel import ethtool, links, pyroute, rtnl
+from pyflannel.kernel.addresses import decode_address, dump_addresses
 from pyflannel.kernel.base import (
     NUD_NOARP,
     Address,
@@ -44,8 +45,18 @@ from pyflannel.kernel.batch import (
     wants_stepping_stone,
 )
 from pyflannel.kernel.channel import Channel, Subscription
+from pyflannel.kernel.neighbours import decode_fdb, decode_neighbour, dump_fdb, dump_neighbours
 from pyflannel.kernel.ownership import LISTED, is_near
-from pyflannel.kernel.rtnl import Answer, Message, Request, RouteKey
+from pyflannel.kernel.routes import (
+    RouteKey,
+    decode_route,
+    dump_routes,
+    key_of,
+    key_of_body,
+    leading_bytes,
+    protocol_of_body,
+)
+from pyflannel.kernel.rtnl import Answer, Message, Request
 from pyflannel.kernel.udp import find_holder
 
 _UNREACHABLE: Final = frozenset(
@@ -116,8 +127,8 @@ class KernelNetlink:
 
     async def addresses(self, *, index: int | None = None) -> list[Address]:
         """Addresses of both families, of one link or of all; in the kernel's order."""
-        messages = await self._dump("address list", rtnl.dump_addresses(index))
-        found = await _decode(messages, rtnl.RTM_NEWADDR, rtnl.decode_address)
+        messages = await self._dump("address list", dump_addresses(index))
+        found = await _decode(messages, rtnl.RTM_NEWADDR, decode_address)
         return [address for address in found if index is None or address.index == index]
 
     async def routes(
@@ -131,9 +142,9 @@ class KernelNetlink:
         """Routes of the main table, all or some."""
         messages = await self._dump_routes(family, oif, protocols)
         if near:
-            leads = [rtnl.leading_bytes(network) for network in near]
+            leads = [leading_bytes(network) for network in near]
             messages = [m async for m in drained(messages) if any(lead in m.body for lead in leads)]
-        found = await _decode(messages, rtnl.RTM_NEWROUTE, rtnl.decode_route)
+        found = await _decode(messages, rtnl.RTM_NEWROUTE, decode_route)
         return [
             route
             async for route in drained(found)
@@ -148,18 +159,18 @@ class KernelNetlink:
         """Route messages of some protocols, or of all. Old kernels give more: it is sorted out."""
         messages: list[Message] = []
         for protocol in protocols or (0,):
-            request = rtnl.dump_routes(family, oif, protocol)
+            request = dump_routes(family, oif, protocol)
             messages += [
                 message
                 async for message in drained(await self._dump("route list", request))
-                if not protocol or rtnl.protocol_of_body(message.body) == protocol
+                if not protocol or protocol_of_body(message.body) == protocol
             ]
         return messages
 
     async def neighbours(self, index: int, family: Family) -> list[Neighbour]:
         """Neighbours of one link in any state (permanent and learned)."""
-        messages = await self._dump("neighbour list", rtnl.dump_neighbours(family, index))
-        found = await _decode(messages, rtnl.RTM_NEWNEIGH, rtnl.decode_neighbour)
+        messages = await self._dump("neighbour list", dump_neighbours(family, index))
+        found = await _decode(messages, rtnl.RTM_NEWNEIGH, decode_neighbour)
         return [
             n
             async for n in drained(found)
@@ -168,8 +179,8 @@ class KernelNetlink:
 
     async def fdb(self, index: int) -> list[FdbEntry]:
         """FDB entries of one vxlan link which have a destination and stay."""
-        messages = await self._dump("fdb list", rtnl.dump_fdb(index))
-        found = await _decode(messages, rtnl.RTM_NEWNEIGH, rtnl.decode_fdb)
+        messages = await self._dump("fdb list", dump_fdb(index))
+        found = await _decode(messages, rtnl.RTM_NEWNEIGH, decode_fdb)
         return [entry async for entry in drained(found) if entry.index == index]
 
     async def _dump(self, operation: str, request: Request) -> list[Message]:
@@ -343,7 +354,7 @@ class KernelNetlink:
         async for operation in paced(operations):
             item = operation.object
             if isinstance(item, Route):
-                found[rtnl.key_of(item)] = []
+                found[key_of(item)] = []
                 families.add(family_of(item.dst))
                 if not thorough:
                     protocols.add(item.protocol)
@@ -356,9 +367,9 @@ class KernelNetlink:
                 body = message.body
                 if not any(prefix in body for prefix in prefixes):
                     continue
-                key = rtnl.key_of_body(body)
+                key = key_of_body(body)
                 if key is not None and key in found:
-                    route = rtnl.decode_route(message.body)
+                    route = decode_route(message.body)
                     if route is not None:
                         found[key].append(FoundRoute(route, message.body))
         return found
@@ -370,12 +381,11 @@ class KernelNetlink:
         if not indexes:
             return []
         only = next(iter(indexes)) if len(indexes) == 1 else None
-        messages = await self._dump("address list", rtnl.dump_addresses(only))
+        messages = await self._dump("address list", dump_addresses(only))
         return [
             FoundAddress(address, message.body)
             for message in messages
-            if (address := rtnl.decode_address(message.body)) is not None
-            and address.index in indexes
+            if (address := decode_address(message.body)) is not None and address.index in indexes
         ]
 
 
@@ -387,7 +397,7 @@ async def _replaces_any(
     async for operation in paced(operations):
         route = operation.object
         if isinstance(operation, Set) and isinstance(route, Route):
-            replaces = replaces or bool(found[rtnl.key_of(route)])
+            replaces = replaces or bool(found[key_of(route)])
     return replaces
 
 

@@ -32,6 +32,7 @@ from pyflannel.kernel.base import (
     Route,
     VxlanAttrs,
 )
+from pyflannel.kernel.routes import REJECTING_TYPES
 from pyflannel.kernel.rtnl import Request
 
 _NLMSG_HEADER_LENGTH: Final = 16
@@ -188,7 +189,7 @@ def decode_looked_up_route(body: bytes, destination: IPAddress) -> Route | None:
     """The answer to `look_up_route`; `None` if that route leads nowhere."""
     message = _decode(_import_pyroute2().route, body)
     kind: int = message["type"]
-    if kind in rtnl.REJECTING_TYPES:
+    if kind in REJECTING_TYPES:
         return None
     via = message.get_attr("RTA_VIA") or {}
     return Route(

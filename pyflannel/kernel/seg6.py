@@ -16,6 +16,7 @@ from typing import Final
 
 from pyflannel.core.errors import KernelError
 from pyflannel.kernel.base import Route
+from pyflannel.kernel.objects import delete_request, set_request
 from pyflannel.kernel.request import query, transact
 from pyflannel.kernel.rtnl import (
     AF_INET6,
@@ -27,9 +28,7 @@ from pyflannel.kernel.rtnl import (
     Request,
     attribute,
     attribute_u32,
-    delete_request,
     host_network,
-    set_request,
 )
 
 RTA_TABLE: Final = 15

@@ -12,9 +12,21 @@ import struct
 from typing import Final
 
 from pyflannel.core.errors import KernelError
+from pyflannel.kernel.links import (
+    IFF_UP,
+    IFINFOMSG,
+    IFLA_ADDRESS,
+    IFLA_IFNAME,
+    IFLA_INFO_DATA,
+    IFLA_INFO_KIND,
+    IFLA_LINK,
+    IFLA_LINK_NETNSID,
+    IFLA_LINKINFO,
+    IFLA_MTU,
+    link_attributes,
+)
 from pyflannel.kernel.request import query, transact
 from pyflannel.kernel.rtnl import (
-    IFINFOMSG,
     NLM_F_ACK,
     NLM_F_CREATE,
     NLM_F_EXCL,
@@ -25,23 +37,13 @@ from pyflannel.kernel.rtnl import (
     Request,
     attribute,
     attribute_u32,
-    link_attributes,
     nested_attributes,
 )
 from pyflannel.records import dataclass
 
-IFLA_IFNAME: Final = 3
-IFLA_ADDRESS: Final = 1
-IFLA_MTU: Final = 4
-IFLA_LINK: Final = 5
-IFLA_LINK_NETNSID: Final = 37
-IFLA_LINKINFO: Final = 18
-IFLA_INFO_KIND: Final = 1
-IFLA_INFO_DATA: Final = 2
 VETH_INFO_PEER: Final = 1
-IFF_UP: Final = 0x1
 IFF_NOARP: Final = 0x80
-"""linux/rtnetlink.h, linux/if_link.h, linux/veth.h, linux/if.h."""
+"""linux/veth.h, linux/if.h."""
 
 
 def _name(name: str) -> bytes:

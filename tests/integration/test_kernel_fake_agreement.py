@@ -31,6 +31,7 @@ from pyflannel.kernel.base import (
 )
 from pyflannel.kernel.channel import Channel
 from pyflannel.kernel.netlink import KernelNetlink
+from pyflannel.kernel.objects import set_request
 from pyflannel.testing.fakenetlink import FakeNetlink
 from tests.support.netns import in_new_netns, without_fallback
 
@@ -169,7 +170,7 @@ async def tables(netlink: Netlink, devices: Devices) -> dict[str, object]:
 
 async def append_in_kernel(channel: Channel, route: Route) -> bool:
     """`ip route append`; whether the kernel took it."""
-    kind, _, body = rtnl.set_request(route)
+    kind, _, body = set_request(route)
     flags = rtnl.NLM_F_REQUEST | rtnl.NLM_F_ACK | rtnl.NLM_F_CREATE | NLM_F_APPEND
     (answer,) = await channel.transact("append", [rtnl.Request(kind, flags, body)])
     return answer.errno == 0

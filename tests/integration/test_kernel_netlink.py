@@ -14,7 +14,7 @@ import uvloop
 
 from pyflannel.core.errors import DeviceUnavailable, KernelError, NotPermitted
 from pyflannel.core.ip import Family
-from pyflannel.kernel import rtnl
+from pyflannel.kernel.addresses import decode_address, dump_addresses
 from pyflannel.kernel.base import (
     Address,
     Delete,
@@ -204,8 +204,8 @@ async def test_our_codec_and_pyroute2_read_the_same_addresses() -> None:
         "10.5.2.0 peer 10.7.0.1/32 dev flannel.1",
     ):
         subprocess.run(["ip", "addr", "add", *words.split()], check=True)
-    _, messages = await channel.dump("addresses", rtnl.dump_addresses())
-    ours = [rtnl.decode_address(message.body) for message in messages]
+    _, messages = await channel.dump("addresses", dump_addresses())
+    ours = [decode_address(message.body) for message in messages]
     theirs = await netlink.addresses()
     assert ours == theirs
     by_text = {str(address.interface.ip): address for address in theirs}

@@ -15,6 +15,7 @@ import pytest
 
 from pyflannel.core.errors import KernelError
 from pyflannel.kernel import rtnl
+from pyflannel.kernel.addresses import delete_found_address
 from pyflannel.kernel.base import (
     RTN_BLACKHOLE,
     RTPROT_KERNEL,
@@ -34,6 +35,8 @@ from pyflannel.kernel.batch import (
     stone_of,
     wants_stepping_stone,
 )
+from pyflannel.kernel.objects import delete_request, set_request
+from pyflannel.kernel.routes import RouteKey, create_request, delete_found_route, key_of
 
 DST = IPv4Network("10.5.7.0/24")
 OURS = Route(dst=DST, gateway=IPv4Address("10.5.7.0"), oif=3, onlink=True)
@@ -44,13 +47,13 @@ OURS6 = Route(dst=IPv6Network("fd00:7::/64"), gateway=IPv6Address("fd00:7::"), o
 
 def found(route: Route) -> FoundRoute:
     # As the kernel reports it: with an attribute that we do not know.
-    return FoundRoute(route, rtnl.set_request(route).body + b"\x08\0\x0b\0\x05\0\0\0")
+    return FoundRoute(route, set_request(route).body + b"\x08\0\x0b\0\x05\0\0\0")
 
 
 def plan(*standing: Route) -> Plan:
-    routes: dict[rtnl.RouteKey, list[FoundRoute]] = {}
+    routes: dict[RouteKey, list[FoundRoute]] = {}
     for route in standing:
-        routes.setdefault(rtnl.key_of(route), []).append(found(route))
+        routes.setdefault(key_of(route), []).append(found(route))
     return Plan(routes, [])
 
 
@@ -63,16 +66,16 @@ def requests(of: Plan, *operations: Operation) -> list[rtnl.Request]:
 class TestRoutes:
     def test_a_free_place_takes_one_message(self) -> None:
         """Exclusive, for one that comes in between may be anybody's; a known one is replaced."""
-        assert requests(plan(), Set(OURS)) == [rtnl.create_request(OURS)]
-        assert requests(plan(FOREIGN), Set(OURS)) == [rtnl.set_request(OURS)]
+        assert requests(plan(), Set(OURS)) == [create_request(OURS)]
+        assert requests(plan(FOREIGN), Set(OURS)) == [set_request(OURS)]
 
     def test_all_but_the_one_in_force_are_removed_first(self) -> None:
         """With all the attributes that they were reported with; one that is gone is no failure."""
         of = plan(FOREIGN, DIRECT, OURS)
         assert requests(of, Set(OURS)) == [
-            rtnl.delete_found_route(found(DIRECT).body),
-            rtnl.delete_found_route(found(OURS).body),
-            rtnl.set_request(OURS),
+            delete_found_route(found(DIRECT).body),
+            delete_found_route(found(OURS).body),
+            set_request(OURS),
         ]
         assert [step.tolerated for step in of.steps] == [ABSENT, ABSENT, frozenset()]
 
@@ -97,16 +100,14 @@ class TestRoutes:
         """Delete, then create."""
         of = plan(FOREIGN)
         assert requests(of, Delete(FOREIGN), Set(OURS)) == [
-            rtnl.delete_found_route(found(FOREIGN).body),
-            rtnl.create_request(OURS),
+            delete_found_route(found(FOREIGN).body),
+            create_request(OURS),
         ]
 
     def test_a_route_is_deleted_as_it_was_reported(self) -> None:
         """And once only."""
         of = plan(FOREIGN, OURS)
-        assert requests(of, Delete(OURS), Delete(OURS)) == [
-            rtnl.delete_found_route(found(OURS).body)
-        ]
+        assert requests(of, Delete(OURS), Delete(OURS)) == [delete_found_route(found(OURS).body)]
 
     def test_a_delete_that_would_hit_another_one_is_refused(self) -> None:
         """No gateway fits any gateway: there is no request that means the second one."""
@@ -119,9 +120,9 @@ class TestRoutes:
         """What an operation leaves is what the next one finds."""
         of = plan(FOREIGN, DIRECT)
         assert requests(of, Set(OURS), Delete(FOREIGN), Delete(OURS), Delete(OURS)) == [
-            rtnl.delete_found_route(found(DIRECT).body),
-            rtnl.set_request(OURS),
-            rtnl.delete_found_route(rtnl.set_request(OURS).body),
+            delete_found_route(found(DIRECT).body),
+            set_request(OURS),
+            delete_found_route(set_request(OURS).body),
         ]
         assert [step.position for step in of.steps] == [0, 0, 2]
 
@@ -129,11 +130,11 @@ class TestRoutes:
         """On delete, and for what was set without one in the same batch."""
         anywhere = replace(FOREIGN, oif=None)
         assert requests(plan(FOREIGN), Delete(anywhere)) == [
-            rtnl.delete_found_route(found(FOREIGN).body)
+            delete_found_route(found(FOREIGN).body)
         ]
         assert requests(plan(), Set(anywhere), Delete(FOREIGN)) == [
-            rtnl.create_request(anywhere),
-            rtnl.delete_request(FOREIGN),
+            create_request(anywhere),
+            delete_request(FOREIGN),
         ]
 
     def test_several_next_hops_are_nobodys_single_route(self) -> None:
@@ -160,8 +161,8 @@ class TestRoutes:
         of.add(0, Set(OURS6), stepping_stone=True)
         stone = replace(OURS6, gateway=None, onlink=False)
         assert [step.request for step in of.steps] == [
-            rtnl.create_request(stone),
-            rtnl.set_request(OURS6),
+            create_request(stone),
+            set_request(OURS6),
         ]
         assert stone_of(OURS6) == stone
 
@@ -184,7 +185,7 @@ class TestRoutes:
 
 
 def found_address(address: Address, *, peer: str = "") -> FoundAddress:
-    body = rtnl.set_request(address).body
+    body = set_request(address).body
     if peer:
         body = body[:-4] + IPv4Address(peer).packed
     return FoundAddress(address, body)
@@ -196,7 +197,7 @@ class TestAddresses:
 
     def deleted(self, standing: FoundAddress, operation: Operation) -> bool:
         made = requests(Plan({}, [standing]), operation)
-        return rtnl.delete_found_address(standing.body) in made
+        return delete_found_address(standing.body) in made
 
     def test_an_ipv6_address_with_another_length_is_in_the_way(self) -> None:
         """The kernel would keep it and say that all is well."""
@@ -225,8 +226,8 @@ class TestAddresses:
         plain, with_peer = found_address(self.HOST), found_address(self.HOST, peer="10.7.0.1")
         made = requests(Plan({}, [plain, with_peer]), Delete(self.HOST))
         assert made == [
-            rtnl.delete_found_address(plain.body),
-            rtnl.delete_found_address(with_peer.body),
+            delete_found_address(plain.body),
+            delete_found_address(with_peer.body),
         ]
 
     def test_an_absent_address_is_not_deleted(self) -> None:
@@ -248,8 +249,8 @@ def test_neighbours_and_fdb_entries_take_one_message_each() -> None:
     for item in items:
         of = plan()
         assert requests(of, Set(item), Delete(item)) == [
-            rtnl.set_request(item),
-            rtnl.delete_request(item),
+            set_request(item),
+            delete_request(item),
         ]
         assert [step.tolerated for step in of.steps] == [frozenset(), ABSENT]
 

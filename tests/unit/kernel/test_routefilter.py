@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pyflannel.kernel import rtnl
 from pyflannel.kernel.base import Route
+from pyflannel.kernel.objects import set_request
 from pyflannel.kernel.ownership import RTPROT_STATIC, is_near
 from pyflannel.kernel.routefilter import program
 
@@ -66,7 +67,7 @@ def find(packet: bytes, start: int, kind: int) -> int:
 
 
 def message(route: Route, kind: int = rtnl.RTM_NEWROUTE) -> bytes:
-    return rtnl.pack(rtnl.Request(kind, 0, rtnl.set_request(route).body), 1)
+    return rtnl.pack(rtnl.Request(kind, 0, set_request(route).body), 1)
 
 
 @st.composite

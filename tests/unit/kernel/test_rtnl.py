@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from pyflannel.core.ip import Family
 from pyflannel.kernel import rtnl
+from pyflannel.kernel.addresses import decode_address, dump_addresses, is_point_to_point
 from pyflannel.kernel.base import (
     NUD_NOARP,
     NUD_PERMANENT,
@@ -28,6 +29,15 @@ from pyflannel.kernel.base import (
     Notification,
     Route,
     Topic,
+)
+from pyflannel.kernel.neighbours import decode_fdb, decode_neighbour, dump_fdb, dump_neighbours
+from pyflannel.kernel.objects import decode_notification, delete_request, set_request
+from pyflannel.kernel.routes import (
+    decode_route,
+    delete_found_route,
+    dump_routes,
+    key_of,
+    key_of_body,
 )
 from pyflannel.kernel.rtnl import Answer, Message
 
@@ -70,19 +80,19 @@ class TestRoundTrips:
 
     @given(routes())
     def test_routes(self, route: Route) -> None:
-        assert rtnl.decode_route(rtnl.set_request(route).body) == route
+        assert decode_route(set_request(route).body) == route
 
     @given(routes())
     def test_the_key_is_found_without_decoding(self, route: Route) -> None:
-        assert rtnl.key_of_body(rtnl.set_request(route).body) == rtnl.key_of(route)
+        assert key_of_body(set_request(route).body) == key_of(route)
 
     @given(st.builds(Neighbour, index=indexes, ip=addresses, mac=macs, state=st.integers(1, 255)))
     def test_neighbours(self, neighbour: Neighbour) -> None:
-        assert rtnl.decode_neighbour(rtnl.set_request(neighbour).body) == neighbour
+        assert decode_neighbour(set_request(neighbour).body) == neighbour
 
     @given(st.builds(FdbEntry, index=indexes, mac=macs, dst=addresses))
     def test_fdb_entries(self, entry: FdbEntry) -> None:
-        assert rtnl.decode_fdb(rtnl.set_request(entry).body) == entry
+        assert decode_fdb(set_request(entry).body) == entry
 
     @given(indexes, addresses, st.data(), st.sampled_from([0, 253]))
     def test_addresses(
@@ -93,7 +103,7 @@ class TestRoundTrips:
         address = Address(index=index, interface=interface, scope=scope)
         # Whether it is permanent is the kernel's word.
         expected = replace(address, permanent=False)
-        assert rtnl.decode_address(rtnl.set_request(address).body) == expected
+        assert decode_address(set_request(address).body) == expected
 
 
 class TestRequests:
@@ -102,21 +112,21 @@ class TestRequests:
     def test_an_address_is_upstreams_to_the_byte(self) -> None:
         """10.5.96.0/32 on link 3; only the flags say replace where upstream says exclusive."""
         address = Address(index=3, interface=IPv4Interface("10.5.96.0/32"))
-        request = rtnl.set_request(address)
+        request = set_request(address)
         assert request.kind == 20
         assert request.body == bytes.fromhex("02200000 0300000008000200 0a05600008000100 0a056000")
 
     def test_an_ipv6_address_is_usable_at_once(self) -> None:
         """IFA_F_NODAD is set, or it would be tentative for a second."""
         address = Address(index=3, interface=IPv6Interface("fd00::1/128"))
-        assert rtnl.set_request(address).body[:8] == bytes.fromhex("0a800200 03000000")
+        assert set_request(address).body[:8] == bytes.fromhex("0a800200 03000000")
 
     def test_a_peers_route(self) -> None:
         """10.5.7.0/24 via 10.5.7.0 dev 3 onlink: main table, protocol boot, unicast, no metric."""
         route = Route(
             dst=IPv4Network("10.5.7.0/24"), gateway=IPv4Address("10.5.7.0"), oif=3, onlink=True
         )
-        request = rtnl.set_request(route)
+        request = set_request(route)
         assert request.kind == 24
         assert request.flags == 0x1 | 0x4 | 0x100 | 0x400
         assert request.body == bytes.fromhex(
@@ -126,14 +136,14 @@ class TestRequests:
     def test_an_ipv6_route_has_its_metric_spelt_out(self) -> None:
         """0 in a delete request would mean "any metric"."""
         route = Route(dst=IPv6Network("fd00:7::/64"), oif=3)
-        body = rtnl.delete_request(route).body
+        body = delete_request(route).body
         assert bytes.fromhex("08000600 00040000") in body
-        assert rtnl.delete_request(route).kind == 25
+        assert delete_request(route).kind == 25
 
     def test_a_neighbour_is_permanent(self) -> None:
         """Address family of the IP, NUD_PERMANENT, type unicast."""
         neighbour = Neighbour(index=3, ip=IPv4Address("10.5.7.0"), mac=MAC)
-        request = rtnl.set_request(neighbour)
+        request = set_request(neighbour)
         assert request.kind == 28
         assert request.body == bytes.fromhex(
             "02000000 03000000 8000000108000100 0a0507000a000200 0e0000000002 0000"
@@ -142,23 +152,23 @@ class TestRequests:
     def test_an_fdb_entry_is_for_the_device_itself(self) -> None:
         """AF_BRIDGE, NTF_SELF, permanent and noarp."""
         entry = FdbEntry(index=3, mac=MAC, dst=IPv4Address("192.0.2.7"))
-        assert rtnl.set_request(entry).body == bytes.fromhex(
+        assert set_request(entry).body == bytes.fromhex(
             "07000000 03000000 c00002000a000200 0e0000000002 000008000100 c0000207"
         )
-        assert rtnl.delete_request(entry).kind == 29
+        assert delete_request(entry).kind == 29
 
     def test_a_gateway_of_the_other_family_goes_as_via(self) -> None:
         """RFC 5549: IPv4 through an IPv6 gateway."""
         route = Route(dst=IPv4Network("10.5.7.0/24"), gateway=IPv6Address("fe80::1"), oif=3)
-        body = rtnl.set_request(route).body
+        body = set_request(route).body
         assert struct.pack("=HHH", 22, 18, 10) + IPv6Address("fe80::1").packed in body
-        assert rtnl.decode_route(body) == route
+        assert decode_route(body) == route
 
     def test_a_found_route_is_deleted_with_all_that_was_reported(self) -> None:
         """But without the flags that describe its state."""
-        body = rtnl.set_request(Route(dst=IPv4Network("10.5.7.0/24"), oif=3)).body
+        body = set_request(Route(dst=IPv4Network("10.5.7.0/24"), oif=3)).body
         dead_and_onlink = body[:8] + struct.pack("=I", 0x1 | 0x4 | 0x10) + body[12:]
-        request = rtnl.delete_found_route(dead_and_onlink + b"\x08\0\x0b\0\x05\0\0\0")
+        request = delete_found_route(dead_and_onlink + b"\x08\0\x0b\0\x05\0\0\0")
         assert request.kind == 25
         assert request.body == body[:8] + struct.pack("=I", 0x4) + body[12:] + (
             b"\x08\0\x0b\0\x05\0\0\0"
@@ -169,21 +179,21 @@ class TestRequests:
         gateway = attribute(5, IPv4Address("10.5.7.0").packed) + attribute(4, b"\3\0\0\0")
         object_id = attribute(30, b"\7\0\0\0")
         body = rtmsg(flags=4, attributes=DST + object_id + gateway)
-        assert rtnl.delete_found_route(body).body == rtmsg(attributes=DST + object_id)
+        assert delete_found_route(body).body == rtmsg(attributes=DST + object_id)
 
     def test_dumps_are_filtered_by_the_kernel(self) -> None:
         """Main table and outgoing link; link of neighbours, FDB and addresses."""
-        assert rtnl.dump_routes(Family.V4, 7) == (
+        assert dump_routes(Family.V4, 7) == (
             26,
             0x301,
             bytes.fromhex("02000000 fe000000 0000000008000400 07000000"),
         )
-        assert rtnl.dump_neighbours(Family.V6, 7).body == bytes.fromhex(
+        assert dump_neighbours(Family.V6, 7).body == bytes.fromhex(
             "0a000000 00000000 0000000008000800 07000000"
         )
-        assert rtnl.dump_fdb(7).body == bytes.fromhex("07000000 07000000 00000000")
-        assert rtnl.dump_addresses(7).body == bytes.fromhex("00000000 07000000")
-        assert rtnl.dump_addresses().body == bytes(8)
+        assert dump_fdb(7).body == bytes.fromhex("07000000 07000000 00000000")
+        assert dump_addresses(7).body == bytes.fromhex("00000000 07000000")
+        assert dump_addresses().body == bytes(8)
 
 
 def attribute(kind: int, value: bytes) -> bytes:
@@ -212,8 +222,8 @@ class TestRoutes:
 
     def test_no_destination_is_the_default_route(self) -> None:
         """In both families."""
-        four = rtnl.decode_route(rtmsg(length=0))
-        six = rtnl.decode_route(rtmsg(family=10, length=0))
+        four = decode_route(rtmsg(length=0))
+        six = decode_route(rtmsg(family=10, length=0))
         assert four is not None
         assert six is not None
         assert (str(four.dst), str(six.dst)) == ("0.0.0.0/0", "::/0")
@@ -231,33 +241,33 @@ class TestRoutes:
     )
     def test_what_does_not_compete_with_ours_is_left_out(self, body: bytes) -> None:
         """Other tables, cache entries, types of service, families."""
-        assert rtnl.decode_route(body) is None
-        assert rtnl.key_of_body(body) is None
+        assert decode_route(body) is None
+        assert key_of_body(body) is None
 
     def test_the_table_attribute_counts_more_than_the_byte(self) -> None:
         """The byte is RT_TABLE_COMPAT (252) for large numbers."""
         body = rtmsg(table=252, attributes=DST + attribute(15, struct.pack("=I", 254)))
-        assert rtnl.decode_route(body) is not None
+        assert decode_route(body) is not None
 
     def test_an_ipv6_metric_of_1024_is_none(self) -> None:
         """It is what the kernel makes of none."""
         dst = attribute(1, IPv6Address("fd00:7::").packed)
         body = rtmsg(family=10, length=64, attributes=dst + attribute(6, struct.pack("=I", 1024)))
-        route = rtnl.decode_route(body)
+        route = decode_route(body)
         assert route is not None
         assert route.metric == 0
-        assert rtnl.key_of_body(body) == rtnl.key_of(route)
+        assert key_of_body(body) == key_of(route)
 
     def test_an_ipv4_metric_of_1024_is_one(self) -> None:
         """Only IPv6 has that default."""
-        route = rtnl.decode_route(rtmsg(attributes=DST + attribute(6, struct.pack("=I", 1024))))
+        route = decode_route(rtmsg(attributes=DST + attribute(6, struct.pack("=I", 1024))))
         assert route is not None
         assert route.metric == 1024
 
     def test_several_next_hops_are_reported_as_none(self) -> None:
         """RTA_MULTIPATH is not taken apart."""
         hops = struct.pack("=HBBi", 16, 0, 0, 3) + attribute(5, b"\x0a\5\7\0")
-        route = rtnl.decode_route(rtmsg(attributes=DST + attribute(9, hops)))
+        route = decode_route(rtmsg(attributes=DST + attribute(9, hops)))
         assert route is not None
         assert (route.gateway, route.oif) == (None, None)
 
@@ -266,7 +276,7 @@ class TestRoutes:
         """IPv6 reports the loopback."""
         dst = DST if family == 2 else attribute(1, IPv6Address("fd00:7::").packed)
         oif = attribute(4, struct.pack("=I", 1))
-        route = rtnl.decode_route(rtmsg(family=family, kind=6, attributes=dst + oif))
+        route = decode_route(rtmsg(family=family, kind=6, attributes=dst + oif))
         assert route is not None
         assert (route.type, route.oif) == (RTN_BLACKHOLE, None)
 
@@ -277,7 +287,7 @@ class TestOthers:
     def test_a_neighbour_without_a_mac_has_an_empty_one(self) -> None:
         """INCOMPLETE and FAILED ones."""
         body = struct.pack("=BxxxiHBB", 2, 3, 0x20, 0, 1) + attribute(1, b"\x0a\5\7\0")
-        assert rtnl.decode_neighbour(body) == Neighbour(
+        assert decode_neighbour(body) == Neighbour(
             index=3, ip=IPv4Address("10.5.7.0"), mac="", state=0x20
         )
 
@@ -290,22 +300,22 @@ class TestOthers:
         packed = bytes.fromhex(MAC.replace(":", ""))
         attributes = attribute(2, packed) + attribute(1, IPv4Address("192.0.2.7").packed)
         body = struct.pack("=BxxxiHBB", 7, 3, state, 2, 0) + attributes
-        assert (rtnl.decode_fdb(body) is not None) == listed
+        assert (decode_fdb(body) is not None) == listed
 
     def test_fdb_entries_without_a_destination_are_left_out(self) -> None:
         """Multicast memberships of the device, and those of bridge ports."""
         body = struct.pack("=BxxxiHBB", 7, 3, 0x80, 2, 0) + attribute(2, b"\x33\x33\0\0\0\1")
-        assert rtnl.decode_fdb(body) is None
+        assert decode_fdb(body) is None
 
     def test_an_address_is_the_local_one(self) -> None:
         """IFA_ADDRESS is the peer's on a point-to-point link."""
         header = struct.pack("=BBBBI", 2, 32, 0x80, 0, 3)
         local, peer = IPv4Address("10.5.2.0"), IPv4Address("10.7.0.1")
         body = header + attribute(1, peer.packed) + attribute(2, local.packed)
-        address = rtnl.decode_address(body)
+        address = decode_address(body)
         assert address == Address(index=3, interface=IPv4Interface("10.5.2.0/32"))
-        assert rtnl.is_point_to_point(body)
-        assert not rtnl.is_point_to_point(
+        assert is_point_to_point(body)
+        assert not is_point_to_point(
             header + attribute(1, local.packed) + attribute(2, local.packed)
         )
 
@@ -330,7 +340,7 @@ class TestOthers:
             + attribute(1, packed)
             + attribute(8, struct.pack("=I", flags | 0x400))
         )
-        address = rtnl.decode_address(body)
+        address = decode_address(body)
         assert address is not None
         assert (address.permanent, address.temporary, address.deprecated) == expected
 
@@ -374,7 +384,7 @@ class TestDatagrams:
 
 
 def heard(kind: int, body: bytes) -> Notification | None:
-    return rtnl.decode_notification(Message(kind, 0, 0, body))
+    return decode_notification(Message(kind, 0, 0, body))
 
 
 class TestNotifications:
@@ -383,7 +393,7 @@ class TestNotifications:
     def test_routes(self) -> None:
         """Set and deleted, with link and destination."""
         route = Route(dst=IPv4Network("10.5.7.0/24"), oif=3)
-        body = rtnl.set_request(route).body
+        body = set_request(route).body
         expected = Notification(
             topic=Topic.ROUTE, index=3, family=Family.V4, dst=route.dst, object=route
         )
@@ -407,7 +417,7 @@ class TestNotifications:
     ) -> None:
         """One that turned stale may have been a permanent one of ours."""
         neighbour = Neighbour(index=3, ip=IPv4Address("10.5.7.0"), mac=MAC, state=state)
-        notification = heard(kind, rtnl.set_request(neighbour).body)
+        notification = heard(kind, set_request(neighbour).body)
         assert (notification is not None) == told
         if notification is not None:
             assert notification.family is Family.V4
@@ -415,15 +425,15 @@ class TestNotifications:
     def test_fdb_entries_have_no_family(self) -> None:
         """They are told in any state."""
         entry = FdbEntry(index=3, mac=MAC, dst=IPv4Address("192.0.2.7"))
-        body = rtnl.set_request(entry).body
+        body = set_request(entry).body
         assert heard(28, body) == Notification(topic=Topic.NEIGHBOUR, index=3, object=entry)
 
     def test_addresses(self) -> None:
         """With the link they are on."""
-        body = rtnl.set_request(Address(index=3, interface=IPv6Interface("fd00::1/128"))).body
+        body = set_request(Address(index=3, interface=IPv6Interface("fd00::1/128"))).body
         told = heard(21, body)
         assert told is not None
-        assert told.object == rtnl.decode_address(body)
+        assert told.object == decode_address(body)
         assert replace(told, object=None) == Notification(
             topic=Topic.ADDRESS, index=3, deleted=True, family=Family.V6
         )
@@ -454,29 +464,29 @@ class TestCachedRecords:
     @pytest.mark.parametrize("ip", [IPv4Address("20.0.3.0"), IPv6Address("fd00:5:7::")])
     def test_the_age_of_a_neighbour_makes_no_other_one_of_it(self, ip) -> None:
         """Nor does an address that looks like the header of the ages."""
-        body = rtnl.set_request(Neighbour(index=3, ip=ip, mac=MAC)).body
-        first = rtnl.decode_neighbour(body + self.AGES)
+        body = set_request(Neighbour(index=3, ip=ip, mac=MAC)).body
+        first = decode_neighbour(body + self.AGES)
         assert first == Neighbour(index=3, ip=ip, mac=MAC)
-        assert rtnl.decode_neighbour(body + self.OLDER) is first
-        other = rtnl.set_request(Neighbour(index=3, ip=ip, mac="02:00:00:00:00:77")).body
-        found = rtnl.decode_neighbour(other + self.AGES)
+        assert decode_neighbour(body + self.OLDER) is first
+        other = set_request(Neighbour(index=3, ip=ip, mac="02:00:00:00:00:77")).body
+        found = decode_neighbour(other + self.AGES)
         assert found is not None
         assert found.mac == "02:00:00:00:00:77"
 
     @pytest.mark.parametrize("dst", [IPv4Address("20.0.3.0"), IPv6Address("2001:db8::7")])
     def test_nor_does_that_of_an_fdb_entry(self, dst) -> None:
         """The destination counts."""
-        body = rtnl.set_request(FdbEntry(index=3, mac=MAC, dst=dst)).body
-        first = rtnl.decode_fdb(body + self.AGES)
+        body = set_request(FdbEntry(index=3, mac=MAC, dst=dst)).body
+        first = decode_fdb(body + self.AGES)
         assert first == FdbEntry(index=3, mac=MAC, dst=dst)
-        assert rtnl.decode_fdb(body + self.OLDER) is first
-        other = rtnl.set_request(FdbEntry(index=3, mac=MAC, dst=dst + 1)).body
-        found = rtnl.decode_fdb(other + self.AGES)
+        assert decode_fdb(body + self.OLDER) is first
+        other = set_request(FdbEntry(index=3, mac=MAC, dst=dst + 1)).body
+        found = decode_fdb(other + self.AGES)
         assert found is not None
         assert found.dst == dst + 1
 
     def test_a_neighbour_without_a_mac_is_decoded_as_well(self) -> None:
         """Its ages stand elsewhere."""
-        body = rtnl.set_request(Neighbour(index=3, ip=IPv4Address("10.5.7.0"), mac=MAC)).body
-        found = rtnl.decode_neighbour(body[:20] + self.AGES)
+        body = set_request(Neighbour(index=3, ip=IPv4Address("10.5.7.0"), mac=MAC)).body
+        found = decode_neighbour(body[:20] + self.AGES)
         assert found == Neighbour(index=3, ip=IPv4Address("10.5.7.0"), mac="")
