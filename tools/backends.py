@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from pyflannel.backend.kinds import KINDS
-from pyflannel.core.config import load_network_config
+from pyflannel.core.configparse import load_network_config
 from pyflannel.core.kind import Kind, Setting, every
 
 DOCUMENT: Final = Path(__file__).parents[1] / "docs" / "backends.md"

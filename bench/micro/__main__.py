@@ -14,7 +14,7 @@ from random import Random
 
 from pyflannel.backend.kinds import KINDS
 from pyflannel.core import allocation
-from pyflannel.core.config import load_network_config, parse_network_config
+from pyflannel.core.configparse import load_network_config, parse_network_config
 from pyflannel.core.ip import Family, SubnetKey
 from pyflannel.core.lease import Lease, LeaseAttrs, LeaseTable, Snapshot
 from pyflannel.core.lpm import Peer, RouteTable

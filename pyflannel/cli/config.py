@@ -15,7 +15,8 @@ from pyflannel.cli.backends import keys_text
 from pyflannel.cli.common import NODE_FLAGS, split_etcd, with_store, without_flags, words_of
 from pyflannel.cli.parsers import ETCD, Branch, Parser, group
 from pyflannel.cli.streams import write_bytes
-from pyflannel.core.config import NetworkConfig, Parsed, effective, parse_network_config
+from pyflannel.core.config import NetworkConfig, effective
+from pyflannel.core.configparse import Parsed, parse_network_config
 from pyflannel.core.errors import EXIT_CONFIG, EXIT_OK, ConfigError, UsageError
 from pyflannel.core.fields import Problem
 from pyflannel.core.options import EtcdOptions

@@ -10,8 +10,9 @@ from typing import Final, TextIO
 
 from pyflannel.backend.kinds import KINDS
 from pyflannel.cli.common import with_store
-from pyflannel.core.config import NetworkConfig, parse_network_config
+from pyflannel.core.config import NetworkConfig
 from pyflannel.core.configchange import changes, consequences
+from pyflannel.core.configparse import parse_network_config
 from pyflannel.core.errors import EXIT_OK, ConfigError, StoreConflict, StoreError
 from pyflannel.core.lease import Lease
 from pyflannel.core.options import EtcdOptions

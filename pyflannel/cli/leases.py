@@ -16,7 +16,8 @@ from pyflannel.cli import status
 from pyflannel.cli.common import split_etcd, table, with_store
 from pyflannel.cli.parsers import ETCD, Branch, Parser, group
 from pyflannel.cli.prune import prune
-from pyflannel.core.config import NetworkConfig, load_network_config
+from pyflannel.core.config import NetworkConfig
+from pyflannel.core.configparse import load_network_config
 from pyflannel.core.errors import EXIT_OK, ConfigError, FlannelError, UsageError
 from pyflannel.core.ip import IPAddress, SubnetKey, parse_ip, parse_subnet_key
 from pyflannel.core.lease import Lease

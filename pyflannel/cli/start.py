@@ -26,7 +26,8 @@ from pyflannel.foreign import MOST_IN_LOG, shown
 
 if TYPE_CHECKING:
     from pyflannel.core.commandline import RunDaemon
-    from pyflannel.core.config import NetworkConfig, Parsed
+    from pyflannel.core.config import NetworkConfig
+    from pyflannel.core.configparse import Parsed
     from pyflannel.core.options import DaemonOptions
     from pyflannel.core.trust import ConfigOrigin
 
@@ -210,7 +211,7 @@ def _static_config(path: str) -> NetworkConfig:
 def _net_conf(options: DaemonOptions) -> NetworkConfig:
     """Kubernetes' network config; and whether there is a way to the API server at all."""
     from pyflannel.backend.kinds import KINDS
-    from pyflannel.core.config import parse_network_config
+    from pyflannel.core.configparse import parse_network_config
     from pyflannel.kernel.files import FileText, FileUnreadable, read_text_if_exists
     from pyflannel.store.kubernetes.access import find_access
 
@@ -231,7 +232,7 @@ def _network_config(parsed: RunDaemon) -> NetworkConfig:
     if parsed.options.kube_subnet_mgr:
         return _net_conf(parsed.options)
     from pyflannel.cli.common import with_store
-    from pyflannel.core.config import parse_network_config
+    from pyflannel.core.configparse import parse_network_config
     from pyflannel.store.etcd import codec
 
     etcd = parsed.options.etcd

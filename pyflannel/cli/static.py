@@ -10,7 +10,8 @@ from typing import Final
 from pyflannel.backend.kinds import KINDS
 from pyflannel.cli.common import split_etcd, with_store
 from pyflannel.cli.parsers import ETCD, Branch, Parser, group
-from pyflannel.core.config import effective, load_network_config
+from pyflannel.core.config import effective
+from pyflannel.core.configparse import load_network_config
 from pyflannel.core.errors import EXIT_CONFIG, EXIT_OK, ConfigError
 from pyflannel.core.lease import Lease
 from pyflannel.core.staticnet import ParsedStatic, StaticNode, parse_static, render_static

@@ -25,7 +25,8 @@ from dataclasses import field
 from itertools import pairwise
 from typing import Final, TypeVar
 
-from pyflannel.core.config import NetworkConfig, effective, parse_network_config
+from pyflannel.core.config import NetworkConfig, effective
+from pyflannel.core.configparse import parse_network_config
 from pyflannel.core.fields import Mismatch, ObjectReader, Problem, string
 from pyflannel.core.ip import (
     Family,

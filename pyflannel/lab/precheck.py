@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 from pyflannel.backend.kinds import KINDS
 from pyflannel.core.commandline import parse_daemon
-from pyflannel.core.config import NetworkConfig, parse_network_config, subnet_count
+from pyflannel.core.config import NetworkConfig, subnet_count
+from pyflannel.core.configparse import parse_network_config
 from pyflannel.core.errors import ConfigError, UsageError
 from pyflannel.core.fields import Problem
 from pyflannel.lab import topology

@@ -40,7 +40,8 @@ from ipaddress import (
 from typing import Final
 
 from pyflannel.backend.kinds import KINDS
-from pyflannel.core.config import NetworkConfig, load_network_config, parse_network_config
+from pyflannel.core.config import NetworkConfig
+from pyflannel.core.configparse import load_network_config, parse_network_config
 from pyflannel.core.errors import UsageError
 from pyflannel.core.ip import Family, IPNetwork
 from pyflannel.records import dataclass

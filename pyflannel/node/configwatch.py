@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Final
 
 from pyflannel.aio.clock import Clock
-from pyflannel.core.config import NetworkConfig, effective, parse_network_config
+from pyflannel.core.config import NetworkConfig, effective
+from pyflannel.core.configparse import parse_network_config
 from pyflannel.core.ip import Family
 from pyflannel.core.kind import Kinds
 from pyflannel.logs import get_logger

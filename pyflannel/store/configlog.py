@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pyflannel.core.config import Problem
+from pyflannel.core.fields import Problem
 from pyflannel.logs import get_logger
 
 log = get_logger(__name__)

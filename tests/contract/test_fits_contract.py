@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from pyflannel.backend.kinds import BUILT_IN, KINDS, create
 from pyflannel.backend.udp.network import UdpNetwork
-from pyflannel.core.config import parse_network_config
+from pyflannel.core.configparse import parse_network_config
 from pyflannel.core.errors import ConfigError
 from pyflannel.core.ip import Family
 from tests.support.overlay import NETWORK, NETWORK6, Machine, lease, run

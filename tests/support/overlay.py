@@ -22,7 +22,8 @@ from typing import Any, TypeVar
 
 from pyflannel.backend.base import BackendContext
 from pyflannel.backend.kinds import KINDS
-from pyflannel.core.config import NetworkConfig, load_network_config
+from pyflannel.core.config import NetworkConfig
+from pyflannel.core.configparse import load_network_config
 from pyflannel.core.ip import Family, SubnetKey
 from pyflannel.core.lease import Lease, LeaseAttrs
 from pyflannel.core.underlay import ExternalInterface

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pyflannel.backend.kinds import BUILT_IN, KINDS
-from pyflannel.core.config import parse_network_config
+from pyflannel.core.configparse import parse_network_config
 from pyflannel.core.ip import Family
 
 SAMPLES = sorted((Path(__file__).parents[2] / "config").glob("*.json"))

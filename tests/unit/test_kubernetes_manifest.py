@@ -11,7 +11,7 @@ import yaml
 from pyflannel.backend.kinds import KINDS
 from pyflannel.core.cni import CONFLIST
 from pyflannel.core.commandline import RunDaemon, parse_daemon
-from pyflannel.core.config import parse_network_config
+from pyflannel.core.configparse import parse_network_config
 from pyflannel.store.kubernetes.access import SERVICE_ACCOUNT
 from tests.support.kubeapi import ROLE
 

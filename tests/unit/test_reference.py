@@ -14,7 +14,7 @@ from pyflannel.backend.kinds import KINDS
 from pyflannel.cli import config as config_command
 from pyflannel.cli import leases, prune, static
 from pyflannel.cli.tree import leaves, tree
-from pyflannel.core import config, errors
+from pyflannel.core import configparse, errors
 from pyflannel.core.ip import SubnetKey
 from pyflannel.core.kind import every
 from pyflannel.core.lease import Lease, LeaseAttrs
@@ -37,7 +37,7 @@ def test_each_page_is_what_its_tool_writes(name):
 
 def test_every_key_of_the_network_config_is_explained():
     page = PAGES["network-config.md"]
-    keys = [*config._TOP_KEYS]
+    keys = [*configparse.TOP_KEYS]
     for kind in every(KINDS):
         assert f"### {kind.name}\n" in page
         keys += kind.settings.keys()

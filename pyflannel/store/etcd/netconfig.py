@@ -8,7 +8,8 @@ from typing import Final
 
 from pyflannel.aio.backoff import Backoff
 from pyflannel.aio.clock import Clock
-from pyflannel.core.config import NetworkConfig, parse_network_config
+from pyflannel.core.config import NetworkConfig
+from pyflannel.core.configparse import parse_network_config
 from pyflannel.core.errors import StoreConfigError, StoreDenied, StoreError
 from pyflannel.core.kind import Kinds
 from pyflannel.core.trouble import TroubleLog

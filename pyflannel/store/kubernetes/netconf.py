@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from pyflannel.aio.clock import Clock
-from pyflannel.core.config import NetworkConfig, parse_network_config
+from pyflannel.core.config import NetworkConfig
+from pyflannel.core.configparse import parse_network_config
 from pyflannel.core.fields import Problem
 from pyflannel.core.kind import Kinds
 from pyflannel.store.followed import FollowedFile

@@ -13,7 +13,7 @@ import pytest
 
 from pyflannel.backend.kinds import KINDS
 from pyflannel.cli import precheck
-from pyflannel.core.config import parse_network_config
+from pyflannel.core.configparse import parse_network_config
 from pyflannel.core.errors import EXIT_NOT_PERMITTED, EXIT_UNAVAILABLE
 from pyflannel.core.options import DaemonOptions
 from pyflannel.core.trust import ConfigOrigin

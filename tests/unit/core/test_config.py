@@ -13,17 +13,10 @@ from hypothesis import strategies as st
 from pyflannel.backend.kinds import KINDS
 from pyflannel.backend.udp import UdpSettings
 from pyflannel.backend.vxlan.settings import VxlanSettings
-from pyflannel.core.config import (
-    NetworkConfig,
-    Parsed,
-    Problem,
-    Severity,
-    effective,
-    load_network_config,
-    parse_network_config,
-    subnet_count,
-)
+from pyflannel.core.config import NetworkConfig, effective, subnet_count
+from pyflannel.core.configparse import Parsed, load_network_config, parse_network_config
 from pyflannel.core.errors import EXIT_CONFIG, ConfigError
+from pyflannel.core.fields import Problem, Severity
 from pyflannel.core.ip import Family
 from pyflannel.core.kind import Kind
 from pyflannel.core.underlay import ExternalInterface

@@ -7,8 +7,8 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from pyflannel.backend.kinds import KINDS
-from pyflannel.core.config import load_network_config
 from pyflannel.core.configchange import MOST_NAMED, Change, changes, consequences, unfit
+from pyflannel.core.configparse import load_network_config
 from pyflannel.core.ip import SubnetKey
 from pyflannel.core.lease import Lease, LeaseAttrs
 

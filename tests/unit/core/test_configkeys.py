@@ -7,7 +7,7 @@ import re
 import pytest
 
 from pyflannel.backend.kinds import KINDS
-from pyflannel.core import config
+from pyflannel.core import config, configparse
 from pyflannel.core.configchange import consequences
 from pyflannel.core.configkeys import ALL_TOGETHER, AT_LEASE, KEYS, NETWORK
 
@@ -21,11 +21,11 @@ def effective(**values):
 
 
 def parsed(text):
-    return config.load_network_config(text, KINDS)
+    return configparse.load_network_config(text, KINDS)
 
 
 def test_every_key_is_there_in_the_parsers_spelling():
-    assert set(BY_KEY) == set(config._TOP_KEYS)
+    assert set(BY_KEY) == set(configparse.TOP_KEYS)
     assert len(BY_KEY) == len(KEYS)
 
 
@@ -50,7 +50,7 @@ def test_the_length_that_is_derived(network, length):
 @pytest.mark.parametrize("length", [17, 31])
 def test_lengths_outside_of_the_range_are_errors(length):
     text = f'{{"Network": "10.5.0.0/16", "SubnetLen": {length}}}'
-    assert config.parse_network_config(text, KINDS).config is None
+    assert configparse.parse_network_config(text, KINDS).config is None
 
 
 OTHER = {

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pyflannel.backend.kinds import BUILT_IN, KINDS
-from pyflannel.core.config import NetworkConfig, load_network_config
+from pyflannel.core.config import NetworkConfig
+from pyflannel.core.configparse import load_network_config
 from pyflannel.core.errors import EXIT_CONFIG, ConfigError
 from pyflannel.core.kind import every
 from pyflannel.core.trust import ConfigOrigin, check_commands, command_warning

@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from pyflannel.backend.kinds import KINDS
-from pyflannel.core.config import load_network_config
+from pyflannel.core.configparse import load_network_config
 from pyflannel.core.errors import LeaseError, StoreConflict
 from pyflannel.core.ip import SubnetKey
 from pyflannel.core.lease import LeaseAttrs

@@ -7,7 +7,7 @@ from ipaddress import IPv4Address
 import pytest
 
 from pyflannel.backend.kinds import KINDS
-from pyflannel.core.config import load_network_config
+from pyflannel.core.configparse import load_network_config
 from pyflannel.core.lease import LeaseAttrs
 from pyflannel.store.kubernetes import wire
 from pyflannel.store.kubernetes.client import NodeClient
