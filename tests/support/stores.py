@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from pyflannel.store.etcd.base import Store
+from pyflannel.store.etcd.connections import Connections
 
 S = TypeVar("S", bound=Store)
 
@@ -20,3 +21,17 @@ async def closing(store: S, *, within: float) -> AsyncIterator[S]:
             yield store
     finally:
         await store.close()
+
+
+def answered_by(answer):
+    """What an `EtcdStore` connects with, if `answer` gives what etcd would answer.
+
+    Args:
+        answer: a coroutine function of endpoint, path, body and token.
+    """
+
+    class Answered(Connections):
+        async def post(self, endpoint, path, body, token, more_s=0.0):
+            return await answer(endpoint, path, body, token)
+
+    return Answered

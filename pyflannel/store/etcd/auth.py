@@ -24,14 +24,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, TypeVar
 
 from pyflannel.aio.backoff import Backoff
 from pyflannel.core.errors import StoreDenied
 from pyflannel.store.etcd import gateway
 from pyflannel.store.etcd.endpoints import Endpoint
-from pyflannel.store.etcd.failures import EndpointFailure, Refused
+from pyflannel.store.etcd.failures import Code, EndpointFailure, Refused
 from pyflannel.store.etcd.password import Password
+
+T = TypeVar("T")
 
 FIRST_PAUSE_S: Final = 1.0
 LONGEST_PAUSE_S: Final = 120.0
@@ -132,6 +134,56 @@ class Tokens:
         """
         if self._silences >= SILENCES and seconds < QUICKLY_S:
             self._forget()
+
+    async def authorized(
+        self,
+        endpoint: Endpoint,
+        send: Callable[[str], Awaitable[T]],
+        *,
+        denial_is_doubtful: bool = False,
+    ) -> T:
+        """What `send` gives with our token, or with a new one if that one is not good any more.
+
+        Args:
+            denial_is_doubtful: etcd 3.5 calls a watch with an outdated token a lack of permission;
+                a request that costs nothing tells the two apart.
+        """
+        token = await self.get(endpoint)
+        try:
+            answer = await send(token)
+        except EndpointFailure as failure:
+            if failure.silent:
+                self.met_silence(token)
+            raise
+        except Refused as refused:
+            doubtful = denial_is_doubtful and refused.code == Code.PERMISSION_DENIED
+            if not self.configured:
+                raise
+            if not refused.wants_token and not (
+                doubtful and await self._is_outdated(endpoint, token)
+            ):
+                self.accepted(token)
+                raise
+            self.distrust(token)
+        else:
+            self.accepted(token)
+            return answer
+        token = await self.get(endpoint)
+        try:
+            answer = await send(token)
+        except Refused as refused:
+            if not refused.wants_token:
+                self.accepted(token)
+            raise
+        self.accepted(token)
+        return answer
+
+    async def _is_outdated(self, endpoint: Endpoint, token: str) -> bool:
+        try:
+            await self._post(endpoint, gateway.RANGE, gateway.range_request(b"\0"), token, 0.0)
+        except Refused as refused:
+            return refused.wants_token
+        return False
 
     def _forget(self) -> None:
         self._silences = 0

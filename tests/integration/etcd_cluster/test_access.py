@@ -338,7 +338,7 @@ def test_a_wrong_password_costs_few_authentications(binary, tmp_path):
             EtcdOptions(endpoints=(server.endpoint,), username="flannel", password="wrong")
         )
         asked = 0
-        post = store._post
+        post = store._connections.post
 
         async def counting(endpoint, path, body, token, more_s):
             nonlocal asked

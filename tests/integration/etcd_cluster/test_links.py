@@ -46,7 +46,7 @@ async def test_what_happens_is_seen_while_a_part_of_the_members_is_out_of_reach(
     node = Node(tmp_path / "state", tuple(link.endpoint for link in links), 1)
     async with running(node):
         await until("the snapshot", lambda: node.seen, 5)
-        used = node.store._preferred
+        used = node.store._turns._preferred
         for link in [*links[used:], *links[:used]][:cut]:
             link.cut()
         member = cluster.members[0]

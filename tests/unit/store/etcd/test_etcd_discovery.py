@@ -22,6 +22,7 @@ from pyflannel.store.etcd.endpoints import Endpoint
 from pyflannel.store.etcd.failures import EndpointFailure
 from pyflannel.store.etcd.store import EtcdStore
 from tests.support.dns import DnsServer
+from tests.support.stores import answered_by
 
 TLS = "_etcd-client-ssl._tcp.example.com."
 PLAIN = "_etcd-client._tcp.example.com."
@@ -126,11 +127,12 @@ class Store(EtcdStore):
     """Hosts that live answer."""
 
     def __init__(self, **options: object) -> None:
-        super().__init__(EtcdOptions(**{"discovery_srv": "example.com", **options}))
+        options = {"discovery_srv": "example.com", **options}
+        super().__init__(EtcdOptions(**options), connect=answered_by(self._answer))
         self.alive = {"a.example.com"}
         self.asked: list[str] = []
 
-    async def _post(self, endpoint, path, body, token):
+    async def _answer(self, endpoint, path, body, token):
         self.asked.append(endpoint.host)
         if endpoint.host not in self.alive:
             raise EndpointFailure("connection refused")

@@ -18,13 +18,14 @@ from pyflannel.core.errors import (
     StoreUnavailable,
 )
 from pyflannel.core.options import EtcdOptions
-from pyflannel.store.etcd import gateway
-from pyflannel.store.etcd import store as store_module
+from pyflannel.store.etcd import gateway, turns
 from pyflannel.store.etcd.auth import MOST_SILENCES, Tokens
 from pyflannel.store.etcd.base import MAX_VALUE_BYTES, KeyValue
 from pyflannel.store.etcd.failures import AnswerTooLong, Code, EndpointFailure, Refused
+from pyflannel.store.etcd.listing import next_page
 from pyflannel.store.etcd.password import Password
-from pyflannel.store.etcd.store import EtcdStore, next_page
+from pyflannel.store.etcd.store import EtcdStore
+from tests.support.stores import answered_by
 
 HEADER = {"revision": "9", "cluster_id": "1", "member_id": "2"}
 OK = {"header": HEADER}
@@ -65,8 +66,11 @@ class Scripted(EtcdStore):
                 endpoints=tuple(f"http://{host}:1" for host in hosts),
                 username=user,
                 password=user,
-            )
+            ),
+            connect=answered_by(self._answer),
         )
+        self._turns._introduce = self._introduce
+        self._turns._verify = self._verify
         self.script = list(script)
         self.status_s = 0.01
         """What an endpoint takes to say how it is."""
@@ -77,9 +81,9 @@ class Scripted(EtcdStore):
 
     async def _verify(self, endpoint):
         self._tokens.answered_without(self.status_s)
-        self._verified.add(endpoint)
+        self._turns._verified.add(endpoint)
 
-    async def _post(self, endpoint, path, body, token, more_s=0.0):
+    async def _answer(self, endpoint, path, body, token):
         assert self.script, f"unexpected request {path} to {endpoint}"
         host, expected, reply = self.script.pop(0)
         assert (endpoint.host, path) == (host, expected)
@@ -711,12 +715,13 @@ class TestSilentOnes:
         """Endpoints that never answer, but for some."""
 
         def __init__(self, answering: str, *, cluster: int = 1) -> None:
-            super().__init__(EtcdOptions(endpoints=tuple(f"http://{host}:1" for host in "abcd")))
+            endpoints = tuple(f"http://{host}:1" for host in "abcd")
+            super().__init__(EtcdOptions(endpoints=endpoints), connect=answered_by(self._answer))
             self.answering = answering
             self.asked: list[str] = []
             self._cluster = cluster
 
-        async def _post(self, endpoint, path, body, token):
+        async def _answer(self, endpoint, path, body, token):
             self.asked.append(endpoint.host)
             if endpoint.host not in self.answering:
                 await asyncio.Event().wait()
@@ -724,7 +729,7 @@ class TestSilentOnes:
 
     @pytest.fixture(autouse=True)
     def at_once(self, monkeypatch):
-        monkeypatch.setattr(store_module, "HEAD_START_S", 0.0)
+        monkeypatch.setattr(turns, "HEAD_START_S", 0.0)
 
     @pytest.mark.parametrize("answering", ["a", "b", "d"])
     def test_they_do_not_hold_a_start_up(self, answering):
@@ -740,12 +745,12 @@ class TestSilentOnes:
 
     def test_who_answers_for_another_cluster_is_not_preferred(self, monkeypatch):
         """It is judged in its turn, with all that is known of the others."""
-        monkeypatch.setattr(store_module, "LOOK_AROUND_S", 0.0)
+        monkeypatch.setattr(turns, "LOOK_AROUND_S", 0.0)
 
         async def work(store):
-            await store._look_around()
-            assert store._verified == set()
-            assert store._preferred == 0
+            await store._turns._look_around()
+            assert store._turns._verified == set()
+            assert store._turns._preferred == 0
 
         store = self.Store("b", cluster=2)
         store.expect_cluster(1)
@@ -758,12 +763,13 @@ class TestStrangers:
     class Members(EtcdStore):
         def __init__(self) -> None:
             hosts = "abc"
-            super().__init__(EtcdOptions(endpoints=tuple(f"http://{host}:1" for host in hosts)))
+            endpoints = tuple(f"http://{host}:1" for host in hosts)
+            super().__init__(EtcdOptions(endpoints=endpoints), connect=answered_by(self._answer))
             self.cluster_of = dict.fromkeys(hosts, "1")
             self.down: set[str] = set()
             self.asked: list[str] = []
 
-        async def _post(self, endpoint, path, body, token, more_s=0.0):
+        async def _answer(self, endpoint, path, body, token):
             if endpoint.host in self.down:
                 raise REFUSED
             if path == gateway.RANGE:
