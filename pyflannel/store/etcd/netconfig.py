@@ -10,7 +10,7 @@ from pyflannel.aio.backoff import Backoff
 from pyflannel.aio.clock import Clock
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.configparse import parse_network_config
-from pyflannel.core.errors import StoreConfigError, StoreDenied, StoreError
+from pyflannel.core.errors import LeaseError, StoreConfigError, StoreDenied, StoreError
 from pyflannel.core.kind import Kinds
 from pyflannel.core.trouble import TroubleLog
 from pyflannel.foreign import escape, shown
@@ -164,3 +164,53 @@ class ConfigKey:
             return None
         self.revision = found.kvs[0].mod_revision
         return parsed.config
+
+
+class ConfigInForce:
+    """The network config that this node goes by, and one that is ahead of it.
+
+    Args:
+        source: where configs come from.
+        lease_ttl_s: how long a lease lasts, 0 for what the config says.
+    """
+
+    def __init__(self, source: ConfigKey, lease_ttl_s: int) -> None:
+        self._source = source
+        self._lease_ttl_s = lease_ttl_s
+        self._settled: NetworkConfig | None = None
+        self.ahead: NetworkConfig | None = None
+        """Another valid one that the store has by now."""
+
+    @property
+    def settled(self) -> NetworkConfig:
+        """The one in force.
+
+        Raises:
+            LeaseError: none has been read yet.
+        """
+        if self._settled is None:
+            raise LeaseError("the network config has not been read yet")
+        return self._settled
+
+    @property
+    def ttl_s(self) -> int:
+        """For how many seconds a lease is asked."""
+        return self._lease_ttl_s or self.settled.lease_ttl
+
+    async def wait(self) -> NetworkConfig:
+        """As `ConfigKey.wait`; what it gives is in force."""
+        config = await self._source.wait()
+        self.take(config)
+        return config
+
+    async def look(self) -> bool:
+        """Notes another valid config than the one in force; whether the store has one now."""
+        newer = await self._source.newer(self.settled)
+        if newer is None:
+            return False
+        self.ahead = newer
+        return True
+
+    def take(self, config: NetworkConfig) -> None:
+        """Puts a config in force."""
+        self._settled, self.ahead = config, None

@@ -9,7 +9,7 @@ import pytest
 from pyflannel.core.holding import CHECK_S
 from pyflannel.core.lease import LeaseAttrs
 from pyflannel.store.etcd import codec
-from pyflannel.store.etcd.manager import GIVEN_BACK_S
+from pyflannel.store.etcd.own import GIVEN_BACK_S
 from pyflannel.testing.fakeclock import settle
 from tests.unit.store.etcd.manager.node import CONFIG, DAY, OUR_ADDRESS, PREFIX, key, value
 

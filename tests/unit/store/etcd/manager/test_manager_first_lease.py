@@ -15,7 +15,7 @@ from pyflannel.core.errors import (
 )
 from pyflannel.core.ip import SubnetKey
 from pyflannel.store.etcd import codec
-from pyflannel.store.etcd.manager import GIVEN_BACK_S
+from pyflannel.store.etcd.own import GIVEN_BACK_S
 from tests.unit.store.etcd.manager.node import (
     ATTRS,
     CONFIG,
