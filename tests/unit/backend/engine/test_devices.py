@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Interface
 
 import pytest
 
-from pyflannel.backend.devices import DeviceKeeper
+from pyflannel.backend.engine.devices import DeviceKeeper
 from pyflannel.backend.plan import Device
 from pyflannel.core.errors import DeviceUnavailable
 from pyflannel.kernel.base import LinkSpec, VxlanAttrs

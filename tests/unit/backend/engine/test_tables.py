@@ -9,8 +9,8 @@ from unittest import mock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyflannel.backend import tables
-from pyflannel.backend.tables import KIND, TableState, table_id
+from pyflannel.backend.engine import tables
+from pyflannel.backend.engine.tables import KIND, TableState, table_id
 from pyflannel.kernel.base import RTPROT_KERNEL, FdbEntry, Neighbour, Route
 from tests.support.overlay import key, mac
 
