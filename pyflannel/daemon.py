@@ -37,7 +37,7 @@ from pyflannel.node.restart import is_restart
 from pyflannel.node.serving import serve_health, serve_status
 from pyflannel.node.trouble import Trouble
 from pyflannel.node.watchdog import feed_watchdog
-from pyflannel.probe.checksums import Finding
+from pyflannel.probe.checksums import LostChecksums
 from pyflannel.store.open import open_store
 from pyflannel.systemd import FdStore, Notifier, watchdog_interval_s
 from pyflannel.traffic import select
@@ -102,7 +102,7 @@ def _parts(options: DaemonOptions, notifier: Notifier, stack: contextlib.AsyncEx
         if waiting.set(what) and what:
             notifier.status(what)
 
-    checksums = Finding()
+    checksums = LostChecksums()
     obstacles = partial(look_for_obstacles, netlink, ours=KINDS.is_device)
     store = open_store(options, KINDS, former.previous_subnet, clock, tell, obstacles)
     stack.push_async_callback(store.close)

@@ -87,7 +87,7 @@ def shapes() -> dict[str, Shape]:
             "left": "what was left alone, each with the reason",
         },
         "doctor": _FINDINGS,
-        "doctor (docker)": {"findings": [_of(docker.Finding)]},
+        "doctor (docker)": {"findings": [_of(docker.Checked)]},
         "doctor (datapath)": {
             "schema": "1",
             "subject": "`datapath`",

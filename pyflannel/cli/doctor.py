@@ -28,7 +28,7 @@ from pyflannel.diagnose.aroundgather import gather_around
 from pyflannel.diagnose.gather import gather as gather_node
 from pyflannel.docker import checks
 from pyflannel.docker import options as docker_options
-from pyflannel.docker.checks import DockerFacts, Finding, State
+from pyflannel.docker.checks import Checked, DockerFacts, State
 from pyflannel.docker.facts import gather
 from pyflannel.foreign import MOST_IN_LOG, shown
 from pyflannel.kernel.lock import is_held
@@ -255,7 +255,7 @@ def of_docker(facts: DockerFacts) -> list[finding.Finding]:
             consequence=one.consequence,
             remedy=one.remedy,
         )
-        for one in checks.findings(facts)
+        for one in checks.checked(facts)
         if one.state is State.PROBLEM and one.check in checks.CODE_OF
     ]
 
@@ -275,7 +275,7 @@ def _show_docker(root: str, options_file: str, subnet_file: str, as_json: bool) 
     return EXIT_WRONG if wrong else EXIT_OK
 
 
-async def _docker(root: str, options_file: str, subnet_file: str) -> list[Finding]:
+async def _docker(root: str, options_file: str, subnet_file: str) -> list[Checked]:
     netlink = KernelNetlink()
     try:
         facts = await gather(
@@ -285,7 +285,7 @@ async def _docker(root: str, options_file: str, subnet_file: str) -> list[Findin
         await netlink.close()
     if root == "/" and (facts.subnet is None or facts.subnet.subnet is None):
         facts = replace(facts, daemon=await asyncio.to_thread(_waits_for, subnet_file))
-    return checks.findings(facts)
+    return checks.checked(facts)
 
 
 def _waits_for(subnet_file: str) -> str:
@@ -300,11 +300,11 @@ def _waits_for(subnet_file: str) -> str:
     return str(report.get("waiting_for") or report.get("phase") or "see pyflannel status")
 
 
-def render(finding: Finding) -> str:
+def render(one: Checked) -> str:
     """For people: one line, and for a problem what comes of it and the way out."""
-    lines = [f"{_SIGNS[finding.state]}  {finding.check}: {shown(finding.seen, MOST_IN_LOG)}"]
-    if finding.consequence:
-        lines.append(f"         so: {shown(finding.consequence, MOST_IN_LOG)}")
-    if finding.remedy:
-        lines.append(f"         do: {shown(finding.remedy, MOST_IN_LOG)}")
+    lines = [f"{_SIGNS[one.state]}  {one.check}: {shown(one.seen, MOST_IN_LOG)}"]
+    if one.consequence:
+        lines.append(f"         so: {shown(one.consequence, MOST_IN_LOG)}")
+    if one.remedy:
+        lines.append(f"         do: {shown(one.remedy, MOST_IN_LOG)}")
     return "\n".join(lines)

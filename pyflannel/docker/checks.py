@@ -1,4 +1,4 @@
-"""Why docker is not in the leased subnet: facts in, findings out.
+"""Why docker is not in the leased subnet: facts in, the outcome of each check out.
 
 Each check looks at what was gathered (`docker.facts`) and says what it saw, what comes of it and
 what to type. A fact that could not be read makes its checks `unknown`, never `ok`.
@@ -87,8 +87,8 @@ class State(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """The outcome of one check."""
+class Checked:
+    """The outcome of one check, also of one that found nothing wrong."""
 
     check: str
     state: State
@@ -138,7 +138,7 @@ class DockerFacts:
     """What iptables -S prints of raw's PREROUTING and of FORWARD, DOCKER-USER and DOCKER."""
 
 
-def findings(facts: DockerFacts) -> list[Finding]:
+def checked(facts: DockerFacts) -> list[Checked]:
     """All checks, those about what docker is told before those about what it does."""
     return [
         *_lease(facts),
@@ -153,21 +153,21 @@ def findings(facts: DockerFacts) -> list[Finding]:
     ]
 
 
-def _ok(check: str, seen: str) -> Finding:
-    return Finding(check=check, state=State.OK, seen=seen)
+def _ok(check: str, seen: str) -> Checked:
+    return Checked(check=check, state=State.OK, seen=seen)
 
 
-def _unknown(check: str, seen: str) -> Finding:
-    return Finding(check=check, state=State.UNKNOWN, seen=seen)
+def _unknown(check: str, seen: str) -> Checked:
+    return Checked(check=check, state=State.UNKNOWN, seen=seen)
 
 
-def _problem(check: str, seen: str, consequence: str, remedy: str) -> Finding:
-    return Finding(
+def _problem(check: str, seen: str, consequence: str, remedy: str) -> Checked:
+    return Checked(
         check=check, state=State.PROBLEM, seen=seen, consequence=consequence, remedy=remedy
     )
 
 
-def _lease(facts: DockerFacts) -> Iterator[Finding]:
+def _lease(facts: DockerFacts) -> Iterator[Checked]:
     if facts.subnet is None or facts.subnet.subnet is None:
         yield _problem(
             "lease",
@@ -189,7 +189,7 @@ def _variables_of(facts: DockerFacts) -> dict[str, str]:
         return {}
 
 
-def _options(facts: DockerFacts) -> Iterator[Finding]:
+def _options(facts: DockerFacts) -> Iterator[Checked]:
     if facts.options_text is None:
         yield _problem(
             "options file",
@@ -211,7 +211,7 @@ def _options(facts: DockerFacts) -> Iterator[Finding]:
     yield _ok("options file", f"{facts.options_file} has {', '.join(names)}")
 
 
-def _unit(facts: DockerFacts) -> Iterator[Finding]:
+def _unit(facts: DockerFacts) -> Iterator[Checked]:
     if facts.unit is None:
         yield _unknown("docker's unit", "no docker.service here")
         return
@@ -241,7 +241,7 @@ def _unit(facts: DockerFacts) -> Iterator[Finding]:
         )
 
 
-def _want(facts: DockerFacts, unit: Unit) -> Iterator[Finding]:
+def _want(facts: DockerFacts, unit: Unit) -> Iterator[Checked]:
     """Starting docker may start us only where somebody enabled us."""
     pulled = [name for name in _PULLING if AGENT in unit.words("Unit", name)]
     if pulled and facts.enabled is False:
@@ -262,7 +262,7 @@ def _want(facts: DockerFacts, unit: Unit) -> Iterator[Finding]:
         )
 
 
-def _reference(facts: DockerFacts, unit: Unit) -> Finding:
+def _reference(facts: DockerFacts, unit: Unit) -> Checked:
     check = "command line"
     used = variables(unit.command_line)
     ours = referenced(unit)
@@ -292,7 +292,7 @@ def _reference(facts: DockerFacts, unit: Unit) -> Finding:
     return _ok(check, f"ExecStart passes ${ours[0]}")
 
 
-def _other_files(facts: DockerFacts, unit: Unit) -> Iterator[Finding]:
+def _other_files(facts: DockerFacts, unit: Unit) -> Iterator[Checked]:
     """Of environment files that set the same variable the last counts, and hides the others."""
     had = _variables_of(facts)
     files = list(unit.environment_files)
@@ -334,7 +334,7 @@ def configured(daemon_json: str | None) -> dict[str, object] | None:
     return found if isinstance(found, dict) else None
 
 
-def _daemon_json(facts: DockerFacts) -> Iterator[Finding]:
+def _daemon_json(facts: DockerFacts) -> Iterator[Checked]:
     check = "daemon.json"
     said = configured(facts.daemon_json)
     if said is None:
@@ -395,7 +395,7 @@ def _command_line(facts: DockerFacts) -> Iterator[str]:
             yield from known.get(name, "").split()
 
 
-def _running(facts: DockerFacts) -> Iterator[Finding]:
+def _running(facts: DockerFacts) -> Iterator[Checked]:
     check = "running docker"
     if facts.arguments is None:
         yield _unknown(check, "dockerd does not run")
@@ -416,7 +416,7 @@ def _running(facts: DockerFacts) -> Iterator[Finding]:
         yield _unknown(check, "no options to compare with")
 
 
-def _bridge(facts: DockerFacts) -> Iterator[Finding]:
+def _bridge(facts: DockerFacts) -> Iterator[Checked]:
     if facts.bridge is None:
         yield _unknown("docker0", "no device docker0")
         return
@@ -449,7 +449,7 @@ def _bridge(facts: DockerFacts) -> Iterator[Finding]:
         )
 
 
-def _masquerade(facts: DockerFacts) -> Iterator[Finding]:
+def _masquerade(facts: DockerFacts) -> Iterator[Checked]:
     check = "masquerade"
     ours = facts.subnet.ip_masq if facts.subnet is not None else None
     if facts.arguments is None or ours is None:
@@ -482,7 +482,7 @@ def _masquerades(arguments: Sequence[str], said: object) -> bool:
     return said is not False
 
 
-def _forwarding(facts: DockerFacts) -> Iterator[Finding]:
+def _forwarding(facts: DockerFacts) -> Iterator[Checked]:
     if facts.ip_forward is None:
         yield _unknown("ip_forward", "not readable")
     elif facts.ip_forward:
@@ -508,7 +508,7 @@ def _forwarding(facts: DockerFacts) -> Iterator[Finding]:
         )
 
 
-def _direct(facts: DockerFacts) -> Iterator[Finding]:
+def _direct(facts: DockerFacts) -> Iterator[Checked]:
     """Since version 28 docker lets only the node itself send to a container's own address."""
     subnet = facts.subnet.subnet if facts.subnet is not None else None
     if subnet is None:

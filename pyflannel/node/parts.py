@@ -20,7 +20,7 @@ from pyflannel.kernel.base import Netlink
 from pyflannel.node.envfiles import EnvFiles
 from pyflannel.node.firewall import Firewall
 from pyflannel.node.trouble import Trouble
-from pyflannel.probe.checksums import Finding
+from pyflannel.probe.checksums import LostChecksums
 from pyflannel.records import dataclass
 from pyflannel.store.base import LeaseStore
 from pyflannel.systemd import Notifier
@@ -158,7 +158,7 @@ class Parts:
     """Gives the edge of the probes; without one no peer is probed."""
     open_knock: Callable[[IPAddress], Knocks] | None = None
     """Gives the edge of the probe of checksums."""
-    checksums: Finding = field(default_factory=Finding)
+    checksums: LostChecksums = field(default_factory=LostChecksums)
     """What that has found; the backend reads it."""
     attached: Callable[[], None] = lambda: None
     """Called when the backend has taken what it can use of a former run."""

@@ -56,8 +56,8 @@ class Outcome(enum.Enum):
 
 
 @dataclass(slots=True)
-class Finding:
-    """What is known; written by the probe, read by the backend."""
+class LostChecksums:
+    """What is known of them; written by the probe, read by the backend."""
 
     text: str = ""
     """A sentence about the peer where checksums are lost; empty while none is known."""
@@ -70,7 +70,7 @@ class ChecksumProbe:
         clock: the time.
         open_knock: gives the sockets for an address; raises `FlannelError`.
         answering: the addresses of peers that answer echoes now.
-        finding: takes what is found.
+        lost: takes what is found.
     """
 
     def __init__(
@@ -78,19 +78,19 @@ class ChecksumProbe:
         clock: Clock,
         open_knock: Callable[[IPAddress], Knocks],
         answering: Callable[[], Sequence[IPAddress]],
-        finding: Finding,
+        lost: LostChecksums,
     ) -> None:
         self._clock = clock
         self._open = open_knock
         self._answering = answering
-        self._finding = finding
+        self._lost = lost
 
     async def run(self) -> None:
         """Returns when something was found; until then it goes on."""
         while True:
             for address in self._answering():
                 if await self._loses(address):
-                    self._finding.text = (
+                    self._lost.text = (
                         f"{address} answers datagrams with a checksum, and none whose checksum is "
                         "left to the device"
                     )

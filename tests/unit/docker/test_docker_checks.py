@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyflannel.core.subnetenv import parse
-from pyflannel.docker.checks import DockerFacts, Finding, State, findings
+from pyflannel.docker.checks import Checked, DockerFacts, State, checked
 from pyflannel.docker.dockerd import Direct
 from pyflannel.docker.dropin import drop_in
 from pyflannel.docker.unitfile import Unit, merge
@@ -40,13 +40,13 @@ GOOD = DockerFacts(
 )
 
 
-def problems(**changes: object) -> dict[str, Finding]:
-    found = findings(dataclasses.replace(GOOD, **changes))  # type: ignore[arg-type]
+def problems(**changes: object) -> dict[str, Checked]:
+    found = checked(dataclasses.replace(GOOD, **changes))  # type: ignore[arg-type]
     return {finding.check: finding for finding in found if finding.state is State.PROBLEM}
 
 
 def test_on_a_good_node_everything_is_ok() -> None:
-    assert {finding.state for finding in findings(GOOD)} == {State.OK}
+    assert {finding.state for finding in checked(GOOD)} == {State.OK}
 
 
 CASES = [
@@ -116,7 +116,7 @@ def test_a_mistake_is_named_with_its_consequence_and_a_way_out(
 def test_what_could_not_be_seen_is_unknown_and_not_ok(
     check: str, changes: dict[str, object]
 ) -> None:
-    states = {f.check: f.state for f in findings(dataclasses.replace(GOOD, **changes))}  # type: ignore[arg-type]
+    states = {f.check: f.state for f in checked(dataclasses.replace(GOOD, **changes))}  # type: ignore[arg-type]
     assert states[check] is State.UNKNOWN
 
 
@@ -250,18 +250,18 @@ def test_a_want_that_does_no_harm_is_none(changes: dict[str, object]) -> None:
 
 
 def test_that_a_boot_does_not_start_it_is_said() -> None:
-    found = findings(dataclasses.replace(GOOD, enabled=False))
+    found = checked(dataclasses.replace(GOOD, enabled=False))
     (order,) = [finding for finding in found if finding.check == "order"]
     assert "not enabled" in order.seen
 
 
 def test_the_file_without_a_subnet_is_named_and_a_daemon_that_waits_is_not_to_be_started() -> None:
     facts = DockerFacts(subnet_file="/x/y.env")
-    (lease,) = [finding for finding in findings(facts) if finding.check == "lease"]
+    (lease,) = [finding for finding in checked(facts) if finding.check == "lease"]
     assert "/x/y.env, which is not there" in lease.seen
     assert "systemctl start" in lease.remedy
     waiting = dataclasses.replace(facts, daemon="waiting for etcd", subnet=parse(""))
-    (lease,) = [finding for finding in findings(waiting) if finding.check == "lease"]
+    (lease,) = [finding for finding in checked(waiting) if finding.check == "lease"]
     assert "not there" not in lease.seen
     assert "waiting for etcd" in lease.remedy
     assert "systemctl start" not in lease.remedy

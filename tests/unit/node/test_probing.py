@@ -13,7 +13,7 @@ from pyflannel.backend.kinds import KINDS
 from pyflannel.core.ip import Family, IPAddress
 from pyflannel.core.lease import LeaseAdded
 from pyflannel.node.probing import Probing
-from pyflannel.probe.checksums import Finding
+from pyflannel.probe.checksums import LostChecksums
 from pyflannel.report.model import NetworkReport
 from pyflannel.testing.fakeclock import FakeClock
 from tests.support.echoes import FakeEchoes
@@ -39,8 +39,10 @@ class Refused:
         pass
 
 
-def probing(backend: dict[str, object], interval_s: float, clock: FakeClock) -> tuple[Any, Finding]:
-    echoes, finding, peer = FakeEchoes(clock), Finding(), lease(2, "vxlan")
+def probing(
+    backend: dict[str, object], interval_s: float, clock: FakeClock
+) -> tuple[Any, LostChecksums]:
+    echoes, finding, peer = FakeEchoes(clock), LostChecksums(), lease(2, "vxlan")
     parts: Any = SimpleNamespace(
         kinds=KINDS,
         clock=clock,

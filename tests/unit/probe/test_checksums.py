@@ -12,7 +12,7 @@ import pytest
 
 from pyflannel.core.errors import KernelError
 from pyflannel.core.ip import IPAddress
-from pyflannel.probe.checksums import EVERY_S, ROUNDS, WAIT_S, ChecksumProbe, Finding
+from pyflannel.probe.checksums import EVERY_S, ROUNDS, WAIT_S, ChecksumProbe, LostChecksums
 from pyflannel.testing.fakeclock import FakeClock
 
 PEER, OTHER = IPv4Address("10.5.2.0"), IPv4Address("10.5.3.0")
@@ -60,7 +60,7 @@ def found(peers: Peers, *, turns: int = 1) -> str:
     """What is found within some turns; with every socket closed in the end."""
 
     async def main() -> str:
-        clock, finding = FakeClock(), Finding()
+        clock, finding = FakeClock(), LostChecksums()
         probe = ChecksumProbe(clock, peers.knock, lambda: peers.there, finding)
         task = asyncio.create_task(probe.run())
         await clock.advance(turns * A_TURN_S)
