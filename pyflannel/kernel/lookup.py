@@ -11,6 +11,8 @@ from dataclasses import replace
 
 from pyflannel.core.errors import KernelError
 from pyflannel.core.ip import Family, IPAddress, SubnetKey, parse_ip
+from pyflannel.core.matching import select_interface
+from pyflannel.core.moving import move, standing
 from pyflannel.core.options import DaemonOptions
 from pyflannel.core.underlay import (
     Candidate,
@@ -19,9 +21,6 @@ from pyflannel.core.underlay import (
     RouteFound,
     Selection,
     Surroundings,
-    move,
-    select_interface,
-    standing,
 )
 from pyflannel.kernel.base import RTN_UNICAST, Address, Link, Netlink, Route
 from pyflannel.logs import get_logger

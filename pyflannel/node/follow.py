@@ -22,7 +22,8 @@ from typing import Final
 
 from pyflannel.aio.clock import Clock, within
 from pyflannel.core.errors import FlannelError, KernelError
-from pyflannel.core.underlay import ExternalInterface, Homing
+from pyflannel.core.moving import Homing
+from pyflannel.core.underlay import ExternalInterface
 from pyflannel.kernel.base import Notification, Topic
 from pyflannel.logs import get_logger
 from pyflannel.node.trouble import Trouble

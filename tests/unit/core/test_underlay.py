@@ -9,17 +9,10 @@ import pytest
 
 from pyflannel.core.errors import InterfaceError
 from pyflannel.core.ip import Family, parse_subnet_key
+from pyflannel.core.matching import select_interface
+from pyflannel.core.moving import Homing, move, standing
 from pyflannel.core.options import DaemonOptions
-from pyflannel.core.underlay import (
-    Candidate,
-    CandidateAddress,
-    Homing,
-    RouteFound,
-    Surroundings,
-    move,
-    select_interface,
-    standing,
-)
+from pyflannel.core.underlay import Candidate, CandidateAddress, RouteFound, Surroundings
 
 V4 = (Family.V4,)
 V6 = (Family.V6,)
