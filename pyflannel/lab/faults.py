@@ -1,14 +1,11 @@
-"""What can be done to a node behind its daemon's back, by name, and how to see that it is healed.
+"""What can be done to a node behind its daemon's back, by name.
 
 A fault is something that an operator, a network manager or a crash does, complete in itself:
 nothing has to be undone by the tester. What belongs to the machine and not to the overlay (the
 underlay's address, its default route) the fault itself puts back, as what manages the machine
 would; the rest is the daemon's to restore.
 
-`inject` does several faults to one node in one shell, so that they hit the daemon together;
-`state` reads all that the overlay keeps on a node, in a form that is equal again once
-everything has been healed. Interface indexes, counters and what the kernel adds by itself are left
-out; whatever is not ours is left in, for a repair must not take it along.
+`injecting.py` does them to a node, `snapshot.py` sees whether it has healed.
 
 Variables that a fault's shell lines may use (of the node itself, and of one peer):
 
@@ -23,25 +20,15 @@ Variables that a fault's shell lines may use (of the node itself, and of one pee
 
 from __future__ import annotations
 
-import json
 import random
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from ipaddress import ip_interface
-from typing import Any, Final
+from typing import Final
 
 from pyflannel.backend.kinds import KINDS
 from pyflannel.core.errors import UsageError
-from pyflannel.core.ip import Family
 from pyflannel.core.kind import Kind, every
-from pyflannel.lab import topology
-from pyflannel.lab.nodes import Node
-from pyflannel.lab.spaces import Space, ip_batch
 from pyflannel.records import dataclass
 
-NOBODY: Final = str(topology.underlay_address(250).ip)
-"""Above the numbers of nodes (`topology.MAX_NODES`), below the switch's."""
-NOBODY_V6: Final = str(topology.underlay_address_v6(250).ip)
 STRANGE_MAC: Final = "02:00:00:00:ee:ee"
 
 _VXLAN: Final = ("vxlan",)
@@ -464,242 +451,3 @@ def batches(faults: Sequence[Fault], size: int, rng: random.Random) -> list[list
         waiting = rest
         dealt.append(sorted(batch, key=lambda fault: fault.upheaval))
     return dealt
-
-
-def inject(
-    node: Node, targets: Mapping[str, str], faults: Sequence[Fault], *, delay_s: float = 0.0
-) -> list[str]:
-    """Does faults to a node, all in one shell; returns the names of those that had an effect.
-
-    A fault that finds nothing to break (what it is about has gone with another one) has none.
-
-    Args:
-        node: whose kernel state is broken.
-        targets: what `aim` gave for it while all was well.
-        faults: in this order.
-        delay_s: for a crash: seconds between the damage and the end of the daemon.
-    """
-    lines = [f"{name}={shlex.quote(value)}" for name, value in targets.items()]
-    for number, fault in enumerate(faults):
-        # Not `( … ) && echo`: in there "set -e" would not count.
-        lines.append(f"( set -e\n{fault.script}\n)\n[ $? = 0 ] && echo done {number}")
-    crash = any(fault.crash for fault in faults)
-    lines.append(f"sleep {delay_s:.3f}" if crash else "true")
-    said = node.exec(["sh", "-s"], stdin="\n".join([*lines, "true\n"])).stdout
-    if crash:
-        node.kill()
-        node.start_daemon()
-    numbers = {int(line.split()[1]) for line in said.splitlines() if line.startswith("done ")}
-    return [fault.name for number, fault in enumerate(faults) if number in numbers]
-
-
-def replace_underlay(node: Node, switch: Space, *, mtu: int = 1500) -> None:
-    """Takes the external interface away and puts another of the same name in its place.
-
-    Args:
-        node: whose interface.
-        switch: the namespace at the other end of its cable.
-        mtu: of the new cable.
-    """
-    node.exec(["ip", "link", "del", "dev", "eth0"])
-    ip_batch(switch, topology.cable(node.number, node.space.holder.pid, mtu))
-    ip_batch(node.space, topology.node_setup(node.number))
-
-
-def move_underlay(node: Node, host: int) -> str:
-    """Gives the external interface the address with another host number; returns the address."""
-    old, new = topology.underlay_address(node.number), topology.underlay_address(host)
-    gateway = topology.underlay_address(topology.SWITCH_HOST).ip
-    script = (
-        f"ip address del {old} dev eth0\nip address add {new} dev eth0\n"
-        f"ip route replace default via {gateway} dev eth0\n"
-    )
-    node.exec(["sh", "-e", "-s"], stdin=script)
-    return str(new.ip)
-
-
-def aim(node: Node, peer: Node) -> dict[str, str]:
-    """What the scripts' variables are for a node and one of its peers, both of them whole."""
-    config = node.network_config
-    kind = KINDS.get(config.backend_type)
-    assert kind is not None  # noqa: S101 - the config was parsed with these
-    devices = kind.device_names(config)
-    device, device6 = (devices.get(family, "") for family in (Family.V4, Family.V6))
-    own, theirs = node.subnet_env(), peer.subnet_env()
-    subnet = _network(theirs["FLANNEL_SUBNET"])
-    found = {
-        "DEV": device or "eth0",
-        "NET": own["FLANNEL_NETWORK"],
-        "OWN": _network(own["FLANNEL_SUBNET"]),
-        "OWN_IP": str(topology.underlay_address(node.number)),
-        "OWN_IP6": str(topology.underlay_address_v6(node.number)),
-        "GATEWAY": str(topology.underlay_address(topology.SWITCH_HOST).ip),
-        "GATEWAY6": str(topology.underlay_address_v6(topology.SWITCH_HOST).ip),
-        "ROUTE": subnet if kind.route_per_peer else own["FLANNEL_NETWORK"],
-        "VTEP": subnet.partition("/")[0],
-        "PEER_IP": str(topology.underlay_address(peer.number).ip),
-        "PEER_IP6": str(topology.underlay_address_v6(peer.number).ip),
-        "NOBODY": NOBODY,
-        "NOBODY6": NOBODY_V6,
-        "STALE": _unleased(own["FLANNEL_NETWORK"]),
-    }
-    links = _macs(peer)
-    found["MAC"] = links.get(device, "")
-    if "FLANNEL_IPV6_SUBNET" in theirs:
-        subnet6 = _network(theirs["FLANNEL_IPV6_SUBNET"])
-        found |= {
-            "DEV6": device6 or "eth0",
-            "ROUTE6": subnet6,
-            "VTEP6": subnet6.partition("/")[0],
-            "MAC6": links.get(device6, ""),
-        }
-    return found
-
-
-def _macs(node: Node) -> dict[str, str]:
-    links = json.loads(node.exec(["ip", "-j", "link"]).stdout)
-    return {link["ifname"]: link.get("address", "") for link in links}
-
-
-def _network(interface: str) -> str:
-    return str(ip_interface(interface).network)
-
-
-def _unleased(network: str) -> str:
-    """A /24 at the end of the network: the last one is the least likely to be leased."""
-    last = ip_interface(network).network.broadcast_address
-    return f"{last - 255}/24"
-
-
-STATE_COMMANDS: Final = (
-    ("links", "ip -j -d link show"),
-    ("addresses", "ip -j address show"),
-    ("routes", "ip -j route show table main"),
-    ("routes6", "ip -j -6 route show table main"),
-    ("neighbours", "ip -j neigh show nud permanent"),
-    ("neighbours6", "ip -j -6 neigh show nud permanent"),
-    ("fdb", "bridge -j fdb show"),
-    ("iptables", "iptables-save 2>/dev/null"),
-    ("ip6tables", "ip6tables-save 2>/dev/null"),
-    ("nft4", "nft list table ip flannel-ipv4 2>/dev/null"),
-    ("nft6", "nft list table ip6 flannel-ipv6 2>/dev/null"),
-    ("files", "cat /run/flannel/subnet.env /run/docker_opts.env 2>/dev/null"),
-)
-"""What `state` reads, by name. Ours and the machine's, so that a repair that hurts the latter
-shows as well."""
-
-NETWORK: Final = ("links", "addresses", "routes", "routes6", "neighbours", "neighbours6", "fdb")
-"""The part that packets between nodes depend on."""
-RULES: Final = ("iptables", "ip6tables", "nft4", "nft6", "files")
-"""The rest: what stands at the border of the overlay, and what others read."""
-
-State = Mapping[str, object]
-"""By the names of `STATE_COMMANDS`; two are equal if nothing that counts differs."""
-
-_MARK: Final = "=====next====="
-
-
-def state(node: Node) -> State:
-    """All that the overlay keeps on a node, read at once."""
-    script = f"\necho; echo {_MARK}\n".join(command for _, command in STATE_COMMANDS)
-    said = node.exec(["sh", "-s"], stdin=f"{script}\ntrue\n").stdout.split(_MARK)
-    texts = {name: text.strip() for (name, _), text in zip(STATE_COMMANDS, said, strict=True)}
-    found: dict[str, object] = {name: _tidy(name, text) for name, text in texts.items()}
-    return found
-
-
-def difference(before: State, now: State, *, only: Iterable[str] = ()) -> dict[str, object]:
-    """What differs, by name: what is missing and what is too much.
-
-    Args:
-        before: as it should be.
-        now: as it is.
-        only: look at these names; all if empty.
-    """
-    found: dict[str, object] = {}
-    for name in only or before:
-        a, b = before[name], now[name]
-        if a == b:
-            continue
-        if isinstance(a, list) and isinstance(b, list):
-            missing = [x for x in a if x not in b]
-            extra = [x for x in b if x not in a]
-            found[name] = {"missing": missing, "extra": extra}
-        else:
-            found[name] = {"missing": a, "extra": b}
-    return found
-
-
-def _tidy(name: str, text: str) -> object:
-    match name:
-        case "links":
-            return sorted(map(_link, _rows(text)))
-        case "addresses":
-            return sorted(
-                f"{link['ifname']} {a['local']}/{a['prefixlen']}"
-                for link in _rows(text)
-                for a in link.get("addr_info", ())
-                # The kernel makes link-local ones as it likes.
-                if a["scope"] != "link"
-            )
-        case "routes" | "routes6":
-            return sorted(
-                " ".join(f"{k}={_word(k, route[k])}" for k in _ROUTE_KEYS if k in route)
-                for route in _rows(text)
-                if route.get("protocol") not in ("kernel", "ra")
-            )
-        case "neighbours" | "neighbours6":
-            return sorted(
-                f"{row['dst']} {row['dev']} {row.get('lladdr')} {'/'.join(row['state'])}"
-                for row in _rows(text)
-            )
-        case "fdb":
-            return sorted(
-                f"{row['mac']} {row['ifname']} {row['dst']} {row.get('state')}"
-                f" {row.get('port', '')} {row.get('vni', '')}"
-                for row in _rows(text)
-                if "dst" in row
-            )
-        case "iptables" | "ip6tables":
-            # Without counters, comments, and the chains and rules of others; in their order.
-            return [
-                line.partition(" [")[0]
-                for line in text.splitlines()
-                if "FLANNEL" in line or "flanneld" in line
-            ]
-        case _:
-            return text.splitlines()
-
-
-_ROUTE_KEYS: Final = (
-    "type", "dst", "gateway", "dev", "protocol", "scope", "metric", "metrics", "nhid", "flags"
-)  # fmt: skip
-
-
-def _word(key: str, value: object) -> str:
-    # "linkdown" and the like say how the device is doing, not what the route is.
-    if key == "flags" and isinstance(value, list):
-        return ",".join(f for f in value if f == "onlink")
-    return str(value)
-
-
-def _rows(text: str) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = json.loads(text) if text else []
-    return [row for row in rows if row]
-
-
-def _link(link: Mapping[str, object]) -> str:
-    info = link.get("linkinfo")
-    data = info.get("info_data") if isinstance(info, dict) else None
-    kept = [link["ifname"], f"mtu {link['mtu']}", f"qlen {link.get('txqlen')}"]
-    flags = link.get("flags")
-    kept.append("up" if isinstance(flags, list) and "UP" in flags else "down")
-    # The inner device of the eBPF data path is made anew with it, with whatever MAC.
-    if link.get("link_type") == "ether" and not str(link["ifname"]).startswith("flannelgro"):
-        kept.append(str(link.get("address")))
-    if isinstance(data, dict):
-        kept.append(json.dumps({k: v for k, v in sorted(data.items()) if k in _VXLAN_KEYS}))
-    return " ".join(map(str, kept))
-
-
-_VXLAN_KEYS: Final = ("id", "link", "local", "local6", "port", "learning")

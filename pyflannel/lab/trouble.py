@@ -19,7 +19,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
 from pyflannel.core.errors import UsageError
-from pyflannel.lab import faults, topology
+from pyflannel.lab import faults, injecting, topology
 from pyflannel.lab.errors import LabError
 from pyflannel.lab.faults import FAULTS, RESTORE_UNDERLAY
 from pyflannel.lab.nodes import READY_S, Node
@@ -287,12 +287,12 @@ def _inject(lab: Lab, node: Node, name: str) -> None:
     if FAULTS[name] not in fits:
         raise UsageError(f"{slug(name)}: not on a node with backend {config.backend_type}")
     try:
-        targets = faults.aim(node, peer)
+        targets = injecting.aim(node, peer)
     except KeyError as error:
         raise LabError(
             f"{node.name} or {peer.name} has no {error} in subnet.env; `pyflannel lab heal` first"
         ) from error
-    if not faults.inject(node, targets, [FAULTS[name]]):
+    if not injecting.inject(node, targets, [FAULTS[name]]):
         raise LabError(f"{node.name}: {name}: found nothing to break")
 
 

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pyflannel.lab import Lab, LabSpec, faults
+from pyflannel.lab import Lab, LabSpec, faults, injecting, snapshot
 from pyflannel.lab.ping import ping_all
 from tests.support.load import Stopwatch
 
@@ -93,9 +93,9 @@ class Campaign:
             version: {n.pod.name: (n.pod, n.pod_address(version)) for n in lab.nodes}
             for version in versions
         }
-        self.before = {node.number: faults.state(node) for node in lab.nodes}
+        self.before = {node.number: snapshot.state(node) for node in lab.nodes}
         self.targets = {
-            (node.number, peer.number): faults.aim(node, peer)
+            (node.number, peer.number): injecting.aim(node, peer)
             for node in lab.nodes
             for peer in lab.nodes
             if node is not peer
@@ -118,7 +118,7 @@ class Campaign:
         delay = rng.uniform(0.03, 0.15)
         start = time.monotonic()
         effects = self.pool.map(
-            lambda blow: faults.inject(
+            lambda blow: injecting.inject(
                 self.lab.node(blow[0]),
                 self.targets[blow[0], blow[1]],
                 blow[2],
@@ -133,8 +133,8 @@ class Campaign:
             matrix = ping_all(pods, count=1, deadline_s=10.0)
             assert matrix.ok, f"IPv{version} after {done}: {matrix.failures()}"
         pinged = time.monotonic()
-        network = self.healed(done, faults.NETWORK, 15.0)
-        everything = self.healed(done, faults.NETWORK + faults.RULES, RULES_S + 5.0)
+        network = self.healed(done, snapshot.NETWORK, 15.0)
+        everything = self.healed(done, snapshot.NETWORK + snapshot.RULES, RULES_S + 5.0)
         self.took.append(max(pinged, network) - begin)
         line = (
             f"{begin - start:.2f} s to inject, pings after {pinged - begin:.2f}, state "
@@ -162,7 +162,9 @@ class Campaign:
         open_ = set(self.before)
         while True:
             now = dict(zip(open_, self.pool.map(self.look, open_), strict=True))
-            differs = {n: faults.difference(self.before[n], s, only=names) for n, s in now.items()}
+            differs = {
+                n: snapshot.difference(self.before[n], s, only=names) for n, s in now.items()
+            }
             open_ = {n for n, found in differs.items() if found}
             if not open_:
                 return time.monotonic()
@@ -171,7 +173,7 @@ class Campaign:
             assert time.monotonic() < end, f"not healed: {differs} after {done}"
 
     def look(self, number: int):
-        return faults.state(self.lab.node(number))
+        return snapshot.state(self.lab.node(number))
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -12,7 +12,7 @@ import pytest
 
 from pyflannel.backend.kinds import KINDS
 from pyflannel.core.ip import Family
-from pyflannel.lab import Lab, LabSpec, faults
+from pyflannel.lab import Lab, LabSpec, injecting
 from pyflannel.lab.ping import ping_all
 from tests.support.load import Stopwatch
 
@@ -70,7 +70,7 @@ def test_node_follows_its_machine(backend):
         followed = Followed(lab, backend)
         node = followed.node
 
-        faults.replace_underlay(node, lab.switch)
+        injecting.replace_underlay(node, lab.switch)
         followed.pings_within(HEALED_S, "another interface of the same name")
         followed.same_node()
 
@@ -84,7 +84,7 @@ def test_node_follows_its_machine(backend):
         followed.pings_within(HEALED_S, "another MTU")
         followed.same_node()
 
-        address = faults.move_underlay(node, 77)
+        address = injecting.move_underlay(node, 77)
         start, watch = time.monotonic(), Stopwatch()
 
         def published() -> bool:
@@ -103,7 +103,7 @@ def test_nodes_that_move_at_the_same_time_find_each_other():
     with Lab(LabSpec(nodes=3, backend="vxlan", name="follow-all")) as lab:
         lab.wait(lambda: lab.ping_all(count=1).ok, 10, what="all pods")
         pods = {n.pod.name: (n.pod, n.pod_address()) for n in lab.nodes}
-        moved = [faults.move_underlay(node, 70 + node.number) for node in lab.nodes]
+        moved = [injecting.move_underlay(node, 70 + node.number) for node in lab.nodes]
         start, watch = time.monotonic(), Stopwatch()
         assert ping_all(pods, count=2, deadline_s=25).ok
         took = time.monotonic() - start
@@ -133,7 +133,7 @@ def test_with_etcd_away_and_with_an_mtu_that_is_too_small_it_goes_on_following()
             return "".join(p["text"] for p in problems if p["subject"] == "underlay")
 
         lab.etcd.stop()
-        address = faults.move_underlay(node, 77)
+        address = injecting.move_underlay(node, 77)
         shown = ["ip", "-d", "link", "show", "flannel.1"]
         lab.wait(
             lambda: f"local {address}" in node.exec(shown, check=False).stdout, 10, what="moved"

@@ -10,7 +10,7 @@ import json
 
 import pytest
 
-from pyflannel.lab import Lab, LabSpec, faults
+from pyflannel.lab import Lab, LabSpec, injecting
 from pyflannel.lab.spaces import ip_batch
 from tests.support.bystander import DUAL_STACK, HEALED_S, Bystander
 
@@ -196,7 +196,7 @@ def test_neighbours_learn_of_another_mac_of_the_ipv6_address_at_once(backend, wh
         reachable = lab.node(2).exec(["ip", "-6", "neigh", "show", "2001:db8::1"]).stdout
         assert "lladdr" in reachable
         if what == "another card":
-            faults.replace_underlay(bystander.node, lab.switch)
+            injecting.replace_underlay(bystander.node, lab.switch)
         else:
             bystander.do("ip link set dev eth0 address 02:00:00:00:00:77")
             bystander.do("ip -6 route replace ::/0 via 2001:db8::254 dev eth0")

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from pyflannel.lab import Lab, LabSpec, faults
+from pyflannel.lab import Lab, LabSpec, injecting
 from pyflannel.lab.ping import ping_all
 from pyflannel.lab.topology import ETCD_ENDPOINT
 
@@ -103,7 +103,7 @@ def test_a_node_that_starts_with_another_address_keeps_its_subnet(backend):
         node.stop_daemon()
         # /run is empty after a reboot.
         node.path("/run/flannel/subnet.env").unlink()
-        address = faults.move_underlay(node, 77)
+        address = injecting.move_underlay(node, 77)
         node.start_daemon()
         lab.wait(node.is_ready, 10, what="ready")
         assert subnet_of(node) == mine
@@ -122,7 +122,7 @@ def test_a_virtual_address_that_failed_over_brings_no_subnet_along():
         first, second = lab.node(1), lab.node(2)
         lab.wait(lambda: lab.ping_all(count=1).ok, 10, what="all pods")
         mine, theirs = subnet_of(first), subnet_of(second)
-        faults.move_underlay(second, 200)
+        injecting.move_underlay(second, 200)
         lab.wait(lambda: values(lab)[theirs]["PublicIP"] == virtual, 5, what="leased with it")
         second.kill()
         second.exec(["ip", "address", "del", f"{virtual}/24", "dev", "eth0"])
