@@ -467,26 +467,22 @@ async def test_without_the_v2_api_nothing_is_known_of_its_keys(store, world, pre
 
 
 @pytest.mark.slow
-def test_the_v2_api_is_another_store(tmp_path):
+async def test_the_v2_api_is_another_store(tmp_path):
     """Debian's etcd is of 3.4, the last but one that has it."""
     binary = find_etcd(packaged=False)
     assert binary is not None
     with EtcdServer(tmp_path / "etcd", binary=binary, options=["--enable-v2"]) as server:
-
-        async def work() -> None:
-            store = EtcdStore(EtcdOptions(endpoints=(server.endpoint,)))
-            try:
-                assert await store.holds_v2(KEY) is False
-                await store.put(KEY, b"{}")
-                assert await store.holds_v2(KEY) is False
-                request = urllib.request.Request(
-                    f"{server.endpoint}/v2/keys{KEY.decode()}", b"value=%7B%7D", method="PUT"
-                )
-                await asyncio.to_thread(lambda: urllib.request.urlopen(request).close())
-                assert await store.holds_v2(KEY) is True
-                await asyncio.to_thread(server.stop)
-                assert await store.holds_v2(KEY) is None
-            finally:
-                await store.close()
-
-        asyncio.run(work())
+        store = EtcdStore(EtcdOptions(endpoints=(server.endpoint,)))
+        try:
+            assert await store.holds_v2(KEY) is False
+            await store.put(KEY, b"{}")
+            assert await store.holds_v2(KEY) is False
+            request = urllib.request.Request(
+                f"{server.endpoint}/v2/keys{KEY.decode()}", b"value=%7B%7D", method="PUT"
+            )
+            await asyncio.to_thread(lambda: urllib.request.urlopen(request).close())
+            assert await store.holds_v2(KEY) is True
+            await asyncio.to_thread(server.stop)
+            assert await store.holds_v2(KEY) is None
+        finally:
+            await store.close()

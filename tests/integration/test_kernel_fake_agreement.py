@@ -251,17 +251,13 @@ def test_fake_and_kernel_agree(seed: int) -> None:
     in_new_netns(lambda: asyncio.run(compare(seed)))
 
 
-def test_a_difference_would_be_found() -> None:
+async def test_a_difference_would_be_found() -> None:
     """The comparison sees what is set."""
-
-    async def scenario() -> None:
-        one, two = FakeNetlink(), FakeNetlink()
-        devices = await build(one)
-        await build(two)
-        assert await tables(one, devices) == await tables(two, devices)
-        route = Route(dst=ip_network("10.5.7.0/24"), oif=devices.device)
-        one.meddle(Set(route))
-        two.meddle(Set(replace(route, oif=devices.under)))
-        assert await tables(one, devices) != await tables(two, devices)
-
-    asyncio.run(scenario())
+    one, two = FakeNetlink(), FakeNetlink()
+    devices = await build(one)
+    await build(two)
+    assert await tables(one, devices) == await tables(two, devices)
+    route = Route(dst=ip_network("10.5.7.0/24"), oif=devices.device)
+    one.meddle(Set(route))
+    two.meddle(Set(replace(route, oif=devices.under)))
+    assert await tables(one, devices) != await tables(two, devices)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import logging
 import os
@@ -43,26 +42,23 @@ async def hour(node: WholeNode, number: int) -> None:
 
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("probe_interval_s", [0.0, 10.0], ids=["without probes", "with probes"])
-def test_a_quiet_day(tmp_path, caplog, probe_interval_s):
-    async def main() -> float:
-        async with whole_node(tmp_path, probe_interval_s=probe_interval_s) as node:
-            for peer in PEERS:
-                node.put_peer(peer)
-            warm = 0.0
-            for number in range(HOURS):
-                if number == WARM:
-                    warm = resident_mib()
-                await hour(node, number)
-                assert problems(node.report()) == ()
-                assert len(await node.routes()) == len(PEERS)
-            assert node.manager.told == ["READY"]
-            lease_report = node.report().lease
-            assert lease_report is not None
-            assert lease_report.held
-            return (resident_mib() - warm) / (HOURS - WARM)
-
+async def test_a_quiet_day(tmp_path, caplog, probe_interval_s):
     caplog.set_level(logging.INFO)
-    grown = asyncio.run(main())
+    async with whole_node(tmp_path, probe_interval_s=probe_interval_s) as node:
+        for peer in PEERS:
+            node.put_peer(peer)
+        warm = 0.0
+        for number in range(HOURS):
+            if number == WARM:
+                warm = resident_mib()
+            await hour(node, number)
+            assert problems(node.report()) == ()
+            assert len(await node.routes()) == len(PEERS)
+        assert node.manager.told == ["READY"]
+        lease_report = node.report().lease
+        assert lease_report is not None
+        assert lease_report.held
+        grown = (resident_mib() - warm) / (HOURS - WARM)
     loud = [record.getMessage() for record in caplog.records if record.levelno > logging.INFO]
     assert loud == []
     assert grown <= MIB_AN_HOUR

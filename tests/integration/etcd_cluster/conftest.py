@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from pyflannel.testing.etcdserver import EtcdError
 PREFIX = "/coreos.com/network"
 NETWORK = IPv4Network("10.0.0.0/8")
 CONFIG = b'{"Network":"10.0.0.0/16","Backend":{"Type":"host-gw"}}'
+WITHIN_S = 90.0
+"""For what a test does once its servers run."""
 
 
 TRIED = RELEASES if os.environ.get("PYFLANNEL_ALL_ETCDS") else RELEASES[-1:]
@@ -120,13 +122,3 @@ async def until(what: str, true: Callable[[], Any], within: float) -> float:
         assert passed < within, f"{what}: not within {within:g} s"
         await asyncio.sleep(0.05)
     return time.monotonic() - start
-
-
-def play(scenario: Coroutine[Any, Any, None], within: float = 90.0) -> None:
-    """Runs a scenario, with a deadline for the whole."""
-
-    async def main() -> None:
-        async with asyncio.timeout(within):
-            await scenario
-
-    asyncio.run(main())

@@ -18,7 +18,7 @@ from pyflannel.store.etcd import codec
 from pyflannel.store.etcd.store import EtcdStore
 from pyflannel.testing.certs import Authority
 from pyflannel.testing.etcdserver import EtcdError, EtcdServer, ServerTLS, b64, free_ports
-from tests.integration.etcd_cluster.conftest import CONFIG, PREFIX, Node, play, running, until
+from tests.integration.etcd_cluster.conftest import CONFIG, PREFIX, WITHIN_S, Node, running, until
 
 pytestmark = pytest.mark.slow
 
@@ -76,10 +76,10 @@ def there(server: EtcdServer, token: str, key: bytes) -> bool:
     return "kvs" in server.post("kv/range", {"key": b64(key)}, token=token)
 
 
-def test_a_role_that_is_revoked_and_given_back_brings_the_lease_back(server, tmp_path):
+async def test_a_role_that_is_revoked_and_given_back_brings_the_lease_back(server, tmp_path):
     """The key is deleted while writing is not allowed."""
 
-    async def scenario():
+    async with asyncio.timeout(WITHIN_S):
         protect(server)
         node = Node(tmp_path / "state", (server.endpoint,), 1, username="flannel", password=SECRET)
         async with running(node):
@@ -96,13 +96,11 @@ def test_a_role_that_is_revoked_and_given_back_brings_the_lease_back(server, tmp
             await until("the key", lambda: there(server, token, node.key), 15)
             await until("no reason", lambda: node.manager.standing().reason == "", 5)
 
-    play(scenario())
 
-
-def test_a_change_of_roles_is_no_outage(server, tmp_path):
+async def test_a_change_of_roles_is_no_outage(server, tmp_path):
     """Every token is outdated by it; the next request fetches another one."""
 
-    async def scenario():
+    async with asyncio.timeout(WITHIN_S):
         protect(server)
         store = EtcdStore(
             EtcdOptions(endpoints=(server.endpoint,), username="flannel", password=SECRET)
@@ -113,11 +111,9 @@ def test_a_change_of_roles_is_no_outage(server, tmp_path):
         await store.put(KEYS + b"x", b"y")
         await store.close()
 
-    play(scenario())
 
-
-def test_authentication_that_is_switched_off_and_on_again_is_no_loss(server, tmp_path):
-    async def scenario():
+async def test_authentication_that_is_switched_off_and_on_again_is_no_loss(server, tmp_path):
+    async with asyncio.timeout(WITHIN_S):
         protect(server)
         node = Node(tmp_path / "state", (server.endpoint,), 1, username="flannel", password=SECRET)
         async with running(node):
@@ -131,8 +127,6 @@ def test_authentication_that_is_switched_off_and_on_again_is_no_loss(server, tmp
             await until("the key again", lambda: there(server, token, node.key), 15)
             await until("no reason", lambda: node.manager.standing().reason == "", 10)
 
-    play(scenario())
-
 
 def fill(server: EtcdServer) -> None:
     """Writes until etcd takes no more."""
@@ -140,38 +134,41 @@ def fill(server: EtcdServer) -> None:
         server.put(b"/fill/%d" % n, b"x" * 1_000_000)
 
 
-def test_an_etcd_without_space_is_said_and_the_key_is_back_when_there_is_some(binary, tmp_path):
+async def test_an_etcd_without_space_is_said_and_the_key_is_back_when_there_is_some(
+    binary, tmp_path
+):
     """Nothing can be written then; what is there can be read, and leases are renewed."""
-
-    async def scenario(server: EtcdServer):
-        node = Node(tmp_path / "state", (server.endpoint,), 1)
-        async with running(node):
-            await until("the snapshot", lambda: node.seen, 5)
-            server.delete(node.key)
-            await until("the key", lambda: node.manager.standing().held is True, 10)
-            with pytest.raises(EtcdError, match="space exceeded"):
-                fill(server)
-            server.post("kv/deleterange", {"key": b64(node.key)})
-            await until("the loss", lambda: node.manager.standing().held is False, 10)
-            await until("why", lambda: "space exceeded" in node.manager.standing().reason, 10)
-            await until("the alarm", lambda: node.manager.report().alarms == ("NOSPACE",), 60)
-            server.post("kv/deleterange", {"key": b64(b"/fill/"), "range_end": b64(b"/fill0")})
-            server.compact()
-            server.post("maintenance/defragment", {})
-            alarms = server.post("maintenance/alarm", {"action": "GET"})["alarms"]
-            for alarm in alarms:
-                server.post("maintenance/alarm", {**alarm, "action": "DEACTIVATE"})
-            await until("the key again", lambda: there(server, "", node.key), 20)
-            await until("no reason", lambda: node.manager.standing().reason == "", 10)
 
     options = ("--quota-backend-bytes", str(16 * 1024 * 1024))
     with EtcdServer(tmp_path / "etcd", binary=binary, options=options) as server:
         server.put(codec.config_key(PREFIX), CONFIG)
-        play(scenario(server))
+        async with asyncio.timeout(WITHIN_S):
+            node = Node(tmp_path / "state", (server.endpoint,), 1)
+            async with running(node):
+                await until("the snapshot", lambda: node.seen, 5)
+                server.delete(node.key)
+                await until("the key", lambda: node.manager.standing().held is True, 10)
+                with pytest.raises(EtcdError, match="space exceeded"):
+                    fill(server)
+                server.post("kv/deleterange", {"key": b64(node.key)})
+                await until("the loss", lambda: node.manager.standing().held is False, 10)
+                await until("why", lambda: "space exceeded" in node.manager.standing().reason, 10)
+                await until("the alarm", lambda: node.manager.report().alarms == ("NOSPACE",), 60)
+                server.post("kv/deleterange", {"key": b64(b"/fill/"), "range_end": b64(b"/fill0")})
+                server.compact()
+                server.post("maintenance/defragment", {})
+                alarms = server.post("maintenance/alarm", {"action": "GET"})["alarms"]
+                for alarm in alarms:
+                    server.post("maintenance/alarm", {**alarm, "action": "DEACTIVATE"})
+                await until("the key again", lambda: there(server, "", node.key), 20)
+                await until("no reason", lambda: node.manager.standing().reason == "", 10)
 
 
-def test_a_password_that_is_changed_and_put_right_again_is_survived(server, tmp_path):
-    async def scenario():
+async def test_a_password_that_is_changed_and_put_right_again_is_survived(server, tmp_path):
+    def refused(node) -> bool:
+        return "does not accept user" in node.manager.report().reason
+
+    async with asyncio.timeout(120):
         protect(server)
         node = Node(tmp_path / "state", (server.endpoint,), 1, username="flannel", password=SECRET)
         async with running(node):
@@ -184,34 +181,10 @@ def test_a_password_that_is_changed_and_put_right_again_is_survived(server, tmp_
             server.post("auth/user/changepw", change, token=server.token("root", ROOT))
             await until("the watch", lambda: node.manager.report().reason == "", 60)
 
-    def refused(node) -> bool:
-        return "does not accept user" in node.manager.report().reason
 
-    play(scenario(), within=120)
-
-
-def test_a_client_certificate_with_a_name_and_users_is_said_with_the_way_out(binary, tmp_path):
-    async def scenario(server, authority, client):
-        store = EtcdStore(
-            EtcdOptions(
-                endpoints=(server.endpoint,),
-                cafile=str(authority.bundle),
-                certfile=str(client.cert),
-                keyfile=str(client.key),
-            )
-        )
-        await store.get(b"/x")
-        for path, body in (
-            ("auth/user/add", {"name": "root", "password": ROOT}),
-            ("auth/role/add", {"name": "root"}),
-            ("auth/user/grant", {"user": "root", "role": "root"}),
-            ("auth/enable", {}),
-        ):
-            server.post(path, body, client=client)
-        with pytest.raises(StoreConfigError, match=r"CommonName.*--etcd-certfile"):
-            await store.get(b"/x")
-        await store.close()
-
+async def test_a_client_certificate_with_a_name_and_users_is_said_with_the_way_out(
+    binary, tmp_path
+):
     authority = Authority(tmp_path / "pki")
     tls = ServerTLS(
         certificate=authority.issue("server"), ca=authority.bundle, require_client_cert=True
@@ -219,7 +192,26 @@ def test_a_client_certificate_with_a_name_and_users_is_said_with_the_way_out(bin
     client = authority.issue("client")
     # EtcdServer waits over its metrics port, which needs no certificate.
     with EtcdServer(tmp_path / "etcd", binary=binary, tls=tls) as server:
-        play(scenario(server, authority, client))
+        async with asyncio.timeout(WITHIN_S):
+            store = EtcdStore(
+                EtcdOptions(
+                    endpoints=(server.endpoint,),
+                    cafile=str(authority.bundle),
+                    certfile=str(client.cert),
+                    keyfile=str(client.key),
+                )
+            )
+            await store.get(b"/x")
+            for path, body in (
+                ("auth/user/add", {"name": "root", "password": ROOT}),
+                ("auth/role/add", {"name": "root"}),
+                ("auth/user/grant", {"user": "root", "role": "root"}),
+                ("auth/enable", {}),
+            ):
+                server.post(path, body, client=client)
+            with pytest.raises(StoreConfigError, match=r"CommonName.*--etcd-certfile"):
+                await store.get(b"/x")
+            await store.close()
 
 
 async def refused_as_misfit(endpoint: str, *more: str) -> str:
@@ -232,23 +224,14 @@ async def refused_as_misfit(endpoint: str, *more: str) -> str:
         await store.close()
 
 
-def test_an_etcd_without_gateway_is_said_with_the_way_out(binary, tmp_path):
+async def test_an_etcd_without_gateway_is_said_with_the_way_out(binary, tmp_path):
     options = ("--enable-grpc-gateway=false",)
     with EtcdServer(tmp_path / "etcd", binary=binary, options=options) as server:
-
-        async def scenario():
+        async with asyncio.timeout(WITHIN_S):
             assert "--enable-grpc-gateway" in await refused_as_misfit(server.endpoint)
 
-        play(scenario())
 
-
-def test_a_grpc_proxy_is_said_and_a_member_beside_it_is_used(binary, tmp_path):
-    async def scenario(server: EtcdServer, proxy: str):
-        assert "grpc-proxy" in await refused_as_misfit(proxy)
-        store = EtcdStore(EtcdOptions(endpoints=(proxy, server.endpoint)))
-        await store.put(b"/x", b"y")
-        await store.close()
-
+async def test_a_grpc_proxy_is_said_and_a_member_beside_it_is_used(binary, tmp_path):
     with EtcdServer(tmp_path / "etcd", binary=binary) as server:
         (port,) = free_ports(1)
         command = [str(binary), "grpc-proxy", "start", "--endpoints", server.endpoint]
@@ -259,8 +242,13 @@ def test_a_grpc_proxy_is_said_and_a_member_beside_it_is_used(binary, tmp_path):
                 with closing(socket.socket()) as probe:
                     if probe.connect_ex(("127.0.0.1", port)) == 0:
                         break
-                threading.Event().wait(0.05)
-            play(scenario(server, f"http://127.0.0.1:{port}"))
+                await asyncio.sleep(0.05)
+            async with asyncio.timeout(WITHIN_S):
+                at = f"http://127.0.0.1:{port}"
+                assert "grpc-proxy" in await refused_as_misfit(at)
+                store = EtcdStore(EtcdOptions(endpoints=(at, server.endpoint)))
+                await store.put(b"/x", b"y")
+                await store.close()
         finally:
             proxy.kill()
             proxy.wait()
@@ -314,49 +302,44 @@ def old_gateway(server: EtcdServer) -> Iterator[str]:
             listener.shutdown(socket.SHUT_RDWR)  # closing alone wakes nobody
 
 
-def test_an_older_gateway_is_found_for_requests_and_watches(binary, tmp_path):
-    async def scenario(endpoint: str):
-        store = EtcdStore(EtcdOptions(endpoints=(endpoint,)))
-        header = await store.put(b"/x/1", b"y")
-        stream = store.watch_prefix(b"/x/", header.revision)
-        first = await anext(stream)
-        events = list(first.events) or list((await anext(stream)).events)
-        assert [event.kv.value for event in events] == [b"y"]
-        await stream.aclose()
-        await store.close()
-
+async def test_an_older_gateway_is_found_for_requests_and_watches(binary, tmp_path):
     with EtcdServer(tmp_path / "etcd", binary=binary) as server, old_gateway(server) as endpoint:
-        play(scenario(endpoint))
+        async with asyncio.timeout(WITHIN_S):
+            store = EtcdStore(EtcdOptions(endpoints=(endpoint,)))
+            header = await store.put(b"/x/1", b"y")
+            stream = store.watch_prefix(b"/x/", header.revision)
+            first = await anext(stream)
+            events = list(first.events) or list((await anext(stream)).events)
+            assert [event.kv.value for event in events] == [b"y"]
+            await stream.aclose()
+            await store.close()
 
 
-def test_a_wrong_password_costs_few_authentications(binary, tmp_path):
+async def test_a_wrong_password_costs_few_authentications(binary, tmp_path):
     """A node in trouble for ten seconds, with three of its parts asking all the time."""
-
-    async def scenario(server: EtcdServer):
-        protect(server)
-        store = EtcdStore(
-            EtcdOptions(endpoints=(server.endpoint,), username="flannel", password="wrong")
-        )
-        asked = 0
-        post = store._connections.post
-
-        async def counting(endpoint, path, body, token, more_s):
-            nonlocal asked
-            asked += path == "auth/authenticate"
-            return await post(endpoint, path, body, token, more_s)
-
-        store._tokens._post = counting
-
-        async def ask():
-            for _ in range(50):
-                with pytest.raises(StoreDenied):
-                    await store.get(codec.config_key(PREFIX))
-                await asyncio.sleep(0.2)
-
-        await asyncio.gather(ask(), ask(), ask())
-        assert 2 <= asked <= 7
-        await store.close()
-
     options = ("--bcrypt-cost", "4")
     with EtcdServer(tmp_path / "etcd", binary=binary, options=options) as server:
-        play(scenario(server))
+        async with asyncio.timeout(WITHIN_S):
+            protect(server)
+            store = EtcdStore(
+                EtcdOptions(endpoints=(server.endpoint,), username="flannel", password="wrong")
+            )
+            asked = 0
+            post = store._connections.post
+
+            async def counting(endpoint, path, body, token, more_s):
+                nonlocal asked
+                asked += path == "auth/authenticate"
+                return await post(endpoint, path, body, token, more_s)
+
+            store._tokens._post = counting
+
+            async def ask():
+                for _ in range(50):
+                    with pytest.raises(StoreDenied):
+                        await store.get(codec.config_key(PREFIX))
+                    await asyncio.sleep(0.2)
+
+            await asyncio.gather(ask(), ask(), ask())
+            assert 2 <= asked <= 7
+            await store.close()

@@ -14,7 +14,7 @@ import pytest
 from pyflannel.core.ip import SubnetKey, parse_subnet_key
 from pyflannel.store.etcd import codec
 from pyflannel.testing.etcdserver import EtcdCluster, EtcdError, EtcdServer
-from tests.integration.etcd_cluster.conftest import CONFIG, PREFIX, Node, play, running, until
+from tests.integration.etcd_cluster.conftest import CONFIG, PREFIX, WITHIN_S, Node, running, until
 
 pytestmark = pytest.mark.slow
 
@@ -97,8 +97,8 @@ def alive(cluster) -> EtcdServer:
 
 
 @pytest.mark.parametrize(("fault", "within"), FAULTS)
-def test_a_node_is_well_again(cluster, tmp_path, fault, within):
-    async def scenario():
+async def test_a_node_is_well_again(cluster, tmp_path, fault, within):
+    async with asyncio.timeout(WITHIN_S):
         node = Node(tmp_path / "state", cluster.endpoints, 1)
         async with running(node):
             await until("the snapshot", lambda: node.seen, 5)
@@ -123,21 +123,9 @@ def test_a_node_is_well_again(cluster, tmp_path, fault, within):
                 within,
             )
 
-    play(scenario())
 
-
-def test_a_node_cut_off_from_its_member_does_not_stay_with_a_learner(binary, tmp_path):
+async def test_a_node_cut_off_from_its_member_does_not_stay_with_a_learner(binary, tmp_path):
     """The learner is named first, and stays when the voter is away for a while."""
-
-    async def scenario(voter: EtcdServer, learner: EtcdServer):
-        node = Node(tmp_path / "state", (learner.endpoint, voter.endpoint), 1)
-        async with running(node):
-            await until("the snapshot", lambda: node.seen, 5)
-            voter.freeze()
-            await asyncio.sleep(9)
-            voter.thaw()
-            await off_loop(voter.put, codec.lease_key(PREFIX, subnet(250)), PEER)
-            await until("the peer's lease", lambda: subnet(250) in node.seen, 12)
 
     voter = EtcdServer(tmp_path / "voter", binary=binary, name="voter")
     learner = EtcdServer(
@@ -152,7 +140,15 @@ def test_a_node_cut_off_from_its_member_does_not_stay_with_a_learner(binary, tmp
         learner.cluster = f"{voter.cluster},{learner.cluster}"
         learner.start(wait=False)
         try:
-            play(scenario(voter, learner))
+            async with asyncio.timeout(WITHIN_S):
+                node = Node(tmp_path / "state", (learner.endpoint, voter.endpoint), 1)
+                async with running(node):
+                    await until("the snapshot", lambda: node.seen, 5)
+                    voter.freeze()
+                    await asyncio.sleep(9)
+                    voter.thaw()
+                    await off_loop(voter.put, codec.lease_key(PREFIX, subnet(250)), PEER)
+                    await until("the peer's lease", lambda: subnet(250) in node.seen, 12)
         finally:
             learner.kill()
 
@@ -160,8 +156,8 @@ def test_a_node_cut_off_from_its_member_does_not_stay_with_a_learner(binary, tmp
 class TestStrangers:
     """A member that lost its data and was started as a cluster of its own."""
 
-    def test_it_is_not_followed_while_the_others_are_out_of_reach(self, cluster, tmp_path):
-        async def scenario():
+    async def test_it_is_not_followed_while_the_others_are_out_of_reach(self, cluster, tmp_path):
+        async with asyncio.timeout(WITHIN_S):
             stranger, *others = cluster.members
             node = Node(tmp_path / "state", cluster.endpoints, 1)
             await off_loop(others[0].put, codec.lease_key(PREFIX, subnet(250)), PEER)
@@ -182,10 +178,8 @@ class TestStrangers:
                 await put_at_last(others[0], codec.lease_key(PREFIX, subnet(251)), PEER)
                 await until("a new peer", lambda: subnet(251) in node.seen, 15)
 
-        play(scenario())
-
-    def test_the_next_run_does_not_follow_it_either(self, cluster, tmp_path):
-        async def scenario():
+    async def test_the_next_run_does_not_follow_it_either(self, cluster, tmp_path):
+        async with asyncio.timeout(WITHIN_S):
             stranger, *others = cluster.members
             node = Node(tmp_path / "state", cluster.endpoints, 1)
             async with running(node):
@@ -206,68 +200,59 @@ class TestStrangers:
             await asyncio.wait_for(starting, 20)
             await again.store.close()
 
-        play(scenario())
-
-    def test_without_memory_endpoints_that_disagree_are_named(self, binary, tmp_path):
-        async def scenario(one: EtcdServer, other: EtcdServer):
-            node = Node(tmp_path / "state", (one.endpoint, other.endpoint), 1)
-            starting = asyncio.create_task(node.start())
-            await asyncio.sleep(2)
-            assert not starting.done()
-            with pytest.raises(Exception, match="different clusters") as caught:
-                await node.store.get(b"/x")
-            assert one.endpoint in str(caught.value)
-            assert other.endpoint in str(caught.value)
-            other.kill()
-            await asyncio.wait_for(starting, 15)
-            await node.store.close()
-
+    async def test_without_memory_endpoints_that_disagree_are_named(self, binary, tmp_path):
         with (
             EtcdServer(tmp_path / "one", binary=binary) as one,
             EtcdServer(tmp_path / "other", binary=binary) as other,
         ):
             for server in (one, other):
                 server.put(codec.config_key(PREFIX), CONFIG)
-            play(scenario(one, other))
+            async with asyncio.timeout(WITHIN_S):
+                node = Node(tmp_path / "state", (one.endpoint, other.endpoint), 1)
+                starting = asyncio.create_task(node.start())
+                await asyncio.sleep(2)
+                assert not starting.done()
+                with pytest.raises(Exception, match="different clusters") as caught:
+                    await node.store.get(b"/x")
+                assert one.endpoint in str(caught.value)
+                assert other.endpoint in str(caught.value)
+                other.kill()
+                await asyncio.wait_for(starting, 15)
+                await node.store.close()
 
-    def test_a_cluster_that_was_emptied_is_followed(self, binary, tmp_path):
+    async def test_a_cluster_that_was_emptied_is_followed(self, binary, tmp_path):
         """All endpoints name the new one: that is what a restore looks like."""
 
-        async def scenario(server: EtcdServer):
-            node = Node(tmp_path / "state", (server.endpoint,), 1)
-            async with running(node):
-                server.kill()
-                server.wipe()
-                await off_loop(server.start)
-                await off_loop(server.put, codec.config_key(PREFIX), CONFIG)
-                for _ in range(200):
-                    if await off_loop(server.get, node.key) is not None:
-                        break
-                    await asyncio.sleep(0.1)
-                else:
-                    pytest.fail("the own key is not back")
-
         with EtcdServer(tmp_path / "one", binary=binary) as server:
             server.put(codec.config_key(PREFIX), CONFIG)
-            play(scenario(server))
+            async with asyncio.timeout(WITHIN_S):
+                node = Node(tmp_path / "state", (server.endpoint,), 1)
+                async with running(node):
+                    server.kill()
+                    server.wipe()
+                    await off_loop(server.start)
+                    await off_loop(server.put, codec.config_key(PREFIX), CONFIG)
+                    for _ in range(200):
+                        if await off_loop(server.get, node.key) is not None:
+                            break
+                        await asyncio.sleep(0.1)
+                    else:
+                        pytest.fail("the own key is not back")
 
-    def test_what_was_written_before_we_were_back_is_seen(self, binary, tmp_path):
+    async def test_what_was_written_before_we_were_back_is_seen(self, binary, tmp_path):
         """Emptied, its cluster id is the same; and it is further than our watch by then."""
-
-        async def scenario(server: EtcdServer):
-            node = Node(tmp_path / "state", (server.endpoint,), 1)
-            peer = subnet(251)
-            async with running(node):
-                await until("the first snapshot", lambda: node.seen, 10)
-                # In the loop, so that the node does nothing meanwhile.
-                server.kill()
-                server.wipe()
-                server.start()
-                server.put(codec.lease_key(PREFIX, peer), PEER)
-                for _ in range(20):
-                    server.put(codec.config_key(PREFIX), CONFIG)
-                await until("the peer", lambda: peer in node.seen, 20)
-
         with EtcdServer(tmp_path / "one", binary=binary) as server:
             server.put(codec.config_key(PREFIX), CONFIG)
-            play(scenario(server))
+            async with asyncio.timeout(WITHIN_S):
+                node = Node(tmp_path / "state", (server.endpoint,), 1)
+                peer = subnet(251)
+                async with running(node):
+                    await until("the first snapshot", lambda: node.seen, 10)
+                    # In the loop, so that the node does nothing meanwhile.
+                    server.kill()
+                    server.wipe()
+                    server.start()
+                    server.put(codec.lease_key(PREFIX, peer), PEER)
+                    for _ in range(20):
+                        server.put(codec.config_key(PREFIX), CONFIG)
+                    await until("the peer", lambda: peer in node.seen, 20)

@@ -13,7 +13,7 @@ import pytest
 from pyflannel.core.ip import parse_subnet_key
 from pyflannel.store.etcd import codec
 from pyflannel.testing.etcdserver import EtcdServer
-from tests.integration.etcd_cluster.conftest import PREFIX, Node, play, running, until
+from tests.integration.etcd_cluster.conftest import PREFIX, WITHIN_S, Node, running, until
 
 pytestmark = pytest.mark.slow
 
@@ -67,10 +67,10 @@ def fill(server: EtcdServer) -> None:
         server.put_all({BELOW + name.encode(): PEER for name in names[start : start + 120]})
 
 
-def test_a_hundred_thousand_keys(server, tmp_path, turns):
+async def test_a_hundred_thousand_keys(server, tmp_path, turns):
     """Ready, followed, bounded; and what the node does with them never holds up the loop."""
 
-    async def scenario():
+    async with asyncio.timeout(600):
         await asyncio.to_thread(fill, server)
         turns[0] = 0.0
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -89,13 +89,10 @@ def test_a_hundred_thousand_keys(server, tmp_path, turns):
             await until("its end", lambda: key not in node.table.peers, 5)
             assert turns[0] < LONGEST_TURN_S
 
-    play(scenario(), within=600)
 
-
-def test_many_large_values(server, tmp_path, turns):
+async def test_many_large_values(server, tmp_path, turns):
     """A hundred of a megabyte are passed over; the good lease among them is there."""
-
-    async def scenario():
+    async with asyncio.timeout(150):
         large = b'{"PublicIP":"192.0.2.9","BackendData":"' + b"x" * 1_000_000 + b'"}'
         for n in range(100):
             await asyncio.to_thread(server.put, BELOW + b"10.0.%d.0-24" % n, large)
@@ -111,11 +108,11 @@ def test_many_large_values(server, tmp_path, turns):
             assert turns[0] < LONGEST_TURN_S
             assert grown < 128 * 1024
 
-    play(scenario(), within=150)
 
-
-def test_a_large_value_that_is_written_ten_times_a_second_holds_up_no_peer(server, tmp_path, turns):
-    async def scenario():
+async def test_a_large_value_that_is_written_ten_times_a_second_holds_up_no_peer(
+    server, tmp_path, turns
+):
+    async with asyncio.timeout(WITHIN_S):
         large = b'{"PublicIP":"192.0.2.9","BackendData":"' + b"x" * 1_400_000 + b'"}'
         written = 0
 
@@ -147,5 +144,3 @@ def test_a_large_value_that_is_written_ten_times_a_second_holds_up_no_peer(serve
             assert written >= 10
             assert turns[0] < LONGEST_TURN_S
             assert node.manager.report().reconnects == 0
-
-    play(scenario())

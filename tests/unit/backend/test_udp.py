@@ -20,7 +20,7 @@ from pyflannel.core.lpm import RouteTable
 from pyflannel.datapath import select
 from pyflannel.datapath.base import Capabilities
 from pyflannel.kernel.base import Route, Set
-from tests.support.overlay import ME, Machine, config, lease, run
+from tests.support.overlay import ME, Machine, config, lease
 
 
 class FakeTun:
@@ -124,59 +124,50 @@ async def attached(machine: Machine, tmp_path):
     return await backend.attach(lease(ME, "udp"))
 
 
-def test_peers_are_rows_of_the_data_paths_table(machine, tmp_path):
-    async def main() -> None:
-        network = await attached(machine, tmp_path)
-        network.update([LeaseAdded(lease(2, "udp")), LeaseAdded(lease(3, "udp"))])
-        network.synced()
-        await network.apply(full=True)
-        (path,) = MADE
-        assert len(path.tables[-1]) == 2
-        network.update([LeaseRemoved(lease(3, "udp"))])
-        await network.apply(full=False)
-        assert len(path.tables[-1]) == 1
-        assert network.report().peers == 1
-        await network.detach()
-        assert path.stopped == 1
-
-    run(main())
+async def test_peers_are_rows_of_the_data_paths_table(machine, tmp_path):
+    network = await attached(machine, tmp_path)
+    network.update([LeaseAdded(lease(2, "udp")), LeaseAdded(lease(3, "udp"))])
+    network.synced()
+    await network.apply(full=True)
+    (path,) = MADE
+    assert len(path.tables[-1]) == 2
+    network.update([LeaseRemoved(lease(3, "udp"))])
+    await network.apply(full=False)
+    assert len(path.tables[-1]) == 1
+    assert network.report().peers == 1
+    await network.detach()
+    assert path.stopped == 1
 
 
-def test_the_network_is_routed_into_the_device(machine, tmp_path):
-    async def main() -> None:
-        network = await attached(machine, tmp_path)
-        link = await machine.netlink.link("flannel0")
-        routes = {(r.dst, r.oif) for r in await machine.netlink.routes(Family.V4)}
-        assert (IPv4Network("10.5.0.0/16"), link.index) in routes
-        report = network.report()
-        assert (report.port, report.mtu) == (8285, 1472)
-        assert report.devices["flannel0"].up is True
-        await network.detach()
-
-    run(main())
+async def test_the_network_is_routed_into_the_device(machine, tmp_path):
+    network = await attached(machine, tmp_path)
+    link = await machine.netlink.link("flannel0")
+    routes = {(r.dst, r.oif) for r in await machine.netlink.routes(Family.V4)}
+    assert (IPv4Network("10.5.0.0/16"), link.index) in routes
+    report = network.report()
+    assert (report.port, report.mtu) == (8285, 1472)
+    assert report.devices["flannel0"].up is True
+    await network.detach()
 
 
-def test_routes_of_others_through_the_device_stay_and_those_into_the_network_do_not(
+async def test_routes_of_others_through_the_device_stay_and_those_into_the_network_do_not(
     machine, tmp_path
 ):
-    async def main() -> None:
-        network = await attached(machine, tmp_path)
-        link = await machine.netlink.link("flannel0")
-        stays = Route(dst=IPv4Network("172.31.0.0/24"), oif=link.index)
-        goes = Route(dst=IPv4Network("10.5.9.0/24"), oif=link.index)
-        machine.netlink.meddle(Set(stays), Set(goes))
-        network.synced()
-        for _ in range(2):
-            await network.apply(full=True)
-        there = await machine.netlink.routes(Family.V4)
-        assert stays in there
-        assert goes not in there
-        await network.detach()
-
-    run(main())
+    network = await attached(machine, tmp_path)
+    link = await machine.netlink.link("flannel0")
+    stays = Route(dst=IPv4Network("172.31.0.0/24"), oif=link.index)
+    goes = Route(dst=IPv4Network("10.5.9.0/24"), oif=link.index)
+    machine.netlink.meddle(Set(stays), Set(goes))
+    network.synced()
+    for _ in range(2):
+        await network.apply(full=True)
+    there = await machine.netlink.routes(Family.V4)
+    assert stays in there
+    assert goes not in there
+    await network.detach()
 
 
-def test_a_device_that_another_daemon_keeps_is_refused_before_anything_is_done(
+async def test_a_device_that_another_daemon_keeps_is_refused_before_anything_is_done(
     machine, tmp_path, monkeypatch
 ):
     done: list[str] = []
@@ -185,68 +176,55 @@ def test_a_device_that_another_daemon_keeps_is_refused_before_anything_is_done(
     def claim(name: str) -> None:
         raise DeviceUnavailable("link", name, errno.EBUSY, "pyflanneld (pid 7) keeps this device")
 
-    async def main() -> None:
-        context = machine.context(config({"Type": "udp"}), tmp_path)
-        backend = udp.UdpBackend(replace(context, claim_device=claim))
-        with pytest.raises(DeviceUnavailable, match=r"flannel0.*pid 7"):
-            await backend.prepare(None)
-        assert done == []
-
-    run(main())
+    context = machine.context(config({"Type": "udp"}), tmp_path)
+    backend = udp.UdpBackend(replace(context, claim_device=claim))
+    with pytest.raises(DeviceUnavailable, match=r"flannel0.*pid 7"):
+        await backend.prepare(None)
+    assert done == []
 
 
-def test_a_data_path_that_cannot_start_is_passed_over_and_the_reason_kept(machine, tmp_path):
+async def test_a_data_path_that_cannot_start_is_passed_over_and_the_reason_kept(machine, tmp_path):
     machine.refuse()
 
-    async def main() -> None:
-        network = await attached(machine, tmp_path)
-        assert [path.capabilities.name for path in MADE] == ["refusing", "fake"]
-        assert MADE[0].stopped == 1
-        report = network.report().datapath
-        assert report.name == "fake"
-        assert "the kernel says no" in report.why
-        await network.detach()
-
-    run(main())
+    network = await attached(machine, tmp_path)
+    assert [path.capabilities.name for path in MADE] == ["refusing", "fake"]
+    assert MADE[0].stopped == 1
+    report = network.report().datapath
+    assert report.name == "fake"
+    assert "the kernel says no" in report.why
+    await network.detach()
 
 
-def test_a_data_path_that_died_is_started_again_with_the_same_peers(machine, tmp_path):
-    async def main() -> None:
-        network = await attached(machine, tmp_path)
-        network.update([LeaseAdded(lease(2, "udp"))])
-        network.synced()
-        await network.apply(full=True)
-        MADE[0].failed = "EIO"
-        # The device goes with the descriptor.
-        link = await machine.netlink.link("flannel0")
-        if link is not None:
-            await machine.netlink.delete_link(link.index)
-        applied = await network.apply(full=False)
-        assert applied.repaired.get("datapath") == 1
-        assert len(MADE) == 2
-        assert len(MADE[1].tables[-1]) == 1
-        assert network.report().datapath.restarts == 1
-        await network.detach()
-
-    run(main())
+async def test_a_data_path_that_died_is_started_again_with_the_same_peers(machine, tmp_path):
+    network = await attached(machine, tmp_path)
+    network.update([LeaseAdded(lease(2, "udp"))])
+    network.synced()
+    await network.apply(full=True)
+    MADE[0].failed = "EIO"
+    # The device goes with the descriptor.
+    link = await machine.netlink.link("flannel0")
+    if link is not None:
+        await machine.netlink.delete_link(link.index)
+    applied = await network.apply(full=False)
+    assert applied.repaired.get("datapath") == 1
+    assert len(MADE) == 2
+    assert len(MADE[1].tables[-1]) == 1
+    assert network.report().datapath.restarts == 1
+    await network.detach()
 
 
-def test_another_kind_of_interface_has_the_data_path_chosen_anew(machine, tmp_path):
+async def test_another_kind_of_interface_has_the_data_path_chosen_anew(machine, tmp_path):
     """A node that moves to a tunnel without Ethernet headers."""
-
-    async def main() -> None:
-        network = await attached(machine, tmp_path)
-        assert machine.chosen_for == [True]
-        machine.ethernet = False
-        await network.rebase(replace(machine.external(), mtu=1420))
-        await network.apply(full=True)
-        assert machine.chosen_for == [True, False]
-        await network.rebase(replace(machine.external(), mtu=1400))
-        await network.apply(full=True)
-        assert machine.chosen_for == [True, False]
-        await network.detach()
-
-    run(main())
+    network = await attached(machine, tmp_path)
+    assert machine.chosen_for == [True]
+    machine.ethernet = False
+    await network.rebase(replace(machine.external(), mtu=1420))
+    await network.apply(full=True)
+    assert machine.chosen_for == [True, False]
+    await network.rebase(replace(machine.external(), mtu=1400))
+    await network.apply(full=True)
+    assert machine.chosen_for == [True, False]
+    await network.detach()
 
 
 def test_a_device_of_the_name_that_is_no_tun_is_not_ours():
@@ -254,22 +232,19 @@ def test_a_device_of_the_name_that_is_no_tun_is_not_ours():
     assert not udp.KIND.is_device("flannel0", "vxlan")
 
 
-def test_while_another_releases_programs_carry_packets_ours_wait_for_their_table(
+async def test_while_another_releases_programs_carry_packets_ours_wait_for_their_table(
     machine, tmp_path, monkeypatch
 ):
     """After an upgrade whose peer table has another shape: ours would be empty."""
     monkeypatch.setattr(FakePath, "capabilities", Capabilities(name="fake", meanwhile=True))
 
-    async def main() -> None:
-        network = await attached(machine, tmp_path)
-        network.update([LeaseAdded(lease(2, "udp"))])
-        await network.apply(full=True)
-        assert MADE == []
-        network.synced()
-        await network.apply(full=False)
-        (path,) = MADE
-        assert path.started == 1
-        assert len(path.tables[0]) == 1, "before its first packet"
-        await network.detach()
-
-    run(main())
+    network = await attached(machine, tmp_path)
+    network.update([LeaseAdded(lease(2, "udp"))])
+    await network.apply(full=True)
+    assert MADE == []
+    network.synced()
+    await network.apply(full=False)
+    (path,) = MADE
+    assert path.started == 1
+    assert len(path.tables[0]) == 1, "before its first packet"
+    await network.detach()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -25,7 +25,7 @@ from pyflannel.store.etcd.failures import AnswerTooLong, Code, EndpointFailure, 
 from pyflannel.store.etcd.listing import next_page
 from pyflannel.store.etcd.password import Password
 from pyflannel.store.etcd.store import EtcdStore
-from tests.support.stores import answered_by
+from tests.support.stores import answered_by, closing
 
 HEADER = {"revision": "9", "cluster_id": "1", "member_id": "2"}
 OK = {"header": HEADER}
@@ -93,43 +93,37 @@ class Scripted(EtcdStore):
         return reply(body) if callable(reply) else reply
 
 
-def play_any(store: EtcdStore, work: Callable[[Any], Coroutine[Any, Any, Any]]) -> None:
-    async def main() -> None:
-        try:
-            await work(store)
-        finally:
-            await store.close()
-
-    asyncio.run(main())
+@asynccontextmanager
+async def played(store: Scripted) -> AsyncIterator[Scripted]:
+    """A store whose whole script is played."""
+    async with closing(store, within=30):
+        yield store
+    assert not store.script, "requests that were never sent"
 
 
 def play(store: Scripted, work: Callable[[Scripted], Coroutine[Any, Any, Any]]) -> Any:
+    """What one request gives."""
+
     async def main() -> Any:
-        try:
+        async with played(store):
             return await work(store)
-        finally:
-            await store.close()
 
-    result = asyncio.run(main())
-    assert not store.script, "requests that were never sent"
-    return result
+    return asyncio.run(main())
 
 
-def test_a_dead_endpoint_is_passed_over_and_the_good_one_remembered():
+async def test_a_dead_endpoint_is_passed_over_and_the_good_one_remembered():
     store = Scripted(
         ("a", gateway.RANGE, REFUSED),
         ("b", gateway.RANGE, found()),
         ("b", gateway.RANGE, found()),
     )
 
-    async def work(store):
+    async with played(store):
         await store.get(b"k")
         await store.get(b"k")
 
-    play(store, work)
 
-
-def test_when_the_good_one_dies_the_others_are_tried_again():
+async def test_when_the_good_one_dies_the_others_are_tried_again():
     store = Scripted(
         ("a", gateway.RANGE, REFUSED),
         ("b", gateway.RANGE, found()),
@@ -138,11 +132,9 @@ def test_when_the_good_one_dies_the_others_are_tried_again():
         ("a", gateway.RANGE, found()),
     )
 
-    async def work(store):
+    async with played(store):
         for _ in range(3):
             await store.get(b"k")
-
-    play(store, work)
 
 
 def test_when_all_are_down_each_is_named():
@@ -261,13 +253,10 @@ def test_a_grant_that_exists_without_a_doubtful_attempt_is_an_error():
         play(Scripted(("a", gateway.GRANT, exists)), lambda s: s.grant(60))
 
 
-def test_ids_of_leases_are_ours_and_never_the_same():
+async def test_ids_of_leases_are_ours_and_never_the_same():
     store = Scripted(*[("a", gateway.GRANT, {"header": HEADER, "TTL": "60"})] * 5)
-
-    async def work(store):
-        return [(await store.grant(60)).id for _ in range(5)]
-
-    ids = play(store, work)
+    async with played(store):
+        ids = [(await store.grant(60)).id for _ in range(5)]
     assert len(set(ids)) == 5
     assert all(0 < lease < 2**63 for lease in ids)
 
@@ -293,7 +282,7 @@ LEARNER = EndpointFailure("it is a learner")
 WRONG = Refused(Code.INVALID_ARGUMENT, "etcdserver: authentication failed, invalid user ID …")
 
 
-def test_the_token_is_fetched_once_and_sent_with_every_request():
+async def test_the_token_is_fetched_once_and_sent_with_every_request():
     store = Scripted(
         ("a", gateway.AUTHENTICATE, {"header": HEADER, "token": "t.1"}),
         ("a", gateway.RANGE, found()),
@@ -301,25 +290,21 @@ def test_the_token_is_fetched_once_and_sent_with_every_request():
         user="flannel",
     )
 
-    async def work(store):
+    async with played(store):
         await store.get(b"k")
         await store.get(b"k")
-
-    play(store, work)
     assert [token for _, _, token in store.sent] == ["", "t.1", "t.1"]
 
 
-def test_requests_that_start_together_share_one_authentication():
+async def test_requests_that_start_together_share_one_authentication():
     store = Scripted(
         ("a", gateway.AUTHENTICATE, {"header": HEADER, "token": "t.1"}),
         *[("a", gateway.RANGE, found())] * 3,
         user="flannel",
     )
 
-    async def work(store):
+    async with played(store):
         await asyncio.gather(*(store.get(b"k") for _ in range(3)))
-
-    play(store, work)
 
 
 @pytest.mark.parametrize("complaint", [BAD_TOKEN, NO_TOKEN, OLD_ROLES, OLD_ROLES_3_5])
@@ -354,7 +339,7 @@ def test_a_wrong_password_is_a_denial_without_the_password():
     assert str(caught.value).count("hunter2") == 1, "the user's name, which is the same here"
 
 
-def test_a_learner_that_is_asked_first_is_passed_over():
+async def test_a_learner_that_is_asked_first_is_passed_over():
     """For a request and for the authentication before it; it is not an etcd without users."""
     store = Scripted(
         ("a", gateway.AUTHENTICATE, LEARNER),
@@ -364,11 +349,9 @@ def test_a_learner_that_is_asked_first_is_passed_over():
         user="flannel",
     )
 
-    async def work(store):
+    async with played(store):
         await store.get(b"k")
         await store.get(b"k")
-
-    play(store, work)
     assert store.sent[-1][2] == "t.1"
 
 
@@ -398,7 +381,7 @@ class TestBackOffOfAuthentications:
         async def main():
             end = self.now + seconds
             while self.now < end:
-                with contextlib.suppress(StoreDenied):
+                with suppress(StoreDenied):
                     token = await tokens.get("a")
                     tokens.distrust(token)
                 self.now += step
@@ -411,15 +394,12 @@ class TestBackOffOfAuthentications:
         assert len(self.asked) <= 75
         assert self.asked[1] <= 2.0
 
-    def test_in_between_everybody_gets_the_last_refusal(self):
+    async def test_in_between_everybody_gets_the_last_refusal(self):
         tokens = self.tokens(lambda _: WRONG)
 
-        async def main():
-            for _ in range(3):
-                with pytest.raises(StoreDenied, match="invalid user ID"):
-                    await tokens.get("a")
-
-        asyncio.run(main())
+        for _ in range(3):
+            with pytest.raises(StoreDenied, match="invalid user ID"):
+                await tokens.get("a")
         assert len(self.asked) == 1
 
     def test_tokens_that_are_never_accepted_are_no_better(self):
@@ -427,36 +407,30 @@ class TestBackOffOfAuthentications:
         self.spend(tokens, 3600)
         assert len(self.asked) <= 75
 
-    def test_tokens_that_run_out_every_second_are_replaced_at_once(self):
+    async def test_tokens_that_run_out_every_second_are_replaced_at_once(self):
         """What was accepted before was good; etcd can be told to make them that short."""
         tokens = self.tokens(lambda n: {"header": HEADER, "token": f"t.{n}"})
 
-        async def main():
-            for _ in range(100):
-                token = await tokens.get("a")
-                tokens.accepted(token)
-                tokens.distrust(token)
-                self.now += 1.0
-
-        asyncio.run(main())
+        for _ in range(100):
+            token = await tokens.get("a")
+            tokens.accepted(token)
+            tokens.distrust(token)
+            self.now += 1.0
         assert len(self.asked) == 100
 
-    def test_who_met_silence_waits_longer_for_the_next_answer(self):
+    async def test_who_met_silence_waits_longer_for_the_next_answer(self):
         """A bcrypt that nobody waits for is computed all the same, and in the way of the others."""
         silent = EndpointFailure("no answer in time", unsure=True, silent=True)
         tokens = self.tokens(lambda n: silent if n < 11 else {"header": HEADER, "token": f"t.{n}"})
 
-        async def main():
-            for _ in range(10):
-                with pytest.raises(EndpointFailure):
-                    await tokens.get("a")
-            tokens.distrust(await tokens.get("a"))
-            await tokens.get("a")
-
-        asyncio.run(main())
+        for _ in range(10):
+            with pytest.raises(EndpointFailure):
+                await tokens.get("a")
+        tokens.distrust(await tokens.get("a"))
+        await tokens.get("a")
         assert self.patience == [4.5, 13.5, 40.5, *[120.0] * 8, 4.5]
 
-    def test_how_long_an_answer_took_is_remembered(self):
+    async def test_how_long_an_answer_took_is_remembered(self):
         """The crowd that it waited in may be there still."""
 
         def late(number):
@@ -465,12 +439,9 @@ class TestBackOffOfAuthentications:
 
         tokens = self.tokens(late)
 
-        async def main():
-            for _ in range(3):
-                tokens.distrust(await tokens.get("a"))
-                self.now += 3600
-
-        asyncio.run(main())
+        for _ in range(3):
+            tokens.distrust(await tokens.get("a"))
+            self.now += 3600
         assert self.patience == [4.5, 36.0, 4.5]
 
     def test_another_password_in_the_file_is_tried_at_once(self, tmp_path):
@@ -492,7 +463,7 @@ class TestBackOffOfAuthentications:
         assert self.asked[-1] >= 3000
 
 
-def test_a_server_without_authentication_is_used_without_and_remembered():
+async def test_a_server_without_authentication_is_used_without_and_remembered():
     store = Scripted(
         ("a", gateway.AUTHENTICATE, NO_AUTH),
         ("a", gateway.RANGE, found()),
@@ -503,14 +474,12 @@ def test_a_server_without_authentication_is_used_without_and_remembered():
         user="flannel",
     )
 
-    async def work(store):
+    async with played(store):
         for _ in range(3):
             await store.get(b"k")
 
-    play(store, work)
 
-
-def test_silence_twice_in_a_row_throws_the_token_away():
+async def test_silence_twice_in_a_row_throws_the_token_away():
     """A restored etcd waits for the log entry of a token it has never made."""
     store = Scripted(
         ("a", gateway.AUTHENTICATE, {"header": HEADER, "token": "t.1"}),
@@ -521,17 +490,15 @@ def test_silence_twice_in_a_row_throws_the_token_away():
         user="flannel",
     )
 
-    async def work(store):
+    async with played(store):
         with pytest.raises(StoreUnavailable):
             await store.get(b"k")
         await store.get(b"k")
-
-    play(store, work)
     tokens = [token for path, _, token in store.sent if path == gateway.RANGE]
     assert tokens == ["t.1", "t.1", "t.2"]
 
 
-def test_silence_of_an_etcd_that_is_slow_with_everything_is_not_the_tokens_fault():
+async def test_silence_of_an_etcd_that_is_slow_with_everything_is_not_the_tokens_fault():
     """Where a hundred nodes authenticate at once, to throw tokens away would never end."""
     store = Scripted(
         ("a", gateway.AUTHENTICATE, {"header": HEADER, "token": "t.1"}),
@@ -542,17 +509,15 @@ def test_silence_of_an_etcd_that_is_slow_with_everything_is_not_the_tokens_fault
     )
     store.status_s = 2.0
 
-    async def work(store):
+    async with played(store):
         for _ in range(MOST_SILENCES - 1):
             with pytest.raises(StoreUnavailable):
                 await store.get(b"k")
         await store.get(b"k")
-
-    play(store, work)
     assert {token for path, _, token in store.sent if path == gateway.RANGE} == {"t.1"}
 
 
-def test_but_not_for_ever():
+async def test_but_not_for_ever():
     store = Scripted(
         ("a", gateway.AUTHENTICATE, {"header": HEADER, "token": "t.1"}),
         *[("a", gateway.RANGE, SILENT)] * MOST_SILENCES,
@@ -563,16 +528,14 @@ def test_but_not_for_ever():
     )
     store.status_s = 2.0
 
-    async def work(store):
+    async with played(store):
         for _ in range(MOST_SILENCES):
             with pytest.raises(StoreUnavailable):
                 await store.get(b"k")
         await store.get(b"k")
 
-    play(store, work)
 
-
-def test_an_etcd_that_is_silent_now_and_then_is_not_asked_for_another_token():
+async def test_an_etcd_that_is_silent_now_and_then_is_not_asked_for_another_token():
     """It has too much to do, and a bcrypt is the last that it needs."""
     store = Scripted(
         ("a", gateway.AUTHENTICATE, {"header": HEADER, "token": "t.1"}),
@@ -583,11 +546,9 @@ def test_an_etcd_that_is_silent_now_and_then_is_not_asked_for_another_token():
         user="flannel",
     )
 
-    async def work(store):
+    async with played(store):
         await store.get(b"k")
         await store.get(b"k")
-
-    play(store, work)
 
 
 def test_without_credentials_a_server_that_wants_them_is_a_denial():
@@ -595,17 +556,14 @@ def test_without_credentials_a_server_that_wants_them_is_a_denial():
         play(Scripted(("a", gateway.RANGE, NO_TOKEN)), lambda s: s.get(b"k"))
 
 
-def test_a_closed_store_says_so():
-    async def main():
-        store = EtcdStore(EtcdOptions())
-        await store.close()
-        await store.close()
-        with pytest.raises(StoreUnavailable, match="closed"):
-            await store.get(b"k")
-        with pytest.raises(StoreUnavailable, match="closed"):
-            await anext(store.watch_prefix(b"k", 1))
-
-    asyncio.run(main())
+async def test_a_closed_store_says_so():
+    store = EtcdStore(EtcdOptions())
+    await store.close()
+    await store.close()
+    with pytest.raises(StoreUnavailable, match="closed"):
+        await store.get(b"k")
+    with pytest.raises(StoreUnavailable, match="closed"):
+        await anext(store.watch_prefix(b"k", 1))
 
 
 def test_the_endpoints_are_described_without_secrets():
@@ -732,29 +690,25 @@ class TestSilentOnes:
         monkeypatch.setattr(turns, "HEAD_START_S", 0.0)
 
     @pytest.mark.parametrize("answering", ["a", "b", "d"])
-    def test_they_do_not_hold_a_start_up(self, answering):
-        async def work(store):
+    async def test_they_do_not_hold_a_start_up(self, answering):
+        store = self.Store(answering)
+        store.expect_cluster(1)
+        async with closing(store, within=30):
             await asyncio.wait_for(store.get(b"k"), 5)
             store.asked.clear()
             await store.get(b"k")
             assert store.asked == [answering]
 
-        store = self.Store(answering)
-        store.expect_cluster(1)
-        play_any(store, work)
-
-    def test_who_answers_for_another_cluster_is_not_preferred(self, monkeypatch):
+    async def test_who_answers_for_another_cluster_is_not_preferred(self, monkeypatch):
         """It is judged in its turn, with all that is known of the others."""
         monkeypatch.setattr(turns, "LOOK_AROUND_S", 0.0)
 
-        async def work(store):
+        store = self.Store("b", cluster=2)
+        store.expect_cluster(1)
+        async with closing(store, within=30):
             await store._turns._look_around()
             assert store._turns._verified == set()
             assert store._turns._preferred == 0
-
-        store = self.Store("b", cluster=2)
-        store.expect_cluster(1)
-        play_any(store, work)
 
 
 class TestStrangers:
@@ -777,42 +731,36 @@ class TestStrangers:
             return {"header": HEADER | {"cluster_id": self.cluster_of[endpoint.host]}, "kvs": []}
 
     @pytest.mark.parametrize("used_before", [False, True])
-    def test_one_that_was_replaced_while_another_was_used_is_not_used(self, used_before):
-        async def main():
-            store = self.Members()
-            try:
-                if used_before:
-                    store.down = {"a"}
-                    await store.get(b"k")
-                    store.down = {"b", "c"}
-                    await store.get(b"k")
-                    store.down = set()
-                await store.get(b"k")
-                assert store.asked.pop() == "a"
-                store.cluster_of["b"] = "2"
-                store.down = {"a", "c"}
-                store.asked.clear()
-                with pytest.raises(StoreUnavailable, match="another cluster"):
-                    await store.get(b"k")
-                assert store.asked == []
+    async def test_one_that_was_replaced_while_another_was_used_is_not_used(self, used_before):
+        store = self.Members()
+        try:
+            if used_before:
                 store.down = {"a"}
                 await store.get(b"k")
-                assert store.asked == ["c"]
-            finally:
-                await store.close()
-
-        asyncio.run(main())
-
-    def test_one_that_is_replaced_between_two_answers_is_left_for_the_others(self):
-        async def main():
-            store = self.Members()
-            try:
+                store.down = {"b", "c"}
                 await store.get(b"k")
-                store.cluster_of["a"] = "2"
-                found = await store.get(b"k")
-                assert found.header.cluster_id == 1
-                assert store.asked == ["a", "a", "b"]
-            finally:
-                await store.close()
+                store.down = set()
+            await store.get(b"k")
+            assert store.asked.pop() == "a"
+            store.cluster_of["b"] = "2"
+            store.down = {"a", "c"}
+            store.asked.clear()
+            with pytest.raises(StoreUnavailable, match="another cluster"):
+                await store.get(b"k")
+            assert store.asked == []
+            store.down = {"a"}
+            await store.get(b"k")
+            assert store.asked == ["c"]
+        finally:
+            await store.close()
 
-        asyncio.run(main())
+    async def test_one_that_is_replaced_between_two_answers_is_left_for_the_others(self):
+        store = self.Members()
+        try:
+            await store.get(b"k")
+            store.cluster_of["a"] = "2"
+            found = await store.get(b"k")
+            assert found.header.cluster_id == 1
+            assert store.asked == ["a", "a", "b"]
+        finally:
+            await store.close()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -31,17 +32,15 @@ def cluster() -> KubeCluster:
     return made
 
 
-def play(access: Access, work: Callable[[NodeClient], Awaitable[None]]) -> None:
-    async def main() -> None:
-        transport = HttpTransport(access)
-        try:
-            async with asyncio.timeout(30):
-                await work(NodeClient(transport, OURS))
-        finally:
-            await transport.close()
-            await transport.close()
-
-    asyncio.run(main())
+@asynccontextmanager
+async def talking(access: Access) -> AsyncIterator[NodeClient]:
+    transport = HttpTransport(access)
+    try:
+        async with asyncio.timeout(30):
+            yield NodeClient(transport, OURS)
+    finally:
+        await transport.close()
+        await transport.close()
 
 
 async def events(stream, count: int) -> list:
@@ -52,10 +51,9 @@ async def events(stream, count: int) -> list:
     return found
 
 
-def test_all_requests_over_a_socket(cluster):
+async def test_all_requests_over_a_socket(cluster):
     with KubeServer(cluster) as server:
-
-        async def work(client: NodeClient) -> None:
+        async with talking(Access(server=server.url)) as client:
             node = await client.node()
             assert node.pod_cidrs == ("10.244.1.0/24",)
             nodes, version, after = await client.page()
@@ -77,13 +75,10 @@ def test_all_requests_over_a_socket(cluster):
             whole.close()
             assert [str(ip) for ip in client.transport.addresses()] == ["127.0.0.1"]
 
-        play(Access(server=server.url), work)
 
-
-def test_a_broken_connection_and_an_end_are_told_apart(cluster):
+async def test_a_broken_connection_and_an_end_are_told_apart(cluster):
     with KubeServer(cluster) as server:
-
-        async def work(client: NodeClient) -> None:
+        async with talking(Access(server=server.url)) as client:
             stream = await client.watch("100")
             await events(stream, 3)
             server.do("end")
@@ -102,35 +97,26 @@ def test_a_broken_connection_and_an_end_are_told_apart(cluster):
                 await asyncio.wait_for(waiting, 5)
             assert (await client.node()).name == "n1"
 
-        play(Access(server=server.url), work)
 
-
-def test_a_server_that_is_not_there_or_busy_is_said_to_be_so(cluster):
+async def test_a_server_that_is_not_there_or_busy_is_said_to_be_so(cluster):
     with KubeServer(cluster) as server:
         url = server.url
 
-        async def work(client: NodeClient) -> None:
+        async with talking(Access(server=url)) as client:
             server.do("inject", "get nodes", 429, "slow", retry_after=7)
             with pytest.raises(Busy) as caught:
                 await client.node()
             assert caught.value.retry_after_s == 7
 
-        play(Access(server=url), work)
-
-    async def refused(client: NodeClient) -> None:
+    async with talking(Access(server=url)) as client:
         with pytest.raises(StoreUnavailable, match=r"(?i)connect"):
             await client.node()
 
-    play(Access(server=url), refused)
 
-
-def test_a_proxy_is_where_the_request_goes(cluster):
+async def test_a_proxy_is_where_the_request_goes(cluster):
     with KubeServer(cluster) as server:
-
-        async def work(client: NodeClient) -> None:
+        async with talking(Access(server="http://kube.invalid", proxy=server.url)) as client:
             assert (await client.node()).name == "n1"
-
-        play(Access(server="http://kube.invalid", proxy=server.url), work)
 
 
 class TestTls:
@@ -145,28 +131,24 @@ class TestTls:
         context.load_cert_chain(made.cert, made.key)
         return context
 
-    def test_a_token_is_read_again_when_it_was_refused(self, cluster, authority, tmp_path):
+    async def test_a_token_is_read_again_when_it_was_refused(self, cluster, authority, tmp_path):
         cluster.anonymous = ""
         token = tmp_path / "token"
         token.write_text("stale")
         with KubeServer(cluster, self.context(authority, "server")) as server:
-
-            async def work(client: NodeClient) -> None:
+            access = Access(server=server.url, ca=Material(path=authority.bundle), token_file=token)
+            async with talking(access) as client:
                 with pytest.raises(StoreDenied):
                     await client.node()
                 token.write_text("flannel-token")
                 assert (await client.node()).name == "n1"
 
-            access = Access(server=server.url, ca=Material(path=authority.bundle), token_file=token)
-            play(access, work)
-
-    def test_a_new_authority_is_followed(self, cluster, authority, tmp_path):
+    async def test_a_new_authority_is_followed(self, cluster, authority, tmp_path):
         other = Authority(tmp_path / "other", "another CA")
         bundle = tmp_path / "ca.crt"
         bundle.write_bytes(authority.bundle.read_bytes())
         with KubeServer(cluster, self.context(authority, "server")) as server:
-
-            async def work(client: NodeClient) -> None:
+            async with talking(Access(server=server.url, ca=Material(path=bundle))) as client:
                 assert (await client.node()).name == "n1"
                 await asyncio.to_thread(server.restart, self.context(other, "server"))
                 with pytest.raises(StoreUnavailable, match="certificate"):
@@ -174,9 +156,7 @@ class TestTls:
                 bundle.write_bytes(other.bundle.read_bytes())
                 assert (await client.node()).name == "n1"
 
-            play(Access(server=server.url, ca=Material(path=bundle)), work)
-
-    def test_a_client_certificate_from_the_file_itself(self, cluster, authority):
+    async def test_a_client_certificate_from_the_file_itself(self, cluster, authority):
         context = self.context(authority, "server")
         context.verify_mode = ssl.CERT_REQUIRED
         made = authority.issue("client")
@@ -187,74 +167,61 @@ class TestTls:
             key=Material(data=made.key.read_bytes()),
         )
         with KubeServer(cluster, context) as server:
-
-            async def work(client: NodeClient) -> None:
-                assert (await client.node()).name == "n1"
-
-            play(
+            async with talking(
                 Access(
                     server=server.url, ca=access.ca, certificate=access.certificate, key=access.key
-                ),
-                work,
-            )
+                )
+            ) as client:
+                assert (await client.node()).name == "n1"
 
-    def test_a_name_of_another_certificate_can_be_asked_for(self, cluster, tmp_path):
+    async def test_a_name_of_another_certificate_can_be_asked_for(self, cluster, tmp_path):
         authority = Authority(tmp_path / "names")
         made = authority.issue("kubernetes", hosts="DNS:kubernetes")
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(made.cert, made.key)
         ca = Material(path=authority.bundle)
         with KubeServer(cluster, context) as server:
-
-            async def refused(client: NodeClient) -> None:
+            async with talking(Access(server=server.url, ca=ca)) as client:
                 with pytest.raises(StoreUnavailable):
                     await client.node()
+            for access in (
+                Access(server=server.url, ca=ca, server_name="kubernetes"),
+                Access(server=server.url, insecure=True),
+            ):
+                async with talking(access) as client:
+                    assert (await client.node()).name == "n1"
 
-            async def work(client: NodeClient) -> None:
-                assert (await client.node()).name == "n1"
 
-            play(Access(server=server.url, ca=ca), refused)
-            play(Access(server=server.url, ca=ca, server_name="kubernetes"), work)
-            play(Access(server=server.url, insecure=True), work)
-
-
-def test_every_request_has_an_end(cluster, monkeypatch):
+async def test_every_request_has_an_end(cluster, monkeypatch):
     """A server that takes requests and answers none."""
     monkeypatch.setattr("pyflannel.store.kubernetes.transport.ANSWER_S", 0.2)
     with KubeServer(cluster) as server:
         server.do("freeze")
 
-        async def work(client: NodeClient) -> None:
+        async with talking(Access(server=server.url)) as client:
             for ask in (client.node, client.watch_all, client.page):
                 with pytest.raises(StoreUnavailable, match="no answer in time") as caught:
                     await ask()
                 assert caught.value.silent
 
-        play(Access(server=server.url), work)
 
-
-def test_an_answer_without_an_end_is_not_kept(cluster, monkeypatch):
+async def test_an_answer_without_an_end_is_not_kept(cluster, monkeypatch):
     monkeypatch.setattr("pyflannel.store.kubernetes.transport.MOST_BYTES", 500)
     with KubeServer(cluster) as server:
-
-        async def work(client: NodeClient) -> None:
+        async with talking(Access(server=server.url)) as client:
             with pytest.raises(StoreUnavailable, match="more than 500 bytes"):
                 await client.page()
 
-        play(Access(server=server.url), work)
 
-
-def test_a_redirect_is_not_followed(cluster):
+async def test_a_redirect_is_not_followed(cluster):
     """Nobody hands our token to another server."""
     with KubeServer(cluster) as server:
         server.do("inject", "get nodes", 307, "elsewhere")
 
-        async def work(client: NodeClient) -> None:
+        async with talking(Access(server=server.url)) as client:
             answer = await client.transport.ask(
                 Request(method="GET", path="/api/v1/nodes/n1", query={})
             )
             assert isinstance(answer, Reply)
             assert answer.status == 307
             assert cluster.log == ["get nodes"]
-
-        play(Access(server=server.url), work)
