@@ -24,7 +24,7 @@ arch=$(dpkg --print-architecture)
 export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || date +%s)}
 # A umask of 077 would make a package that only root can use.
 umask 022
-# Names are sorted and dates are printed the same way whoever builds.
+# Names are sorted and dates are printed the same way on every machine.
 export LC_ALL=C.UTF-8 TZ=UTC
 
 rm -rf "$stage" "$stage-wheel"
@@ -47,13 +47,13 @@ printf '%s --hash=sha256:%s\n' "$wheel" "$(sha256sum "$wheel" | cut -d ' ' -f 1)
     --require-hashes --constraint requirements.lock --requirement "$stage-wheel/wanted"
 here=$(realpath "$stage")
 grep -rlIZ --exclude-dir=site-packages "$here" "$stage/$home" | xargs -0 -r sed -i "s|$here||g"
-# Of the libraries' commands nobody needs any.
+# The libraries' commands are not needed.
 find "$stage/$home/bin" -mindepth 1 ! -name 'python*' ! -name 'pyflannel*' -delete
 # What was installed there has the paths of this machine in its hashes, and is changed or gone now:
 # commands, and where the wheel was.
 find "$stage/$home" -path '*.dist-info/RECORD' \
     -exec sed -i '\|^\.\./\.\./\.\./bin/|d; \|\.dist-info/direct_url\.json,|d' {} +
-# Units and samples have their places below, the rest nobody needs.
+# Units and samples have their places below, the rest is not needed.
 rm -rf "$stage/$home/include" "$stage/$home/share" "$stage/$home/.gitignore"
 find "$stage/$home" -path '*.dist-info/direct_url.json' -delete
 find "$stage/$home" -name 'tests' -path '*/site-packages/*' -type d -prune -exec rm -rf {} +

@@ -189,7 +189,7 @@ def _config() -> Iterator[str]:
 
 {MADE}
 JSON under `<etcd-prefix>/config`; with Kubernetes `net-conf.json`. Keys in any case, as
-flannel reads them; a key that nobody knows is a warning. `pyflannel config check FILE`
+flannel reads them; an unknown key is a warning. `pyflannel config check FILE`
 says what is wrong, `config set FILE` writes it and shows what changes for the nodes.
 
 """

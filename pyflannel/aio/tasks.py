@@ -1,7 +1,7 @@
 """Tasks with a name, a guard and a deadline.
 
 An `asyncio.TaskGroup` already sees to it that no task outlives its owner and that one failure stops
-the others. What it does not see is a loop that was meant to run without end and came to one: the
+the others. What it does not see is a loop that was meant to run without end and returned: the
 group just goes on with one duty less. `forever` makes that a defect. `deadline` turns a time-out
 into one of our errors that says what was waited for.
 """
@@ -23,7 +23,7 @@ class TaskEnded(FlannelError):
 
     def __init__(self, name: str) -> None:
         self.name = name
-        super().__init__(f"task {name!r} returned, but it should run forever")
+        super().__init__(f"task {name!r} returned, but it should run without end")
 
 
 class DeadlineExceeded(FlannelError):

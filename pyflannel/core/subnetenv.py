@@ -104,8 +104,8 @@ def parse(content: str | bytes) -> SubnetEnv:
 
     The dialect is dotenv's: `KEY=VALUE` a line, an `export` in front, comments, quotes around the
     value. The last line of a key counts. The four prefixes may be lists with commas (a file shared
-    by several clusters): bad members are passed over, and more than one good one means that nobody
-    can tell which was ours, so there is none.
+    by several clusters): bad members are passed over. Of more than one good member it cannot be
+    told which was ours, so there is none.
     """
     text = content.decode("utf-8", "replace") if isinstance(content, bytes) else content
     skipped: list[str] = []

@@ -354,8 +354,8 @@ class Subscription:
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise KernelError("receive", "notifications", error.errno or 0) from error
-                # Until the queue is empty the kernel drops more, without saying so again: whoever
-                # compares everything now would miss what happens meanwhile. A new socket is empty.
+                # Until the queue is empty the kernel drops more, and does not say so again: to
+                # compare everything now would miss that. A new socket's queue is empty.
                 self._socket = self._subscribe()
                 sock.close()
                 self._pending.append(Notification(topic=Topic.OVERFLOW))

@@ -19,8 +19,8 @@ from pyflannel.systemd import Notifier
 
 ASK_EVERY_S: Final = 10.0
 EXTENSION_S: Final = 60
-"""Six times the interval: of a request that gets lost nobody notices anything. The first one comes
-at once, so a unit with a short `TimeoutStartSec` does as well."""
+"""Six times the interval, so that a request may get lost. The first one comes at once, so a unit
+with a short `TimeoutStartSec` does as well."""
 
 
 @contextlib.asynccontextmanager

@@ -78,7 +78,7 @@ def _build(go: str, version: str, program: Path) -> None:
         place.joinpath("go.mod").write_text(
             f"module etcdbuild\n\ngo 1.24\n\nrequire {MODULE} {version}\n"
         )
-        # A package main cannot be used, but with a build tag nobody asks.
+        # A package main cannot be used, but a build tag hides that.
         place.joinpath("tools.go").write_text(
             f'//go:build tools\n\npackage tools\n\nimport _ "{MODULE}"\n'
         )

@@ -51,7 +51,7 @@ class ServerTLS:
 
 
 def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
-    """Ports on which nobody listens. All are held until the last is found, so they differ."""
+    """Ports on which nothing listens. All are held until the last is found, so they differ."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sockets = [socket.socket(family, socket.SOCK_STREAM) for _ in range(count)]
     try:
@@ -252,7 +252,7 @@ class EtcdServer:
             self._frozen = False
 
     def freeze(self) -> None:
-        """SIGSTOP: the kernel still accepts connections, nobody ever answers."""
+        """SIGSTOP: the kernel still accepts connections, and no answer ever comes."""
         self._signal(signal.SIGSTOP)
         self._frozen = True
 

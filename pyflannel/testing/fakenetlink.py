@@ -211,7 +211,7 @@ class FakeNetlink:
         self._kernel.announce_route(entry.route)
 
     def learn(self, entry: FdbEntry) -> None:
-        """A vxlan device learns where a MAC is; not listed, and in the way of nobody."""
+        """A vxlan device learns where a MAC is; not listed, and in no one's way."""
         device = self._kernel.device(entry.index)
         if entry.mac not in device.fdb:
             device.learned[entry.mac] = entry
@@ -382,7 +382,7 @@ class FakeNetlink:
         return failures
 
     def _refuse_protected(self, operation: Operation) -> None:
-        """Keeps us, and nobody else, from replacing what is the kernel's or a routing daemon's."""
+        """Keeps us, and no one else, from replacing what is the kernel's or a routing daemon's."""
         route = operation.object
         if not isinstance(operation, Set) or not isinstance(route, Route):
             return

@@ -377,7 +377,7 @@ class FakeStore:
             )
 
     def up(self) -> None:
-        """Ends `down` and `freeze`; a frozen watch that nobody gave up yet goes on."""
+        """Ends `down` and `freeze`; a frozen watch that was not given up yet goes on."""
         self._down = self._frozen = False
         for watcher, timer in self._watchers.items():
             if timer is not None:

@@ -1,7 +1,7 @@
 """A pair of sockets that stands for a TUN, so that a data path can be tested without a device.
 
 A TUN keeps packets apart, is non-blocking, and has a queue. So has an AF_UNIX SOCK_SEQPACKET pair;
-(SOCK_DGRAM would do as well, but tells nobody that the other end was closed, which here plays the
+(SOCK_DGRAM would do as well, but does not tell that the other end was closed, which here plays the
 deleted device). What a pair cannot show: refused writes while the link is down, routing, and the
 kernel's opinion of a packet. Those are tested on a real TUN.
 """

@@ -194,7 +194,7 @@ class Rig(ABC):
         self._delivered += len(packets)
 
     def deliver_from_other_port(self, sender: str, data: bytes) -> None:
-        """As `deliver`, from a port that nobody agreed on."""
+        """As `deliver`, from another port than the agreed one."""
         with self.in_peers_namespace(), udp_socket(self.addresses[sender], 0) as other:
             other.sendto(data, (str(self.config.underlay_address), self.config.port))
         self._delivered += 1
@@ -451,7 +451,7 @@ class DeviceRig(Rig):
 
         Args:
             station: MAC address that it is for, ours by default.
-            tagged: for a VLAN that nobody has.
+            tagged: for a VLAN that does not exist.
             checksum: of UDP, instead of the right one.
             header_checksum: of the outer IP header, likewise.
             cut_bytes: so many bytes less than the datagram has, the outer IP header says.

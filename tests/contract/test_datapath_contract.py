@@ -857,7 +857,7 @@ TAIL_BYTES = (*range(8), 500, 503, 1444)
 
 @on_a_real_wire
 def test_a_datagram_whose_checksum_was_finished_arrives(running: DeviceRig) -> None:
-    """Nobody vouches for it, so somebody sums."""
+    """No flag says that its checksum is right, so it is computed."""
     sent = [packet(AT_A, OURS, payload=bytes(range(256)) * 5 + bytes(n)) for n in range(8)]
     sent += [packet(AT_A, OURS, payload=bytes([7] * n)) for n in TAIL_BYTES]
     for data in sent:

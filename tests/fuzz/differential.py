@@ -459,7 +459,7 @@ class Fuzz:
                 continue
             name, right_port, payload = found
             if name not in rig.peers:
-                # On loopback there is no such address; whoever it is, it is a stranger.
+                # On loopback there is no such address; any sender is a stranger.
                 name = "stranger"
             (rig.peers if right_port else others)[name].sendto(payload, ours)
             rig._delivered += 1

@@ -68,7 +68,7 @@ static void answer(const uint8_t *p, size_t length)
         n = icmp_error(error, p, length, 0x0a050100, kinds[i][0], kinds[i][1], 1400);
         REQUIRE(n <= sizeof error && packet_check(error, n, sizeof error) == PACKET_OK);
         REQUIRE(checksum_fold(checksum_add(error + 20, n - 20)) == 0xffff);
-        /* An error about an error would go on for ever. */
+        /* An error about an error would go on without end. */
         REQUIRE(!icmp_wanted(error, n, ICMP_TIME_EXCEEDED, 0));
     }
 }

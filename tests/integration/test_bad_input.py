@@ -269,7 +269,7 @@ class TestItGoesOn:
 
 
 def probe(node, path):
-    """Status and body of a health request; 0 while nobody listens."""
+    """Status and body of a health request; 0 while nothing listens."""
 
     def ask():
         import http.client

@@ -149,7 +149,7 @@ def test_of_a_former_network_nothing_stays(name):
         nodes, gone = lab.nodes[:2], ["192.168.", "fd00:10:", *vteps(lab.nodes[2])]
         for node in nodes:
             assert all(mac in everywhere(node) for mac in gone[2:])
-        # The containers' bridge is not ours: whoever made it gives it another address, or none.
+        # The containers' bridge is not ours: what made it gives it another address, or none.
         for node in lab.nodes:
             node.exec(["ip", "link", "del", "docker0"])
         for node in nodes:

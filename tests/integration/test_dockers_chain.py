@@ -89,7 +89,7 @@ def test_docker_setup_lets_the_overlay_in_and_the_daemon_keeps_it(lab, node):
 
 
 def test_without_docker_setup_the_chain_is_left_alone(lab, node):
-    """The daemon looks at it after each change, and finds that nobody has asked."""
+    """The daemon looks at it after each change, and finds that it was not asked to."""
     before = in_chain(node)
     node.exec(["iptables", "-I", "DOCKER-USER", "-s", "198.51.100.1", "-j", "DROP"])
     node.exec(["iptables", "-F", "FLANNEL-FWD"])

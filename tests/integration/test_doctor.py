@@ -69,7 +69,7 @@ def test_faults_of_a_node_are_named_and_gone_when_they_are():
         assert not reaches(lab)
         node.exec(["iptables", "-D", "INPUT", "-p", "udp", "--dport", "8472", "-j", "DROP"])
 
-        # With our rules before it the policy of docker and of many a hardening guide harms nobody.
+        # With our rules before it the policy of docker and of many a hardening guide does no harm.
         node.exec(["iptables", "-P", "FORWARD", "DROP"])
         assert reaches(lab)
         assert doctor(node) == (0, [])

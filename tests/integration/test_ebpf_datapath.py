@@ -375,7 +375,7 @@ class TestTunnelsOfPods:
 
 
 class TestStrangersOnTheThirdWay:
-    """IPv6 packets dressed like ours come from nobody else: not by the underlay, not from a pod."""
+    """IPv6 packets encapsulated like ours come neither by the underlay nor from a pod."""
 
     PORT = 7777
 
@@ -728,7 +728,7 @@ class TestBesideUserSpace:
         assert counters(mixed, 2)["udp_packets"] == before["udp_packets"] + 1
 
     def test_a_peer_that_changes_its_data_path(self, mixed):
-        """Nobody tells the program; it sees the difference."""
+        """The program is not told; it sees the difference."""
         node = mixed.node(1)
         for datapath in ("ebpf", "native"):
             node.stop_daemon()

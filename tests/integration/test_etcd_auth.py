@@ -243,7 +243,7 @@ class Busy(http.server.BaseHTTPRequestHandler):
 
 
 def test_a_token_that_takes_longer_than_other_answers_is_waited_for():
-    """Giving up and asking again would keep etcd busy for nobody, and never end."""
+    """Giving up and asking again would keep etcd busy with answers that are not read."""
 
     async def work(store: EtcdStore) -> None:
         for _ in range(3):

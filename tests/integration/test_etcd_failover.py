@@ -66,8 +66,8 @@ async def test_the_store_knows_where_it_is_also_by_name(server):
 
 
 async def test_a_dead_first_endpoint_costs_nothing_worth_noticing(server):
-    (nobody,) = free_ports(1)
-    store = store_for(f"http://127.0.0.1:{nobody}", server.endpoint)
+    (closed,) = free_ports(1)
+    store = store_for(f"http://127.0.0.1:{closed}", server.endpoint)
     async with within(store):
         await store.get(b"warm-up")
         began = time.monotonic()
@@ -126,14 +126,14 @@ async def test_a_web_server_in_the_place_of_etcd_is_said_to_be_none():
 
 
 async def test_all_endpoints_down_are_all_named_and_back_again_is_back_again(server):
-    (nobody,) = free_ports(1)
-    store = store_for(f"http://127.0.0.1:{nobody}", server.endpoint)
+    (closed,) = free_ports(1)
+    store = store_for(f"http://127.0.0.1:{closed}", server.endpoint)
     async with within(store):
         await store.put(b"k", b"v")
         await asyncio.to_thread(server.kill)
         with pytest.raises(StoreUnavailable) as caught:
             await store.get(b"k")
-        assert f"127.0.0.1:{nobody}: connection refused" in str(caught.value)
+        assert f"127.0.0.1:{closed}: connection refused" in str(caught.value)
         assert f"{server.endpoint}: " in str(caught.value)
         await asyncio.to_thread(server.start)
         (kv,) = (await store.get(b"k")).kvs
@@ -141,7 +141,7 @@ async def test_all_endpoints_down_are_all_named_and_back_again_is_back_again(ser
 
 
 async def test_the_first_request_after_a_restart_of_the_server_succeeds(server):
-    """Connections from before the restart are in the pool; nobody should notice."""
+    """Connections from before the restart are in the pool; no request fails for them."""
     store = store_for(server.endpoint)
     async with within(store):
         await asyncio.gather(*(store.get(b"k") for _ in range(4)))

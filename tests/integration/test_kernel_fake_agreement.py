@@ -1,6 +1,6 @@
 """The fake and the kernel, given the same random changes, hold the same tables and refuse the same.
 
-The contract suite says what both must do; this looks for what nobody thought of.
+The contract suite says what both must do; this looks for what no test thought of.
 """
 
 import asyncio

@@ -152,7 +152,7 @@ def public():
 def test_a_local_user_who_locked_the_file_of_a_former_release_keeps_nobody_out(
     public: Path, how: int
 ) -> None:
-    """It was 0644; from then on nobody but root can open it."""
+    """It was 0644; from then on only root can open it."""
     lock = SingleInstance(public / "subnet.env")
     lock.path.touch(0o644)
     with as_nobody():
@@ -182,7 +182,7 @@ def test_a_local_user_cannot_open_the_lock_but_learns_whether_it_is_held(public:
 
 
 def test_a_file_that_a_former_release_left_open_in_others_is_replaced(tmp_path: Path) -> None:
-    """Even where nobody holds it now: who has it open could lock it later."""
+    """Even where it is not held now: a process that has it open could lock it later."""
     lock = SingleInstance(tmp_path / "subnet.env")
     lock.path.touch(0o644)
     inode = lock.path.stat().st_ino

@@ -105,7 +105,7 @@ def hop(data: bytes) -> bytes:
 def test_one_super_packet_becomes_datagrams_of_one_packet_each(
     pair: PairRig, protocol: int, off: tuple[str, ...], threads: int
 ) -> None:
-    """On the wire nobody can tell that there was an offload."""
+    """On the wire it cannot be told that there was an offload."""
     path = start(pair, off=off, threads=threads)
     whole = Packet(payload=bytes(range(256)) * 100, protocol=protocol)
     pair.pair.inject(super_packet(whole, 1400))
@@ -351,7 +351,7 @@ def test_a_hundred_lives_leave_nothing_behind() -> None:
 
 
 def test_an_instance_that_is_forgotten_ends_its_threads(pair: PairRig) -> None:
-    """The extension's own safety net, should nobody have called `stop`."""
+    """The extension's own safety net, if `stop` was not called."""
     path = NativeDatapath(pair.config)
     path.start()
     assert native_threads()

@@ -80,7 +80,7 @@ def test_a_key_overwritten_for_longer_does_not_cut_off_the_containers_that_are_t
 
 
 def test_a_key_with_our_vtep_mac_is_ours_whatever_address_was_written_to_it():
-    """Nobody else can have the MAC of our device; after a sign of life is not given it is ours."""
+    """No other node can have our device's MAC; after a sign of life is not given it is ours."""
     with Lab(LabSpec(nodes=2, backend="vxlan", name="ourmac")) as lab:
         node = lab.node(1)
         lab.wait(lambda: lab.ping_all(count=1).ok, 10, what="all pods")

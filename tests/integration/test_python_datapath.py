@@ -393,7 +393,7 @@ def told(
                     _, ancillary, _, _ = sock.recvmsg(512, 512, socket.MSG_ERRQUEUE)
                     return ancillary[0][2]
                 await asyncio.sleep(0.001)
-            raise AssertionError(f"nobody answered about {destination} with TTL {ttl}")
+            raise AssertionError(f"no answer about {destination} with TTL {ttl}")
 
         # struct sock_extended_err and the sockaddr_in of who answered (ip(7), IP_RECVERR).
         type_, code, answerer = struct.unpack_from("=5xBB13x4s", loop.run_until_complete(error()))

@@ -1,4 +1,4 @@
-"""The status socket is there, whoever removes it."""
+"""The status socket is there again after it was removed, by any process."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ def test_a_node_too_many_is_told_so_and_gets_the_first_subnet_that_is_freed():
 
 
 def test_twenty_nodes_that_start_at_once_get_twenty_subnets():
-    """All subnets there are, in one go; nobody gives up, no etcd lease is left over."""
+    """All subnets there are, in one go; no node gives up, no etcd lease is left over."""
     spec = LabSpec(nodes=20, config=CONFIG, name="walk20", start_daemons=False)
     with Lab(spec) as lab:
         start = time.monotonic()

@@ -127,7 +127,7 @@ def pack_checkout(target: Path) -> None:
 
 
 def pack_initramfs(directory: Path, target: Path) -> None:
-    """A cpio archive as the kernel unpacks it; owned by root, whoever packs it."""
+    """A cpio archive as the kernel unpacks it; owned by root, also if another user packs it."""
     names = "\0".join(str(path.relative_to(directory)) for path in sorted(directory.rglob("*")))
     with target.open("wb") as out:
         subprocess.run(

@@ -2,7 +2,7 @@
 
 `docs/kernels.json` has the results: a column for each kernel, a cell for each module of tests. All
 tests of a kernel take hours, so each cell is written when its module has ended, with the commit and
-the day. The tables are made from it, so nobody writes them by hand.
+the day. The tables are made from it, so they are never written by hand.
 """
 
 from __future__ import annotations

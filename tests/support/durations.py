@@ -10,7 +10,7 @@ import pytest
 FILES: Final = 12
 """So many of the slowest are listed."""
 LONG_RUN_S: Final = 60.0
-"""Of a shorter run nobody asks where the time went."""
+"""Of a shorter run it is not asked where the time went."""
 
 
 class Durations:

@@ -113,7 +113,7 @@ class KubeCluster:
         self.floor = 100
         self.users = {"admin-token": ADMIN, "flannel-token": FLANNEL}
         self.anonymous = FLANNEL
-        """Who asks without a token; empty for nobody."""
+        """Who asks without a token; empty for no user."""
         self.role = set(ROLE)
         self.streaming = "yes"
         """`yes`; `etcd-3.5`: an ERROR as the first line; `refused`: 422; `ignored`: as a server
@@ -488,7 +488,7 @@ class DirectTransport:
 
     Args:
         cluster: the server.
-        token: who asks; empty for nobody in particular.
+        token: who asks; empty for no user in particular.
     """
 
     def __init__(self, cluster: KubeCluster, token: str = "") -> None:

@@ -33,7 +33,7 @@ class Link:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def cut(self) -> None:
-        """Nothing goes through any more, and nobody is told: as behind a cable that was pulled."""
+        """Nothing goes through any more, and no end is told: as behind a cable that was pulled."""
         self._whole.clear()
 
     def mend(self) -> None:

@@ -5,8 +5,8 @@
 
 The hub is a namespace with a bridge (192.0.2.1/24) and etcd. A node is a tree of
 `tools/node-image.sh` under a writable layer, booted with systemd-nspawn; node N is 192.0.2.(10+N)
-on its eth0. Nothing of it touches the machine's own network or services: nspawn registers with
-nobody, and the namespaces are ours.
+on its eth0. Nothing of it touches the machine's own network or services: nspawn registers
+nowhere, and the namespaces are ours.
 
 What it takes on a machine that does not itself run systemd: `--register=no --keep-unit` (there is
 no machined to tell), a control group for each node (without machined nspawn stays in the caller's,

@@ -27,7 +27,7 @@ def test_every_command_of_the_document_prints_what_it_shows(package):
         site.start_etcd()
         nodes = [site.add_node() for _ in range(2)]
         for node in nodes:
-            # Nobody answers there, but at once: `apt-get update` has nothing to wait for.
+            # Nothing answers there, but at once: `apt-get update` has nothing to wait for.
             node.write("/etc/docker/daemon.json", f'{{"dns": ["{HUB}"]}}')
             node.run("systemctl", "restart", "docker")
             node.shell(BUSYBOX)

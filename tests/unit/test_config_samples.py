@@ -48,7 +48,7 @@ DEFAULTS = {
     "home routers, libvirt": "192.168.0.0/16",
     "carriers, Tailscale": "100.64.0.0/10",
 }
-"""What machines are connected to where nobody has chosen anything."""
+"""What machines are connected to where nothing was configured."""
 README = Path(__file__).parents[2] / "README.md"
 
 

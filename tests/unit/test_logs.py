@@ -1,4 +1,4 @@
-"""Log lines: whoever wrote the values, a line is a line."""
+"""Log lines: a line is a line, also with values that others wrote."""
 
 from __future__ import annotations
 

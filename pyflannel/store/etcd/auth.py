@@ -11,12 +11,12 @@ ones after a second, two, four, up to two minutes; a request in between gets the
 again, without a request. A token that is accepted ends the back-off; so does another password in
 the file.
 
-After a restart of etcd all nodes of a cluster come at once, and a bcrypt that nobody waits for any
-more is computed all the same: nodes that each give up after a second and a half, and ask again,
-keep an etcd busy with answers to nobody (`bench/control/README.md` has figures). So an
-authentication is waited for longer than another request, the next one three times as long as one
-that met silence, and one that was answered leaves word of how long that may take. And a token is
-not thrown away because etcd has too much to do.
+After a restart of etcd all nodes of a cluster authenticate at once. A bcrypt whose client has given
+up is computed all the same: nodes that each give up after a second and a half, and ask again, keep
+etcd busy with answers that are not read (`bench/control/README.md` has figures). So an
+authentication has a longer time-out than other requests, three times as long after each that met
+silence, and at least three times what the last answer took. And a token is not thrown away because
+etcd has too much to do.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ current revision. A watch that breaks goes on at the cursor; a compacted cursor 
 snapshot, which the receiver compares by value.
 
 A restored etcd is noticed by its cluster id, or by a revision smaller than one we have seen: a
-watch from a future revision would be accepted and stay silent forever. One that was emptied under
+watch from a future revision would be accepted and never say anything. One that was emptied under
 its old id, and written again beyond our cursor before we were back, shows neither; so after each
 outage the newest key that we know is read, and if it is not as we know it, everything. Right after
 a restore the store may lack leases of nodes that are alive and about to write them again; tearing

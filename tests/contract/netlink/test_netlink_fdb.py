@@ -48,7 +48,7 @@ class TestFdb:
     async def test_an_fdb_entry_is_also_its_port_vni_and_link(
         self, w: World, change: dict[str, int]
     ) -> None:
-        """One to the right host with a wrong port reaches nobody; it is seen, and replaced."""
+        """One to the right host with a wrong port reaches no daemon; it is seen, and replaced."""
         wanted = FdbEntry(index=w.device.index, mac=MAC, dst=IPv4Address("192.0.2.7"))
         wrong = replace(wanted, **change)
         await w.done(Set(wrong))

@@ -147,7 +147,7 @@ class TestNotifications:
         """But for IPv6 routes, and by some kernels FDB entries, which are announced each time.
 
         Linux 6.1 and 6.12 do that with FDB entries. It is harmless: a notification says what stands
-        now, and whoever wants just that has no reason to act.
+        now, and a reader that wants just that has no reason to act.
         """
         index = w.device.index
         items = [
@@ -181,7 +181,7 @@ class TestNotifications:
         await stream.aclose()
 
     async def test_a_link_that_goes_down_is_told_its_ipv4_routes_are_not(self, w: World) -> None:
-        """So whoever keeps routes must read them back when a link changes."""
+        """So routes must be read back when a link changes."""
         dst = ip_network("10.5.7.0/24")
         await w.done(Set(w.route("10.5.7.0/24", "10.5.7.0")))
         stream = w.netlink.notifications()

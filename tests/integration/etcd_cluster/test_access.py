@@ -299,7 +299,7 @@ def old_gateway(server: EtcdServer) -> Iterator[str]:
         try:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
-            listener.shutdown(socket.SHUT_RDWR)  # closing alone wakes nobody
+            listener.shutdown(socket.SHUT_RDWR)  # closing alone does not wake the thread
 
 
 async def test_an_older_gateway_is_found_for_requests_and_watches(binary, tmp_path):

@@ -102,7 +102,7 @@ def test_asking_for_one_backend_loads_no_other():
     ],
 )
 def test_devices_of_all_kinds_are_told_from_others(name, link_kind, ours, cleaned_up):
-    """The other end of a pair goes with the first: nobody has to remove it."""
+    """The other end of a pair goes with the first: it need not be removed."""
     assert KINDS.is_device(name, link_kind) is ours
     assert any(kind.leaves(name, link_kind) for kind in ALL) is cleaned_up
 

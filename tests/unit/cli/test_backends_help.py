@@ -30,7 +30,7 @@ def test_it_is_part_of_the_commands_help_and_made_only_for_that(capsys, monkeypa
     with pytest.raises(SystemExit):
         config.main(["--help"])
     assert help_text(KINDS) in capsys.readouterr().out
-    monkeypatch.setattr(config, "keys_text", lambda _kinds: pytest.fail("nobody asked for help"))
+    monkeypatch.setattr(config, "keys_text", lambda _kinds: pytest.fail("help was not asked for"))
     assert config.main(["check", str(ROOT / "config" / "vxlan.json")]) == 0
 
 

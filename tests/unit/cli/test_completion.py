@@ -25,7 +25,7 @@ PLACES = completion.places()
 LEAVES = {" ".join(["pyflannel", *words]): parser for words, parser in leaves(tree())}
 FREE = {"SECONDS", "BYTES", "N", "PORT", "POD", "TIME", "IP", "CMD", "CIDR", "K=CMD", "ARG"}
 FREE |= {"PREFIX", "TEXT", "NAME"}
-"""Values that nobody can guess."""
+"""Values that cannot be guessed."""
 
 
 def complete(lines, path=None):

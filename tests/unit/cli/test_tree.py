@@ -137,7 +137,7 @@ def test_every_example_is_right(name, parsed, capsys):
     examples = LEAVES[name].examples
     assert examples
     own = [line for line in examples if re.search(rf"\bpyflannel {name}\b", line)]
-    if name != "leases list":  # which nobody types
+    if name != "leases list":  # which is not typed
         assert own == list(examples)
     for line in examples:
         assert f"\n  {line}\n" in LEAVES[name].format_help()

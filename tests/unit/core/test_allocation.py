@@ -435,7 +435,7 @@ class TestRecognition:
         assert plan(CONFIG, [old], NOW, former=former).step == Reuse(old)
 
     def test_a_reservation_is_not_known_by_a_record(self):
-        """It belongs to its address, and to whoever has that now."""
+        """It belongs to its address, and to the node that has that now."""
         reserved = lease("10.0.7.0-24", ME, store_lease=0)
         former = replace(FORMER, store_lease=0)
         assert isinstance(plan(CONFIG, [reserved], NOW, former=former).step, TakeFree)
@@ -552,7 +552,7 @@ class TestObstacles:
 
     @pytest.mark.parametrize("remembered", ["subnet.env", "record"])
     def test_the_one_that_the_node_had_is_waited_for_if_another_has_it(self, remembered):
-        """Its bridge of containers is in it, which keeps it from nobody else's subnet."""
+        """Its bridge of containers is in it, which is no obstacle to the same subnet."""
         tiny = replace(CONFIG, subnet_max=IPv4Address("10.0.1.0"))
         known = (
             {"previous": "10.0.1.0-24"}

@@ -708,7 +708,7 @@ def test_there_is_a_config_unless_there_is_an_error(
 def test_the_effective_config_parses_to_the_same_config_without_a_problem(
     net4: str, net6: str, on4: bool, on6: bool, backend: dict[str, object], length: int
 ) -> None:
-    """Except for what stays worth a warning whoever wrote it."""
+    """Except for what stays worth a warning no matter who wrote it."""
     members = {
         "Network": net4, "IPv6Network": net6, "EnableIPv4": on4, "EnableIPv6": on6,
         "SubnetLen": length, "Backend": backend,
@@ -784,7 +784,7 @@ class TestKinds:
 
 
 def test_a_network_of_one_family_alone_is_told_to_switch_the_other_off() -> None:
-    """The remedy used to add a network of the family that nobody wants."""
+    """The remedy does not add a network of the family that is not wanted."""
     parsed = parse_network_config('{"EnableIPv6": true, "IPv6Network": "fd00::/48"}', KINDS)
     (error,) = parsed.errors
     assert error.remedy.startswith('set "EnableIPv4": false if the network is IPv6 only, or add')

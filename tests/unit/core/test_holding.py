@@ -343,7 +343,7 @@ class TestMachine:
             now = max(now, step.at) + LATENCY_S
 
     def test_refusals_are_retried_soon_and_for_ever(self):
-        """Whoever gives the role back sees the node come within ten seconds."""
+        """When the role is given back, the node comes within ten seconds."""
         holding = machine()
         holding.won(0.0, DAY)
         holding.lost(10.0, "deleted")

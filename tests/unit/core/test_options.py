@@ -92,7 +92,7 @@ def test_defaults_are_those_of_upstream() -> None:
 
 
 def test_no_default_endpoint_has_a_port_that_any_local_user_may_take() -> None:
-    """Nothing listens on 4001 today, so whoever does is not etcd; upstream asks there first."""
+    """No etcd listens on 4001 today, so what does is another program; upstream asks there first."""
     assert options().etcd.endpoints == ("http://127.0.0.1:2379",)
     both = "http://127.0.0.1:4001,http://127.0.0.1:2379"
     assert options(f"--etcd-endpoints={both}").etcd.endpoints == tuple(both.split(","))

@@ -306,7 +306,7 @@ class TestAddressChoice:
             ([address("2001:db8::2", temporary=True),
               address("2001:db8::1", permanent=False)], "2001:db8::2"),
             (["2001:db8::1", address("2001:db8::2", deprecated=True)], "2001:db8::1"),
-            # Nobody beyond the link can send to the other one.
+            # No host beyond the link can send to the other one.
             ([address("2001:db8::2", deprecated=True), "fe80::1"], "2001:db8::2"),
         ],
     )  # fmt: skip

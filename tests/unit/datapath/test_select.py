@@ -92,7 +92,7 @@ def test_auto_passes_over_what_has_just_failed_to_start(module):
 
 
 def test_auto_passes_over_what_would_not_be_faster_here(module):
-    """But whoever asks for it gets it."""
+    """But it is taken where it is asked for."""
     fast = Capabilities(name="fast", wants_ethernet=True)
     implementations = {
         "fast": module("fast", fast),

@@ -1,4 +1,4 @@
-"""The drop-in fits docker's unit, whoever packaged it."""
+"""The drop-in fits docker's unit of every package."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_enabling_makes_the_want_that_the_drop_in_does_not_have() -> None:
     service = Path(__file__).parents[3] / "systemd/pyflannel.service"
     found = merge([(str(service), service.read_text())])
     assert found.words("Install", "WantedBy") == ("multi-user.target", "docker.service")
-    # Nobody waits forever, a package manager that has docker started least of all.
+    # No one waits without end, a package manager that has docker started least of all.
     assert found.values("Unit", "JobRunningTimeoutSec") == ("300",)
 
 

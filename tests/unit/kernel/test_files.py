@@ -62,7 +62,7 @@ class TestWriting:
         assert mode_of(tmp_path / "key") == 0o400
 
     def test_the_file_is_replaced_not_rewritten(self, tmp_path):
-        """Whoever has the old one open goes on reading the old content."""
+        """A process that has the old one open goes on reading the old content."""
         path = tmp_path / "subnet.env"
         path.write_bytes(b"old")
         with path.open("rb") as reader:

@@ -123,5 +123,5 @@ def test_without_networks_only_the_default_routes_of_routing_daemons_pass():
 
 
 def test_it_is_short():
-    """It runs for each change, in the context of whoever makes it."""
+    """It runs for each change, in the context of the process that makes it."""
     assert len(program(NETWORKS)) // 8 < 64

@@ -123,6 +123,6 @@ def test_only_what_is_between_the_marks_is_written():
 
 
 def test_the_document_shows_the_results_that_are_stored():
-    """Nobody has written into the tables, or stored results without them."""
+    """The tables are not edited, and no results are stored without them."""
     shown = DOCUMENT.read_text()
     assert report.into_document(shown, report.render(report.load(RESULTS))) == shown

@@ -138,7 +138,7 @@ class TestTakenSubnet:
             node.store.refuse(StoreDenied("not for you"), "put", "grant")
             node.lose_own_key()
             await node.advance(5)
-            assert node.subnet_env, "nobody has it yet"
+            assert node.subnet_env, "it does not exist yet"
             node.put_peer(9)
             node.store.allow()
             await node.advance(40)

@@ -88,7 +88,7 @@ def test_a_turn_that_is_wanted_soon_takes_the_place_of_the_next():
     schedule.soon(1, 3.0)
     assert schedule.due(3.0) == 1
     assert [now for now, _ in turns(schedule, 3.1, 15)] == [pytest.approx(13.1, abs=0.1)]
-    schedule.soon(9, 3.0)  # nobody's
+    schedule.soon(9, 3.0)  # of no peer
     assert schedule.due(3.0) is None
 
 

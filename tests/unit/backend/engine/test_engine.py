@@ -752,7 +752,7 @@ async def test_another_daemons_peers_on_our_device_stay_and_are_told_once(first,
     assert "10.9.2.0" in node.engine.report().shared["flannel.1"]
     assert len([r for r in caplog.records if "another daemon" in r.getMessage()]) == 1
 
-    # It is gone, and what it left behind of its own is nobody's.
+    # It is gone, and what it left behind belongs to no one.
     node.netlink.meddle(Delete(theirs[0]))
     await node.apply()
     assert await node.has_exactly(2)

@@ -378,7 +378,7 @@ async def test_udp_carries_peers_that_are_in_the_way_of_something():
 
 
 async def test_an_own_subnet_that_overlaps_is_said_kept_and_said_to_be_over(caplog):
-    """The containers live in it; only a bridge among them is in nobody's way."""
+    """The containers live in it; only a bridge among them is in no one's way."""
     caplog.set_level("INFO")
 
     node = Node()

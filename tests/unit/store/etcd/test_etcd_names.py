@@ -1,4 +1,4 @@
-"""Names of etcd's hosts: nobody waits for a DNS server that does not answer."""
+"""Names of etcd's hosts: a DNS server that does not answer is not waited for."""
 
 from __future__ import annotations
 

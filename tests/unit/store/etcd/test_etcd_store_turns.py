@@ -419,7 +419,7 @@ class TestBackOffOfAuthentications:
         assert len(self.asked) == 100
 
     async def test_who_met_silence_waits_longer_for_the_next_answer(self):
-        """A bcrypt that nobody waits for is computed all the same, and in the way of the others."""
+        """A bcrypt whose client gave up is computed all the same, and delays the others."""
         silent = EndpointFailure("no answer in time", unsure=True, silent=True)
         tokens = self.tokens(lambda n: silent if n < 11 else {"header": HEADER, "token": f"t.{n}"})
 
@@ -667,7 +667,7 @@ class TestListings:
 
 
 class TestSilentOnes:
-    """Black holes: whoever asks them waits for nothing, for a second each."""
+    """Black holes: each costs the one that asks it a second."""
 
     class Store(EtcdStore):
         """Endpoints that never answer, but for some."""

@@ -214,7 +214,7 @@ async def test_an_answer_without_an_end_is_not_kept(cluster, monkeypatch):
 
 
 async def test_a_redirect_is_not_followed(cluster):
-    """Nobody hands our token to another server."""
+    """Our token is not handed to another server."""
     with KubeServer(cluster) as server:
         server.do("inject", "get nodes", 307, "elsewhere")
 

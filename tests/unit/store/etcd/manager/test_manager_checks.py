@@ -15,7 +15,7 @@ from tests.unit.store.etcd.manager.node import CONFIG, DAY, OUR_ADDRESS, PREFIX,
 
 
 class TestChecks:
-    """What the watch did not tell, the node's own look at its key does; here nobody watches."""
+    """What the watch did not tell, the node's own look at its key does; here there is no watch."""
 
     @staticmethod
     async def keeping(node):

@@ -245,7 +245,7 @@ class TestWinning:
         assert etcd.leases == {}
 
     async def test_a_subnet_whose_value_cannot_be_read_is_not_free(self, etcd, make):
-        """Its key is there, so every write on it would lose a race that nobody runs."""
+        """Its key is there, so every write on it would seem to have lost a race."""
         for third in (1, 2):
             etcd.put(key(third), b"garbage")
         node = make(previous=subnet_key(2))

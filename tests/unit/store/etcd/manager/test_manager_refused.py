@@ -105,7 +105,7 @@ class TestReasons:
         return lambda words: [r for r in caplog.records if words in r.getMessage()]
 
     async def test_a_second_reason_is_said_although_the_first_was(self, etcd, make, said):
-        """First nobody answers; then somebody does, and does not know us."""
+        """First etcd does not answer; then it does, and does not know us."""
         node = make()
         await node.start()
         node.store.down()
