@@ -29,7 +29,7 @@ help:
 	@echo "               (ARGS='6.1 tests/...' for some of it, see docs/kernels.md)"
 	@echo "make kube      tests over a real Kubernetes API server, built from its Go module: ten minutes"
 	@echo "               of CPU the first time"
-	@echo "make check     formatter, linter, types, import contracts, dead code"
+	@echo "make check     formatter, linter, types, import contracts, dead code, sizes"
 	@echo "make bench     the benchmarks (ARGS=... goes to them)"
 	@echo "make fuzz      random input for the data paths, and the C under sanitizers: half an hour"
 	@echo "               (PYFLANNEL_FUZZ_S seconds for each of three)"
@@ -98,6 +98,7 @@ check: install
 	$(BIN)/mypy tools/*.py
 	$(BIN)/lint-imports
 	$(BIN)/python tools/deadcode.py
+	$(BIN)/python tools/sizes.py
 
 bench: install
 	@$(BIN)/python -m bench $(ARGS)
