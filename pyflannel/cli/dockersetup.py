@@ -8,6 +8,7 @@ that the daemon keeps from then on (`docker.userchain`). `pyflannel cleanup` tak
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -73,6 +74,10 @@ def main(argv: Sequence[str]) -> int:
     _check(root, given.unit, target, given.docker_opts_file)
     if given.now:
         _systemctl("daemon-reload")
+        # A restart that is refused for having come too often (docker's unit allows three starts a
+        # minute) leaves docker stopped.
+        with contextlib.suppress(CommandError):
+            _systemctl("reset-failed", given.unit)
         _systemctl("restart", given.unit)
     elif found != text:
         print(

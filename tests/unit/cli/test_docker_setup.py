@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 
 import pytest
 
@@ -44,6 +45,21 @@ def test_it_says_that_an_agent_which_is_not_enabled_is_not_started_with_docker(r
     (root / TARGET).unlink()
     run(root)
     assert "enable" not in capsys.readouterr().err
+
+
+def test_docker_is_restarted_however_often_that_was_done_before(root, monkeypatch):
+    """A refused start would leave it stopped: docker's unit allows three a minute."""
+    asked = []
+
+    def systemctl(command, **_):
+        asked.append(command[1:])
+        refused = command[1] == "reset-failed"  # of a unit that is not loaded
+        return subprocess.CompletedProcess(command, 1 if refused else 0)
+
+    monkeypatch.setattr(dockersetup.subprocess, "run", systemctl)
+    assert run(root, "--now") == 0
+    unit = "docker.service"
+    assert asked == [["daemon-reload"], ["reset-failed", unit], ["restart", unit]]
 
 
 def test_a_drop_in_of_an_earlier_version_is_written_anew(root):
