@@ -118,6 +118,7 @@ def _start(name: str, probed: Capabilities) -> dict[str, str]:
         )
         undo.callback(path.stop)
         path.start()
+        path.complete()
         granted = dict(path.capabilities.offloads)
     if name == _EBPF:
         # Here nothing is pinned; and which way was taken is among the ways.

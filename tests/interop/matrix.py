@@ -8,7 +8,9 @@ A cell is two data paths face to face on one underlay, with pods behind devices 
 checksums or do not; every kind of traffic goes through it, both ways. No daemons and no etcd: each
 node is a thread of this process in a namespace, with the data path on a TUN and a socket as the udp
 backend opens them. `plain` is a sender and receiver of its own that behaves like upstream's: a
-read, a look-up, TTL - 1, a send.
+read, a look-up, TTL - 1, a send. With PYFLANNEL_UPSTREAM, the path of upstream's daemon, that is a
+kind as well, with an etcd of its own in its namespace. Where wireguard-go and wg are installed, the
+pods have a tunnel of WireGuard's too.
 
 What a cell proves: each payload arrives as it was sent; the capture in the receiving pod has no
 wrong checksum; TTL, TOS and IP options are as they are to be; what one node counts as sent (packets
@@ -25,10 +27,12 @@ import json
 import os
 import random
 import select
+import shutil
 import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from array import array
@@ -36,6 +40,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 from typing import Any, Final
 
 from pyflannel.core.lpm import Peer, RouteTable
@@ -44,6 +49,7 @@ from pyflannel.datapath.select import IMPLEMENTATIONS
 from pyflannel.kernel import netns
 from pyflannel.kernel.tun import open_tun
 from pyflannel.kernel.udp import IP_PMTUDISC_PROBE, IP_PMTUDISC_WANT, open_udp
+from pyflannel.testing.etcdserver import EtcdServer
 from tests.contract.datapath_cases import one_hop_later
 from tests.contract.datapath_rigs import Namespace
 
@@ -52,7 +58,8 @@ PORT: Final = 8285
 DEADLINE_S: Final = 30.0
 """For each kind of traffic: long, because the machine may be busy."""
 PLAIN: Final = "plain"
-KINDS: Final = ("ebpf", "native", "python", PLAIN)
+UPSTREAM: Final = "upstream"
+KINDS: Final = ("ebpf", "native", "python", PLAIN, UPSTREAM)
 TCP_BYTES: Final = 300_000
 TTL_LEFT: Final = 60
 """64 less two routers and two ends of the tunnel."""
@@ -111,7 +118,13 @@ class Trouble(AssertionError):
 
 def kinds() -> tuple[str, ...]:
     """The data paths that work here."""
-    return tuple(kind for kind in KINDS if kind == PLAIN or not isinstance(_probe(kind), str))
+    return tuple(kind for kind in KINDS if _works(kind))
+
+
+def _works(kind: str) -> bool:
+    if kind == UPSTREAM:
+        return bool(os.environ.get("PYFLANNEL_UPSTREAM"))
+    return kind == PLAIN or not isinstance(_probe(kind), str)
 
 
 def _probe(kind: str) -> object:
@@ -120,7 +133,8 @@ def _probe(kind: str) -> object:
 
 def all_cells() -> list[Cell]:
     """Each pair of data paths on each underlay; the pods' devices in turn."""
-    pairs = itertools.combinations_with_replacement(kinds(), 2)
+    every = itertools.combinations_with_replacement(kinds(), 2)
+    pairs = [pair for pair in every if pair != (UPSTREAM, UPSTREAM)]  # nothing of ours in it
     return [
         Cell(left, right, underlay, bool(number % 2))
         for number, ((left, right), underlay) in enumerate(itertools.product(pairs, UNDERLAYS))
@@ -282,9 +296,65 @@ class Node:
             self.path.replace_table(RouteTable([peer]))
             self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
             self.path.start()
+            if self.kind != PLAIN:
+                self.path.complete()
             undo.callback(self.path.stop)
             self._ready.set()
             await self._end.wait()
+
+
+class UpstreamNode:
+    """Upstream's daemon, which finds its own lease and the other node's in etcd."""
+
+    def __init__(self, number: int, space: Namespace) -> None:
+        self.number, self.kind, self.space = number, UPSTREAM, space
+        self._undo = ExitStack()
+        self._directory = Path(self._undo.enter_context(tempfile.TemporaryDirectory()))
+        self._log = self._directory / "log"
+
+    def start(self) -> None:
+        with self.space.entered():
+            etcd = self._undo.enter_context(EtcdServer(self._directory / "etcd"))
+            wanted: dict[str, object] = {
+                "config": {"Network": str(NETWORK), "Backend": {"Type": "udp", "Port": PORT}},
+                "subnets/10.240.1.0-24": {"PublicIP": "192.0.2.1"},
+                "subnets/10.240.2.0-24": {"PublicIP": "192.0.2.2"},
+            }
+            for key, value in wanted.items():
+                etcd.put(f"/coreos.com/network/{key}".encode(), json.dumps(value).encode())
+            subnet_file = self._directory / "subnet.env"
+            with self._log.open("wb") as log:
+                process = self._undo.enter_context(
+                    subprocess.Popen(
+                        [
+                            os.environ["PYFLANNEL_UPSTREAM"],
+                            f"-etcd-endpoints={etcd.endpoint}",
+                            "-iface=eth0",
+                            f"-subnet-file={subnet_file}",
+                            "-iptables-forward-rules=false",
+                        ],
+                        stdout=log,
+                        stderr=log,
+                    )
+                )
+            self._undo.callback(process.kill)
+        end = time.monotonic() + DEADLINE_S
+        while not subnet_file.exists():
+            if time.monotonic() > end or process.poll() is not None:
+                said = self._log.read_text()[-2000:]
+                self.stop()
+                raise Trouble(f"upstream's daemon is not ready: {said}")
+            time.sleep(0.05)
+        if f"10.240.{self.number}.1/24" not in subnet_file.read_text():
+            raise Trouble(f"upstream's daemon took another subnet: {subnet_file.read_text()}")
+        for device in ("flannel0", "eth0"):
+            self.space.run("sysctl", "-qw", f"net.ipv4.conf.{device}.forwarding=1")
+
+    def stop(self) -> None:
+        self._undo.close()
+
+    def counters(self) -> None:
+        """It has none."""
 
 
 class Relay:
@@ -381,18 +451,36 @@ class Site:
                 self._attach(number, node, pod, undo)
                 for number, (node, pod) in enumerate(zip(nodes, (pod1, pod2), strict=True), 1)
             ]
-            self.nodes = []
+            self.nodes: list[Node | UpstreamNode] = []
             for number, (kind, space) in enumerate(
                 zip((cell.left, cell.right), nodes, strict=True), 1
             ):
-                node = Node(number, kind, space, cell.underlay.mtu)
+                node: Node | UpstreamNode = (
+                    UpstreamNode(number, space)
+                    if kind == UPSTREAM
+                    else Node(number, kind, space, cell.underlay.mtu)
+                )
                 undo.callback(node.stop)
                 node.start()
                 self.nodes.append(node)
+            if UPSTREAM in (cell.left, cell.right):
+                self._until_they_talk()
             self._undo = undo.pop_all()
 
     def close(self) -> None:
         self._undo.close()
+
+    def _until_they_talk(self) -> None:
+        """Upstream's daemon learns of the other node when it is ready already."""
+        end = time.monotonic() + DEADLINE_S
+        while True:
+            try:
+                ping(56)(*self.pods)
+            except Trouble:
+                if time.monotonic() > end:
+                    raise
+            else:
+                return
 
     def _wire(self, nodes: list[Namespace], undo: ExitStack) -> None:
         underlay, switch = self.cell.underlay, self._switch
@@ -624,6 +712,61 @@ def nested(source: Pod, target: Pod) -> None:
             pod.space.ip("link del vx0")
 
 
+def wireguard(source: Pod, target: Pod) -> None:
+    """TCP in a WireGuard tunnel of the pods' own, by the implementation in user space."""
+    names = [f"wg{os.getpid() % 10**6}x{number}" for number in (1, 2)]
+    ends = list(zip(names, (source, target), strict=True))
+    with tempfile.TemporaryDirectory() as directory, ExitStack() as undo:
+        keys = [_wg("genkey"), _wg("genkey")]
+        for (name, pod), key in zip(ends, keys, strict=True):
+            with pod.space.entered():
+                # Its control socket is named like the device, and lies where no namespace is asked.
+                process = undo.enter_context(
+                    subprocess.Popen(
+                        ["wireguard-go", "-f", name],
+                        env={**os.environ, "WG_PROCESS_FOREGROUND": "1", "LOG_LEVEL": "silent"},
+                    )
+                )
+            undo.callback(process.kill)
+            control = Path(f"/var/run/wireguard/{name}.sock")
+            undo.callback(control.unlink, missing_ok=True)
+            end = time.monotonic() + DEADLINE_S
+            while not control.exists():
+                if time.monotonic() > end or process.poll() is not None:
+                    raise Trouble("wireguard-go does not start")
+                time.sleep(0.02)
+            (Path(directory) / name).write_text(key)
+        for number, (name, pod) in enumerate(ends, 1):
+            far = ends[2 - number][1]
+            pod.space.run(
+                *("wg", "set", name, "private-key", str(Path(directory) / name)),
+                *("listen-port", "51820", "peer", _wg("pubkey", keys[2 - number])),
+                *("endpoint", f"{far.address}:51820", "allowed-ips", "10.99.8.0/24"),
+            )
+            pod.space.ip(f"addr add 10.99.8.{number}/24 dev {name}", f"link set {name} mtu 1300 up")
+        _stream(source, target, "10.99.8.2")
+
+
+def _wg(what: str, data: str = "") -> str:
+    done = subprocess.run(["wg", what], input=data, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def multicast(source: Pod, target: Pod) -> None:
+    """Stays in its subnet, as with upstream's daemon: no node routes it, and nothing is upset."""
+    group = "239.255.7.7"
+    with target.socket(socket.SOCK_DGRAM) as sink, source.socket(socket.SOCK_DGRAM) as out:
+        sink.bind(("", 0))
+        ours = socket.inet_aton(group) + socket.inet_aton(target.address)
+        sink.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, ours)
+        out.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(source.address))
+        out.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, 8)
+        for _ in range(3):
+            out.sendto(b"to many", (group, sink.getsockname()[1]))
+        out.sendto(b"to one", (target.address, sink.getsockname()[1]))
+        _require(_receive(sink, 1), [b"to one"], "datagrams beside multicast")
+
+
 TRAFFIC: Final[dict[str, Callable[[Pod, Pod], None]]] = {
     "ping small": ping(56),
     "ping large": ping(1200),
@@ -636,12 +779,15 @@ TRAFFIC: Final[dict[str, Callable[[Pod, Pod], None]]] = {
     "ECN and DSCP": marks,
     "IPv4 options": options,
     "VXLAN inside": nested,
-}
+    "multicast": multicast,
+} | ({"WireGuard inside": wireguard} if shutil.which("wireguard-go") and shutil.which("wg") else {})
 
 
 def _balanced(site: Site) -> str:
     """What is wrong with the counters; empty if each has received what the other has sent."""
     left, right = (node.counters() for node in site.nodes)
+    if left is None or right is None:
+        return ""
     said = []
     for sender, receiver in ((left, right), (right, left)):
         for what in ("packets", "bytes"):
