@@ -49,6 +49,8 @@ class FakePath:
     def __init__(self, _config: object) -> None:
         self.started = self.stopped = 0
         self.tables: list[RouteTable] = []
+        self.completed: list[int] = []
+        """Peers in the table whenever that was asked for."""
         self.failed: str | None = None
         MADE.append(self)
 
@@ -56,7 +58,7 @@ class FakePath:
         pass
 
     def complete(self) -> None:
-        self.completed = True
+        self.completed.append(len(self.tables[-1]))
 
     def start(self) -> None:
         if self.refuses:
@@ -137,6 +139,31 @@ async def test_peers_are_rows_of_the_data_paths_table(machine, tmp_path):
     assert network.report().peers == 1
     await network.detach()
     assert path.stopped == 1
+
+
+async def test_a_data_path_is_completed_once_when_the_peers_are_in_its_table(machine, tmp_path):
+    network = await attached(machine, tmp_path)
+    await network.apply(full=True)
+    assert MADE[0].completed == []
+    network.update([LeaseAdded(lease(2, "udp"))])
+    network.synced()
+    for _ in range(2):
+        await network.apply(full=True)
+    assert MADE[0].completed == [1]
+    MADE[0].failed = "EIO"
+    await network.apply(full=False)
+    assert MADE[1].completed == [1]
+    await network.detach()
+
+
+async def test_the_backend_says_when_it_has_device_and_socket(machine, tmp_path):
+    begun: list[int] = []
+    context = replace(
+        machine.context(config({"Type": "udp"}), tmp_path), held=lambda: begun.append(len(MADE))
+    )
+    network = await udp.UdpBackend(context).attach(lease(ME, "udp"))
+    assert begun[0] == 0, "before the slow part"
+    await network.detach()
 
 
 async def test_the_network_is_routed_into_the_device(machine, tmp_path):
