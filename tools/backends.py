@@ -10,7 +10,8 @@ from typing import Final
 
 from pyflannel.backend.kinds import KINDS
 from pyflannel.core.configparse import load_network_config
-from pyflannel.core.kind import Kind, Setting, every
+from pyflannel.core.kind import Kind, every
+from pyflannel.core.settings import Setting
 
 DOCUMENT: Final = Path(__file__).parents[1] / "docs" / "backends.md"
 INTRODUCTION: Final = """\

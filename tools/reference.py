@@ -19,8 +19,9 @@ from pyflannel.cli.parsers import Parser, default_of, sentence, term
 from pyflannel.cli.pyflannel import COMMANDS
 from pyflannel.cli.tree import tree
 from pyflannel.core.configkeys import ALL_TOGETHER, AT_RESTART, KEYS
-from pyflannel.core.kind import Setting, every
+from pyflannel.core.kind import every
 from pyflannel.core.options import FLAGS, DaemonOptions
+from pyflannel.core.settings import Setting
 from pyflannel.core.sysconfig import NAMES, OPTIONS
 from pyflannel.docker.options import UNIT_FILE
 from pyflannel.gocompat import flags as goflag

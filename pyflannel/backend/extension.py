@@ -44,8 +44,8 @@ from pyflannel.core.config import NetworkConfig
 from pyflannel.core.errors import CommandError
 from pyflannel.core.fields import Problem, string
 from pyflannel.core.ip import Family, IPNetwork, SubnetKey, format_network
-from pyflannel.core.kind import Settings, setting
 from pyflannel.core.lease import Lease, LeaseAdded, LeaseAttrs, LeaseEvent
+from pyflannel.core.settings import Settings, setting
 from pyflannel.core.underlay import ExternalInterface
 from pyflannel.foreign import shown
 from pyflannel.kernel.base import Notification

@@ -34,8 +34,9 @@ from pyflannel.core.config import NetworkConfig
 from pyflannel.core.errors import ConfigError
 from pyflannel.core.fields import Problem, boolean
 from pyflannel.core.ip import Family, IPAddress, IPNetwork, SubnetKey
-from pyflannel.core.kind import DevicePattern, Probed, Settings, setting
+from pyflannel.core.kind import DevicePattern, Probed
 from pyflannel.core.lease import Lease, LeaseAttrs
+from pyflannel.core.settings import Settings, setting
 from pyflannel.core.underlay import ExternalInterface
 from pyflannel.kernel.base import IpipAttrs, Link, LinkSpec, Route
 from pyflannel.records import dataclass

@@ -10,13 +10,9 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final, TypeVar
 
-from pyflannel.core.ip import (
-    Family,
-    IPNetwork,
-    spell_ip,
-)
-from pyflannel.core.kind import Settings
+from pyflannel.core.ip import Family, IPNetwork, spell_ip
 from pyflannel.core.renewal import DEFAULT_LEASE_TTL_S
+from pyflannel.core.settings import Settings
 from pyflannel.records import dataclass
 
 UNSET_V4: Final = IPv4Address(0)

@@ -30,9 +30,10 @@ from pyflannel.core.fields import (
     unsigned,
 )
 from pyflannel.core.ip import Family
-from pyflannel.core.kind import Kind, Kinds, Settings, decode, every, unknown_type
+from pyflannel.core.kind import Kind, Kinds, decode, every, unknown_type
 from pyflannel.core.pools import V4, V6, Pool, PoolReader
 from pyflannel.core.renewal import DEFAULT_LEASE_TTL_S, MAX_LEASE_TTL_S, MIN_LEASE_TTL_S
+from pyflannel.core.settings import Settings
 from pyflannel.gocompat.json import JsonError, JsonObject, JsonValue, fold, loads_go
 from pyflannel.records import dataclass
 from pyflannel.suggest import did_you_mean

@@ -15,17 +15,15 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from pyflannel.core.config import NetworkConfig
 from pyflannel.lab import topology
 from pyflannel.lab.errors import LabError, LabTimeout
 from pyflannel.lab.processes import ProcessRef, abandon, end_all, ref_of, wait_gone
 from pyflannel.lab.spaces import Space, ip_batch
-from pyflannel.lab.topology import DockerOptions, PodNetwork
-
-if TYPE_CHECKING:
-    from pyflannel.lab.cluster import Lab
+from pyflannel.lab.state import LabState
+from pyflannel.lab.topology import DockerOptions, LabSpec, PodNetwork
 
 GRACE_S: Final = 3.0
 """What a daemon gets between SIGTERM and SIGKILL; ours promises to end within 2 s."""
@@ -36,10 +34,35 @@ Stamp = tuple[int, int]
 """Inode and modification time of a file: differs after each time it was written anew."""
 
 
+class Home(Protocol):
+    """What a node needs of the lab that it belongs to."""
+
+    spec: LabSpec
+
+    @property
+    def path(self) -> Path:
+        """Where the lab's files are."""
+        ...
+
+    @property
+    def state(self) -> LabState:
+        """What is remembered of it."""
+        ...
+
+    @property
+    def switch(self) -> Space:
+        """The namespace in which the nodes' cables end."""
+        ...
+
+    def remember(self, role: str, process: ProcessRef) -> None:
+        """Notes a process, so that another command finds it."""
+        ...
+
+
 class Node:
     """One node of a lab: its namespaces, its daemon, its pod."""
 
-    def __init__(self, lab: Lab, number: int, space: Space, pod: Space) -> None:
+    def __init__(self, lab: Home, number: int, space: Space, pod: Space) -> None:
         self._lab = lab
         self._child: subprocess.Popen[str] | None = None
         self._before: dict[Path, Stamp | None] = {}

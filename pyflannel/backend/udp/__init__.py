@@ -39,8 +39,9 @@ from pyflannel.backend.plan import Device, PeerObjects, Table, TableEntry, View
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.fields import Problem, integer
 from pyflannel.core.ip import Family, IPAddress, IPNetwork, SubnetKey
-from pyflannel.core.kind import MAX_PORT, DevicePattern, Probed, Range, Settings, setting
+from pyflannel.core.kind import MAX_PORT, DevicePattern, Probed
 from pyflannel.core.lease import Lease, LeaseAttrs
+from pyflannel.core.settings import Range, Settings, setting
 from pyflannel.core.underlay import ExternalInterface
 from pyflannel.kernel.base import Link, Route
 from pyflannel.kernel.ownership import is_protected

@@ -9,7 +9,8 @@ from typing import Final, Self
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.fields import Mismatch, Problem, boolean, integer
 from pyflannel.core.ip import Family
-from pyflannel.core.kind import MAX_DEVICE_NAME, MAX_PORT, Range, Settings, setting
+from pyflannel.core.kind import MAX_DEVICE_NAME, MAX_PORT
+from pyflannel.core.settings import Range, Settings, setting
 from pyflannel.core.underlay import ExternalInterface
 from pyflannel.gocompat.json import JsonValue
 from pyflannel.records import dataclass

@@ -27,8 +27,9 @@ from pyflannel.backend.plan import Device, PeerObjects, Table, TableEntry, View
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.fields import Problem, string
 from pyflannel.core.ip import Family, IPNetwork
-from pyflannel.core.kind import DevicePattern, Settings, StateFile, setting
+from pyflannel.core.kind import DevicePattern, StateFile
 from pyflannel.core.lease import Lease, LeaseAttrs
+from pyflannel.core.settings import Settings, setting
 from pyflannel.core.underlay import ExternalInterface
 from pyflannel.kernel.base import Link, LinkSpec, Route
 

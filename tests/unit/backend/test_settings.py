@@ -10,7 +10,8 @@ from pyflannel.backend.kinds import BUILT_IN, KINDS
 from pyflannel.backend.udp import UdpSettings
 from pyflannel.backend.vxlan.settings import VxlanSettings
 from pyflannel.core.fields import Problem, Severity
-from pyflannel.core.kind import Settings, decode
+from pyflannel.core.kind import decode
+from pyflannel.core.settings import Settings
 from pyflannel.gocompat.json import JsonObject, loads_go
 
 

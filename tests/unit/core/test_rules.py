@@ -8,8 +8,8 @@ from ipaddress import IPv4Network, IPv6Network
 from pyflannel.backend.vxlan.settings import VxlanSettings
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.ip import Family, SubnetKey
-from pyflannel.core.kind import Settings
 from pyflannel.core.rules import Action, FamilyRules, RuleSet, build
+from pyflannel.core.settings import Settings
 
 V4, OWN4 = IPv4Network("10.0.0.0/16"), IPv4Network("10.0.5.0/24")
 V6, OWN6 = IPv6Network("fd00::/48"), IPv6Network("fd00:0:0:5::/64")
