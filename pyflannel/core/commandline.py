@@ -21,15 +21,20 @@ from pyflannel.core.kube.options import (
     kubernetes_options,
     kubernetes_warnings,
 )
-from pyflannel.core.options import ETCD, ETCD_FLAGS, FLAGS, DaemonOptions, EtcdOptions
+from pyflannel.core.options import (
+    ETCD,
+    ETCD_FLAGS,
+    FLAGS,
+    MAX_RENEW_MARGIN,
+    MIN_RENEW_MARGIN,
+    DaemonOptions,
+    EtcdOptions,
+)
 from pyflannel.core.renewal import MAX_LEASE_TTL_S, MIN_LEASE_TTL_S
 from pyflannel.gocompat import flags as goflag
 from pyflannel.gocompat.flags import Flags
 from pyflannel.records import dataclass
 
-MIN_RENEW_MARGIN: Final = 1
-MAX_RENEW_MARGIN: Final = 1439
-"""Minutes; a lease lasts 24 hours, so 1440 would mean to renew without pause."""
 MAX_PORT: Final = 0xFFFF
 MAX_PROBE_INTERVAL_S: Final = 3600
 """A peer that is asked less often might as well not be asked."""

@@ -149,7 +149,7 @@ def compact_raw(text: bytes | str) -> str:
     """
     decoded = decode_text(text)
     loads_go(decoded)
-    return _STRING_OR_SPACE.sub(_keep_string, decoded).translate(_HTML)
+    return _STRING_OR_SPACE.sub(_keep_string, decoded).translate(HTML)
 
 
 def plain(value: JsonValue) -> object:
@@ -215,7 +215,8 @@ _DELIMITER: Final = re.compile(r"[ \t\n\r]*([,}\]])")
 _WORDS: Final[dict[str, bool | None]] = {"true": True, "false": False, "null": None}
 
 _STRING_OR_SPACE: Final = re.compile(r'("(?:[^"\\]|\\.)*")|[ \t\n\r]+')
-_HTML: Final = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
+HTML: Final = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
+"""What Go escapes inside strings beyond JSON's own rules (encoding/json, `HTMLEscape`)."""
 
 _UNESCAPE: Final = re.compile(r'((?:\\u[0-9A-Fa-f]{4})+)|\\(["\\/bfnrt])')
 _CONTROL: Final = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}

@@ -32,6 +32,7 @@ from pyflannel.kernel import routefilter, rtnl
 from pyflannel.kernel.base import Notification, Topic
 from pyflannel.kernel.objects import decode_notification
 from pyflannel.kernel.rtnl import Answer, Message, Request
+from pyflannel.kernel.sockopts import SO_RCVBUFFORCE, SOL_NETLINK
 
 MOST_AT_ONCE: Final = 64
 """Requests a system call at most. 1,000 routes took 0.82 s one by one through a library and 0.05 s
@@ -52,13 +53,10 @@ _RECEIVE_BYTES: Final = 1 << 16
 _DRAIN: Final = 256
 """Notifications read before the consumer gets them: as many as are decoded in 2 ms."""
 
-_SOL_NETLINK: Final = 270
 _NETLINK_CAP_ACK: Final = 10
 _NETLINK_EXT_ACK: Final = 11
 _NETLINK_GET_STRICT_CHK: Final = 12
 """linux/netlink.h; the `socket` module does not have them."""
-_SO_RCVBUFFORCE: Final = 33
-"""asm-generic/socket.h; beyond net.core.rmem_max, with CAP_NET_ADMIN."""
 
 
 def _open(
@@ -78,7 +76,7 @@ def _open(
         raise KernelError("socket", "AF_NETLINK", error.errno or 0) from error
     try:
         try:
-            sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer_bytes)
+            sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, buffer_bytes)
         except PermissionError:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
         if near is not None:
@@ -181,7 +179,7 @@ class Channel:
                     # Kernels before 4.20 do not know all of them: explanations are missing then,
                     # and their decoder filters dumps.
                     with contextlib.suppress(OSError):
-                        self._socket.setsockopt(_SOL_NETLINK, option, 1)
+                        self._socket.setsockopt(SOL_NETLINK, option, 1)
             try:
                 yield self._socket
             except BaseException:

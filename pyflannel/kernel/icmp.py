@@ -9,7 +9,6 @@ Source: linux/icmp.h, linux/icmpv6.h, linux/in.h, linux/in6.h, socket(7) `SO_TIM
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import socket
@@ -19,16 +18,17 @@ from typing import Final
 
 from pyflannel.core.errors import KernelError
 from pyflannel.core.ip import Family, IPAddress
+from pyflannel.kernel.sockopts import (
+    IP_MTU_DISCOVER,
+    IPV6_MTU_DISCOVER,
+    SO_TIMESTAMPNS,
+    SOL_RAW,
+    attach_filter,
+)
+from pyflannel.kernel.udp import IP_PMTUDISC_PROBE
 
-_SOL_RAW: Final = 255
 _ICMP_FILTER: Final = 1
 _ICMP6_FILTER: Final = 1
-_IP_MTU_DISCOVER: Final = 10
-_IPV6_MTU_DISCOVER: Final = 23
-_PMTUDISC_PROBE: Final = 3
-_SO_TIMESTAMPNS: Final = 35
-_SO_ATTACH_FILTER: Final = 26
-"""asm-generic/socket.h; the `socket` module does not have them."""
 _ECHO_REPLY: Final = {Family.V4: 0, Family.V6: 129}
 _ICMPV6_TYPES: Final = 256
 _TIME: Final = struct.Struct("@ll")
@@ -61,14 +61,12 @@ class EchoSocket:
             hint = "is CAP_NET_RAW missing?" if error.errno == errno.EPERM else ""
             raise KernelError("open", f"raw {family} socket", error.errno or 0, hint) from error
         level, option = (
-            (socket.IPPROTO_IP, _IP_MTU_DISCOVER)
-            if v4
-            else (socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER)
+            (socket.IPPROTO_IP, IP_MTU_DISCOVER) if v4 else (socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER)
         )
         try:
             self._filter()
-            self._sock.setsockopt(level, option, _PMTUDISC_PROBE)
-            self._sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+            self._sock.setsockopt(level, option, IP_PMTUDISC_PROBE)
+            self._sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
         except OSError as error:
             self._sock.close()
             raise KernelError("set up", f"raw {family} socket", error.errno or 0) from error
@@ -91,7 +89,7 @@ class EchoSocket:
             except OSError:
                 continue  # an error of a former packet, which is reported once
             for level, kind, data in ancillary:
-                if level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS:
+                if level == socket.SOL_SOCKET and kind == SO_TIMESTAMPNS:
                     seconds, nanoseconds = _TIME.unpack_from(data)
                     yield self._body(packet), seconds + nanoseconds / 1e9
 
@@ -107,7 +105,7 @@ class EchoSocket:
     def _filter(self) -> None:
         if self.family is Family.V4:
             passes = struct.pack("=I", ~(1 << _ECHO_REPLY[Family.V4]) & 0xFFFF_FFFF)
-            self._sock.setsockopt(_SOL_RAW, _ICMP_FILTER, passes)
+            self._sock.setsockopt(SOL_RAW, _ICMP_FILTER, passes)
         else:
             blocked = [0xFFFF_FFFF] * (_ICMPV6_TYPES // 32)
             wanted = _ECHO_REPLY[Family.V6]
@@ -118,7 +116,4 @@ class EchoSocket:
         # ICMP begins at the length that IPv4's header names; with IPv6 the socket sees ICMP alone.
         load = [(0xB1, 0, 0, 0), (0x48, 0, 0, 4)] if self.family is Family.V4 else [(0x28, 0, 0, 4)]
         lines = [*load, (0x15, 0, 1, self.ident), (0x06, 0, 0, _ACCEPT), (0x06, 0, 0, 0)]
-        code = b"".join(struct.pack("=HBBI", *line) for line in lines)
-        buffer = ctypes.create_string_buffer(code, len(code))
-        program = struct.pack("@HP", len(lines), ctypes.addressof(buffer))
-        self._sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+        attach_filter(self._sock, b"".join(struct.pack("=HBBI", *line) for line in lines))

@@ -16,11 +16,10 @@ from typing import Final
 from pyflannel.core.ip import IPAddress
 from pyflannel.kernel import rtnl
 from pyflannel.kernel.base import IpipAttrs, Link, VxlanAttrs
-from pyflannel.kernel.rtnl import Request, nested_attributes
+from pyflannel.kernel.rtnl import U32, Request, nested_attributes
 
 IFINFOMSG: Final = struct.Struct("=BxHiII")
 """Family, type, index, flags, change."""
-_U32: Final = struct.Struct("=I")
 _PORT: Final = struct.Struct("!H")
 
 IFF_UP: Final = 0x1
@@ -159,7 +158,7 @@ def _number(attributes: dict[int, bytes], kind: int) -> int:
     value = attributes.get(kind)
     if value is None:
         return 0
-    (number,) = _U32.unpack(value)
+    (number,) = U32.unpack(value)
     return int(number)
 
 

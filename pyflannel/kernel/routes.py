@@ -44,11 +44,11 @@ _RTA_PRIORITY: Final = 6
 _RTA_PREFSRC: Final = 7
 _RTA_METRICS: Final = 8
 _RTA_MULTIPATH: Final = 9
-_RTA_TABLE: Final = 15
+RTA_TABLE: Final = 15
 _RTA_VIA: Final = 18
-_RTA_ENCAP: Final = 22
+RTA_ENCAP: Final = 22
 _RTA_NH_ID: Final = 30
-_RTA_ALTERING: Final = frozenset((_RTA_METRICS, _RTA_ENCAP, _RTA_NH_ID))
+_RTA_ALTERING: Final = frozenset((_RTA_METRICS, RTA_ENCAP, _RTA_NH_ID))
 """Attributes that make another route of one which looks like ours."""
 _RTA_OF_NEXT_HOP: Final = frozenset((_RTA_OIF, _RTA_GATEWAY, _RTA_MULTIPATH, _RTA_VIA))
 """Attributes that say what RTA_NH_ID says."""
@@ -160,7 +160,7 @@ def key_of_body(body: bytes) -> RouteKey | None:
     if tos or flags & RTM_F_CLONED or (af != AF_INET and af != AF_INET6):
         return None
     attributes = attributes_from(body, _RTMSG.size)
-    value = attributes.get(_RTA_TABLE)
+    value = attributes.get(RTA_TABLE)
     if value is not None:
         (table,) = U32.unpack(value)
     if table != RT_TABLE_MAIN:
@@ -198,7 +198,7 @@ def decode_route(body: bytes) -> Route | None:
         return None
     attributes = attributes_from(body, _RTMSG.size)
     get = attributes.get
-    value = get(_RTA_TABLE)
+    value = get(RTA_TABLE)
     if value is not None:
         (table,) = U32.unpack(value)
     if table != RT_TABLE_MAIN:

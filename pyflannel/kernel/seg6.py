@@ -18,6 +18,7 @@ from pyflannel.core.errors import KernelError
 from pyflannel.kernel.base import Route
 from pyflannel.kernel.objects import delete_request, set_request
 from pyflannel.kernel.request import query, transact
+from pyflannel.kernel.routes import RTA_ENCAP, RTA_TABLE
 from pyflannel.kernel.rtnl import (
     AF_INET6,
     NLM_F_ACK,
@@ -31,9 +32,7 @@ from pyflannel.kernel.rtnl import (
     host_network,
 )
 
-RTA_TABLE: Final = 15
 RTA_ENCAP_TYPE: Final = 21
-RTA_ENCAP: Final = 22
 LWTUNNEL_ENCAP_SEG6_LOCAL: Final = 7
 SEG6_LOCAL_ACTION: Final = 1
 SEG6_LOCAL_OIF: Final = 7

@@ -14,6 +14,12 @@ from typing import Final
 
 from pyflannel.core.errors import DeviceUnavailable, KernelError, NotPermitted
 from pyflannel.core.ip import IPAddress
+from pyflannel.kernel.sockopts import (
+    IP_MTU_DISCOVER,
+    IPV6_MTU_DISCOVER,
+    SO_RCVBUFFORCE,
+    SO_SNDBUFFORCE,
+)
 
 BUFFER_BYTES: Final = 8 << 20
 """Asked for in each direction. A reader that is kept away for 5 ms (a dump, a garbage collection,
@@ -25,12 +31,6 @@ IP_PMTUDISC_WANT: Final = 1
 IP_PMTUDISC_DO: Final = 2
 IP_PMTUDISC_PROBE: Final = 3
 """linux/in.h; the values of IPv6 are the same."""
-
-_IP_MTU_DISCOVER: Final = 10
-_IPV6_MTU_DISCOVER: Final = 23
-_SO_SNDBUFFORCE: Final = 32
-_SO_RCVBUFFORCE: Final = 33
-"""asm-generic/socket.h: beyond net.core.*mem_max, with CAP_NET_ADMIN. Not in `socket`."""
 
 _UDP_GRO: Final = 104
 """linux/udp.h. Not in `socket`."""
@@ -78,13 +78,13 @@ def open_udp(
     try:
         if not v4:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        _enlarge(sock, _SO_RCVBUFFORCE, socket.SO_RCVBUF, buffer_bytes)
-        _enlarge(sock, _SO_SNDBUFFORCE, socket.SO_SNDBUF, buffer_bytes)
+        _enlarge(sock, SO_RCVBUFFORCE, socket.SO_RCVBUF, buffer_bytes)
+        _enlarge(sock, SO_SNDBUFFORCE, socket.SO_SNDBUF, buffer_bytes)
         if mtu_discover is not None:
             if v4:
-                sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, mtu_discover)
+                sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, mtu_discover)
             else:
-                sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, mtu_discover)
+                sock.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, mtu_discover)
         sock.bind((str(address), port))
     except OSError as error:
         sock.close()
@@ -112,7 +112,7 @@ def adopt_udp(fd: int, address: IPAddress, port: int, *, mtu_discover: int) -> s
             sock.setblocking(False)  # noqa: FBT003
             # Of a process that was killed; who wants it switches it on.
             sock.setsockopt(socket.IPPROTO_UDP, _UDP_GRO, 0)
-            sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, mtu_discover)
+            sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, mtu_discover)
     except OSError:
         fits = False
     if not fits:

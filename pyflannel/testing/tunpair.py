@@ -12,11 +12,11 @@ import socket
 from types import TracebackType
 from typing import Final, Self
 
+from pyflannel.kernel.sockopts import SO_SNDBUFFORCE
+
 DEFAULT_BUFFER_BYTES: Final = 4 << 20
 """Asked for in each direction. The kernel charges some 800 bytes for the smallest packet, so that
 this is 5,000 of them; without privileges net.core.wmem_max (212,992) bounds it to 270."""
-
-_SO_SNDBUFFORCE: Final = 32
 
 
 class TunPair:
@@ -28,7 +28,7 @@ class TunPair:
             end.setblocking(False)  # noqa: FBT003  the socket module's signature
             try:
                 # The sender's buffer holds what the receiver has not read yet (unix(7)).
-                end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, buffer_bytes)
+                end.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, buffer_bytes)
             except PermissionError:
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer_bytes)
 

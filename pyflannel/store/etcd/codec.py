@@ -25,15 +25,12 @@ from typing import Final
 from pyflannel.core.ip import SubnetKey, format_ip, parse_ip, parse_ipv4, parse_subnet_key
 from pyflannel.core.lease import Lease, LeaseAttrs
 from pyflannel.foreign import shown
-from pyflannel.gocompat.json import JsonObject, compact_raw, loads_go
+from pyflannel.gocompat.json import HTML, JsonObject, compact_raw, loads_go
 from pyflannel.records import dataclass
 from pyflannel.store.etcd.base import MAX_VALUE_BYTES, KeyValue
 
 _UNSPECIFIED: Final = IPv4Address(0)
 """How upstream writes "no IPv4 address"."""
-
-_HTML: Final = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
-"""What Go escapes inside strings beyond JSON's own rules (encoding/json, `HTMLEscape`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +93,7 @@ def encode_attrs(attrs: LeaseAttrs) -> bytes:
         f'"PublicIPv6":{public_ipv6}',
     ]
     if attrs.backend_type:
-        quoted = json.dumps(attrs.backend_type, ensure_ascii=False).translate(_HTML)
+        quoted = json.dumps(attrs.backend_type, ensure_ascii=False).translate(HTML)
         fields.append(f'"BackendType":{quoted}')
     if attrs.backend_data:
         fields.append(f'"BackendData":{compact_raw(attrs.backend_data)}')
