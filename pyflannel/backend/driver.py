@@ -358,7 +358,7 @@ class Driver:
         except Exception:
             # A defect; which of them it was is found out one by one. Being told the same again is
             # nothing to a network.
-            log.debug("lease events not taken together", exc_info=True)
+            log.debug("lease events failed together, taking them one by one", exc_info=True)
             for event in events:
                 self._hand_over_alone(event)
 
@@ -386,7 +386,10 @@ class Driver:
         for name in new[:NAMED_FAILURES]:
             log.warning("not applied, will be retried", what=name, reason=str(failures[name]))
         if len(new) > NAMED_FAILURES:
-            log.warning("more was not applied", count=len(new) - NAMED_FAILURES)
+            log.warning(
+                "more is not applied, pyflannel status lists all of it",
+                count=len(new) - NAMED_FAILURES,
+            )
         over = [name async for name in paced(self._attempts) if name not in failures]
         for name in over[:NAMED_FAILURES]:
             log.info("recovered", what=name, attempts=self._attempts[name])

@@ -72,6 +72,6 @@ async def _until_stopped(work: Callable[[], Awaitable[None]]) -> int:
     if late:
         log.warning("orderly end took too long, ending anyway", deadline_s=STOP_DEADLINE_S)
     elif not task.cancelled() and (error := task.exception()) is not None:
-        log.warning("while stopping", error=error)
+        log.warning("error while stopping", error=error)
     log.info("Exiting cleanly...")
     return EXIT_OK

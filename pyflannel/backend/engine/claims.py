@@ -159,7 +159,7 @@ class Claims:
         if self._named <= NAMED_PEERS:
             say(event, peer=describe(owner), **fields)
         elif self._named == NAMED_PEERS + 1:
-            log.warning("there is something with more peers; pyflannel peers has all of them")
+            log.warning("more messages about peers are left out; pyflannel peers lists all of them")
 
     def _warn(self, owner: SubnetKey, conflict: Conflict) -> None:
         """Says once that a peer is carried all the same."""
@@ -168,12 +168,12 @@ class Claims:
         self._warned.add(conflict)
         if len(self._warned) <= NAMED_WARNINGS:
             log.warning(
-                "peer carried, hosts with addresses of its subnet are no longer reached directly",
+                "peer carried although it overlaps; hosts in its subnet are not reached directly",
                 peer=owner.describe(),
                 reason=str(conflict),
             )
         elif len(self._warned) == NAMED_WARNINGS + 1:
-            log.warning("more peers overlap a connected prefix; they are carried all the same")
+            log.warning("more peers overlap a connected prefix; they are carried as well")
 
     def _claim(self, owner: Owner, things: tuple[TableEntry, ...]) -> None:
         before = self._objects.pop(owner, ())
@@ -193,7 +193,7 @@ class Claims:
                 self._contested.add(thing.key)
                 self._say_of_peer(
                     log.warning,
-                    "two peers claim the same entry, the one that was written last gets it",
+                    "two peers claim the same entry; the lease that was written last gets it",
                     owner,
                     entry=str(thing),
                     other=describe(holder),

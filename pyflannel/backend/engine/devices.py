@@ -70,7 +70,7 @@ class DeviceKeeper:
             difference = self._mismatch(device, link)
             if difference:
                 log.warning(
-                    "device is there with other settings, creating it anew",
+                    "device has other settings than wanted, deleting and creating it",
                     device=device.name,
                     difference=difference,
                 )
@@ -129,7 +129,7 @@ class DeviceKeeper:
         difference = device.mismatch(link)
         if difference:
             log.warning(
-                "the kernel made the device otherwise than asked",
+                "the kernel created the device with other settings than asked for",
                 device=device.name,
                 difference=difference,
             )

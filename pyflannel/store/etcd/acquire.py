@@ -359,7 +359,7 @@ class Acquisition:
                 log.warning("deleted another lease of this node", subnet=stale.key.describe())
         except (StoreError, PublicIPInUse) as error:
             log.warning(
-                "another lease of this node is left to its time limit",
+                "another lease of this node is not deleted, it ends by itself",
                 subnet=stale.key.describe(),
                 error=error,
             )

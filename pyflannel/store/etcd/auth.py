@@ -79,7 +79,7 @@ class Tokens:
         self._more_s = FIRST_PATIENCE_S
         self._tried = ""
         self._pause_ends = float("-inf")
-        self._refusal = StoreDenied("etcd refuses each token that it gives us", kind="token")
+        self._refusal = StoreDenied("etcd rejects the tokens that it issues to us", kind="token")
 
     @property
     def configured(self) -> bool:

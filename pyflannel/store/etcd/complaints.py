@@ -92,7 +92,7 @@ class Complaints:
             )
         else:
             log.warning(
-                "own lease not looked after, trying again",
+                "own lease not checked or written, trying again",
                 subnet=self._own.held().key.describe(),
                 step=do.value,
                 error=error,
@@ -102,7 +102,7 @@ class Complaints:
         """Says that a trouble is over, if there was one."""
         lasted = self._trouble.over(self._clock.monotonic())
         if lasted is not None:
-            log.info("own lease is looked after again", after_s=round(lasted, 1))
+            log.info("own lease is checked and written again", after_s=round(lasted, 1))
 
 
 def answer_of(error: StoreError | LeaseError) -> Answer:

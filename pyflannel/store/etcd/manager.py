@@ -363,7 +363,10 @@ class EtcdLeaseStore:
         except NetworkConfigChanged as change:
             if starting or not self._seeking.divide_anew():
                 raise
-            log.info("the network is divided differently now, trying at once", change=change)
+            log.info(
+                "the network config changed the size or range of subnets, asking at once",
+                change=change,
+            )
         except (StoreError, LeaseError) as error:
             if starting and isinstance(error, StoreDenied | StoreConfigError | SubnetsOverlap):
                 raise

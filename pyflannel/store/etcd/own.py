@@ -134,7 +134,9 @@ class OwnLease:
             try:
                 await self._judge(kv)
             except StoreConflict:
-                self._holding.doubt(self._clock.monotonic(), "our key changed under our hands")
+                self._holding.doubt(
+                    self._clock.monotonic(), "our key changed between a read and a write"
+                )
         elif kv.mod_revision < ours.revision:
             # Late news of an earlier write of ours, or a store that was set back.
             self._holding.doubt(self._clock.monotonic(), "an older revision of our key was seen")
@@ -147,7 +149,8 @@ class OwnLease:
         if kv is not None and seen is not None:
             if self._is_own_write(seen):
                 log.info(
-                    "a write of our lease was carried out after all", subnet=ours.key.describe()
+                    "etcd carried out a write of our lease that it had not answered",
+                    subnet=ours.key.describe(),
                 )
                 self._set_lease(replace(ours, attrs=seen.attrs, revision=kv.mod_revision))
                 return
@@ -186,7 +189,7 @@ class OwnLease:
                 return
             self._answered = now
             log.warning(
-                "somebody else wrote our lease as it was; another node may be using our public IP",
+                "another client wrote our lease unchanged; another node may be using our public IP",
                 subnet=subnet,
                 public_ip=ours.attrs.public_ip,
             )
@@ -205,7 +208,7 @@ class OwnLease:
     async def _is_given_back(self, ours: Lease, holder: object) -> bool:
         """Waits a moment for our key to become ours again; then it has to be judged again."""
         log.warning(
-            "another node's address was written to our lease; waiting whether that stays",
+            "another node's address was written to our lease; waiting a moment before giving it up",
             subnet=ours.key.describe(),
             holder=holder,
         )

@@ -124,7 +124,7 @@ class Seeking:
             await self._look_at_config()
         if self._config.ahead is not None:
             raise NetworkConfigChanged(
-                "the network config changed before a subnet was to be had; "
+                "the network config changed before a subnet was free; "
                 "starting over with the new one"
             )
         lease = await acquisition.attempt(self._own.wanted)

@@ -434,7 +434,9 @@ async def test_of_very_many_the_first_are_logged_and_all_are_in_the_report(caplo
     said = [record.message for record in caplog.records]
     assert said.count("peer ignored") == 20
     assert said.count("peer is no longer ignored") == 20
-    assert said.count("there is something with more peers; pyflannel peers has all of them") == 2
+    assert (
+        said.count("more messages about peers are left out; pyflannel peers lists all of them") == 2
+    )
 
 
 async def test_another_plan_re_points_the_device_and_the_peers():
