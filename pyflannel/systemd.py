@@ -52,7 +52,7 @@ class Notifier:
 
     @property
     def is_connected(self) -> bool:
-        """Whether somebody listens."""
+        """Whether a service manager listens."""
         return bool(self._address)
 
     def ready(self, status: str = "") -> OSError | None:

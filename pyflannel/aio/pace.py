@@ -1,7 +1,7 @@
-"""Work with very many objects that lets others have their turn.
+"""Work on very many objects, with pauses for the event loop.
 
 How long one of them takes depends on the machine, so what is bounded is time, not a count. Freeing
-is work too: the last reference to a list of a hundred thousand routes takes 60 ms with it.
+is work too: to drop the last reference to a list of a hundred thousand routes takes 60 ms.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _FROZEN_EVERY: Final = 16
 
 
 class Pace:
-    """Steps aside for the event loop after each `HOLD_S` of work.
+    """Gives way to the event loop after each `HOLD_S` of work.
 
     Work that takes long makes many objects without cycles (`heap.py`).
     """

@@ -1,4 +1,4 @@
-"""Several who may answer, and one answer is enough."""
+"""Asks several, and takes the first answer."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable, Sequence
 async def first_to_answer(
     questions: Sequence[Callable[[], Awaitable[bool]]], *, head_start_s: float, within_s: float
 ) -> int | None:
-    """Who of several says yes first; the others are not waited for.
+    """Which of several says yes first; the others are not waited for.
 
-    The first one is asked alone for a moment: where it answers, the others hear nothing of it.
+    The first one is asked alone for a moment: if it answers, the others are not asked.
 
     Args:
         questions: each is a coroutine function that must not raise.

@@ -1,4 +1,4 @@
-"""A few threads for calls that block, and may block for longer than anybody wants to wait.
+"""A few threads for calls that block, and may block for longer than the caller can wait.
 
 `concurrent.futures.ThreadPoolExecutor` joins its threads when the interpreter ends, so one name
 lookup that hangs for half a minute would delay the exit of a daemon which was told to stop. These
@@ -99,7 +99,7 @@ class ThreadPool:
                     deliver = partial(future.set_result, call())
                 except BaseException as error:  # noqa: BLE001 - it is the caller's
                     deliver = partial(future.set_exception, error)
-            # First: who has the result may ask for more, and is to find this thread free.
+            # First: the caller may ask again with the result, and finds this thread free.
             self._idle.release()
             if deliver is not None:
                 deliver()

@@ -1,6 +1,6 @@
 """Bounds what strangers can hold of a server: connections, and time without a request.
 
-The health port is open to everybody who reaches the node. Without bounds 1,500 connections that
+The health port is open to every host that reaches the node. Without bounds 1,500 connections that
 send nothing take all descriptors of the daemon, and then it answers no one.
 
 A connection must complete a request within `request_s` of its beginning, and the next one within

@@ -191,7 +191,7 @@ async def _resolve(host: str, port: int) -> tuple[int, tuple[str | int, ...]]:
     """Family and address to bind to.
 
     Raises:
-        DeviceUnavailable: it is no address, and no name that somebody knows.
+        DeviceUnavailable: it is no address, and no name that can be resolved.
     """
     try:
         if ip_address(host).is_unspecified:

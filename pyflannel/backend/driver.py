@@ -12,8 +12,8 @@ on it is decided by `Schedule`, a state machine without clock or task; `Driver` 
 * A failure is logged when it appears and when it is over, not in between.
 
 A lease event is kept until the network has taken it. One that the network cannot take (a defect,
-met by what somebody wrote into a lease) is told, counted and handed over again with each full pass,
-and holds up no other.
+brought up by what was written into a lease) is logged, counted and handed over again with each full
+pass, and holds up no other.
 
 Only the driver calls the network, one method at a time (`notice` excepted). An exception that is
 none of ours is a defect: it is logged with its traceback, counted, and the loop goes on.
@@ -224,7 +224,7 @@ class Driver:
         self._wake.set()
 
     async def settled(self) -> None:
-        """Returns when all that was submitted has been through a pass, be it a failed one."""
+        """Returns when all that was submitted has been through a pass, also one that failed."""
         await self._settled.wait()
 
     async def rebase(self, underlay: ExternalInterface, lease: Lease | None = None) -> LeaseAttrs:
@@ -260,7 +260,7 @@ class Driver:
                 self.stats.defects += 1
                 log.exception("defect while listening to the kernel")
                 reason = str(error)
-            # Whatever happened until we listen again went by unseen.
+            # What happens until we listen again is not seen.
             self._notice(Notification(topic=Topic.OVERFLOW))
             log.debug("kernel notifications interrupted", reason=reason)
             await self._clock.sleep(backoff.next())
@@ -356,8 +356,8 @@ class Driver:
         try:
             self._network.update(events)
         except Exception:
-            # A defect; which of them it was is found out one by one. Being told the same again is
-            # nothing to a network.
+            # A defect; which of them it was is found out one by one. A network may be told the same
+            # event twice.
             log.debug("lease events failed together, taking them one by one", exc_info=True)
             for event in events:
                 self._hand_over_alone(event)

@@ -14,7 +14,7 @@ data, a JSON string. (Standard output only; upstream mixes standard error in.)
 *No shell.* A command line is split into words as a shell would, quotes and backslashes heeded; then
 `$NAME` and `${NAME}` are replaced inside each word, unknown names by nothing, and a value with
 blanks stays one word. Nothing else of a shell is there: `;`, `|`, `>`, `$(…)` are plain characters.
-Who wants them writes `sh -c "… ; …"`. (Upstream has no shell either since v0.28.2, but does not
+For those write `sh -c "… ; …"`. (Upstream has no shell either since v0.28.2, but does not
 understand quotes, which its own samples use.)
 
 Per peer there is a desired lease and the one the commands were last run for. A changed lease is

@@ -17,8 +17,8 @@ this backend or of another one, and to be deleted:
 
 An operator's own static route that fulfils all of this claims an address range that flannel may
 lease to a node at any time; other static routes into the network are left alone, whatever they are.
-And strays are looked for once, after a start: a route that appears later was put there by somebody
-who is at work right now.
+Strays are looked for once, after a start: a route that appears later was put there by a program or
+a person that is at work now.
 """
 
 from __future__ import annotations

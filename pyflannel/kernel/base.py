@@ -180,7 +180,7 @@ class Route:
 
     @property
     def next_hops(self) -> tuple[IPAddress, ...]:
-        """All gateways, be it one or several."""
+        """All gateways, one or several."""
         return self.hops if self.gateway is None else (self.gateway,)
 
     @property
@@ -367,7 +367,7 @@ class Netlink(Protocol):
         ...
 
     async def delete_link(self, index: int) -> None:
-        """Deletes a link; one that is not there is well deleted."""
+        """Deletes a link; one that is not there counts as deleted."""
         ...
 
     async def set_link(

@@ -9,7 +9,7 @@ it does in the others (seen on Linux 6.18; the sources back to 4.19 read the sam
 * IPv4 addresses: the scope stays what it was, and `10.5.1.0 peer 10.7.0.1/32` is another address
   than `10.5.1.0/32`, though it looks alike.
 * IPv6 routes with an onlink gateway: refused (EINVAL) if the best route to the gateway leads
-  through another link, be it the very route that is to be replaced.
+  through another link, even if that is the route to be replaced.
 * Neighbours, and FDB entries of unicast MACs: replace does replace.
 
 And *delete exactly this* is not what RTM_DELROUTE does: no gateway in the request means any

@@ -218,7 +218,7 @@ class KernelNetlink:
         return link
 
     async def delete_link(self, index: int) -> None:
-        """Deletes a link; one that is not there is well deleted."""
+        """Deletes a link; one that is not there counts as deleted."""
         (answer,) = await self._channel.transact("link delete", [links.delete_link(index)])
         if answer.errno and answer.errno not in ABSENT:
             raise _error("link delete", f"dev {index}", answer)

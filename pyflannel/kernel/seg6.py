@@ -1,7 +1,7 @@
 """A route of the kernel's SRv6 (`seg6local`), synchronously: frames come out of their packets.
 
-Such a route undresses whatever reaches it. So it stands in a table of its own, and a rule leads
-there from one interface alone.
+Such a route decapsulates every packet that reaches it. So it stands in a table of its own, and a
+rule leads there from one interface alone.
 
 Source: RFC 8986 §4.9 (End.DX2); include/uapi/linux/seg6_local.h, lwtunnel.h, rtnetlink.h,
 fib_rules.h.
@@ -62,7 +62,7 @@ def put_host_route(address: IPv6Address, via: int) -> None:
 
 
 def delete_host_route(address: IPv6Address, via: int) -> None:
-    """Deletes that route; one that is not there is well deleted.
+    """Deletes that route; one that is not there counts as deleted.
 
     Raises:
         KernelError: anything else.

@@ -24,7 +24,7 @@ def claim(options: DaemonOptions, stack: contextlib.AsyncExitStack) -> tuple[Dae
     """
     SingleInstance(options.subnet_file).hold(stack)
     for pid in upstream_daemons():
-        # Not refused: it may be about to end, and which of the two shall go is not ours to say.
+        # Not refused: it may be about to end, and which of the two to stop is for the operator.
         log.warning("flanneld runs on this node too; two daemons fight, stop one", pid=pid)
     not_ours = claim_docker_file(options.docker_opts_file, stack)
     return (replace(options, docker_opts_file="") if not_ours else options), not_ours

@@ -1,10 +1,10 @@
 """The pods' bridge after the node got another podCIDR.
 
 The plugin `bridge` gives `cni0` the first address of the subnet, and refuses to work when it finds
-another one there: every new pod fails (`"cni0" already has an IP address different from …`), and
-flannel leaves it at that. So the address of the former subnet is taken off, if nothing is on it:
-the plugin then sets the new one. With pods on it the bridge stays as it is, for they lose their
-gateway otherwise; which pods have to go is said.
+another one there: every new pod fails (`"cni0" already has an IP address different from …`).
+flannel does nothing about that. We take the address of the former subnet off if no pod is on the
+bridge, and the plugin sets the new one. With pods on it the bridge stays as it is, since they would
+lose their gateway; a log line says which pods have to go.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The network config while a node runs: a change is told, and takes effect at a restart."""
+"""The network config while a node runs: a change is reported, and takes effect at a restart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sockets of the probes. Their rooms are imported when one is opened, after the start."""
+"""The sockets of the probes. Their modules are imported when one is opened, after the start."""
 
 from __future__ import annotations
 

@@ -1,18 +1,18 @@
 """`subnet.env` and `docker_opts.env`: written whole or not at all, again when deleted or damaged.
 
-Docker, CNI plugins and our own next start read them. They change only when the subnet does: like
-upstream we never rewrite them for a changed MTU: their readers have built on the old value.
+Docker, CNI plugins and our own next start read them. They change only when the subnet does. Like
+upstream we never rewrite them for a changed MTU, because their readers have built on the old value.
 
 Damaged is a `subnet.env` that says something else than was written (it was truncated, or edited),
 and a `docker_opts.env` that does not give docker our subnet; `core.subnetenv` judges. A file is
-judged when it has not changed between two looks: somebody may be writing it at this moment.
+judged when it has not changed between two looks: it may be in the middle of a write.
 
-A disk that is full or read-only is no reason to stop carrying packets: it is said once, retried,
-and the node is not ready until `subnet.env` is there.
+A disk that is full or read-only is no reason to stop carrying packets. The failure is logged once,
+the write is tried again, and the node is not ready until `subnet.env` is there.
 
-They are taken back when the subnet that they name is another node's and there is none for us: who
-starts a container by them would give it an address of the other node. So are those that a former
-run left, while a start waits for a subnet.
+The files are taken back when the subnet that they name is another node's and there is none for us:
+a container that is started with them would get an address of the other node. So are those that a
+former run left, while a start waits for a subnet.
 
 In a Kubernetes cluster the configuration for CNI may be written as well, after `subnet.env` and
 never before it. That one is written once for each subnet and left alone afterwards: other agents
@@ -248,7 +248,7 @@ class EnvFiles:
 
     @property
     def failures(self) -> str:
-        """What could not be written, and why; empty if nothing is amiss."""
+        """What could not be written, and why; empty if all of it is written."""
         return "; ".join(trouble.text for trouble in self._failed.values())
 
     def _write(self, path: Path) -> None:

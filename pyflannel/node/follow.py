@@ -4,14 +4,14 @@ Kernel notifications about links, addresses and default routes lead, after a mom
 question whether the overlay can stay where it is. It can as long as the interface is up, has a
 carrier and still has the leased address: a second address, a VPN's default route or a bridge beside
 it are no reason to move. Otherwise another underlay is chosen, as at the start; and the first one
-is gone back to when it returns, later and later if it keeps failing (`core.underlay` has the
+is gone back to when it returns, later and later if it keeps failing (`core.moving` has the
 rules).
 
 Where the overlay stays, or came to, on another card than before, or on one with another MAC, the
 neighbours are told (`kernel.ndisc`): they would send to the former one for half a minute.
 
-Another outcome is handed to the daemon; no outcome at all (the interface is gone for now), or one
-that the backend cannot work with, is reported and waited out, with everything left as it is.
+A new choice is handed to the daemon. Where there is none (the interface is gone for now), or one
+that the backend cannot work with, that is reported, and everything stays as it is.
 """
 
 from __future__ import annotations

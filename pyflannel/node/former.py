@@ -1,10 +1,10 @@
 """Takes away what a run with another network, or another subnet, has left.
 
-The former ones stand in `subnet.env`, and only until the file is written anew; so this comes
-between the two. Recognised is what `kernel/ownership.py` recognises as that run's: routes through
-our devices and to its peers, the addresses and neighbours on our devices, the blackhole route of
-its own subnet. None of it is wanted: there is no need to wait for the leases, as there is for
-leftovers inside the present network, which the backends sweep. (Rules: `traffic/`.)
+`subnet.env` names the former ones until it is written anew, so this runs before that.
+`kernel/ownership.py` recognises what that run made: routes through our devices and to its peers,
+the addresses and neighbours on our devices, the blackhole route of its own subnet. None of it is
+wanted, so there is no need to wait for the leases, as there is for leftovers inside the present
+network, which the backends sweep. (Rules: `traffic/`.)
 
 A device that the present backend has no use for stays, as with upstream; `pyflannel cleanup` takes
 it away.

@@ -36,7 +36,7 @@ def run(work: Callable[[], Awaitable[None]]) -> int:
     """Runs until the work ends or a stop is asked for; returns the exit code.
 
     Raises:
-        BaseException: whatever the work raised of its own accord.
+        BaseException: what the work raised by itself.
     """
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(_until_stopped(work))

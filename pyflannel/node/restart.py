@@ -1,9 +1,9 @@
 """Whether a stop that was asked for is one half of a restart.
 
-A node that gives its subnet back when it is thrown away must not do so when its unit is restarted,
-for an upgrade, say: docker and the containers keep the former subnet. The signal is the same; the
-job that the service manager is working at tells. Without a service manager a stop is a stop; where
-one is there and does not answer, it is taken for a restart, and the lease ends by itself.
+A node that gives its subnet back at its end must not do so when its unit is restarted (for an
+upgrade, say): docker and the containers keep the former subnet. The signal is the same in both
+cases, so the service manager is asked which job it is at. Without a service manager a stop is a
+stop. One that does not answer counts as a restart, and the lease ends by itself.
 """
 
 from __future__ import annotations

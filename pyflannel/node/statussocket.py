@@ -1,4 +1,4 @@
-"""The status socket of a running daemon, brought up when it is not in the way.
+"""The status socket of a running daemon, opened when that does not slow down the start.
 
 Its library takes longer to import than the rest of the start. So it is imported in a thread, after
 the first leases are programmed. A start that takes long (it waits for etcd) must be able to tell

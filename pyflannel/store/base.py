@@ -78,7 +78,7 @@ class Standing:
 
 
 class LeaseStore(Protocol):
-    """Owns this node's lease and knows everybody's."""
+    """Owns this node's lease and knows those of all nodes."""
 
     @property
     def origin(self) -> ConfigOrigin:

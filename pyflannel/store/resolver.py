@@ -43,7 +43,7 @@ class Resolver(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        """Nothing: what is asked belongs to somebody else."""
+        """Nothing: `Names` is closed by its owner."""
 
 
 def in_threads(threads: ThreadPool) -> Addresses:

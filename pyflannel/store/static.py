@@ -245,7 +245,7 @@ class StaticLeaseStore:
     # Looking
 
     async def _follow(self) -> None:
-        """Looks at the file for as long as somebody listens."""
+        """Looks at the file for as long as its changes are read."""
         while True:
             if self._file.look():
                 async with self._changed:

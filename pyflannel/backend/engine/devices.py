@@ -96,7 +96,7 @@ class DeviceKeeper:
         return kept
 
     async def _delete_renamed(self, device: Device) -> None:
-        """Deletes our device under the name that somebody gave it; two of one VNI cannot be."""
+        """Deletes our device, which was renamed: there cannot be two of one VNI."""
         former = self._kept.pop(device.name, None)
         if former is None or device.create is None:
             return

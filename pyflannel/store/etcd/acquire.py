@@ -86,7 +86,7 @@ class Acquisition:
         self._store = store
         self._prefix = prefix
         self.config = config
-        """What the next attempt chooses under; may be replaced between two."""
+        """The network config that the next attempt goes by; may be replaced between two."""
         self._clock = clock
         self._ttl_s = ttl_s
         self._random = rng
@@ -112,7 +112,7 @@ class Acquisition:
         Raises:
             StoreConflict: somebody else was faster; try again.
             SubnetsExhausted: nothing is free.
-            SubnetsOverlap: nothing can be had, whatever becomes free.
+            SubnetsOverlap: each subnet would get in the way of something, the taken ones as well.
             PublicIPInUse: another live node holds a lease under our public IP.
             StoreError: etcd failed; what was written is found by the next attempt.
         """
@@ -266,7 +266,7 @@ class Acquisition:
         """Takes a new lease back if one that was there before it has one of its two subnets.
 
         Raises:
-            StoreConflict: so it was.
+            StoreConflict: there was one; the new lease is taken back.
         """
         if mine.key.v4 is None or mine.key.v6 is None:
             return

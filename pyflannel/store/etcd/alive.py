@@ -5,8 +5,8 @@ ask on its own whether its member is frozen; that was most of what a cluster at 
 what one watch has heard counts for the other: an endpoint is asked when nothing has been heard from
 it for a while, and watches that come with the question while it is asked share the answer.
 
-That the *watch* is still served is not shown by an answer to anybody else. TCP's keepalive tells of
-a connection that is dead; a member that is alive and forgets a watch is not known to exist.
+An answer to another request does not show that the *watch* is still served. TCP's keepalive notices
+a dead connection; no member is known that is alive and forgets a watch.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Alive(Generic[E]):
         """Returns if the endpoint was heard lately, or is heard now.
 
         Raises:
-            whatever `ask` raises.
+            What `ask` raises.
         """
         if self.patience_s(endpoint) > 0.0 and endpoint in self._heard:
             return

@@ -1,8 +1,8 @@
 """The token under which we speak to an etcd that knows users.
 
 A token is good for every member, and lost with a restart of etcd, by disuse (5 minutes by default),
-or when etcd was restored. So it is fetched when it is first needed and again whenever etcd does not
-like it; requests that find out at the same time share one authentication, which costs etcd a bcrypt
+or when etcd was restored. So it is fetched when it is first needed and again whenever etcd rejects
+it; requests that find out at the same time share one authentication, which costs etcd a bcrypt
 (about 0.1 s). An etcd without authentication is remembered as such, until it asks for a token.
 
 A wrong password would cost that at every attempt of every part of the daemon. So there is one
@@ -83,7 +83,7 @@ class Tokens:
 
     @property
     def configured(self) -> bool:
-        """Whether there is somebody to authenticate."""
+        """Whether there is a user to authenticate."""
         return bool(self._user and self._password)
 
     async def get(self, endpoint: Endpoint) -> str:
@@ -117,9 +117,9 @@ class Tokens:
     def met_silence(self, token: str) -> None:
         """Says that a request with this token found no answer.
 
-        A member waits in silence for the log entry of a token's making, which a restored etcd does
-        not have. But an etcd that has too much to do is silent as well, and another bcrypt is the
-        last that it needs; see `answered_without`.
+        A member holds a request back until it has the log entry that made the token; a restored
+        etcd never has it. But an overloaded etcd is silent as well, and another bcrypt would add to
+        its load; see `answered_without`.
         """
         if token and self._token == token:
             self._silences += 1
@@ -129,8 +129,8 @@ class Tokens:
     def answered_without(self, seconds: float) -> None:
         """Says how long an endpoint took to answer a question without a token.
 
-        One that is quick there, and silent to our token for the second time, waits for something
-        that does not come.
+        An endpoint that is quick without a token, and silent to ours for the second time, waits for
+        a log entry that does not come.
         """
         if self._silences >= SILENCES and seconds < QUICKLY_S:
             self._forget()

@@ -160,7 +160,7 @@ class Store(Protocol):
         ...
 
     async def revoke(self, lease: int) -> None:
-        """Ends an etcd lease and deletes its keys; one that is gone already is well ended."""
+        """Ends an etcd lease and deletes its keys; one that is gone already counts as ended."""
         ...
 
     async def holds_v2(self, key: bytes) -> bool | None:
@@ -210,7 +210,7 @@ class Store(Protocol):
 
     @property
     def is_stranger(self) -> bool:
-        """Whether another cluster is used, for want of ours: what it lacks is not gone."""
+        """Whether another cluster is used while ours does not answer: what it lacks is not gone."""
         ...
 
     def server(self) -> Server:

@@ -18,9 +18,10 @@ CHALLENGE_S: Final = 1.0
 its watch within milliseconds; a second covers a busy node, and is paid only when in doubt."""
 CHALLENGE_POLL_S: Final = 0.1
 ANSWER_INTERVAL_S: Final = 0.3
-"""Least time between two answers to a challenge, so that two owners by mistake can never echo for
-ever; well below the second that a challenger waits. A challenger therefore leaves that time after
-the last write it has seen: a holder that has just answered another one would not answer it."""
+"""Least time between two answers to a challenge, so that two nodes which both own a lease by
+mistake do not echo each other without end; well below the second that a challenger waits. A
+challenger therefore leaves that time after the last write it has seen: a holder that has just
+answered another one would not answer it."""
 
 
 class Reply(enum.Enum):

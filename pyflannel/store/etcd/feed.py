@@ -1,4 +1,4 @@
-"""Everybody's leases, without gaps: a snapshot, then every event, then a snapshot after each gap.
+"""All leases, without gaps: a snapshot, then every event, then a snapshot after each gap.
 
 The cursor is ours. It advances past the last *event* that was delivered, never past a header's
 revision, because a server that is catching up sends several answers whose headers all carry its

@@ -7,9 +7,8 @@ others are out of reach. From one answer the two cannot be told apart; from all 
 
 * more than half of the endpoints name the same new cluster, and none of them ours: it took our
   cluster's place, and is ours from now on;
-* fewer do, and none of ours has answered for `ADOPT_AFTER_S`: the new one is followed for want of
-  ours, as a *stranger*. What is known of the peers stays, and as soon as one of ours answers again
-  we are back.
+* fewer do, and none of ours has answered for `ADOPT_AFTER_S`: the new one is followed as a
+  *stranger*. What is known of the peers stays, and we are back as soon as one of ours answers.
 
 With no memory (a first start) the first answers decide, if they agree.
 
@@ -36,7 +35,7 @@ class Cluster(enum.Enum):
     OURS = "ours"
     FOREIGN = "another cluster, not to be used"
     REPLACED = "the one that took the place of ours"
-    STRANGER = "another cluster, used for want of ours"
+    STRANGER = "another cluster, used while ours does not answer"
     BACK = "ours, after a stranger was used"
 
 
@@ -59,7 +58,7 @@ class Identity:
 
     @property
     def is_stranger(self) -> bool:
-        """Whether a stranger is used for want of ours."""
+        """Whether a stranger is used, because ours does not answer."""
         return self.used != self.home
 
     def follow(self, endpoints: Collection[str]) -> None:

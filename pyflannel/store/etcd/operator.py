@@ -153,7 +153,7 @@ async def _give_way(store: Store, prefix: str, key: SubnetKey, revision: int) ->
     """Takes a new reservation back if an overlapping lease was written before it.
 
     Raises:
-        StoreConflict: so it was.
+        StoreConflict: there was one; the reservation is taken back.
     """
     for other in (await list_leases(store, prefix)).leases:
         earlier = other.revision < revision

@@ -234,8 +234,8 @@ def _status(error: Etcd3Exception) -> int:
 class _Connections:
     """The book of connections: which are open, and whether a thread's request got onto one.
 
-    The first is for breaking them off from another thread. The second is the line between a write
-    that surely did not happen and one that may have; exceptions do not draw it.
+    The first is for breaking them off from another thread. The second tells a write that
+    surely did not happen from one that may have; exceptions do not tell.
     """
 
     def __init__(self) -> None:
