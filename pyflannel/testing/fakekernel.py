@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable
-from dataclasses import field, replace
-from ipaddress import IPv6Address, IPv6Interface, IPv6Network, ip_interface
+from dataclasses import replace
+from ipaddress import IPv6Interface, ip_interface
 from typing import Final
 
-from pyflannel.core.errors import DeviceUnavailable, KernelError, NotPermitted
+from pyflannel.core.errors import DeviceUnavailable, KernelError
 from pyflannel.core.ip import Family, IPAddress, IPNetwork, family_of
 from pyflannel.kernel.base import (
     NUD_FAILED,
@@ -30,9 +30,20 @@ from pyflannel.kernel.base import (
     Route,
     Set,
     Topic,
-    VxlanAttrs,
 )
-from pyflannel.records import dataclass
+from pyflannel.testing.fakedevice import (
+    LINK_LOCAL,
+    MTU_RANGE,
+    NAME_LIMIT,
+    VNI_LIMIT,
+    VXLAN_PORT,
+    Device,
+    check_mac,
+    collide,
+    default_mac,
+    eui64,
+    kernel_error,
+)
 from pyflannel.testing.fakeroutes import (
     REJECTING_TYPES,
     Entry,
@@ -44,26 +55,7 @@ from pyflannel.testing.fakeroutes import (
 
 RT_SCOPE_HOST: Final = 254
 IPV6_CONNECTED_METRIC: Final = 256
-VXLAN_PORT: Final = 8472
-"""What the kernel takes if no port is given."""
 _MISMATCH: Final = "Nexthop has invalid gateway or device mismatch"
-_LINK_LOCAL: Final = IPv6Network("fe80::/64")
-_NAME_LIMIT: Final = 15
-_VNI_LIMIT: Final = 1 << 24
-_MTU_RANGE: Final = range(68, 65536)
-
-
-@dataclass(slots=True)
-class Device:
-    """A link and what hangs on it."""
-
-    link: Link
-    carrier: bool = True
-    addresses: list[Address] = field(default_factory=list)
-    neighbours: dict[IPAddress, Neighbour] = field(default_factory=dict)
-    fdb: dict[str, FdbEntry] = field(default_factory=dict)
-    learned: dict[str, FdbEntry] = field(default_factory=dict)
-    tx_checksum: bool = True
 
 
 class FakeKernel:
@@ -101,7 +93,7 @@ class FakeKernel:
             name=name,
             kind=kind,
             mtu=mtu,
-            mac=_default_mac(index) if mac is None else mac,
+            mac=default_mac(index) if mac is None else mac,
             loopback=loopback,
             txqlen=1000,
             master=master,
@@ -123,22 +115,22 @@ class FakeKernel:
 
         if spec.kind not in self._kinds:
             raise refuse(errno.EOPNOTSUPP, f"this kernel has no {spec.kind} devices")
-        if len(spec.name) > _NAME_LIMIT:
+        if len(spec.name) > NAME_LIMIT:
             raise refuse(errno.ERANGE)
         if self.by_name(spec.name) is not None:
             raise refuse(errno.EEXIST)
         if spec.mac is not None and int(spec.mac[:2], 16) & 1:
             raise refuse(errno.EADDRNOTAVAIL)
-        if spec.mtu is not None and spec.mtu not in _MTU_RANGE:
+        if spec.mtu is not None and spec.mtu not in MTU_RANGE:
             raise refuse(errno.EINVAL)
         mtu, vxlan = spec.mtu, spec.vxlan
         if vxlan is not None:
-            if vxlan.vni >= _VNI_LIMIT:
+            if vxlan.vni >= VNI_LIMIT:
                 raise refuse(errno.ERANGE)
             if vxlan.link and vxlan.link not in self.devices:
                 raise refuse(errno.ENODEV)
             vxlan = replace(vxlan, port=vxlan.port or VXLAN_PORT)
-            if any(_collide(device.link.vxlan, vxlan) for device in self.devices.values()):
+            if any(collide(device.link.vxlan, vxlan) for device in self.devices.values()):
                 raise refuse(errno.EEXIST, "A VXLAN device with the specified VNI already exists")
             if mtu is None and vxlan.link:
                 overhead = 50 if vxlan.local is None or vxlan.local.version == 4 else 70
@@ -172,7 +164,7 @@ class FakeKernel:
             raise DeviceUnavailable("link set", subject, errno.ENODEV, "the link is gone")
         if mac is not None and int(mac[:2], 16) & 1:
             raise KernelError("link set", subject, errno.EADDRNOTAVAIL)
-        if mtu is not None and mtu not in _MTU_RANGE:
+        if mtu is not None and mtu not in MTU_RANGE:
             raise KernelError("link set", subject, errno.EINVAL)
         before = device.link
         if mac is not None:  # also if it is the one that it had
@@ -352,7 +344,7 @@ class FakeKernel:
             )
         interface = address.interface
         if interface.version == 6:
-            scope = RT_SCOPE_LINK if interface.ip in _LINK_LOCAL else RT_SCOPE_UNIVERSE
+            scope = RT_SCOPE_LINK if interface.ip in LINK_LOCAL else RT_SCOPE_UNIVERSE
             scope = RT_SCOPE_HOST if interface.ip.is_loopback else scope
             address = replace(address, scope=scope)
         address = replace(address, permanent=True, temporary=False, deprecated=False)
@@ -451,7 +443,7 @@ class FakeKernel:
         if device is None:
             subject = str(neighbour).removeprefix("neighbour ")
             raise kernel_error("neighbour replace", subject, errno.ENODEV)
-        _check_mac("neighbour replace", neighbour.mac)
+        check_mac("neighbour replace", neighbour.mac)
         if device.neighbours.get(neighbour.ip) != neighbour:
             device.neighbours[neighbour.ip] = neighbour
             family = family_of(neighbour.ip)
@@ -472,7 +464,7 @@ class FakeKernel:
         def refuse(code: int) -> KernelError:
             return kernel_error("fdb replace", str(entry).removeprefix("fdb "), code)
 
-        _check_mac("fdb replace", entry.mac)
+        check_mac("fdb replace", entry.mac)
         device = self.devices.get(entry.index)
         if device is None:
             raise refuse(errno.ENODEV)
@@ -505,7 +497,7 @@ class FakeKernel:
                     Address(index=link.index, interface=interface, scope=RT_SCOPE_HOST)
                 )
         if device.carrier and link.mac and not link.loopback:
-            link_local = IPv6Interface((_eui64(link.mac), 64))
+            link_local = IPv6Interface((eui64(link.mac), 64))
             self._set_address(Address(index=link.index, interface=link_local))
 
     def _set_down(self, device: Device) -> None:
@@ -600,43 +592,6 @@ class FakeKernel:
         )
 
 
-def kernel_error(operation: str, subject: str, code: int, hint: str = "") -> KernelError:
-    """A refusal, in the class that the real room raises for this errno."""
-    if code in (errno.EPERM, errno.EACCES):
-        return NotPermitted(operation, subject, code)
-    if code == errno.ENODEV:
-        return DeviceUnavailable(operation, subject, code, hint or "the link is gone")
-    return KernelError(operation, subject, code, hint)
-
-
-def _check_mac(operation: str, mac: str) -> None:
-    try:
-        bytes.fromhex(mac.replace(":", ""))
-    except ValueError as error:
-        raise KernelError(operation, f"lladdr {mac}", errno.EINVAL, str(error)) from error
-
-
 def _fell_off_its_stepping_stone(route: Route, error: KernelError) -> bool:
     """Whether a route was in place for a moment without its gateway (see `kernel/batch.py`)."""
     return error.hint == _MISMATCH and route.gateway is not None and route.gateway in route.dst
-
-
-def _collide(standing: VxlanAttrs | None, wanted: VxlanAttrs) -> bool:
-    """Whether two vxlan devices would get the same packets."""
-
-    def identity(vxlan: VxlanAttrs) -> tuple[int, int, int]:
-        return (vxlan.vni, vxlan.port, 4 if vxlan.local is None else vxlan.local.version)
-
-    return standing is not None and identity(standing) == identity(wanted)
-
-
-def _default_mac(index: int) -> str:
-    """Locally administered and unicast, like the kernel's random ones; here it can be foretold."""
-    return f"06:00:00:00:{index >> 8 & 0xFF:02x}:{index & 0xFF:02x}"
-
-
-def _eui64(mac: str) -> IPv6Address:
-    """The link-local address that a MAC gives (RFC 4291 appendix A)."""
-    octets = bytes.fromhex(mac.replace(":", ""))
-    identifier = bytes((octets[0] ^ 2,)) + octets[1:3] + b"\xff\xfe" + octets[3:]
-    return IPv6Address(_LINK_LOCAL.network_address.packed[:8] + identifier)

@@ -38,7 +38,8 @@ from pyflannel.kernel.base import (
 )
 from pyflannel.kernel.ownership import RTPROT_STATIC, describe, is_near, is_protected
 from pyflannel.records import dataclass
-from pyflannel.testing.fakekernel import FakeKernel, kernel_error
+from pyflannel.testing.fakedevice import kernel_error
+from pyflannel.testing.fakekernel import FakeKernel
 from pyflannel.testing.fakeroutes import (
     REJECTING_TYPES,
     Entry,
