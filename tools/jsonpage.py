@@ -13,7 +13,7 @@ from pyflannel.diagnose.datapaths import DatapathFacts, PathFacts
 from pyflannel.diagnose.finding import Finding
 from pyflannel.diagnose.layers import Layer, Verdict
 from pyflannel.diagnose.way import Hop
-from pyflannel.docker import checks as docker
+from pyflannel.docker import model as docker
 from pyflannel.lab.bench import BenchResult, Latency, PacketRate, Throughput
 
 Shape = Mapping[str, object]

@@ -19,11 +19,11 @@ from pyflannel.cli.parsers import Branch, Parser
 from pyflannel.core import subnetenv
 from pyflannel.core.errors import EXIT_OK, CommandError, ConfigError, DeviceUnavailable, UsageError
 from pyflannel.core.options import DaemonOptions
-from pyflannel.docker import checks, dropin, userchain
+from pyflannel.docker import dropin, unitchecks, userchain
 from pyflannel.docker import options as docker_options
-from pyflannel.docker.checks import DROP_IN
 from pyflannel.docker.dockerd import FLAG, Direct, direct_routing
 from pyflannel.docker.facts import UNIT, is_enabled, read_text, read_unit
+from pyflannel.docker.model import DROP_IN
 from pyflannel.kernel.files import (
     FileMissing,
     FileText,
@@ -141,7 +141,7 @@ def branch() -> Branch:
 
 def _direct(root: Path, command_line: str) -> Direct:
     """How this docker is told; not at all where daemon.json does so already."""
-    configured = checks.configured(read_text(inside(root, "etc/docker/daemon.json")))
+    configured = unitchecks.configured(read_text(inside(root, "etc/docker/daemon.json")))
     if configured is not None and FLAG in configured:
         return Direct.NOTHING
     return direct_routing(root, command_line)

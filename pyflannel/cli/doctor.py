@@ -28,8 +28,8 @@ from pyflannel.diagnose.aroundgather import gather_around
 from pyflannel.diagnose.gather import gather as gather_node
 from pyflannel.docker import checks
 from pyflannel.docker import options as docker_options
-from pyflannel.docker.checks import Checked, DockerFacts, State
 from pyflannel.docker.facts import gather
+from pyflannel.docker.model import Checked, DockerFacts, State
 from pyflannel.foreign import MOST_IN_LOG, shown
 from pyflannel.kernel.lock import is_held
 from pyflannel.kernel.netlink import KernelNetlink

@@ -15,8 +15,8 @@ from pyflannel.core import subnetenv
 from pyflannel.core.errors import CommandError, FlannelError
 from pyflannel.docker import options as docker_options
 from pyflannel.docker import unitfile
-from pyflannel.docker.checks import AGENT, DROP_IN, DockerFacts
 from pyflannel.docker.dockerd import Direct, direct_routing
+from pyflannel.docker.model import AGENT, DROP_IN, DockerFacts
 from pyflannel.docker.unitfile import Unit
 from pyflannel.kernel.base import Netlink
 from pyflannel.kernel.files import inside

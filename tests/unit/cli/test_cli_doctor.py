@@ -14,8 +14,8 @@ from pyflannel.core.errors import NotPermitted, UsageError
 from pyflannel.diagnose import datapaths
 from pyflannel.diagnose.datapaths import DatapathFacts, PathFacts
 from pyflannel.diagnose.finding import CODES, Finding
-from pyflannel.docker import checks
-from pyflannel.docker.checks import DockerFacts
+from pyflannel.docker import checks, runchecks, unitchecks
+from pyflannel.docker.model import DockerFacts
 from pyflannel.report import problems
 from pyflannel.report.model import Severity
 from tests.support.hostile import HOSTILE, is_fit
@@ -180,8 +180,8 @@ class TestDockerInTheWholeNode:
         assert doctor.of_docker(replace(self.FACTS, arguments=None)) == []
 
     def test_every_check_has_a_code_or_is_one_of_the_nodes(self):
-        text = Path(checks.__file__).read_text()
-        names = set(re.findall(r'_problem\(\s*"([^"]+)"', text))
+        text = "".join(Path(room.__file__).read_text() for room in (unitchecks, runchecks))
+        names = set(re.findall(r'\bproblem\(\s*"([^"]+)"', text))
         names |= set(re.findall(r'^    check = "([^"]+)"', text, re.MULTILINE))
         assert names == set(checks.CODE_OF) | {"lease", "ip_forward", "FORWARD"}
         assert sorted(checks.CODE_OF.values()) == sorted(checks.CODES)

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyflannel.core.subnetenv import parse
-from pyflannel.docker.checks import Checked, DockerFacts, State, checked
+from pyflannel.docker.checks import checked
 from pyflannel.docker.dockerd import Direct
 from pyflannel.docker.dropin import drop_in
+from pyflannel.docker.model import Checked, DockerFacts, State
 from pyflannel.docker.unitfile import Unit, merge
 
 OPTIONS = " --bip=10.5.7.1/24 --ip-masq=true --mtu=1450"
