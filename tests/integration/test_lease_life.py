@@ -61,8 +61,8 @@ def test_a_subnet_that_was_taken_over_is_left_to_the_other(lab):
     assert lab.etcd.get(key).value == stolen
     assert node.daemon is not None
     lab.wait(lambda: subnet(node) in routes(peer), 5, what="the peer's route to the new subnet")
-    opts = node.path("/run/docker_opts.env").read_text()
-    assert f"--bip={node.subnet_env()['FLANNEL_SUBNET']}" in opts
+    bip, opts = f"--bip={node.subnet_env()['FLANNEL_SUBNET']}", node.path("/run/docker_opts.env")
+    lab.wait(lambda: bip in opts.read_text(), 5, what="docker's options after subnet.env")
     lab.etcd.delete(key)
     node.attach_pod()
     assert lab.ping_all().ok

@@ -105,7 +105,7 @@ def test_a_node_that_starts_with_another_address_keeps_its_subnet(backend):
         node.path("/run/flannel/subnet.env").unlink()
         address = injecting.move_underlay(node, 77)
         node.start_daemon()
-        lab.wait(node.is_ready, 10, what="ready")
+        lab.wait(node.is_ready, what="ready")
         assert subnet_of(node) == mine
         assert values(lab)[mine]["PublicIP"] == address
         assert key_of(lab, node).lease_id == before.lease_id
@@ -221,6 +221,6 @@ def test_a_node_that_is_killed_when_its_key_is_there_has_that_subnet_at_the_next
             way.close()
         (written,) = [one for one in lab.etcd.leases() if one.key != former.key]
         node.start_daemon()
-        lab.wait(node.is_ready, 10, what="ready")
+        lab.wait(node.is_ready, what="ready")
         assert written.key.endswith("/" + subnet_of(node))
         assert {one.key for one in lab.etcd.leases()} == {former.key, written.key}
