@@ -74,7 +74,7 @@ class _Collected:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         for family in self._found:
-            names = list(family.samples[0][0])
+            names = family.labels
             kind = CounterMetricFamily if family.is_counter else GaugeMetricFamily
             metric = kind(family.name, family.help, labels=names)
             for labels, value in family.samples:

@@ -17,6 +17,7 @@ from typing import Final
 import pyflannel
 from pyflannel.cli import doctor, status
 from pyflannel.cli.parsers import Branch, Parser
+from pyflannel.cli.shapes import BundleJson
 from pyflannel.core.errors import EXIT_OK, CommandError, DeviceUnavailable, FlannelError
 from pyflannel.foreign import MOST_IN_LOG, shown
 from pyflannel.kernel import process
@@ -98,8 +99,13 @@ def main(argv: Sequence[str]) -> int:
     members = asyncio.run(gather(given.status_socket))
     write(path, members)
     if given.json:
-        inside = [{"name": m.name, "source": m.source, "missing": m.missing} for m in members]
-        print(json.dumps({"file": str(path), "members": inside}, indent=2))
+        answer: BundleJson = {
+            "file": str(path),
+            "members": [
+                {"name": m.name, "source": m.source, "missing": m.missing} for m in members
+            ],
+        }
+        print(json.dumps(answer, indent=2))
     else:
         print(manifest(members), end="")
         print(f"wrote {path}")

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from pyflannel.backend.kinds import KINDS
 from pyflannel.cli.parsers import Branch, Parser
+from pyflannel.cli.shapes import CleanupJson
 from pyflannel.core import subnetenv, traces
 from pyflannel.core.commandline import instance_files, is_instance
 from pyflannel.core.errors import (
@@ -86,7 +87,12 @@ def main(argv: Sequence[str]) -> int:
             lock.path.unlink(missing_ok=True)  # our own trace
     removed = [what for what in found if what not in failed]
     if given.json:
-        report = {"dry_run": given.dry_run, "found": found, "failed": failed, "left": left}
+        report: CleanupJson = {
+            "dry_run": given.dry_run,
+            "found": found,
+            "failed": failed,
+            "left": left,
+        }
         print(json.dumps(report, indent=2))
     else:
         verb = "would remove" if given.dry_run else "removed"

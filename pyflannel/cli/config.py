@@ -14,6 +14,7 @@ from pyflannel.cli import configset
 from pyflannel.cli.backends import keys_text
 from pyflannel.cli.common import NODE_FLAGS, split_etcd, with_store, without_flags, words_of
 from pyflannel.cli.parsers import ETCD, Branch, Parser, group
+from pyflannel.cli.shapes import ConfigJson, problems_json
 from pyflannel.cli.streams import write_bytes
 from pyflannel.core.config import NetworkConfig, effective
 from pyflannel.core.configparse import Parsed, parse_network_config
@@ -174,17 +175,9 @@ def _check(
     if on_node is not None and parsed.config is not None:
         problems += on_node(parsed.config)
     if as_json:
-        report = {
+        report: ConfigJson = {
             "config": effective(parsed.config) if parsed.config is not None else None,
-            "problems": [
-                {
-                    "severity": str(problem.severity),
-                    "key": problem.key,
-                    "message": problem.message,
-                    "remedy": problem.remedy,
-                }
-                for problem in problems
-            ],
+            "problems": problems_json(problems),
         }
         print(json.dumps(report, indent=2))
     else:

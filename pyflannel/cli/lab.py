@@ -196,7 +196,8 @@ def _heal(options: argparse.Namespace) -> int:
 def _list(options: argparse.Namespace) -> int:
     labs = overview.labs()
     if options.json:
-        print(json.dumps({"labs": labs}, indent=2))
+        answer: overview.LabsJson = {"labs": labs}
+        print(json.dumps(answer, indent=2))
     elif not labs:
         print("no lab is up; `pyflannel lab up` makes one")
     else:
@@ -213,8 +214,13 @@ def _status(options: argparse.Namespace) -> int:
     hidden = sum(each.hidden for each in broken)
     fine = all(node["state"] == "running" for node in nodes)
     if options.json:
-        report = {"nodes": nodes, "broken": shown_faults, "hidden": hidden}
-        print(json.dumps({"name": lab.spec.name, **report}, indent=2))
+        report: overview.StatusJson = {
+            "name": lab.spec.name,
+            "nodes": nodes,
+            "broken": shown_faults,
+            "hidden": hidden,
+        }
+        print(json.dumps(report, indent=2))
         return EXIT_OK if fine else EXIT_UNANSWERED
     heads = ("NODE", "UNDERLAY", "SUBNET", "POD", "STATE")
     rows = [

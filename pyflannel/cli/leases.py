@@ -16,6 +16,7 @@ from pyflannel.cli import status
 from pyflannel.cli.common import split_etcd, table, with_store
 from pyflannel.cli.parsers import ETCD, Branch, Parser, group
 from pyflannel.cli.prune import prune
+from pyflannel.cli.shapes import LeaseDoneJson, LeaseJson, LeasesJson
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.configparse import load_network_config
 from pyflannel.core.errors import EXIT_OK, ConfigError, FlannelError, UsageError
@@ -136,7 +137,8 @@ def main(argv: Sequence[str]) -> int:
     done = with_store(options, work)
     if given.json:
         ttl = None if action == "reserve" else 0
-        print(json.dumps({"done": done.text, "lease": as_json(done.lease, ttl)}, indent=2))
+        answer: LeaseDoneJson = {"done": done.text, "lease": as_json(done.lease, ttl)}
+        print(json.dumps(answer, indent=2))
     else:
         print(done.text)
     return EXIT_OK
@@ -170,8 +172,11 @@ def _list(options: EtcdOptions, *, as_json_too: bool) -> int:
     leases.sort(key=lambda each: each[0].key)
     here = local_addresses()
     if as_json_too:
-        rows = [{**as_json(*each), "own": is_own(each[0], here)} for each in leases]
-        print(json.dumps({"leases": rows, "ignored": bad}, indent=2))
+        answer: LeasesJson = {
+            "leases": [{**as_json(*each), "own": is_own(each[0], here)} for each in leases],
+            "ignored": bad,
+        }
+        print(json.dumps(answer, indent=2))
         return EXIT_OK
     if not leases and not bad:
         print(_nothing(options), file=sys.stderr)
@@ -221,7 +226,7 @@ async def read(store: Store, prefix: str) -> tuple[list[tuple[Lease, int | None]
     return list(zip(leases, times, strict=True)), bad
 
 
-def as_json(lease: Lease, ttl: int | None) -> dict[str, object]:
+def as_json(lease: Lease, ttl: int | None) -> LeaseJson:
     """One lease for `--json`."""
     attrs = lease.attrs
     return {

@@ -10,6 +10,7 @@ from typing import Final
 from pyflannel.aio.clock import SystemClock
 from pyflannel.cli import status
 from pyflannel.cli.common import with_store
+from pyflannel.cli.shapes import PruneJson
 from pyflannel.core.errors import EXIT_OK, EXIT_UNAVAILABLE, FlannelError, LeaseError, UsageError
 from pyflannel.core.ip import SubnetKey, parse_subnet_key
 from pyflannel.core.options import EtcdOptions
@@ -97,7 +98,7 @@ def _name(peer: PeerReport) -> str:
     return ",".join(filter(None, (peer.subnet, peer.ipv6_subnet)))
 
 
-def _json(found: Silence, released: Sequence[str], kept: dict[str, str]) -> dict[str, object]:
+def _json(found: Silence, released: Sequence[str], kept: dict[str, str]) -> PruneJson:
     return {
         "silent": [
             {"subnet": _name(peer), "public_ip": peer.public_ip, "silent_s": round(quiet)}

@@ -10,6 +10,7 @@ from typing import Final
 from pyflannel.backend.kinds import KINDS
 from pyflannel.cli.common import split_etcd, with_store
 from pyflannel.cli.parsers import ETCD, Branch, Parser, group
+from pyflannel.cli.shapes import StaticJson, StaticNodeJson, problems_json
 from pyflannel.core.config import effective
 from pyflannel.core.configparse import load_network_config
 from pyflannel.core.errors import EXIT_CONFIG, EXIT_OK, ConfigError
@@ -75,18 +76,10 @@ def _read(name: str) -> bytes | str:
 def _check(parsed: ParsedStatic, *, as_json: bool) -> int:
     network = parsed.network
     if as_json:
-        report = {
+        report: StaticJson = {
             "config": effective(network.config) if network is not None else None,
             "nodes": [_node(node) for node in network.nodes] if network is not None else [],
-            "problems": [
-                {
-                    "severity": str(problem.severity),
-                    "key": problem.key,
-                    "message": problem.message,
-                    "remedy": problem.remedy,
-                }
-                for problem in parsed.problems
-            ],
+            "problems": problems_json(parsed.problems),
         }
         print(json.dumps(report, indent=2))
     else:
@@ -98,20 +91,21 @@ def _check(parsed: ParsedStatic, *, as_json: bool) -> int:
     return EXIT_OK if network is not None else EXIT_CONFIG
 
 
-def _node(node: StaticNode) -> dict[str, object]:
+def _node(node: StaticNode) -> StaticNodeJson:
     key, attrs = node.lease.key, node.lease.attrs
-    values: dict[str, object] = {
+    return {
         "name": node.name or None,
-        "subnet": key.v4,
-        "ipv6_subnet": key.v6,
-        "public_ip": attrs.public_ip,
-        "public_ipv6": attrs.public_ipv6,
+        "subnet": _text(key.v4),
+        "ipv6_subnet": _text(key.v6),
+        "public_ip": _text(attrs.public_ip),
+        "public_ipv6": _text(attrs.public_ipv6),
+        "backend_data": attrs.backend_data,
+        "backend_v6_data": attrs.backend_v6_data,
     }
-    shown_values: dict[str, object] = {
-        name: None if value is None else str(value) for name, value in values.items()
-    }
-    data = {"backend_data": attrs.backend_data, "backend_v6_data": attrs.backend_v6_data}
-    return shown_values | data
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
 
 
 async def _made_from(store: Store, prefix: str) -> str:

@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, TypedDict
 
 from pyflannel.core.errors import UsageError
 from pyflannel.lab import rootless, topology
@@ -454,7 +454,31 @@ def _try(space: Space, command: str) -> str:
     return (done.stdout + done.stderr).rstrip()
 
 
-def describe(lab: Lab) -> dict[str, object]:
+class NodeJson(TypedDict):
+    """A node of a lab that is up."""
+
+    node: int
+    public_ip: str
+    daemon_pid: int | None
+    subnet: str | None
+    mtu: str | None
+    pod: str | None
+    log: str
+
+
+class LabJson(TypedDict):
+    """What `pyflannel lab up --json` prints."""
+
+    name: str
+    directory: str
+    store: str
+    etcd_endpoint: str | None
+    etcd_prefix: str
+    config: dict[str, object]
+    nodes: list[NodeJson]
+
+
+def describe(lab: Lab) -> LabJson:
     """A lab as JSON values: what `pyflannel lab up --json` prints."""
     return {
         "name": lab.spec.name,

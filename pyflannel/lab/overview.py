@@ -34,9 +34,34 @@ class NodeState(TypedDict):
     """What the daemon itself says is wrong."""
 
 
-def labs(base: Path | None = None) -> list[dict[str, object]]:
+class LabEntry(TypedDict):
+    """How a lab is."""
+
+    name: str
+    nodes: int
+    state: str
+    """`up`, or why not."""
+    directory: str
+
+
+class LabsJson(TypedDict):
+    """What `pyflannel lab list --json` prints."""
+
+    labs: list[LabEntry]
+
+
+class StatusJson(TypedDict):
+    """What `pyflannel lab status --json` prints."""
+
+    name: str
+    nodes: list[NodeState]
+    broken: list[str]
+    hidden: int
+
+
+def labs(base: Path | None = None) -> list[LabEntry]:
     """The labs that are up, or half up, each with its size, backend and directory."""
-    found: list[dict[str, object]] = []
+    found: list[LabEntry] = []
     for name in all_labs(base):
         directory = StateDirectory(name, base)
         try:

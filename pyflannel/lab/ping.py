@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, TypedDict
 
 from pyflannel.lab import pinger
 from pyflannel.lab.errors import LabError
@@ -56,6 +56,30 @@ class PingResult:
         return f"{pair}: no answer to {self.sent} requests in {deadline_s:g} s"
 
 
+PairJson = TypedDict(
+    "PairJson",
+    {
+        "from": str,
+        "to": str,
+        "address": str,
+        "ok": bool,
+        "sent": int,
+        "received": int,
+        "ttl": int | None,
+        "rtt_ms": float | None,
+    },
+)
+"""A pair of pods."""
+
+
+class MatrixJson(TypedDict):
+    """What `pyflannel lab ping --json` prints."""
+
+    ok: bool
+    pairs: list[PairJson]
+    foreign_sources: dict[str, list[str]]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PingMatrix:
     """The answers between all pairs of pods."""
@@ -91,7 +115,7 @@ class PingMatrix:
                 return result
         raise KeyError((source, target))
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> MatrixJson:
         """The matrix as JSON values."""
         return {
             "ok": self.ok,

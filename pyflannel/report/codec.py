@@ -118,7 +118,7 @@ def decode(shown: Mapping[str, Any]) -> NodeReport:
 def schema() -> dict[str, object]:
     """A JSON schema (draft 2020-12) of what `encode` gives. Readers must allow further keys."""
     properties = {
-        name: _schema_of(hint)
+        name: schema_of(hint)
         for name, hint in typing.get_type_hints(NodeReport).items()
         if name not in _SPECIAL
     }
@@ -130,7 +130,7 @@ def schema() -> dict[str, object]:
         "schema": {"const": SCHEMA},
         "ready": {"type": "boolean"},
         "uptime_s": {"type": "number"},
-        "problems": {"type": "array", "items": _schema_of(Problem)},
+        "problems": {"type": "array", "items": schema_of(Problem)},
         "config": {"type": ["object", "null"]},
         "config_pending": text,
         "config_pending_since": maybe_time,
@@ -190,21 +190,24 @@ _NAMES: Final[Mapping[type, str]] = {
 }
 
 
-def _schema_of(hint: Any) -> dict[str, object]:  # noqa: ANN401 - a hint is anything
+def schema_of(hint: Any) -> dict[str, object]:  # noqa: ANN401 - a hint is anything
+    """A JSON schema of what a record, a `TypedDict` or a plain type becomes as JSON.
+
+    A union is of one type and `None`. What can be anything has the empty schema.
+    """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        inner = _schema_of(next(each for each in arguments if each is not types.NoneType))
+        inner = schema_of(next(each for each in arguments if each is not types.NoneType))
         kind = inner.get("type")
         return {**inner, "type": [kind, "null"]} if isinstance(kind, str) else inner
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        members = {name: _schema_of(each) for name, each in typing.get_type_hints(hint).items()}
+    if typing.is_typeddict(hint) or (dataclasses.is_dataclass(hint) and isinstance(hint, type)):
+        members = {name: schema_of(each) for name, each in typing.get_type_hints(hint).items()}
         return {"type": "object", "properties": members, "required": sorted(members)}
     if origin is not None and issubclass(origin, Mapping):
-        value = arguments[1]
-        known = value in _NAMES or dataclasses.is_dataclass(value)
-        return {"type": "object"} | ({"additionalProperties": _schema_of(value)} if known else {})
+        inner = schema_of(arguments[1])
+        return {"type": "object"} | ({"additionalProperties": inner} if inner else {})
     if origin is not None and issubclass(origin, Sequence):
-        return {"type": "array", "items": _schema_of(arguments[0])}
+        return {"type": "array", "items": schema_of(arguments[0])}
     for kind, name in _NAMES.items():
         if isinstance(hint, type) and issubclass(hint, kind):
             return {"type": name}

@@ -23,6 +23,7 @@ tells of each: 250 nodes make half a million, which one Prometheus holds with ea
 grows with the square."""
 STATES: Final = ("up", "small-only", "down", "unknown", "ignored", "failing")
 """Of a peer, as in `PeerReport.state`."""
+_PEER: Final = ("subnet", "public_ip")
 _VERDICTS: Final = {"up": 1.0, "small-only": 1.0, "down": 0.0}
 
 
@@ -33,7 +34,9 @@ class Family:
     name: str
     help: str
     samples: Sequence[tuple[Mapping[str, str], float]]
-    """Labels and value; all have the same label names."""
+    """Labels and value."""
+    labels: tuple[str, ...] = ()
+    """The label names that each sample has."""
 
     @property
     def is_counter(self) -> bool:
@@ -52,6 +55,11 @@ def families(report: NodeReport, *, most_peers: int = MOST_PEERS) -> list[Family
     return [family for family in found if family.samples]
 
 
+def described() -> list[Family]:
+    """Every metric that there may be, for the reference."""
+    return [*_node(NodeReport()), *_peers(())]
+
+
 def _one(name: str, text: str, value: float | bool | None) -> Family:  # noqa: FBT001 - a value
     return Family(name, text, [] if value is None else [({}, float(value))])
 
@@ -59,9 +67,12 @@ def _one(name: str, text: str, value: float | bool | None) -> Family:  # noqa: F
 def _node(report: NodeReport) -> Iterator[Family]:
     store, lease, network = report.store, report.lease, report.network
     yield Family(
-        "pyflannel_build_info", "The release, as a label.", [({"version": report.version}, 1.0)]
+        "pyflannel_build_info",
+        "1; the release is the label.",
+        [({"version": report.version}, 1.0)],
+        ("version",),
     )
-    yield _one("pyflannel_ready", "Whether subnet.env has been written.", report.ready)
+    yield _one("pyflannel_ready", "1 once subnet.env has been written.", report.ready)
     yield _one(
         "pyflannel_leases",
         "Leases that this node follows, its own among them.",
@@ -69,12 +80,12 @@ def _node(report: NodeReport) -> Iterator[Family]:
     )
     yield _one(
         "pyflannel_store_connected",
-        "Whether the last request to the store of the leases, or its watch, went well.",
+        "1 if the last request to the store of the leases, or its watch, went well.",
         store.connected if store is not None else None,
     )
     yield _one(
         "pyflannel_lease_expiry_timestamp_seconds",
-        "When this node's lease ends unless it is renewed.",
+        "When this node's lease ends unless it is renewed; none for a reservation.",
         lease.expires if lease is not None and not lease.reservation else None,
     )
     heals = dict(network.repaired) if network is not None else {}
@@ -85,12 +96,14 @@ def _node(report: NodeReport) -> Iterator[Family]:
         "pyflannel_heals_total",
         "Objects put right because somebody else had changed them.",
         [({"object": kind}, float(count)) for kind, count in sorted(heals.items())],
+        ("object",),
     )
     severities = Counter(problem.severity for problem in problems(report))
     yield Family(
         "pyflannel_problems",
-        "What pyflannel status finds wrong now.",
+        "What pyflannel status finds wrong now: error, warning, info.",
         [({"severity": each.value}, float(severities[each])) for each in Severity],
+        ("severity",),
     )
     probes = report.probes
     yield _one(
@@ -98,18 +111,21 @@ def _node(report: NodeReport) -> Iterator[Family]:
         "Between two probes of a peer; 0 if none are sent.",
         probes.interval_s if probes is not None else None,
     )
+    results: dict[str, int] = {}
     if probes is not None:
-        results = (("answered", probes.answered), ("lost", probes.lost), ("void", probes.void))
-        yield Family(
-            "pyflannel_probes_total",
-            "Echoes to peers by what became of them; void if this machine stood still.",
-            [({"result": name}, float(count)) for name, count in results],
-        )
+        results = {"answered": probes.answered, "lost": probes.lost, "void": probes.void}
+    yield Family(
+        "pyflannel_probes_total",
+        "Echoes to peers: answered, lost, void (this machine stood still).",
+        [({"result": name}, float(count)) for name, count in results.items()],
+        ("result",),
+    )
     states = Counter(peer.state for peer in report.peers)
     yield Family(
         "pyflannel_peers",
-        "Other nodes, by state.",
+        f"Other nodes: {', '.join(STATES)}.",
         [({"state": state}, float(states[state])) for state in sorted({*STATES, *states})],
+        ("state",),
     )
 
 
@@ -128,36 +144,42 @@ def _peers(peers: Sequence[PeerReport]) -> Iterator[Family]:
         "pyflannel_peer_up",
         "Whether a peer answers probes through the tunnel; absent until it has once.",
         [(names, _VERDICTS[peer.state]) for names, peer in labelled if peer.state in _VERDICTS],
+        _PEER,
     )
     yield Family(
         "pyflannel_peer_rtt_seconds",
         "Round trip of a probe through the tunnel.",
         [(names, peer.rtt_s) for names, peer in labelled if peer.rtt_s is not None],
+        _PEER,
     )
     yield Family(
         "pyflannel_peer_loss_ratio",
         "Share of the last 20 probes through the tunnel that were not answered.",
         [(names, peer.loss) for names, peer in labelled if peer.loss is not None],
+        _PEER,
     )
     yield Family(
         "pyflannel_peer_last_heard_timestamp_seconds",
         "When a peer last answered a probe through the tunnel.",
         [(names, peer.last_heard) for names, peer in labelled if peer.last_heard is not None],
+        _PEER,
     )
     yield Family(
         "pyflannel_peer_mtu_bytes",
         "Largest packet that a probe saw arrive.",
         [(names, float(peer.mtu)) for names, peer in labelled if peer.mtu is not None],
+        _PEER,
     )
     yield Family(
         "pyflannel_peer_bytes_total",
-        "Bytes of overlay packets from and to a peer.",
+        "Bytes of overlay packets from and to a peer: in, out.",
         [
             ({**names, "direction": direction}, float(count))
             for names, peer in labelled
             for direction, count in (("in", peer.bytes_in), ("out", peer.bytes_out))
             if count is not None
         ],
+        (*_PEER, "direction"),
     )
     yield Family(
         "pyflannel_peer_drops_total",
@@ -167,4 +189,5 @@ def _peers(peers: Sequence[PeerReport]) -> Iterator[Family]:
             for names, peer in labelled
             for reason, count in (peer.drops or {}).items()
         ],
+        (*_PEER, "reason"),
     )

@@ -8,6 +8,7 @@ import tarfile
 import pytest
 
 from pyflannel.lab import Lab, LabSpec
+from tests.support.schema import check_printed
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -27,7 +28,7 @@ def test_an_archive_of_a_node_has_what_it_lists_and_no_secret(tmp_path):
         assert again.returncode == 69
         assert "name another FILE" in again.stderr
     assert path.stat().st_mode & 0o777 == 0o600
-    said = json.loads(done.stdout)
+    said = check_printed("bundle", done.stdout)
     with tarfile.open(path) as archive:
         names = {each.name.removeprefix("pyflannel-bundle/") for each in archive}
         there = {each["name"] for each in said["members"] if not each["missing"]}

@@ -10,6 +10,7 @@ import pytest
 
 from pyflannel.lab import Lab, LabSpec
 from tests.support.guests import need_devices
+from tests.support.schema import check_printed
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.guest]
 
@@ -66,10 +67,12 @@ def test_all_of_ours_goes_and_nothing_else(backend, tmp_path):
             child.kill()
             child.communicate()
 
-        planned = json.loads(node.exec(["pyflannel", "cleanup", "--dry-run", "--json"]).stdout)
+        planned = check_printed(
+            "cleanup", node.exec(["pyflannel", "cleanup", "--dry-run", "--json"]).stdout
+        )
         assert planned["found"]
         assert node.path("/run/flannel/subnet.env").exists()
-        done = json.loads(node.exec(["pyflannel", "cleanup", "--json"]).stdout)
+        done = check_printed("cleanup", node.exec(["pyflannel", "cleanup", "--json"]).stdout)
         assert done["failed"] == {}
         assert done["found"] == planned["found"]
         after = state(node)

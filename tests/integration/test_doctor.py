@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from pyflannel.lab import Lab, LabSpec
 from pyflannel.lab.nodes import Node
 from tests.support.guests import need_devices
+from tests.support.schema import check_printed
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -16,7 +15,7 @@ pytestmark = [pytest.mark.root, pytest.mark.slow]
 def doctor(node: Node) -> tuple[int, list[dict]]:
     done = node.exec(["pyflannel", "doctor", "--json"], check=False)
     assert done.stdout, done.stderr
-    return done.returncode, json.loads(done.stdout)["findings"]
+    return done.returncode, check_printed("doctor", done.stdout)["findings"]
 
 
 def serious(node: Node) -> dict[str, dict]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -10,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from pyflannel.datapath.abilities import ABILITIES
 from pyflannel.datapath.ebpf import attachment
 from pyflannel.kernel.limits import linux_version
+from tests.support.schema import check_printed
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.guest]
 
@@ -28,7 +29,7 @@ def ask(**environment: str) -> dict:
         env=os.environ | environment,
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return check_printed("doctor-datapath", done.stdout)
 
 
 def test_each_data_path_says_what_the_kernel_granted():
@@ -36,6 +37,8 @@ def test_each_data_path_says_what_the_kernel_granted():
     assert told["chosen"] == "ebpf", told["why"]
     ebpf, native, python = told["paths"]
     assert [path["obstacle"] for path in (ebpf, native, python)] == ["", "", ""]
+    for path in told["paths"]:
+        assert set(path["can"]) == set(ABILITIES[path["name"]])
     assert ebpf["can"]["clsact"] == "on"
     assert ebpf["can"]["gro"] == ebpf["can"]["strip"] == "on"
     has_tcx = linux_version() >= (6, 6)

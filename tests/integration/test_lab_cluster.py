@@ -22,6 +22,7 @@ from pyflannel.lab import EtcdError, Lab, LabError, LabExists, LabSpec, NoSuchLa
 from pyflannel.lab import bench as lab_bench
 from pyflannel.lab.processes import marked_with
 from pyflannel.lab.state import BASE_VARIABLE, StateDirectory
+from tests.support.schema import check_printed
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -65,9 +66,9 @@ def cli(base, *arguments, check=None, **more):
     return done
 
 
-def cli_up(base, name="default", nodes=2):
+def cli_up(base, *more, name="default", nodes=2):
     commands = [f"--node-command={k}={stand_in(k, nodes)}" for k in range(1, nodes + 1)]
-    return cli(base, "up", "--name", name, "--nodes", str(nodes), *commands, check=0)
+    return cli(base, "up", "--name", name, "--nodes", str(nodes), *commands, *more, check=0)
 
 
 @contextlib.contextmanager
@@ -176,10 +177,14 @@ class TestLifeOnTheCommandLine:
         cli(base, "down", check=0)
 
     def test_a_silent_pair_makes_ping_end_1(self, base):
-        cli_up(base)
+        check_printed("lab-up", cli_up(base, "--json").stdout)
+        check_printed("lab-list", cli(base, "list", "--json", check=0).stdout)
+        check_printed("lab-status", cli(base, "status", "--json", check=0).stdout)
         cli(base, "exec", "1", "--", "ip", "route", "replace", "blackhole", "10.0.2.0/24")
         done = cli(base, "ping", "--json", "--deadline", "0.5", check=1)
-        pairs = {(p["from"], p["to"]): p["ok"] for p in json.loads(done.stdout)["pairs"]}
+        pairs = {
+            (p["from"], p["to"]): p["ok"] for p in check_printed("lab-ping", done.stdout)["pairs"]
+        }
         assert pairs == {("pod1", "pod2"): False, ("pod2", "pod1"): False}
         cli(base, "down", check=0)
 
@@ -436,7 +441,7 @@ def test_the_bench_measures_all_four(lab):
     assert 1 < result.latency.p50_us <= result.latency.p99_us
     assert result.packets.received_kpps > 1
     assert len(result.lines()) == 5
-    json.dumps(result.to_json())
+    check_printed("lab-bench", json.dumps(result.to_json()))
 
 
 def test_a_sink_that_nobody_reaches_is_an_error_not_a_number(lab):

@@ -3,36 +3,29 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
-from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
 
 from pyflannel.backend.kinds import KINDS
-from pyflannel.cli import config as config_command
-from pyflannel.cli import leases, prune, static
 from pyflannel.cli.tree import leaves, tree
 from pyflannel.core import configparse, errors
-from pyflannel.core.ip import SubnetKey
 from pyflannel.core.kind import every
-from pyflannel.core.lease import Lease, LeaseAttrs
 from pyflannel.core.options import FLAGS
-from pyflannel.core.staticnet import StaticNode
-from pyflannel.lab.ping import PingMatrix, PingResult
-from pyflannel.report.model import PeerReport
-from pyflannel.report.silence import Silence
-from tools import jsonpage, reference
+from pyflannel.datapath.abilities import ABILITIES
+from pyflannel.datapath.native import _native as native
+from tests.support.schema import check, published
+from tools import jsonpage, reference, reportpages
 
 ROOT = Path(__file__).parents[2]
-PAGES = reference.pages() | {"json.md": jsonpage.page()}
+PAGES = reference.pages() | reportpages.pages() | jsonpage.pages()
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_each_page_is_what_its_tool_writes(name):
     written = (ROOT / "docs/reference" / name).read_text()
-    assert written == PAGES[name], "run tools/reference.py and tools/jsonpage.py"
+    assert written == PAGES[name], "run tools/reference.py, reportpages.py and jsonpage.py"
 
 
 def test_every_key_of_the_network_config_is_explained():
@@ -98,47 +91,42 @@ def test_every_file_that_the_package_places_is_listed():
     assert {each for each in placed if "$" not in each} == listed
 
 
+def test_everything_that_the_native_data_path_may_do_is_explained():
+    assert list(ABILITIES["native"]) == list(native.OFFLOADS)
+
+
 # What --json prints.
 
-SHAPES = jsonpage.shapes()
-LEASE = Lease(key=SubnetKey(v4=IPv4Network("10.5.7.0/24")), attrs=LeaseAttrs())
 
-
-def test_every_command_with_json_has_its_shape_and_no_other():
+def test_every_command_with_json_has_its_schema_and_no_other():
     having = {
         " ".join(words)
         for words, parser in leaves(tree())
         if any("--json" in each.option_strings for each in parser.options)
     }
-    assert {name.partition(" (")[0] for name in SHAPES} == having
+    assert {name.partition(" (")[0] for name in jsonpage.schemas()} == having
+    made = {jsonpage.file_of(name) for name in jsonpage.schemas()}
+    assert {path.name for path in (ROOT / "docs/reference").glob("*.schema.json")} == made
 
 
-def test_a_config_is_printed_as_the_page_says(capsys):
-    text = '{"Network": "10.5.0.0/16", "Netwrok": 1}'
-    config_command._check(text.encode(), as_json=True)
-    printed = json.loads(capsys.readouterr().out)
-    assert set(printed) == set(SHAPES["config check"])
-    assert tuple(printed["problems"][0]) == SHAPES["config check"]["problems"][0]
+def test_what_each_command_really_prints_is_held_against_its_schema_somewhere():
+    texts = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    tried = set(re.findall(r'check_printed\(\s*"([a-z-]+)"', texts)) | {"ping", "trace", "status"}
+    made = {jsonpage.file_of(name).removesuffix(".schema.json") for name in jsonpage.schemas()}
+    assert made == tried
 
 
-def test_leases_are_printed_as_the_page_says():
-    keys = tuple(leases.as_json(LEASE, 7))
-    assert (*keys, "own") == SHAPES["leases list"]["leases"][0]
-    assert keys == SHAPES["leases release"]["lease"]
-    silent = Silence(silent=((PeerReport(), 1.0),), unclear=((PeerReport(), "why"),))
-    printed = prune._json(silent, (), {})
-    assert set(printed) == set(SHAPES["leases prune"])
-    for member in ("silent", "unclear"):
-        assert tuple(printed[member][0]) == SHAPES["leases prune"][member][0]
+def test_what_is_said_of_a_member_is_about_one_that_there_is():
+    schemas = jsonpage.schemas()
+    for name, members in jsonpage.ABOUT.items():
+        assert set(members) <= set(schemas[name]["properties"]), name
 
 
-def test_nodes_of_a_static_network_are_printed_as_the_page_says():
-    printed = static._node(StaticNode(name="a", lease=LEASE))
-    assert tuple(printed) == SHAPES["static check"]["nodes"][0]
-
-
-def test_a_matrix_is_printed_as_the_page_says():
-    result = PingResult(source="a", target="b", address="", sent=1, received=0, ttl=1, rtt_ms=None)
-    printed = PingMatrix(pods=("a",), results=(result,), foreign_sources={}).to_json()
-    assert set(printed) == set(SHAPES["lab ping"])
-    assert tuple(printed["pairs"][0]) == SHAPES["lab ping"]["pairs"][0]
+def test_a_schema_finds_what_is_missing_and_what_is_of_another_type():
+    schema = published("lab-ping")
+    good = {"ok": True, "pairs": [], "foreign_sources": {"pod1": ["192.0.2.1"]}}
+    check(schema, good, exactly=True)
+    for bad in ({"ok": 1}, {"pairs": [{}]}, {"foreign_sources": {"pod1": 1}}, {"more": 1}):
+        with pytest.raises(AssertionError):
+            check(schema, good | bad, exactly=True)
+    check(schema, good | {"more": 1})

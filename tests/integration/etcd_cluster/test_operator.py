@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from pyflannel.core.errors import EXIT_OK, EXIT_UNAVAILABLE, EXIT_USAGE
 from pyflannel.store.etcd import codec
 from pyflannel.testing.etcdserver import EtcdServer
 from tests.integration.etcd_cluster.conftest import CONFIG, PREFIX, Node, running, until
+from tests.support.schema import check_printed
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -44,7 +44,7 @@ async def test_a_reservation_is_used_by_its_node_and_a_living_node_is_not_robbed
     key = codec.subnets_prefix(PREFIX) + b"10.0.77.0-24"
     assert server.get(key) is None
     done = leases(server, "reserve", "10.0.77.0/24", "--public-ip", "192.0.2.1", "--json")
-    assert json.loads(done.stdout)["lease"]["reservation"] is True
+    assert check_printed("leases-reserve", done.stdout)["lease"]["reservation"] is True
     node = Node(tmp_path / "state", (server.endpoint,), 1)
     async with running(node):
         await until("the snapshot", lambda: node.seen, 5)

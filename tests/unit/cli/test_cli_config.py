@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
 from pathlib import Path
 
 import pytest
 
 from pyflannel.cli import config
+from pyflannel.testing.fakestore import FakeEtcd, FakeStore
+from tests.support.schema import check_printed
 
 SAMPLES = Path(__file__).parents[3] / "config"
 
@@ -16,7 +18,7 @@ def test_a_config_that_runs_commands_is_fit_and_has_a_warning(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert config.main(["check", str(SAMPLES / "extension.json"), "--json"]) == 0
-    (problem,) = json.loads(capsys.readouterr().out)["problems"]
+    (problem,) = check_printed("config-check", capsys.readouterr().out)["problems"]
     assert problem["severity"] == "warning"
     assert "--allow-extension" in problem["remedy"]
     assert config.main(["check", str(SAMPLES / "extension.json")]) == 0
@@ -36,7 +38,18 @@ def test_a_net_conf_of_kubernetes_is_read_as_its_nodes_read_it(
     assert config.main(["check", str(path)]) == 78
     capsys.readouterr()
     assert config.main(["check", "--kubernetes", str(path), "--json"]) == 0
-    shown = json.loads(capsys.readouterr().out)
+    shown = check_printed("config-check", capsys.readouterr().out)
     assert "SubnetLen" not in shown["config"]
     (problem,) = shown["problems"]
     assert problem["key"] == "SubnetLen"
+
+
+def test_the_config_in_etcd_is_told_as_daemons_understand_it(monkeypatch, capsys):
+    etcd = FakeEtcd()
+    etcd.put(b"/coreos.com/network/config", b'{"network": "10.5.0.0/16"}')
+    monkeypatch.setattr(
+        config, "with_store", lambda _options, work: asyncio.run(work(FakeStore(etcd)))
+    )
+    assert config.main(["get", "--json"]) == 0
+    told = check_printed("config-get", capsys.readouterr().out)
+    assert told["config"]["Network"] == "10.5.0.0/16"

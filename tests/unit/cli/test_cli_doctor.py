@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from pyflannel.docker.model import DockerFacts
 from pyflannel.report import problems
 from pyflannel.report.model import Severity
 from tests.support.hostile import HOSTILE, is_fit
+from tests.support.schema import check_printed
 
 FOUND = Finding(
     code="PF204",
@@ -51,7 +51,7 @@ def test_what_only_may_be_is_no_fault(capsys):
 
 def test_json_has_schema_and_findings(capsys):
     assert doctor.show_node([FOUND, MAY], as_json=True) == 1
-    shown = json.loads(capsys.readouterr().out)
+    shown = check_printed("doctor", capsys.readouterr().out)
     assert (shown["schema"], shown["subject"]) == (1, "node")
     assert [one["severity"] for one in shown["findings"]] == ["error", "info"]
     assert set(shown["findings"][0]) == {
@@ -117,7 +117,7 @@ def test_data_paths_are_told_with_what_they_can(capsys, monkeypatch):
 def test_data_paths_as_json(capsys, monkeypatch):
     monkeypatch.setattr(datapaths, "look", lambda: DATAPATHS)
     assert doctor.main(["datapath", "--json"]) == 0
-    shown = json.loads(capsys.readouterr().out)
+    shown = check_printed("doctor-datapath", capsys.readouterr().out)
     assert set(shown) == {"schema", "subject", "chosen", "why", "paths"}
     assert (shown["schema"], shown["subject"], shown["chosen"]) == (1, "datapath", "native")
     assert [path["name"] for path in shown["paths"]] == ["ebpf", "native", "python"]

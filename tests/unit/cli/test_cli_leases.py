@@ -12,6 +12,7 @@ from pyflannel.core.errors import NotPermitted
 from pyflannel.kernel.base import Address
 from pyflannel.testing.fakestore import FakeEtcd
 from tests.support.hostile import HOSTILE, is_fit
+from tests.support.schema import check_printed
 
 PREFIX = "/coreos.com/network"
 ROOM = b"/coreos.com/network/subnets/"
@@ -47,7 +48,7 @@ def test_a_huge_value_is_shown_in_a_line_that_can_be_read(etcd, capsys) -> None:
 def test_deep_backend_data_is_text(etcd, capsys, levels: int) -> None:
     data = "[" * levels + "]" * levels
     etcd.put(ROOM + b"10.5.1.0-24", f'{{"PublicIP":"192.0.2.1","BackendData":{data}}}'.encode())
-    (lease,) = json.loads(run(capsys, "--json"))["leases"]
+    (lease,) = check_printed("leases-list", run(capsys, "--json"))["leases"]
     assert lease["backend_data"] == data
     assert "10.5.1.0/24" in run(capsys)
 
@@ -55,7 +56,7 @@ def test_deep_backend_data_is_text(etcd, capsys, levels: int) -> None:
 def test_ordinary_backend_data_is_json(etcd, capsys) -> None:
     data = '{"VNI":1,"VtepMAC":"02:00:00:00:00:01"}'
     etcd.put(ROOM + b"10.5.1.0-24", f'{{"PublicIP":"192.0.2.1","BackendData":{data}}}'.encode())
-    (lease,) = json.loads(run(capsys, "--json"))["leases"]
+    (lease,) = check_printed("leases-list", run(capsys, "--json"))["leases"]
     assert lease["backend_data"] == json.loads(data)
 
 
@@ -84,6 +85,13 @@ def test_the_lease_of_this_node_is_marked(etcd, capsys) -> None:
     assert head.endswith("  OWN")
     assert (own[-1], other[-1]) == ("*", "d")
     assert [each["own"] for each in json.loads(run(capsys, "--json"))["leases"]] == [True, False]
+
+
+def test_a_lease_that_would_be_given_back_is_told_as_json(etcd, capsys) -> None:
+    vxlan(etcd, "10.5.2.0-24", "192.0.2.2")
+    words = ("release", "10.5.2.0/24", "--dry-run", "--force", "--json")
+    told = check_printed("leases-release", run(capsys, *words))
+    assert told["lease"]["public_ip"] == "192.0.2.2"
 
 
 def terminal(monkeypatch, columns: int) -> None:

@@ -10,6 +10,7 @@ from pyflannel.cli import peers, status
 from pyflannel.core.errors import DeviceUnavailable
 from pyflannel.report.codec import encode
 from pyflannel.report.model import NodeReport, PeerReport
+from tests.support.schema import check_printed
 
 REPORT = NodeReport(
     version="1",
@@ -48,7 +49,7 @@ def test_a_table_with_trouble_first_and_its_reason(answer, capsys):
 def test_json_is_the_list_that_status_has(answer, capsys):
     answer(encode(REPORT))
     assert peers.main(["--json"]) == 0
-    shown = json.loads(capsys.readouterr().out)
+    shown = check_printed("peers", capsys.readouterr().out)
     assert shown == json.loads(json.dumps(encode(REPORT)["peers"]))
     assert {
         *("subnet", "public_ip", "host", "state", "last_heard", "rtt_s", "loss", "mtu"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
@@ -16,6 +15,7 @@ from pyflannel.report.model import NodeReport, PeerReport, ProbeReport
 from pyflannel.store.etcd import codec
 from pyflannel.testing.fakeclock import FakeClock
 from pyflannel.testing.fakestore import FakeEtcd, FakeStore
+from tests.support.schema import check_printed
 
 PREFIX = "/coreos.com/network"
 NOW = 1_700_000_000.0
@@ -90,7 +90,7 @@ class Patient:
 
 def run(capsys, *words: str) -> tuple[int, dict]:
     code = leases.main(["prune", "--silent-for", "2h", "--json", *words])
-    return code, json.loads(capsys.readouterr().out)
+    return code, check_printed("leases-prune", capsys.readouterr().out)
 
 
 def test_it_lists_and_deletes_nothing(cluster, capsys):

@@ -9,6 +9,7 @@ import pytest
 
 from pyflannel.cli import dockersetup, doctor
 from pyflannel.core.errors import ConfigError, DeviceUnavailable, KernelError, UsageError
+from tests.support.schema import check_printed
 
 UNIT = "[Service]\nExecStart=/usr/bin/dockerd -H fd://\n"
 TARGET = "etc/systemd/system/docker.service.d/pyflannel.conf"
@@ -138,7 +139,7 @@ def test_the_doctor_sees_the_tree_before_and_after(root, capsys):
 
     def states():
         code = doctor.main(["docker", "--root", str(root), "--json"])
-        found = json.loads(capsys.readouterr().out)["findings"]
+        found = check_printed("doctor-docker", capsys.readouterr().out)["findings"]
         return code, {finding["check"]: finding["state"] for finding in found}
 
     code, before = states()

@@ -19,6 +19,7 @@ from pyflannel.report.model import (
     PeerReport,
     StoreReport,
 )
+from tests.support.schema import check_printed
 
 CONFIG = {"Network": "10.5.0.0/16", "SubnetLen": 24, "Backend": {"Type": "vxlan"}}
 
@@ -154,6 +155,6 @@ class TestCollecting:
         assert cluster.show([ONE, TWO, THREE], str, as_json=False) == 0
         assert "nothing is wrong between the 3 of 3" in capsys.readouterr().out
         assert cluster.show([ONE, witness(2, {1: "down"}), AWAY], str, as_json=True) == 1
-        said = json.loads(capsys.readouterr().out)
+        said = check_printed("doctor-cluster", capsys.readouterr().out)
         assert said["unknown"] == {"n3": "connection refused"}
         assert [one["code"] for one in said["findings"]] == ["PF403"]
