@@ -15,20 +15,19 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, TextIO
 
 import pyflannel
 from pyflannel.core.errors import UsageError
-from pyflannel.lab import bench, compare, precheck, svg
+from pyflannel.lab import bench, compare, healing, precheck
 from pyflannel.lab.cluster import Lab
 from pyflannel.lab.errors import LabError
-from pyflannel.lab.nodes import Node
 from pyflannel.lab.processes import ref_of
 from pyflannel.lab.program import program
-from pyflannel.lab.spaces import Space
+from pyflannel.lab.stage import INDENT, Stage, pyflannel_says
 from pyflannel.lab.state import all_labs
 from pyflannel.lab.topology import DEMO_CONFIG, LabSpec
 
@@ -38,11 +37,6 @@ EXIT_UNANSWERED: Final = 1
 BULK_S: Final = 1.0
 """Seconds of bulk traffic by each way."""
 
-_WIDTH: Final = 79
-"""Columns: one less than a terminal has, for some begin a new line in the last one."""
-
-_INDENT: Final = "   "
-
 _PICTURE: Final = """\
     pod1          pod2          pod3      containers, one per node
      |             |             |
@@ -50,85 +44,6 @@ _PICTURE: Final = """\
    node1         node2         node3      a pyflanneld on each
      |             |             |
   ---+-------------+-------------+------  underlay 192.0.2.0/24, etcd is on it"""
-
-
-_CODES: Final = re.compile("\x1b\\[[0-9;]*m")
-
-
-class Stage:
-    """Prints the demo: headlines with times, commands, output; colours only on a terminal."""
-
-    def __init__(self, out: TextIO) -> None:
-        self._out = out
-        self._shown: list[str] = []
-        self._colors = out.isatty() and os.environ.get("TERM") != "dumb"
-        self._colors = self._colors and "NO_COLOR" not in os.environ
-        self._number = 0
-
-    @contextmanager
-    def step(self, title: str) -> Iterator[None]:
-        """A headline, finished with the time that the enclosed work took; output goes after it."""
-        self._number += 1
-        text = f"{self._number}  {title}"
-        head = f"\n{self._paint(text, '1')}"
-        # Without a terminal it is not watched, and a broken headline is ugly in a file.
-        if self._colors:
-            self._write(head)
-        begin = time.monotonic()
-        yield
-        took = f"{time.monotonic() - begin:.2f} s"
-        gap = " " * max(1, _WIDTH - len(text) - len(took))
-        self._write(f"{'' if self._colors else head}{gap}{self._paint(took, '2')}\n")
-
-    def command(self, where: str, command: str) -> None:
-        """A command, as typed at a prompt."""
-        prompt = f"{where}$"
-        first, *more = folded(command, _WIDTH - len(_INDENT) - len(prompt) - 1)
-        self.line(f"{_INDENT}{self._paint(prompt, '2')} {self._paint(first, '36')}")
-        for text in more:
-            self.line(f"{_INDENT}{' ' * len(prompt)} {self._paint(text, '36')}")
-
-    def output(self, lines: Sequence[str]) -> None:
-        """What a command printed."""
-        for line in lines:
-            self.line(f"{_INDENT}{line}".rstrip())
-
-    def line(self, text: str = "") -> None:
-        """One line as it is."""
-        self._write(text + "\n")
-
-    def verdict(self, text: str, *, good: bool) -> None:
-        """The last word."""
-        self.line("\n" + self._paint(text, "32;1" if good else "31;1"))
-
-    def picture(self) -> str:
-        """All that was shown so far, as SVG."""
-        return svg.render("".join(self._shown), "What pyflannel lab demo prints")
-
-    def _write(self, text: str) -> None:
-        self._shown.append(text)
-        self._out.write(text if self._colors else _CODES.sub("", text))
-        self._out.flush()
-
-    @staticmethod
-    def _paint(text: str, code: str) -> str:
-        return f"\x1b[{code}m{text}\x1b[0m"
-
-
-def folded(command: str, width: int) -> list[str]:
-    """A command in lines of at most `width` columns, where there is a blank to cut it at.
-
-    Each but the last ends with a backslash, so that it may still be pasted.
-    """
-    lines = [""]
-    for word in command.split(" "):
-        longer = f"{lines[-1]} {word}" if lines[-1] else word
-        if len(longer) > width - 2 and lines[-1]:
-            lines[-1] += " \\"
-            lines.append(f"  {word}")
-        else:
-            lines[-1] = longer
-    return lines
 
 
 def run(*, nodes: int = 3, datapath: str = "", picture: str = "", out: TextIO | None = None) -> int:
@@ -167,7 +82,7 @@ def run(*, nodes: int = 3, datapath: str = "", picture: str = "", out: TextIO | 
     name = program()
     stage.line("Your own to explore, and to break (docs/learn.md):")
     for rest in ("up --backend vxlan", "exec 1 -- ip route", "break --random --hide", "down"):
-        stage.line(f"{_INDENT}{name} lab {rest}")
+        stage.line(f"{INDENT}{name} lab {rest}")
     if picture:
         try:
             Path(picture).write_text(stage.picture(), encoding="utf-8")
@@ -186,7 +101,7 @@ def _show(stage: Stage, lab: Lab) -> tuple[bool, str]:
         lab.build()
 
     with stage.step("The network config into etcd"):
-        _pyflannel(lab.switch, ["config", "set", "-"], stdin=lab.spec.config_text())
+        pyflannel_says(lab.switch, ["config", "set", "-"], stdin=lab.spec.config_text())
     stage.command("switch", "pyflannel config set - <<'.'")
     stage.output([*lab.spec.config_text().splitlines(), "."])
 
@@ -195,7 +110,7 @@ def _show(stage: Stage, lab: Lab) -> tuple[bool, str]:
         lab.wait_ready()
     stage.command("node1", " ".join(_brief(lab.node(1).daemon_command())))
     stage.command("switch", "pyflannel leases")
-    stage.output(_pyflannel(lab.switch, ["leases"]))
+    stage.output(pyflannel_says(lab.switch, ["leases"]))
 
     commands = [
         "cat /run/flannel/subnet.env",
@@ -217,7 +132,10 @@ def _show(stage: Stage, lab: Lab) -> tuple[bool, str]:
     if matrix.ttls == {60}:
         stage.output(["ttl=60: of 64, two kernels and two daemons on the way have taken one each"])
 
-    _break(stage, lab, lab.node(1))
+    healing.route_deleted(stage, lab, lab.node(1))
+    good = matrix.ok
+    good &= healing.daemon_killed(stage, lab, lab.node(lab.spec.nodes))
+    good &= healing.etcd_away(stage, lab, lab.node(1))
 
     if lab.spec.nodes > 1:
         one, other = lab.node(1), lab.node(2)
@@ -232,36 +150,7 @@ def _show(stage: Stage, lab: Lab) -> tuple[bool, str]:
                 f"pod2 sees it come from {', '.join(bulk.seen_as)}",
             ]
         )
-    return matrix.ok, f"{answered} of {len(matrix.results)} pairs answered"
-
-
-def _break(stage: Stage, lab: Lab, node: Node) -> None:
-    """Deletes the overlay's route on a node, and shows how its daemon puts it back."""
-    network = node.subnet_env()["FLANNEL_NETWORK"]
-    look = f"ip route show {network}"
-    # In one shell, which is there before it begins: what is measured is the daemon.
-    script = (
-        f"set -e\nbegin=$(date +%s%N)\nip route del {network}\n"
-        f'until [ -n "$({look})" ]; do :; done\n'
-        f"echo $(( ($(date +%s%N) - begin) / 1000 ))\n{look}"
-    )
-    with stage.step("Somebody deletes that route, and the daemon puts it back"):
-        took_us, *route = node.exec(["sh", "-s"], stdin=script).stdout.splitlines()
-        lab.wait(lambda: bool(_last_repair(node)), what="the repair in the daemon's log")
-    stage.command(node.name, f"ip route del {network}; sleep {int(took_us) / 1e6:.3f}; {look}")
-    stage.output(route)
-    stage.output([f"the daemon's log: {_last_repair(node)}"])
-
-
-def _last_repair(node: Node) -> str:
-    """What the daemon's log says of its last repair, after time and level; empty if nothing."""
-    lines = [line for line in node.log(5).splitlines() if "repaired" in line]
-    return lines[-1][lines[-1].index("repaired") :].replace('"', ":") if lines else ""
-
-
-def _pyflannel(space: Space, arguments: Sequence[str], *, stdin: str = "") -> list[str]:
-    command = [sys.executable, "-m", "pyflannel.cli.pyflannel", *arguments]
-    return space.run(command, stdin=stdin).stdout.splitlines()
+    return good, f"{answered} of {len(matrix.results)} pairs answered"
 
 
 def _datapath(lab: Lab) -> str:

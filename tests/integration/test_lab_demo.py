@@ -40,7 +40,7 @@ def shown(tmp_path_factory):
 
 class TestDemo:
     def test_it_fits_on_a_screen_and_is_plain_in_a_file(self, shown):
-        assert len(shown.splitlines()) <= 70
+        assert len(shown.splitlines()) <= 80
         assert max(map(len, shown.splitlines())) <= 80
         assert "\x1b" not in shown
 
@@ -48,6 +48,15 @@ class TestDemo:
         took = re.search(r"ip route del 10\.0\.0\.0/16; sleep ([0-9.]+);", shown)
         assert float(took[1]) < 5
         assert "repaired what had been changed by others" in shown
+
+    def test_a_daemon_is_killed_and_comes_back_with_its_subnet(self, shown):
+        assert re.search(r"^ +node3\$ kill -9 \d+$", shown, re.MULTILINE)
+        assert re.search(r"ready again after \d+\.\d\d s, with the same subnet; 6 of 6", shown)
+
+    def test_without_etcd_packets_flow_and_the_node_says_what_is_wrong(self, shown):
+        assert re.search(r"^ +WARNING PF102 etcd, since ", shown, re.MULTILINE)
+        said = r"6 of 6 pairs answer\. etcd is started, and found again after \d+\.\d\d s"
+        assert re.search(said, shown)
 
     def test_its_last_lines_can_be_pasted(self, shown):
         commands = re.findall(r"^ +(\S*pyflannel) lab (\w+)", shown, re.MULTILINE)[-4:]
@@ -81,7 +90,7 @@ class TestDemo:
         assert all(float(each) > 0 for each in found.groups())
 
     def test_each_step_says_how_long_it_took(self, shown):
-        assert len(re.findall(r"^\d  .* \d+\.\d\d s$", shown, re.MULTILINE)) == 7
+        assert len(re.findall(r"^\d  .* \d+\.\d\d s$", shown, re.MULTILINE)) == 9
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import io
 import pytest
 
 from pyflannel.lab import demo
-from pyflannel.lab.demo import Stage, folded
+from pyflannel.lab.stage import Stage, folded
 from pyflannel.lab.topology import DEMO_CONFIG
 
 LONG = "pyflanneld -etcd-endpoints=http://192.0.2.254:2379 -etcd-prefix=/coreos.com/network"

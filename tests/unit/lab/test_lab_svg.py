@@ -8,7 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from pyflannel.lab import svg
-from pyflannel.lab.demo import Stage
+from pyflannel.lab.stage import Stage
 
 ROOT = Path(__file__).parents[3]
 NAME = "{http://www.w3.org/2000/svg}"
