@@ -46,6 +46,7 @@ if [[ ${1:-} == system ]]; then
     PACKAGES+=(
         qemu-user                      # the wheel for aarch64 is tried
         zsh fish                       # their completion is tried
+        chromium                       # the page of `pyflannel web` is looked at
     )
 fi
 

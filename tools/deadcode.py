@@ -23,8 +23,8 @@ KNOWN: Final = {
     # Parts of a report or of a protocol that documents and tests read.
     "notification_overflows", "member_id", "CODES", "ECHO_REPLY", "ECHO_REQUEST", "NUD_STALE",
     "IP_PMTUDISC_WANT",
-    # Members of JSON objects, which programs read.
-    "silent_s",
+    # Members of JSON objects, which programs and the page's script read.
+    "silent_s", "rate_in", "rate_out", "more_problems", "more_peers",
     # The whole of what the product does in parts.
     "replace_actual",
     # Bounds that the models in tests hold the product to, and a look into the kernel for them.

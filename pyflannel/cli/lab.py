@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NoReturn
 
-from pyflannel.cli import labparsers
+from pyflannel.cli import labparsers, status, web
 from pyflannel.cli.common import table
 from pyflannel.cli.order import options_first
 from pyflannel.cli.parsers import with_value
@@ -257,6 +257,10 @@ def _logs(options: argparse.Namespace) -> int:
     os.execvp(entry[0], entry)  # noqa: S606 - no shell is wanted; tail is everywhere
 
 
+def _web(options: argparse.Namespace) -> int:
+    return web.serve(options, overview.questions(Lab.open(options.name), status.ask))
+
+
 def _bench(options: argparse.Namespace) -> int:
     lab = Lab.open(options.name)
     source, target = lab.node(options.source), lab.node(options.target)
@@ -282,6 +286,7 @@ _COMMANDS: Final = {
     "list": _list,
     "status": _status,
     "logs": _logs,
+    "web": _web,
     "down": _down,
 }
 
@@ -360,7 +365,7 @@ def _gain_rights(options: argparse.Namespace, argv: Sequence[str]) -> None:
         return
     if options.command in {"up", "demo"}:
         rootless.enter_new(_MODULE, argv)
-    if options.command in {"down", "list", "logs"} or getattr(options, "list", False):
+    if options.command in {"down", "list", "logs", "web"} or getattr(options, "list", False):
         return  # reading files and ending one's own processes needs no rights
     holder = StateDirectory(options.name).load().processes.get("switch")
     if holder is not None and holder.alive():

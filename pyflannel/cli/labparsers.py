@@ -8,6 +8,7 @@ from typing import Final
 
 from pyflannel.backend.kinds import KINDS
 from pyflannel.cli.parsers import Branch, Parser, group
+from pyflannel.cli.web import add_address
 from pyflannel.lab import topology
 from pyflannel.lab.topology import Underlay
 
@@ -32,6 +33,7 @@ def branch() -> Branch:
         _list(),
         _status(),
         _logs(),
+        _web(),
         _down(),
     )
     return group(PROG, "a cluster in a box, made of network namespaces", ABOUT, actions)
@@ -235,6 +237,13 @@ def _logs() -> Parser:
     parser.add_argument("node", nargs="*", metavar="NODE", help="1, node1 or etcd; all if none")
     parser.add_argument("-f", "--follow", action="store_true", help="go on with what is added")
     parser.add_argument("-n", "--lines", type=count, default=20, metavar="N", help="of each")
+    return parser
+
+
+def _web() -> Parser:
+    about = "As `pyflannel web`, with a choice among the lab's nodes."
+    parser = _parser("web", "the status of a lab's nodes as a page, live", about, "web")
+    add_address(parser)
     return parser
 
 

@@ -227,7 +227,7 @@ def term(action: argparse.Action) -> str:
     """An option or argument as a list names it: `-n N, --lines N`."""
     metavar = str(action.metavar or "|".join(map(str, action.choices or ())))
     if not action.option_strings:
-        return f"[{metavar}]..." if action.nargs == "*" else metavar
+        return {"*": f"[{metavar}]...", "?": f"[{metavar}]"}.get(str(action.nargs), metavar)
     if action.nargs == 0:
         return ", ".join(action.option_strings)
     value = f"[{metavar}]" if action.nargs == "?" else metavar

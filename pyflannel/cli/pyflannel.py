@@ -43,6 +43,7 @@ COMMANDS: Final[dict[str, Command]] = {
     "peers": Command("pyflannel.cli.peers", "the other nodes, as this node's daemon sees them"),
     "ping": Command("pyflannel.cli.ping", "reach a peer or a pod, layer by layer"),
     "trace": Command("pyflannel.cli.trace", "the way of a packet between two pods, hop by hop"),
+    "web": Command("pyflannel.cli.web", "this node's status as a page, live"),
     "cleanup": Command("pyflannel.cli.cleanup", "remove every trace of a stopped daemon"),
     "doctor": Command("pyflannel.cli.doctor", "what keeps containers from reaching each other"),
     "bundle": Command("pyflannel.cli.bundle", "what a bug report needs, without secrets"),

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypedDict
 
+from pyflannel.core.options import DaemonOptions
 from pyflannel.lab.errors import LabError
 from pyflannel.lab.processes import ProcessRef
 from pyflannel.lab.state import StateDirectory, all_labs
@@ -87,6 +90,22 @@ def nodes(lab: Lab) -> list[NodeState]:
     """How each node of a lab is; the daemons are asked all at the same time."""
     asked = {node.number: _ask(node) for node in lab.nodes}
     return [_state(node, asked[node.number]) for node in lab.nodes]
+
+
+Answer = Mapping[str, object]
+
+
+def questions(lab: Lab, ask: Callable[[str], Answer]) -> dict[str, Callable[[], Answer]]:
+    """How to ask the daemon of each node that is ours.
+
+    Args:
+        lab: which is up.
+        ask: a daemon, by the path of its status socket.
+    """
+    paths = {
+        each.name: each.path(DaemonOptions().status_socket) for each in lab.nodes if each.is_ours
+    }
+    return {name: partial(ask, str(path)) for name, path in paths.items()}
 
 
 def _ask(node: Node) -> subprocess.Popen[str] | str:

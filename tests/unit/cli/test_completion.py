@@ -24,7 +24,7 @@ from pyflannel.testing.fakestore import FakeEtcd, FakeStore
 PLACES = completion.places()
 LEAVES = {" ".join(["pyflannel", *words]): parser for words, parser in leaves(tree())}
 FREE = {"SECONDS", "BYTES", "N", "PORT", "POD", "TIME", "IP", "CMD", "CIDR", "K=CMD", "ARG"}
-FREE |= {"PREFIX", "TEXT", "NAME"}
+FREE |= {"PREFIX", "TEXT", "NAME", "ADDRESS:PORT"}
 """Values that cannot be guessed."""
 
 
