@@ -26,6 +26,7 @@ from pyflannel.diagnose import checks as node_checks
 from pyflannel.diagnose import finding
 from pyflannel.diagnose.aroundgather import gather_around
 from pyflannel.diagnose.gather import gather as gather_node
+from pyflannel.diagnose.kubegather import gather_kube
 from pyflannel.docker import checks
 from pyflannel.docker import options as docker_options
 from pyflannel.docker.facts import gather
@@ -42,10 +43,14 @@ if TYPE_CHECKING:
     from pyflannel.diagnose.datapaths import DatapathFacts
 
 PART_OF: Final = {
-    "store": frozenset(code for code in problems.CODES if code < "PF121"),
+    "store": frozenset(code for code in problems.CODES if code < "PF121")
+    | {finding.NO_POD_CIDR, finding.NODE_MISSING, finding.API_DENIED},
     "peers": frozenset({problems.PEER_DOWN, problems.PEER_SMALL_ONLY, problems.CUT_OFF})
     | {problems.PEER_IGNORED, problems.NOT_APPLIED}
     | {finding.RP_FILTER, finding.ROUTED_ELSEWHERE, finding.OTHER_UNDERLAY, finding.SHARED_ADDRESS},
+    "kubernetes": frozenset(
+        code for code in finding.CODES if finding.NO_POD_CIDR <= code <= finding.BRIDGED_UNSEEN
+    ),
 }
 """Subjects that are a part of `node`, with their codes."""
 SUBJECTS: Final = ("node", *PART_OF, "docker", "datapath")
@@ -53,7 +58,8 @@ ABOUT: Final = """Changes nothing.
 
 Subject node (the default) looks at the daemon, the kernel, routes, devices and every firewall chain
 that packets of the overlay meet; store and peers are the parts of it that are about etcd and the
-lease, and about the other nodes. docker looks at what keeps docker out of the leased subnet;
+lease, and about the other nodes; kubernetes is the node object, what makes the interfaces of
+pods, and services. docker looks at what keeps docker out of the leased subnet;
 datapath starts each data path of backend udp in a network namespace of its own, and says what the
 kernel granted.
 
@@ -210,7 +216,8 @@ async def _node(report: NodeReport | None, silence: str, subnet_file: str) -> li
         facts = await gather_node(netlink, KINDS, report, silence, subnet_file)
         around = await gather_around(netlink, KINDS, facts, DaemonOptions().state_dir)
         docker_facts = await gather(netlink, subnet_file=subnet_file)
-        return node_checks.findings(facts, around, of_docker(docker_facts))
+        kube = gather_kube(report, environment=os.environ)
+        return node_checks.findings(facts, around, of_docker(docker_facts), kube)
     finally:
         await netlink.close()
 

@@ -25,6 +25,7 @@ from pyflannel.diagnose.finding import (
     of_problem,
 )
 from pyflannel.diagnose.firewall import both_firewalls, dropped_overlay, dropped_underlay
+from pyflannel.diagnose.kubernetes import KubeFacts, kube_findings, without_symptoms
 from pyflannel.report.model import Severity
 from pyflannel.report.problems import DEVICE_DOWN, problems
 
@@ -44,12 +45,17 @@ _ORDER: Final = (Severity.ERROR, Severity.WARNING, Severity.INFO)
 
 
 def findings(
-    facts: NodeFacts, around: Around | None = None, others: Sequence[Finding] = ()
+    facts: NodeFacts,
+    around: Around | None = None,
+    others: Sequence[Finding] = (),
+    kube: KubeFacts | None = None,
 ) -> list[Finding]:
     """Everything that is wrong with a node and around it, the worst first."""
     found = [finding for check in _CHECKS for finding in check(facts)]
     if around is not None:
         found += around_findings(facts, around)
+        if kube is not None:
+            found = without_symptoms(found + kube_findings(facts, around, kube))
     found += others
     if any(one.code == "PF310" for one in others):
         # docker's own check knows more of it.

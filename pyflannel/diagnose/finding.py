@@ -41,6 +41,15 @@ CLOCK: Final = "PF232"
 PODS_MASKED: Final = "PF233"
 OUTER_MASKED: Final = "PF234"
 BOTH_FIREWALLS: Final = "PF235"
+NO_POD_CIDR: Final = "PF241"
+NODE_MISSING: Final = "PF242"
+API_DENIED: Final = "PF243"
+NO_CONFLIST: Final = "PF244"
+OTHER_CONFLIST: Final = "PF245"
+NO_PLUGIN: Final = "PF246"
+PODS_BRIDGE: Final = "PF247"
+NO_PROXY: Final = "PF248"
+BRIDGED_UNSEEN: Final = "PF249"
 TWO_OWNERS: Final = "PF401"
 CONFIGS_DIFFER: Final = "PF402"
 ONE_WAY: Final = "PF403"
@@ -84,6 +93,15 @@ CODES: Final = {
     PODS_MASKED: "packets between containers of two nodes get the node's address",
     OUTER_MASKED: "packets between the nodes get another source, or another port",
     BOTH_FIREWALLS: "both variants of iptables hold rules",
+    NO_POD_CIDR: "Kubernetes: the node object has no podCIDR that can be used",
+    NODE_MISSING: "Kubernetes: there is no object of this node",
+    API_DENIED: "Kubernetes: the API server refuses what the daemon asks for",
+    NO_CONFLIST: "Kubernetes: there is no configuration for CNI",
+    OTHER_CONFLIST: "Kubernetes: another network's configuration for CNI comes first",
+    NO_PLUGIN: "Kubernetes: a program for CNI is missing",
+    PODS_BRIDGE: "Kubernetes: cni0 has an address outside of the podCIDR",
+    NO_PROXY: "Kubernetes: kube-proxy has set up nothing",
+    BRIDGED_UNSEEN: "Kubernetes: the firewall does not see packets between pods of one node",
     NOT_SEEN: "something could not be looked at",
     TWO_OWNERS: "two nodes say that one subnet is theirs",
     CONFIGS_DIFFER: "nodes have different network configs in force",

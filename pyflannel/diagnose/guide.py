@@ -148,6 +148,38 @@ GUIDES: Final[dict[str, Guide]] = {
     "PF233": Guide("containers see the node's address", "masquerade in one place alone"),
     "PF234": Guide("connections take seconds, or none passes", "accept the overlay's port before"),
     "PF235": Guide("rules are right and packets vanish", "clear one of the two variants"),
+    "PF241": Guide(
+        "pods of the node stay in ContainerCreating",
+        "kube-controller-manager: `--allocate-node-cidrs --cluster-cidr`, the same as `Network`",
+    ),
+    "PF242": Guide(
+        "the same, after `kubectl delete node`",
+        "`systemctl restart kubelet`; is `NODE_NAME` right?",
+    ),
+    "PF243": Guide("`is forbidden` in the log", "apply the role of `kubernetes/pyflannel.yaml`"),
+    "PF244": Guide(
+        "the node is NotReady: `cni plugin not initialized`",
+        "`--cni-conflist`, as the manifest has it",
+    ),
+    "PF245": Guide(
+        "pods have addresses of another network",
+        "remove the file that comes first, then create the pods again",
+    ),
+    "PF246": Guide(
+        "pods fail with `failed to find plugin`",
+        "the package kubernetes-cni; for flannel's own delete this node's pod of the DaemonSet",
+    ),
+    "PF247": Guide(
+        'pods fail with `"cni0" already has an IP address different from`',
+        "delete the pods with former addresses, then `ip link delete cni0`",
+    ),
+    "PF248": Guide(
+        "pods reach each other and no service", "see why kube-proxy does not run on this node"
+    ),
+    "PF249": Guide(
+        "a service is not reached by pods of its own node",
+        "`modprobe br_netfilter`; `sysctl -w net.bridge.bridge-nf-call-iptables=1`",
+    ),
     "PF299": Guide("nothing", "run it as root"),
     "PF301": Guide(
         "docker starts in a subnet of its own",

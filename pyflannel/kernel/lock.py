@@ -296,15 +296,15 @@ def upstream_daemons() -> list[int]:
 
     It takes no lock that we could see; it is known by its name.
     """
-    return _processes("flanneld")
+    return processes_here("flanneld")
 
 
 def our_daemons() -> list[int]:
     """Process ids of `pyflanneld` in our network namespace, whatever their subnet files are."""
-    return _processes("pyflanneld")
+    return processes_here("pyflanneld")
 
 
-def _processes(name: str) -> list[int]:
+def processes_here(name: str) -> list[int]:
     """Those of a name that share our network namespace, ourselves left out.
 
     Processes that go meanwhile, or that we may not look at, do not count.

@@ -43,6 +43,18 @@ class Severity(StrEnum):
     """The node does not do what it is there for."""
 
 
+class StoreFault(StrEnum):
+    """What keeps Kubernetes' store from its work, as far as an operator can mend it."""
+
+    NONE = ""
+    NODE_MISSING = "node missing"
+    """There is no object of this node."""
+    NO_POD_CIDR = "no podCIDR"
+    """It has no podCIDR, or none that the network config allows."""
+    DENIED = "denied"
+    """The API server refuses who we are, or what we ask for."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """One thing that is wrong now."""
@@ -96,6 +108,9 @@ class StoreReport:
     first hundred."""
     rejected_count: int = 0
     """How many there are."""
+    fault: StoreFault = StoreFault.NONE
+    """What is missing, as a kind; the words for it are in `reason`, the lease's, or what is waited
+    for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

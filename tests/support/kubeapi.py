@@ -259,6 +259,15 @@ class KubeCluster:
         self.frozen = True
         self.watches.clear()
 
+    def forbid(self, verb: str, resource: str) -> None:
+        """Takes a right away from flannel's role, for its next request."""
+        self.role.discard((verb, resource))
+        self.end()
+
+    def allow(self, verb: str, resource: str) -> None:
+        """Gives it back."""
+        self.role.add((verb, resource))
+
     def inject(self, verb: str, code: int, message: str = "", retry_after: int = 0) -> None:
         """The next request of this kind (`list nodes`) is answered so."""
         error = ApiError(code, "", message or f"injected {code}", retry_after)

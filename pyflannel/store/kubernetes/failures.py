@@ -6,6 +6,7 @@ import json
 from typing import Final
 
 from pyflannel.core.errors import (
+    LeaseError,
     StoreConflict,
     StoreDenied,
     StoreError,
@@ -34,6 +35,14 @@ class Expired(StoreError):
 
 class NodeMissing(StoreError):
     """404: there is no such node, or pod."""
+
+
+class NotRegistered(LeaseError):
+    """No kubelet has registered our node, or it was deleted."""
+
+
+class UnusablePodCidr(LeaseError):
+    """Our node has no podCIDR yet, or none that the network config allows."""
 
 
 class NodeReplaced(StoreError):

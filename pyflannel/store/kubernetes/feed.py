@@ -32,10 +32,12 @@ from pyflannel.core.errors import StoreConfigError, StoreDenied, StoreError, Sto
 from pyflannel.core.kube.nodes import KubeNode
 from pyflannel.core.trouble import Occasion, TroubleLog
 from pyflannel.logs import get_logger
+from pyflannel.report.model import StoreFault
 from pyflannel.store.kubernetes import wire
 from pyflannel.store.kubernetes.base import Stream
 from pyflannel.store.kubernetes.client import NodeClient
 from pyflannel.store.kubernetes.failures import Busy, Expired, NotOffered, Stale
+from pyflannel.store.kubernetes.trouble import fault_of
 from pyflannel.store.lines import LineSplitter
 
 log = get_logger(__name__)
@@ -110,6 +112,8 @@ class NodeFeed:
         self.connected: bool | None = None
         """As in `StoreReport`."""
         self.since: float | None = None
+        self.fault = StoreFault.NONE
+        """As in `StoreReport`."""
         self.snapshots = 0
         self.reconnects = 0
 
@@ -279,6 +283,7 @@ class NodeFeed:
         self._listing = False
         self.reconnects += 1
         text = str(error)
+        self.fault = fault_of(error)
         occasion = self._trouble.failed(self._clock.monotonic(), error.kind, text)
         if occasion is not None:
             log.warning(_LOST[occasion], server=self._client.transport.describe(), error=text)
@@ -290,6 +295,7 @@ class NodeFeed:
 
     def _recovered(self) -> None:
         self._backoff = Backoff(ceiling=CEILING_S, rng=self._rng)
+        self.fault = StoreFault.NONE
         lasted = self._trouble.over(self._clock.monotonic())
         if lasted is not None:
             log.info(

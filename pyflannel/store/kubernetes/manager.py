@@ -37,7 +37,6 @@ from pyflannel.core.kind import Kinds
 from pyflannel.core.kube import annotations as names
 from pyflannel.core.kube.nodes import KubeNode, NodeTable
 from pyflannel.core.lease import Changes, Lease, LeaseAttrs, LeaseUpdate
-from pyflannel.core.trouble import TroubleLog
 from pyflannel.core.trust import ConfigOrigin
 from pyflannel.logs import get_logger
 from pyflannel.report.model import StoreReport
@@ -49,6 +48,7 @@ from pyflannel.store.kubernetes.failures import Busy, NodeMissing
 from pyflannel.store.kubernetes.feed import NodeFeed
 from pyflannel.store.kubernetes.netconf import NetConf, follow_netconf
 from pyflannel.store.kubernetes.own import OwnNode
+from pyflannel.store.kubernetes.trouble import StoreTrouble
 from pyflannel.store.kubernetes.wire import Names
 
 log = get_logger(__name__)
@@ -99,6 +99,7 @@ class KubernetesLeaseStore:
         self._clock = clock
         self._rng = rng if rng is not None else random.Random()  # noqa: S311 - spreads load only
         self._tell = tell
+        self._trouble = StoreTrouble(clock, tell)
         self._file: NetConf = follow_netconf(Path(net_config), kinds, clock)
         self._client = NodeClient(transport, Names(prefix, node_name), rng=rng)
         self._own = OwnNode(self._client, clock, set_condition=set_condition)
@@ -113,9 +114,6 @@ class KubernetesLeaseStore:
         """`None` asks for a snapshot."""
         self._news = asyncio.Event()
         self._own_news = asyncio.Event()
-        self._waiting = TroubleLog()
-        self._failing = ""
-        self._failing_since: float | None = None
         self._said: Announcer[str] = Announcer()
 
     @property
@@ -181,13 +179,11 @@ class KubernetesLeaseStore:
                     await self._find_name()
                 if self._own.node is None:
                     self._own.saw(await self._client.node())
-                self._over()
+                self._trouble.over()
                 return
             except NodeMissing as error:
-                await self._wait_for(
-                    f"{error}; waiting for the kubelet to register node {self._client.ours.own}",
-                    error.kind,
-                )
+                text = f"{error}; waiting for the kubelet to register node {self._client.ours.own}"
+                await self._wait_for(text, error.kind, error)
             except StoreError as error:
                 await self._wait_for(f"waiting for the API server: {error}", error.kind, error)
 
@@ -236,12 +232,12 @@ class KubernetesLeaseStore:
                     raise StoreUnavailable(f"waiting for the list of nodes: {reason}", kind=reason)
                 if await self._own.settle(config, attrs):
                     self._hold(lease)
-                    self._over()
+                    self._trouble.over()
                     self._tell("")
                     log.info("subnet is this node's podCIDR", subnet=lease.key.describe())
                     return lease
             except LeaseError as error:
-                await self._wait_for(f"waiting: {error}", str(error))
+                await self._wait_for(f"waiting: {error}", str(error), error)
             except StoreError as error:
                 quiet = not self._feed.snapshots and not self._feed.reason
                 await self._wait_for(str(error), error.kind, error, quiet=quiet)
@@ -279,9 +275,9 @@ class KubernetesLeaseStore:
                     pause = RETRY_S
                 former = self._lease
                 self._hold(lease)
-                self._fails("")
+                self._trouble.fails(None)
             except (LeaseError, StoreError) as error:
-                self._fails(str(error))
+                self._trouble.fails(error)
                 pause = self._pause(error)
             else:
                 if former is None or former.key != lease.key:
@@ -310,7 +306,7 @@ class KubernetesLeaseStore:
             except (LeaseError, StoreError) as error:
                 if self._lease is None:
                     raise LeaseError("no lease has been acquired yet") from None
-                self._fails(str(error))
+                self._trouble.fails(error)
                 pause = self._pause(error)
             await self._clock.sleep(pause)
 
@@ -435,6 +431,7 @@ class KubernetesLeaseStore:
             reconnects=self._feed.reconnects,
             rejected=rejected,
             rejected_count=len(rejected),
+            fault=self._trouble.fault or self._feed.fault,
         )
 
     def standing(self) -> Standing:
@@ -448,8 +445,8 @@ class KubernetesLeaseStore:
         return Standing(
             held=held,
             confirmed=self._own.confirmed,
-            reason=self._failing,
-            since=self._failing_since,
+            reason=self._trouble.failing,
+            since=self._trouble.since,
         )
 
     async def close(self) -> None:
@@ -469,31 +466,16 @@ class KubernetesLeaseStore:
     def _wake(self) -> None:
         self._own_news.set()
 
-    def _fails(self, reason: str) -> None:
-        if bool(reason) != bool(self._failing):
-            self._failing_since = self._clock.time() if reason else None
-        if reason and reason != self._failing:
-            log.warning("this node's lease cannot be kept as it should be", reason=reason)
-        self._failing = reason
-
     def _pause(self, error: Exception) -> float:
         pause = RETRY_S * (1 - self._rng.random() / 2)
         return max(pause, error.retry_after_s) if isinstance(error, Busy) else pause
 
     async def _wait_for(
-        self, text: str, kind: str, error: Exception | None = None, *, quiet: bool = False
+        self, text: str, kind: str, error: Exception, *, quiet: bool = False
     ) -> None:
         """Says what is waited for and waits until it is worth another look."""
-        self._tell(text)
-        occasion = self._waiting.failed(self._clock.monotonic(), kind, text)
-        if occasion is not None and not quiet:
-            log.warning("waiting", reason=text)
-        await self._pause_until_news(self._pause(error or LeaseError("")))
-
-    def _over(self) -> None:
-        lasted = self._waiting.over(self._clock.monotonic())
-        if lasted is not None and lasted >= RETRY_S:
-            log.info("waiting is over", after_s=round(lasted, 1))
+        self._trouble.waits(text, kind, error, quiet=quiet)
+        await self._pause_until_news(self._pause(error))
 
     async def _pause_until_news(self, seconds: float) -> None:
         await within(self._clock, seconds, self._own_news.wait())

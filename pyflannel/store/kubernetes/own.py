@@ -21,7 +21,6 @@ from typing import Final
 from pyflannel.aio.clock import Clock
 from pyflannel.core.announce import Announcer
 from pyflannel.core.config import NetworkConfig
-from pyflannel.core.errors import LeaseError
 from pyflannel.core.ip import Family, IPAddress
 from pyflannel.core.kube import annotations as names
 from pyflannel.core.kube.nodes import KubeNode, subnets_of
@@ -29,7 +28,12 @@ from pyflannel.core.lease import Lease, LeaseAttrs
 from pyflannel.logs import get_logger
 from pyflannel.store.kubernetes import wire
 from pyflannel.store.kubernetes.client import NodeClient
-from pyflannel.store.kubernetes.failures import NodeMissing, NodeReplaced
+from pyflannel.store.kubernetes.failures import (
+    NodeMissing,
+    NodeReplaced,
+    NotRegistered,
+    UnusablePodCidr,
+)
 
 log = get_logger(__name__)
 
@@ -139,19 +143,19 @@ class OwnNode:
         """
         node = self.node
         if node is None:
-            raise LeaseError(
+            raise NotRegistered(
                 f"node {self._client.ours.own} is not registered; its kubelet does that"
             )
         try:
             key = subnets_of(node, config.families)
         except ValueError as error:
-            raise LeaseError(f"node {node.name}: {error}; {_HOW_TO_GET_ONE}") from None
+            raise UnusablePodCidr(f"node {node.name}: {error}; {_HOW_TO_GET_ONE}") from None
         for family in config.families:
             subnet, network = key.subnet(family), config.network_of(family)
             if subnet is None or network is None:
                 continue
             if subnet.prefixlen < network.prefixlen or subnet.network_address not in network:
-                raise LeaseError(
+                raise UnusablePodCidr(
                     f'node {node.name}: subnet "{network}" specified in the flannel net config '
                     f'doesn\'t contain "{subnet}" PodCIDR of the "{node.name}" node; make Network '
                     "in net-conf.json the --cluster-cidr of kube-controller-manager"

@@ -328,7 +328,8 @@ def test_each_fault_has_its_code_and_its_evidence(code, severity, facts, words):
 def test_every_code_is_tried_here_and_in_the_reference():
     page = (Path(__file__).parents[3] / "docs/reference/problems.md").read_text()
     tried = {code for code, *_ in (*CASES, *AROUND)}
-    of_nodes = {code for code in finding.CODES if code < "PF4"}  # test_cluster has the others
+    # test_cluster and test_kubernetes_checks have the others.
+    of_nodes = {code for code in finding.CODES if code < "PF4" and not "PF241" <= code <= "PF249"}
     assert tried - set(problems.CODES) == of_nodes
     for code, meaning in finding.CODES.items():
         assert f"| {code} | {meaning} |" in page

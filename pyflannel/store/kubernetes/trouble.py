@@ -1,0 +1,84 @@
+"""What keeps the store from its work: said when it changes, and reported with its kind.
+
+Before the lease it is what is waited for, afterwards why the lease cannot be kept as it should be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from pyflannel.aio.clock import Clock
+from pyflannel.core.errors import StoreDenied
+from pyflannel.core.trouble import TroubleLog
+from pyflannel.logs import get_logger
+from pyflannel.report.model import StoreFault
+from pyflannel.store.kubernetes.failures import NodeMissing, NotRegistered, UnusablePodCidr
+
+log = get_logger(__name__)
+
+WORTH_TELLING_S: Final = 1.0
+"""A wait that lasted so long is said to be over."""
+_KINDS: Final[tuple[tuple[type[Exception], StoreFault], ...]] = (
+    (NodeMissing, StoreFault.NODE_MISSING),
+    (NotRegistered, StoreFault.NODE_MISSING),
+    (UnusablePodCidr, StoreFault.NO_POD_CIDR),
+    (StoreDenied, StoreFault.DENIED),
+)
+
+
+def fault_of(error: Exception | None) -> StoreFault:
+    """What an operator can do something about, as a kind."""
+    return next((fault for kind, fault in _KINDS if isinstance(error, kind)), StoreFault.NONE)
+
+
+class StoreTrouble:
+    """The one thing that is waited for, or fails, at a time.
+
+    Args:
+        clock: the time.
+        tell: told in words what is being waited for, and `""` when that is over.
+    """
+
+    def __init__(self, clock: Clock, tell: Callable[[str], None]) -> None:
+        self._clock = clock
+        self._tell = tell
+        self._waiting = TroubleLog()
+        self.fault = StoreFault.NONE
+        """Its kind."""
+        self.failing = ""
+        """Why the lease cannot be kept as it should be."""
+        self.since: float | None = None
+        """When that began, in seconds since the epoch."""
+
+    def waits(self, text: str, kind: str, error: Exception, *, quiet: bool = False) -> None:
+        """There is no lease yet.
+
+        Args:
+            text: what is waited for, and what to do.
+            kind: as in `TroubleLog`.
+            error: why.
+            quiet: whether that is usual at a start, and not worth a line.
+        """
+        self.fault = fault_of(error)
+        self._tell(text)
+        occasion = self._waiting.failed(self._clock.monotonic(), kind, text)
+        if occasion is not None and not quiet:
+            log.warning("waiting", reason=text)
+
+    def over(self) -> None:
+        """Nothing is waited for any more."""
+        self.fault = StoreFault.NONE
+        lasted = self._waiting.over(self._clock.monotonic())
+        if lasted is not None and lasted >= WORTH_TELLING_S:
+            log.info("waiting is over", after_s=round(lasted, 1))
+
+    def fails(self, error: Exception | None) -> None:
+        """The lease cannot be kept as it should be, or can again."""
+        reason = str(error) if error is not None else ""
+        self.fault = fault_of(error)
+        if bool(reason) != bool(self.failing):
+            self.since = self._clock.time() if reason else None
+        if reason and reason != self.failing:
+            log.warning("this node's lease cannot be kept as it should be", reason=reason)
+        self.failing = reason
