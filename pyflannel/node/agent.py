@@ -30,7 +30,7 @@ from pyflannel.aio.clock import within
 from pyflannel.aio.pace import paced
 from pyflannel.aio.tasks import beside, forever
 from pyflannel.backend.driver import Driver
-from pyflannel.core import rules, subnetenv
+from pyflannel.core import subnetenv
 from pyflannel.core.announce import Announcer
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.errors import NetworkConfigChanged, StoreDenied, StoreError
@@ -142,8 +142,9 @@ class Agent:
         check_commands(config, parts.store.origin, allowed=self._settings.allow_extension)
         log.info(f"Found network config - Backend type: {config.backend_type}")
         warn_about_bridges(config)
+        wishes = parts.store.wished()
         found = await parts.find_underlay(
-            config.families, prefer=parts.store.published(), public=parts.store.wished()
+            config.families, prefer=parts.store.published(), public=wishes
         )
         underlay = self._underlay = found.interface
         address = underlay.address if underlay.address is not None else underlay.address6
@@ -164,7 +165,12 @@ class Agent:
             network = await backend.attach(lease)
             held.set()
         return Started(
-            config=config, underlay=underlay, lease=lease, network=network, firewall=firewall
+            config=config,
+            underlay=underlay,
+            lease=lease,
+            network=network,
+            firewall=firewall,
+            wishes=wishes,
         )
 
     def _open_firewall(
@@ -172,7 +178,7 @@ class Agent:
     ) -> Firewall:
         manager, other = self._parts.firewall(config)
         stack.callback(manager.close)
-        ruleset = traffic_rules(config, lease.key, self._settings)
+        ruleset = self._settings.traffic_rules(config, lease.key)
         return Firewall(manager, other, ruleset, self._parts.clock)
 
     async def _first_rules(self, firewall: Firewall, held: asyncio.Event) -> None:
@@ -278,11 +284,6 @@ class Agent:
         return {name: trouble.report() for name, trouble in troubles.items() if trouble}
 
 
-def traffic_rules(config: NetworkConfig, key: SubnetKey, settings: Settings) -> rules.RuleSet:
-    """The rules of a node with this subnet."""
-    return rules.build(config, key, ip_masq=settings.ip_masq, forward=settings.forward_rules)
-
-
 class Node:
     """A node that is up. `open` once, then `run`; the reports at any time.
 
@@ -320,6 +321,8 @@ class Node:
             self._underlay_moved,
             parts.clock,
             announce=parts.announce,
+            choose=self._choose_underlay,
+            wishes=started.wishes,
         )
         self._driver = Driver(
             started.network,
@@ -349,6 +352,7 @@ class Node:
         self.failing = {
             "blackhole route": self._blackhole.trouble,
             "docker's chain": self._docker_trouble,
+            "public address": self._follower.unmet,
         }
         """Parts that may fail, by name."""
 
@@ -457,7 +461,7 @@ class Node:
             await self._submit(self._table.set_own_in_parts(self._identity()))
             attrs = await self._driver.rebase(self._underlay, lease)
             await self._firewall.replace(
-                traffic_rules(self._config, self._lease.key, self._settings)
+                self._settings.traffic_rules(self._config, self._lease.key)
             )
             await self._leave_bridge(former.key)
             self._write_files()
@@ -470,10 +474,14 @@ class Node:
             await release_bridge(self._parts.netlink, former, self._lease.key)
 
     async def _watch_standing(self) -> None:
-        """Has the files name our subnet only while no other node has it."""
+        """Asks the store each second what it knows without a request.
+
+        The files name our subnet only while no other node has it, and wishes are followed.
+        """
         files = self._parts.files
         while True:
             await self._clock.sleep(STANDING_S)
+            self._follower.wish(self._store.wished())
             if self._store.standing().taken:
                 if not files.withdrawn:
                     files.withdraw(TAKEN)
@@ -501,6 +509,14 @@ class Node:
         self._unpublished.set()
 
     # The machine
+
+    async def _choose_underlay(self, current: ExternalInterface) -> ExternalInterface:
+        found = await self._parts.find_underlay(
+            self._config.families,
+            prefer=[ip for f in self._config.families if (ip := current.local(f)) is not None],
+            public=self._store.wished(),
+        )
+        return found.interface
 
     async def _follow_underlay(
         self, current: ExternalInterface, home: ExternalInterface

@@ -10,6 +10,9 @@ rules).
 Where the overlay stays, or came to, on another card than before, or on one with another MAC, the
 neighbours are told (`kernel.ndisc`): they would send to the former one for half a minute.
 
+What an operator wishes for in the store (a public address) is part of the choice. When that changes
+the choice is made anew, as a start would; a wish that cannot be met changes nothing.
+
 A new choice is handed to the daemon. Where there is none (the interface is gone for now), or one
 that the backend cannot work with, that is reported, and everything stays as it is.
 """
@@ -17,11 +20,12 @@ that the backend cannot work with, that is reported, and everything stays as it 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Final
 
 from pyflannel.aio.clock import Clock, within
 from pyflannel.core.errors import FlannelError, KernelError
+from pyflannel.core.ip import IPAddress
 from pyflannel.core.moving import Homing
 from pyflannel.core.underlay import ExternalInterface
 from pyflannel.kernel.base import Notification, Topic
@@ -51,6 +55,8 @@ class UnderlayFollower:
         moved: told the new one; awaited, and never called twice at once. Raises `FlannelError` if
             the backend cannot work with it: what is there is left as it is, and it is told again,
             because an interface that is being set up looks like that for a moment.
+        choose: what a start would choose now, for the wishes of now.
+        wishes: those that the first choice was made for.
         announce: tells the neighbours where an interface's IPv6 address is; raises `KernelError` if
             it cannot.
     """
@@ -62,7 +68,13 @@ class UnderlayFollower:
         moved: Callable[[ExternalInterface], Awaitable[None]],
         clock: Clock,
         announce: Callable[[ExternalInterface], None] = lambda _: None,
+        *,
+        choose: Callable[[ExternalInterface], Awaitable[ExternalInterface]] | None = None,
+        wishes: Collection[IPAddress] = (),
     ) -> None:
+        self._choose = choose
+        self._wishes = tuple(wishes)
+        self._wished_anew = False
         self._announce = announce
         self._card = _card(first)
         self._announcements = 0
@@ -76,6 +88,8 @@ class UnderlayFollower:
         self._clock = clock
         self.trouble = Trouble(clock)
         """Why there is no usable interface now."""
+        self.unmet = Trouble(clock)
+        """Why what is wished for cannot be."""
         self._hint = asyncio.Event()
 
     def notice(self, notification: Notification) -> None:
@@ -85,6 +99,13 @@ class UnderlayFollower:
             and notification.dst is not None
             and notification.dst.prefixlen == 0
         ):
+            self._hint.set()
+
+    def wish(self, wishes: Collection[IPAddress]) -> None:
+        """Takes what is wished for now, the same as before too; cheap."""
+        if tuple(wishes) != self._wishes:
+            self._wishes = tuple(wishes)
+            self._wished_anew = True
             self._hint.set()
 
     async def run(self) -> None:
@@ -101,6 +122,8 @@ class UnderlayFollower:
 
     async def check(self) -> None:
         """Asks whether the overlay can stay, and reports it if it cannot."""
+        if self._wished_anew and self._choose is not None:
+            await self._choose_anew(self._choose)
         waiting = self._away and self._homing.remaining(self._clock.monotonic()) > 0
         try:
             # With nowhere to go back to it stays where it is, if it can.
@@ -116,6 +139,23 @@ class UnderlayFollower:
         self._tell_neighbours(selected)
         if self.trouble.set(""):
             log.info("external interface is usable again", interface=selected.name)
+
+    async def _choose_anew(
+        self, choose: Callable[[ExternalInterface], Awaitable[ExternalInterface]]
+    ) -> None:
+        """What is chosen becomes the place to be at; the move is a usual one."""
+        try:
+            self._home = await choose(self._current)
+        except FlannelError as error:
+            if self.unmet.set(str(error)):
+                log.error(
+                    "the public address that is wished for cannot be used, staying as it is",
+                    reason=error,
+                )
+            return
+        self._wished_anew = self._away = False
+        self._homing = Homing()
+        self.unmet.set("")
 
     def _tell_neighbours(self, selected: ExternalInterface) -> None:
         card = _card(selected)

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from pyflannel.aio.clock import Clock
 from pyflannel.backend.base import Backend, Network
-from pyflannel.core import subnetenv
+from pyflannel.core import rules, subnetenv
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.ip import Family, IPAddress, SubnetKey
 from pyflannel.core.kind import Kinds
 from pyflannel.core.lease import Lease, LeaseAttrs
 from pyflannel.core.options import DaemonOptions
+from pyflannel.core.rules import RuleSet
 from pyflannel.core.underlay import ExternalInterface, Selection
 from pyflannel.docker import options as docker_options
 from pyflannel.kernel.base import Netlink
@@ -109,6 +110,10 @@ class Settings:
     release_on_exit: bool = False
     """Give the subnet back at an orderly end that is no restart."""
 
+    def traffic_rules(self, config: NetworkConfig, key: SubnetKey) -> RuleSet:
+        """The rules of a node with this subnet."""
+        return rules.build(config, key, ip_masq=self.ip_masq, forward=self.forward_rules)
+
     @classmethod
     def of(cls, options: DaemonOptions) -> Settings:
         """What the command line says."""
@@ -174,3 +179,5 @@ class Started:
     network: Network
     firewall: Firewall
     """Its rules are in place, or it has told why not."""
+    wishes: Collection[IPAddress] = ()
+    """The public addresses that the underlay was chosen for."""

@@ -120,6 +120,14 @@ def test_a_node_object_of_a_load_balancer_is_a_peer_and_a_wish_picks_the_address
         assert "02:00:00:00:00:4d" in cluster.run(1, "bridge", "fdb", "show", "dev", "flannel.1")
         assert cluster.control()["annotations"]["n1"]["public-ip"] == "203.0.113.5"
 
+        def published() -> str:
+            return cluster.control()["annotations"]["n1"]["public-ip"]
+
+        # Another wish, then none, while it runs.
+        for wish, comes in (("203.0.113.6", "203.0.113.6"), (None, "192.0.2.1")):
+            cluster.control("annotate", "n1", node_public_ip=wish)
+            cluster.lab.wait(lambda ip=comes: published() == ip, 15, what=f"{comes} as public IP")
+
         # Another MAC: flannel leaves the FDB entry of the former one for good.
         cluster.control("annotate", "lb", backend_data='{"VtepMAC":"02:00:00:00:00:4e"}')
 

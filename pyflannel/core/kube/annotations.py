@@ -85,6 +85,12 @@ class Overwrites:
     errors: Mapping[Family, str]
     """What is wrong with the others, naming the annotation."""
 
+    def over(self, former: Mapping[Family, IPAddress]) -> dict[Family, IPAddress]:
+        """What is in force now: of an annotation that is wrong what it was before."""
+        kept = {family: former[family] for family in self.errors if family in former}
+        every = {**kept, **self.addresses}
+        return {family: every[family] for family in Family if family in every}
+
 
 def parse_address(family: Family, text: str) -> IPAddress:
     """An address of one family, which peers could send to.

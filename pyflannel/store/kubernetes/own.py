@@ -62,7 +62,7 @@ class OwnNode:
         self._set_condition = set_condition
         self._writing = asyncio.Lock()
         self._said: Announcer[str] = Announcer()
-        self._overwrites: dict[Family, IPAddress] = {}
+        self._overwrites: Mapping[Family, IPAddress] = {}
         self._expected = ""
         self._expected_until = 0.0
         self._held_back: KubeNode | None = None
@@ -77,7 +77,7 @@ class OwnNode:
         self.is_up = False
         """Whether this node carries packets and has written its files."""
         self.wished: Mapping[Family, IPAddress] = {}
-        """What `node-public-ip` and its twin said first."""
+        """What `node-public-ip` and its twin say; of one that is no address, what it said last."""
         self.problems: Mapping[str, str] = {}
         """What is wrong with an operator's annotations, by their name."""
 
@@ -107,25 +107,17 @@ class OwnNode:
         self.node, self._expected, self._held_back = None, "", None
 
     def _take(self, node: KubeNode) -> None:
-        first = self.node is None and self.confirmed is None
         self.node = node
         self.confirmed = self._clock.time()
-        overwrites = names.addresses_of(names.OVERWRITE, node.annotations, self._client.ours.prefix)
-        for family in Family:
-            if family in overwrites.addresses:
-                self._overwrites[family] = overwrites.addresses[family]
-            elif family not in overwrites.errors:
-                self._overwrites.pop(family, None)
-        wished = names.addresses_of(names.NODE_PUBLIC, node.annotations, self._client.ours.prefix)
+        prefix = self._client.ours.prefix
+        overwrites = names.addresses_of(names.OVERWRITE, node.annotations, prefix)
+        self._overwrites = overwrites.over(self._overwrites)
+        wished = names.addresses_of(names.NODE_PUBLIC, node.annotations, prefix)
+        self.wished = wished.over(self.wished)
         problems = {
             **{names.OVERWRITE[family]: text for family, text in overwrites.errors.items()},
             **{names.NODE_PUBLIC[family]: text for family, text in wished.errors.items()},
         }
-        if first:
-            self.wished = wished.addresses
-        elif wished.addresses != self.wished:
-            name = names.NODE_PUBLIC[Family.V4]
-            problems[name] = f"annotation {name} or its twin has changed; it is used at a restart"
         for name, text in problems.items():
             if self._said.worth(name, text, self._clock.monotonic()):
                 log.error("an annotation of this node cannot be used", reason=text)

@@ -21,6 +21,9 @@ ETH0 = ExternalInterface(
 )
 
 
+WISH = IPv4Address("203.0.113.5")
+
+
 class Machine:
     """What the selection finds, and a backend that wants an MTU of 1000."""
 
@@ -31,9 +34,20 @@ class Machine:
         self.announced: list[str] = []
         self.refusal: KernelError | None = None
         self.clock = FakeClock()
+        self.chosen: ExternalInterface | None = None
         self.follower = UnderlayFollower(
-            first, self.select, self.moved, self.clock, announce=self.announce
+            first,
+            self.select,
+            self.moved,
+            self.clock,
+            announce=self.announce,
+            choose=self.choose,
         )
+
+    async def choose(self, current: ExternalInterface) -> ExternalInterface:
+        if self.chosen is None:
+            raise InterfaceError("no interface has that address")
+        return self.chosen
 
     def announce(self, interface: ExternalInterface) -> None:
         self.announced.append(interface.mac)
@@ -128,3 +142,47 @@ async def test_an_interface_that_comes_and_goes_is_gone_back_to_later_and_later(
     await machine.clock.advance(2)
     await machine.sees(eth1)
     assert machine.asked_with == (eth1, ETH0)
+
+
+async def test_a_wish_is_chosen_for_once_and_followed_as_a_usual_move():
+    machine = Machine()
+    machine.chosen = replace(ETH0, public_ip=WISH, mtu=1400)
+    machine.follower.wish([])
+    await machine.sees(ETH0)
+    assert machine.asked_with == (ETH0, ETH0), "nothing is wished for"
+    machine.follower.wish([WISH])
+    assert await machine.sees(machine.chosen) == ""
+    assert machine.asked_with == (ETH0, machine.chosen)
+    assert machine.followed == [1400]
+    # From now on this is the place to be at; the same wish is none.
+    machine.follower.wish([WISH])
+    machine.chosen = None
+    await machine.sees(replace(ETH0, public_ip=WISH, mtu=1400))
+    assert machine.followed == [1400]
+    assert machine.follower.unmet.text == ""
+
+
+async def test_a_wish_that_cannot_be_met_changes_nothing_and_is_tried_again():
+    machine = Machine()
+    machine.follower.wish([WISH])
+    assert await machine.sees(ETH0) == "", "the interface itself can be used"
+    assert machine.follower.unmet.text == "no interface has that address"
+    assert machine.followed == []
+    machine.chosen = replace(ETH0, public_ip=WISH)
+    await machine.sees(machine.chosen)
+    assert machine.followed == [1500]
+    assert machine.follower.unmet.text == ""
+
+
+async def test_a_wish_is_followed_at_once_wherever_the_overlay_has_moved_to():
+    machine = Machine()
+    await machine.sees(replace(ETH0, name="eth1", index=3, address=IPv4Address("198.51.100.1")))
+    for _ in range(3):
+        # An interface that comes and goes is gone back to later and later.
+        await machine.sees(ETH0)
+        away = replace(ETH0, name="eth1", index=3, address=IPv4Address("198.51.100.1"))
+        await machine.sees(away)
+    machine.chosen = replace(ETH0, name="eth2", index=4, address=WISH, public_ip=WISH)
+    machine.follower.wish([WISH])
+    await machine.sees(machine.chosen)
+    assert machine.asked_with == (away, machine.chosen)

@@ -455,8 +455,16 @@ class TestOverwrite:
             assert node.store.wished() == (IPv4Address("192.0.2.50"),)
             cluster.annotate("n1", node_public_ip="192.0.2.51")
             await node.clock.advance(0.1)
-            assert node.store.wished() == (IPv4Address("192.0.2.50"),)
-            assert "restart" in str(node.store.report().rejected)
+            assert node.store.wished() == (IPv4Address("192.0.2.51"),)
+            assert node.store.report().rejected == {}
+            cluster.annotate("n1", node_public_ip="192.0.2.")
+            await node.clock.advance(0.1)
+            assert node.store.wished() == (IPv4Address("192.0.2.51"),), "the last good one"
+            assert "node-public-ip" in str(node.store.report().rejected)
+            cluster.annotate("n1", node_public_ip=None)
+            await node.clock.advance(0.1)
+            assert node.store.wished() == ()
+            assert node.store.report().rejected == {}
 
 
 class TestCondition:
