@@ -7,7 +7,10 @@ candidates run one after the other, rounds alternating. Measured of the daemon's
 * `programmed`: from exec until all routes are there, s;
 * `cpu_start`: its CPU until then, s;
 * `rss`, `peak`: resident memory when it is at rest, and the highest, MiB;
-* `heartbeat`: CPU for a heartbeat of another node, ms.
+* `heartbeat`: CPU for a heartbeat of another node, ms;
+* `change`: from the order to the server that a peer has another MAC until the FDB entry is in the
+  kernel, ms: the median of twenty;
+* `storm`: the same, while heartbeats of others arrive as fast as the server can send them.
 
 Upstream's rows are there when `PYFLANNEL_UPSTREAM` names its binary.
 """
@@ -18,6 +21,7 @@ import argparse
 import json
 import os
 import statistics
+import threading
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -29,6 +33,9 @@ CONFIG = {"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan"}}
 DEADLINE_S = 300.0
 REST_S = 5.0
 HEARTBEATS = 1000
+BEATS = 50
+"""Heartbeats in one go, for which the server does nothing else."""
+CHANGES = 20
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -56,6 +63,42 @@ def settled(pid: int) -> float:
             return now
         before = now
     raise SystemExit("bench: it does not come to rest")
+
+
+def change(cluster: KubeLab, number: int) -> float:
+    """Gives a peer another MAC; milliseconds until the kernel says that it has it."""
+    mac = f"02:{os.urandom(1).hex()}:00:00:00:{number:02x}"
+    monitor = cluster.lab.node(1).space.popen(["bridge", "monitor", "fdb"])
+    try:
+        time.sleep(0.1)  # it says nothing when it listens
+        start = time.perf_counter()
+        data = json.dumps({"VNI": 1, "VtepMAC": mac})
+        cluster.control("annotate", "n2", backend_data=data, brief=True)
+        assert monitor.stdout is not None
+        for line in monitor.stdout:
+            if mac in line and not line.startswith("Deleted"):
+                return (time.perf_counter() - start) * 1000
+        raise SystemExit("bench: the peer's FDB entry has not changed")
+    finally:
+        monitor.terminate()
+        monitor.wait()
+
+
+def in_storm(cluster: KubeLab) -> float:
+    """The same while heartbeats come."""
+    over = threading.Event()
+
+    def storm() -> None:
+        while not over.is_set():
+            cluster.control("beat", BEATS, brief=True)
+
+    beating = threading.Thread(target=storm)
+    beating.start()
+    try:
+        return statistics.median(change(cluster, number) for number in range(CHANGES))
+    finally:
+        over.set()
+        beating.join()
 
 
 def measure(cluster: KubeLab, nodes: int, *, upstream: bool) -> dict[str, float]:
@@ -89,6 +132,8 @@ def measure(cluster: KubeLab, nodes: int, *, upstream: bool) -> dict[str, float]
         "rss": rss,
         "peak": memory(pid, "VmHWM"),
         "heartbeat": (after - at_rest) / HEARTBEATS * 1000,
+        "change": statistics.median(change(cluster, number) for number in range(CHANGES)),
+        "storm": in_storm(cluster),
     }
     cluster.stop(1)
     return found

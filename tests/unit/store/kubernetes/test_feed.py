@@ -274,3 +274,22 @@ async def test_whatever_the_server_does_in_the_end_the_truth_is_known(node, clus
     cluster.injected.clear()
     await node.clock.advance(feeds.CEILING_S + 1)
     assert node.is_true
+
+
+@pytest.mark.parametrize(("heartbeat_s", "probes"), [(0, 112), (50, 70), (20, 0)])
+async def test_an_hour_costs_what_the_benchmarks_page_says(node, cluster, heartbeat_s, probes):
+    """A server that ends each watch after 450 s, the mean of what is asked for."""
+    client, clock = node.feed._client, node.clock
+    before = dict(client.requests)
+    for second in range(10, 3601, 10):
+        if heartbeat_s and second % heartbeat_s == 0:
+            cluster.heartbeat("n2")
+        elif not heartbeat_s and second % 60 == 0:
+            cluster.bookmark()
+        if second % 450 == 0:
+            cluster.end()
+        await clock.advance(10)
+    made = {k: n - before.get(k, 0) for k, n in client.requests.items() if n != before.get(k, 0)}
+    assert made.pop("watch nodes") == 8
+    assert made.pop("get node", 0) == pytest.approx(probes, abs=8)
+    assert made == {}, "nothing is listed"
