@@ -42,6 +42,11 @@ class AllocNetwork:
         """As in `Network`."""
         return ()
 
+    @property
+    def neighbours_of(self) -> frozenset[int]:
+        """As in `Network`."""
+        return frozenset()
+
     def update(self, events: Sequence[LeaseEvent]) -> None:
         """As in `Network`: peers are none of our business."""
 

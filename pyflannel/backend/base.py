@@ -164,6 +164,14 @@ class Network(Protocol):
         """
         ...
 
+    @property
+    def neighbours_of(self) -> frozenset[int]:
+        """Indexes of the links whose neighbours and FDB entries matter, as the last pass saw them.
+
+        See `Netlink.notifications`.
+        """
+        ...
+
     def update(self, events: Sequence[LeaseEvent]) -> None:
         """Takes lease events. Cheap: marks what is pending, never awaits.
 

@@ -42,7 +42,7 @@ from pyflannel.core.errors import ApplyError, DatapathError, FlannelError
 from pyflannel.core.ip import SubnetKey
 from pyflannel.core.lease import Lease, LeaseAdded, LeaseAttrs, LeaseEvent
 from pyflannel.core.underlay import ExternalInterface
-from pyflannel.kernel.base import Netlink, Notification, Topic
+from pyflannel.kernel.base import Netlink, Notification, Notifications, Topic
 from pyflannel.logs import get_logger
 from pyflannel.records import dataclass
 from pyflannel.report.model import NetworkReport
@@ -188,6 +188,9 @@ class Driver:
         self._stuck: dict[SubnetKey, LeaseEvent] = {}
         self._refused: dict[str, FlannelError] = {}
         self._synced = False
+        self._stream: Notifications | None = None
+        self._heard: frozenset[int] = frozenset()
+        """The links of whose neighbours the kernel tells us."""
         self._wake = asyncio.Event()
         self._settled = asyncio.Event()
         self._busy = asyncio.Lock()
@@ -266,9 +269,26 @@ class Driver:
             await self._clock.sleep(backoff.next())
 
     async def _listen_once(self) -> None:
-        async with aclosing(self._netlink.notifications(near=self._network.near)) as stream:
-            async for notification in stream:
-                self._notice(notification)
+        self._heard = self._network.neighbours_of
+        stream = self._netlink.notifications(near=self._network.near, neighbours_of=self._heard)
+        async with aclosing(stream):
+            self._stream = stream
+            try:
+                async for notification in stream:
+                    self._notice(notification)
+            finally:
+                self._stream = None
+
+    def _hear(self) -> None:
+        """Has the kernel tell of the neighbours of the devices that a pass made or found."""
+        indexes = self._network.neighbours_of
+        if self._stream is None or indexes == self._heard:
+            return
+        new, self._heard = indexes - self._heard, indexes
+        self._stream.hear_neighbours_of(indexes)
+        # What was changed there since its tables were listed went by unheard.
+        if new and self._network.notice(Notification(topic=Topic.OVERFLOW)):
+            self._schedule.noticed(self._clock.monotonic())
 
     def _notice(self, notification: Notification) -> None:
         if self._observe is not None:
@@ -289,6 +309,7 @@ class Driver:
             else:
                 async with self._busy:
                     await self._pass(due)
+                    self._hear()
                     self._publish()
 
     async def _wait(self, seconds: float) -> None:

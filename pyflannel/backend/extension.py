@@ -255,6 +255,11 @@ class ExtensionNetwork:
         """As in `Network`."""
         return ()
 
+    @property
+    def neighbours_of(self) -> frozenset[int]:
+        """As in `Network`."""
+        return frozenset()
+
     def update(self, events: Sequence[LeaseEvent]) -> None:
         """As in `Network`."""
         for event in events:

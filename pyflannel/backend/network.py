@@ -108,6 +108,11 @@ class KernelNetwork:
         """As in `Network`."""
         return self._engine.near
 
+    @property
+    def neighbours_of(self) -> frozenset[int]:
+        """As in `Network`."""
+        return self._engine.neighbours_of
+
     def update(self, events: Sequence[LeaseEvent]) -> None:
         """As in `Network`."""
         self._engine.update(events)

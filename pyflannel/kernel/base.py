@@ -302,6 +302,10 @@ class Notifications(Protocol):
 
     async def __anext__(self) -> Notification: ...
 
+    def hear_neighbours_of(self, indexes: Collection[int]) -> None:
+        """From now on only the neighbours and FDB entries of these links are told."""
+        ...
+
     async def aclose(self) -> None:
         """Unsubscribes. May be called twice, and while an item is awaited."""
         ...
@@ -407,7 +411,12 @@ class Netlink(Protocol):
         """
         ...
 
-    def notifications(self, *, near: Collection[IPNetwork] | None = None) -> Notifications:
+    def notifications(
+        self,
+        *,
+        near: Collection[IPNetwork] | None = None,
+        neighbours_of: Collection[int] | None = None,
+    ) -> Notifications:
         """Kernel notifications of links, addresses, routes and neighbours (FDB included).
 
         Subscribed when this returns, own changes included. Left out is what is of no use here:
@@ -417,6 +426,9 @@ class Netlink(Protocol):
             near: of routing daemons' routes (`ownership.is_protected`, but the kernel's) only those
                 are told that lead everywhere, or into one of these prefixes, or have their gateway
                 there. The kernel drops the others, which on a router are thousands a second.
+            neighbours_of: indexes of the links whose neighbours and FDB entries are told; `None`
+                for all. Of the others, which change whenever a pod or a node asks for a MAC, the
+                kernel tells nothing.
         """
         ...
 

@@ -60,7 +60,11 @@ _NETLINK_GET_STRICT_CHK: Final = 12
 
 
 def _open(
-    buffer_bytes: int, groups: int = 0, *, near: Collection[IPNetwork] | None = None
+    buffer_bytes: int,
+    groups: int = 0,
+    *,
+    near: Collection[IPNetwork] | None = None,
+    neighbours_of: Collection[int] | None = None,
 ) -> socket.socket:
     """A bound, non-blocking NETLINK_ROUTE socket of this network namespace.
 
@@ -68,6 +72,7 @@ def _open(
         buffer_bytes: receive buffer.
         groups: to hear.
         near: what to hear of routes, see `routefilter`.
+        neighbours_of: and of neighbours.
     """
     kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
     try:
@@ -79,10 +84,9 @@ def _open(
             sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, buffer_bytes)
         except PermissionError:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
-        if near is not None:
-            # Before the first message comes. Without it all is told: dear, but not wrong.
-            with contextlib.suppress(OSError):
-                routefilter.attach(sock, near)
+        if near is not None or neighbours_of is not None:
+            # Before the first message comes.
+            routefilter.attach(sock, near, neighbours_of)
         sock.bind((0, groups))
     except OSError as error:
         sock.close()
@@ -314,14 +318,30 @@ class Subscription:
     ends his iteration.
     """
 
-    def __init__(self, near: Collection[IPNetwork] | None = None) -> None:
+    def __init__(
+        self,
+        near: Collection[IPNetwork] | None = None,
+        neighbours_of: Collection[int] | None = None,
+    ) -> None:
         self._near = near
+        self._neighbours_of = neighbours_of
         self._socket: socket.socket | None = self._subscribe()
         self._pending: deque[Notification] = deque()
         self._waiter: asyncio.Future[None] | None = None
 
     def _subscribe(self) -> socket.socket:
-        return _open(NOTIFICATION_BUFFER_BYTES, rtnl.NOTIFICATION_GROUPS, near=self._near)
+        return _open(
+            NOTIFICATION_BUFFER_BYTES,
+            rtnl.NOTIFICATION_GROUPS,
+            near=self._near,
+            neighbours_of=self._neighbours_of,
+        )
+
+    def hear_neighbours_of(self, indexes: Collection[int]) -> None:
+        """As in `Notifications`."""
+        self._neighbours_of = indexes
+        if self._socket is not None:
+            routefilter.attach(self._socket, self._near, indexes)
 
     def __aiter__(self) -> Self:
         return self

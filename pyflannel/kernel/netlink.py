@@ -101,9 +101,14 @@ class KernelNetlink:
         self._subscriptions.clear()
         await self._channel.close()
 
-    def notifications(self, *, near: Collection[IPNetwork] | None = None) -> Subscription:
+    def notifications(
+        self,
+        *,
+        near: Collection[IPNetwork] | None = None,
+        neighbours_of: Collection[int] | None = None,
+    ) -> Subscription:
         """Kernel notifications, subscribed from now on."""
-        subscription = Subscription(near)
+        subscription = Subscription(near, neighbours_of)
         self._subscriptions = [s for s in self._subscriptions if s.is_open]
         self._subscriptions.append(subscription)
         return subscription

@@ -1,22 +1,24 @@
-"""Which route notifications the kernel hands over: a classic BPF program on the listening socket.
+"""Which notifications the kernel hands over: a classic BPF program on the listening socket.
 
-A router's table changes a thousand times a second, and to wake up for each change costs 30 µs. So
-what is of no use to us is dropped before it is queued:
+A router's table changes a thousand times a second, a node's ARP table with each pod that talks, and
+to wake up for each change costs 30 µs and more. So what is of no use to us is dropped before it is
+queued:
 
+* neighbours and FDB entries of links other than the given ones;
 * changes of tables other than main;
 * changes of routes of routing daemons (a protocol above `static`), unless the route is a default
   route, or it or its gateway lies in one of the given prefixes. (Of a route with several next hops
   the destination alone is looked at.)
 
 All else passes, what is not understood included. The program sees one message: 16 bytes of
-`nlmsghdr`, 12 of `rtmsg`, attributes; `SKF_AD_NLATTR` finds an attribute. Pure, but for `attach`.
+`nlmsghdr`, 12 of `rtmsg` or `ndmsg`, attributes; `SKF_AD_NLATTR` finds an attribute. Pure, but for
+`attach`.
 
 Source: linux/filter.h, linux/bpf_common.h, `do_one_broadcast` of net/netlink/af_netlink.c.
 """
 
 from __future__ import annotations
 
-import ctypes
 import socket
 import struct
 from collections.abc import Collection, Sequence
@@ -26,9 +28,8 @@ from pyflannel.core.ip import IPNetwork
 from pyflannel.kernel import rtnl
 from pyflannel.kernel.base import RT_TABLE_MAIN
 from pyflannel.kernel.ownership import RTPROT_STATIC
+from pyflannel.kernel.sockopts import attach_filter, detach_filter
 
-_SO_ATTACH_FILTER: Final = 26
-"""asm-generic/socket.h; the `socket` module does not have it."""
 _LOAD_WORD: Final = 0x20  # BPF_LD | BPF_W | BPF_ABS
 _LOAD_HALF: Final = 0x28
 _LOAD_BYTE: Final = 0x30
@@ -49,6 +50,8 @@ _FAMILY: Final = 16
 _PREFIX_LENGTH: Final = 17
 _TABLE: Final = 20
 _PROTOCOL: Final = 21
+_LINK: Final = 20
+"""`ndm_ifindex`."""
 _ATTRIBUTES: Final = 28
 _RTA_DST: Final = 1
 _RTA_GATEWAY: Final = 5
@@ -63,15 +66,35 @@ class Instruction(NamedTuple):
     otherwise: str = ""
 
 
-def program(near: Collection[IPNetwork]) -> bytes:
+def program(
+    near: Collection[IPNetwork] | None, neighbours_of: Collection[int] | None = None
+) -> bytes:
     """The instructions, as the kernel takes them.
 
     Args:
-        near: prefixes in which routes of any program count.
+        near: prefixes in which routes of any program count; `None` if all routes do.
+        neighbours_of: indexes of the links whose neighbours and FDB entries count; `None` if all
+            do.
     """
-    lines: list[Instruction | str] = [
-        # Numbers are loaded in network order, and the header is in host order.
-        Instruction(_LOAD_HALF, _KIND),
+    # Numbers are loaded in network order, and the header is in host order.
+    lines: list[Instruction | str] = [Instruction(_LOAD_HALF, _KIND)]
+    if neighbours_of is not None:
+        lines += [
+            Instruction(_JUMP_EQUAL, socket.htons(rtnl.RTM_NEWNEIGH), "neighbour", ""),
+            Instruction(_JUMP_EQUAL, socket.htons(rtnl.RTM_DELNEIGH), "", "no neighbour"),
+            "neighbour",
+            Instruction(_LOAD_WORD, _LINK),
+        ]
+        for index in sorted(neighbours_of):
+            lines += [
+                Instruction(_JUMP_EQUAL, socket.htonl(index), "", f"not {index}"),
+                Instruction(_RETURN, _ALL),
+                f"not {index}",
+            ]
+        lines += [Instruction(_RETURN, 0), "no neighbour"]
+    if near is None:
+        return _assemble([*lines, Instruction(_RETURN, _ALL)])
+    lines += [
         Instruction(_JUMP_EQUAL, socket.htons(rtnl.RTM_NEWROUTE), "route", ""),
         Instruction(_JUMP_EQUAL, socket.htons(rtnl.RTM_DELROUTE), "", "pass"),
         "route",
@@ -138,13 +161,16 @@ def _assemble(lines: Sequence[Instruction | str]) -> bytes:
     )
 
 
-def attach(sock: socket.socket, near: Collection[IPNetwork]) -> None:
-    """Puts the program on a netlink socket.
+def attach(
+    sock: socket.socket,
+    near: Collection[IPNetwork] | None,
+    neighbours_of: Collection[int] | None = None,
+) -> None:
+    """Puts the program on a netlink socket, in place of the one before; what is queued stays.
 
-    Raises:
-        OSError: the kernel refuses it.
+    If the kernel refuses it there is none, and all is told: dear, but not wrong.
     """
-    code = program(near)
-    buffer = ctypes.create_string_buffer(code, len(code))
-    head = struct.pack("@HP", len(code) // 8, ctypes.addressof(buffer))
-    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, head)
+    try:
+        attach_filter(sock, program(near, neighbours_of))
+    except OSError:
+        detach_filter(sock)

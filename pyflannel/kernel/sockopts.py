@@ -5,6 +5,7 @@ Source: asm-generic/socket.h, linux/in.h, linux/in6.h, linux/socket.h.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import socket
 import struct
@@ -13,6 +14,7 @@ from typing import Final
 SOL_RAW: Final = 255
 SOL_NETLINK: Final = 270
 SO_ATTACH_FILTER: Final = 26
+SO_DETACH_FILTER: Final = 27
 SO_SNDBUFFORCE: Final = 32
 SO_RCVBUFFORCE: Final = 33
 """The two go beyond net.core.*mem_max, with CAP_NET_ADMIN."""
@@ -33,3 +35,9 @@ def attach_filter(sock: socket.socket, code: bytes) -> None:
     buffer = ctypes.create_string_buffer(code, len(code))
     program = struct.pack("@HP", len(code) // 8, ctypes.addressof(buffer))
     sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+
+
+def detach_filter(sock: socket.socket) -> None:
+    """Lets a socket get every packet again, if some program chose for it."""
+    with contextlib.suppress(OSError):  # ENOENT: there was none
+        sock.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)

@@ -29,7 +29,7 @@ from pyflannel.core.ip import Family, IPAddress, SubnetKey
 from pyflannel.logs import get_logger
 from pyflannel.probe import echo
 from pyflannel.probe.judge import Cause, State, Track, worst
-from pyflannel.probe.schedule import Schedule
+from pyflannel.probe.schedule import FEW, Schedule
 from pyflannel.probe.targets import Target
 from pyflannel.probe.words import sentence
 from pyflannel.records import dataclass
@@ -42,6 +42,9 @@ TIMEOUT_S: Final = 1.0
 """A round trip by satellite takes 0.6 s."""
 LEAST_SLEEP_S: Final = 0.2
 """Between two looks at sockets and schedule: what is due meanwhile leaves together."""
+MANY_SLEEP_S: Final = 0.4
+"""The same where there are more than a few peers and something is always due. To wake up costs more
+than the probes that leave then; a whole burst of the schedule leaves in such a time."""
 IDLE_S: Final = 60.0
 """Without a peer there is nothing to do."""
 REOPEN_S: Final = 60.0
@@ -197,8 +200,12 @@ class Prober:
                 self._receive()
                 self._expire(now, paused=now - planned > LATE_S)
                 self._send(now)
-                planned = max(self._next(now), self.clock.monotonic() + LEAST_SLEEP_S)
+                least = MANY_SLEEP_S if len(self._peers) > FEW else LEAST_SLEEP_S
+                planned = max(self._next(now), self.clock.monotonic() + least)
                 delay = planned - self.clock.monotonic()
+                if delay <= MANY_SLEEP_S:
+                    await self.clock.sleep(delay)
+                    continue
                 await within(self.clock, delay, self._changed.wait())
                 if self._changed.is_set():  # many in a row are one
                     await self.clock.sleep(LEAST_SLEEP_S)

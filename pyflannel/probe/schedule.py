@@ -19,7 +19,8 @@ FEW: Final = 20
 """Peers up to which the interval is what was asked for."""
 MOST_PER_S: Final = 50.0
 """Packets a node may send."""
-BURST: Final = 10.0
+BURST: Final = 20.0
+"""Packets that may leave at once: those of the 0.4 s between two looks at many peers."""
 PACKETS_PER_TURN: Final = 1.3
 """One through the tunnel, one beside it every sixth turn, a large one every tenth; rounded up."""
 JITTER: Final = 0.1

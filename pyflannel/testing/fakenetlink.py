@@ -72,14 +72,25 @@ class _Failure:
 class FakeSubscription:
     """The fake's notifications; see `Notifications`."""
 
-    def __init__(self, near: Collection[IPNetwork] | None = None) -> None:
+    def __init__(
+        self,
+        near: Collection[IPNetwork] | None = None,
+        neighbours_of: Collection[int] | None = None,
+    ) -> None:
         self._near = near
+        self._neighbours_of = neighbours_of
         self._pending: deque[Notification] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self.closed = False
 
     def push(self, notification: Notification) -> None:
         """Called by the fake."""
+        if (
+            notification.topic is Topic.NEIGHBOUR
+            and self._neighbours_of is not None
+            and notification.index not in self._neighbours_of
+        ):
+            return
         route = notification.object
         if (
             self._near is not None
@@ -91,6 +102,10 @@ class FakeSubscription:
             return
         self._pending.append(notification)
         self._wake()
+
+    def hear_neighbours_of(self, indexes: Collection[int]) -> None:
+        """As in `Notifications`."""
+        self._neighbours_of = indexes
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -240,9 +255,14 @@ class FakeNetlink:
             subscription.close()
         self._subscriptions.clear()
 
-    def notifications(self, *, near: Collection[IPNetwork] | None = None) -> FakeSubscription:
+    def notifications(
+        self,
+        *,
+        near: Collection[IPNetwork] | None = None,
+        neighbours_of: Collection[int] | None = None,
+    ) -> FakeSubscription:
         """Subscribed from now on."""
-        subscription = FakeSubscription(near)
+        subscription = FakeSubscription(near, neighbours_of)
         self._subscriptions = [s for s in self._subscriptions if not s.closed]
         self._subscriptions.append(subscription)
         return subscription

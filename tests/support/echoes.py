@@ -16,6 +16,10 @@ class FakeEchoes:
         self.clock = clock
         self.ident = 7
         self.silent: set[str] = set()
+        self.answers = True
+        """Whether any peer does."""
+        self.looks = 0
+        """How often somebody asked for what has come."""
         self.carries: dict[str, int] = {}
         """By address: bytes of the largest packet that arrives."""
         self.refuses = 0
@@ -31,11 +35,16 @@ class FakeEchoes:
             return self.refuses
         if size > self.device_mtu:
             return errno.EMSGSIZE
-        if str(address) not in self.silent and size <= self.carries.get(str(address), 9_000):
+        if (
+            self.answers
+            and str(address) not in self.silent
+            and size <= self.carries.get(str(address), 9_000)
+        ):
             self._waiting.append((b"\x00" + message[1:], self.clock.time() + self.delay))
         return 0
 
     def receive(self) -> Iterator[tuple[bytes, float]]:
+        self.looks += 1
         now = self.clock.time()
         come = [each for each in self._waiting if each[1] <= now]
         self._waiting = [each for each in self._waiting if each[1] > now]

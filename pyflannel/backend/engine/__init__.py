@@ -120,6 +120,11 @@ class Engine:
         return None if self._state.plan.follows_routes else self._state.plan.networks
 
     @property
+    def neighbours_of(self) -> frozenset[int]:
+        """As in `Network`: of the plan's devices."""
+        return self._state.own_indexes
+
+    @property
     def links(self) -> Mapping[str, Link]:
         """The plan's devices as last seen, by name."""
         return self._state.view.links

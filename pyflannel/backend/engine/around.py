@@ -110,7 +110,7 @@ class Around:
 
     def _survey(self) -> Surroundings:
         own, store = self._state.plan.own, frozenset(self._store_addresses())
-        ours = frozenset(link.index for link in self._state.view.links.values()) | self._of_flannel
+        ours = self._state.own_indexes | self._of_flannel
         routes = [*self._routes.values(), *self._others.values()]
         seen = (own, store, ours, self._state.plan.networks, self._addresses, routes)
         if seen == self._seen:

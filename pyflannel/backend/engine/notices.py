@@ -16,7 +16,7 @@ from pyflannel.kernel.ownership import is_kernels, is_near, is_protected
 
 def pointed_at(state: State, notification: Notification) -> Dirty | None:
     """What the next pass must read back; `None` if it does not concern the plan."""
-    indexes = {0, *(link.index for link in state.view.links.values())}
+    indexes = {0, *state.own_indexes}
     match notification.topic:
         case Topic.OVERFLOW:
             return Dirty.unknown()

@@ -96,6 +96,11 @@ class State:
     def __post_init__(self) -> None:
         self.view = View(paths=self.paths, strangers=self.strangers)
 
+    @property
+    def own_indexes(self) -> frozenset[int]:
+        """Of the plan's devices, as last seen."""
+        return frozenset(link.index for link in self.view.links.values())
+
     def id_of(self, table: Table) -> TableId | None:
         """Where a table of the plan is kept; `None` without its device."""
         version = table.family.value if table.family is not None else 0

@@ -106,6 +106,11 @@ class UdpNetwork:
         """As in `Network`."""
         return self._engine.near
 
+    @property
+    def neighbours_of(self) -> frozenset[int]:
+        """As in `Network`."""
+        return self._engine.neighbours_of
+
     def update(self, events: Sequence[LeaseEvent]) -> None:
         """Takes lease events into the peer table."""
         for event in events:

@@ -143,6 +143,28 @@ class TestNotifications:
         assert told == [ip_network("0.0.0.0/0")]
         await stream.aclose()
 
+    async def test_of_neighbours_only_those_of_the_links_that_are_asked_for_are_told(
+        self, w: World
+    ) -> None:
+        """From the start or changed on the way; all else is told as ever."""
+        ip, under = IPv4Address("10.5.7.0"), IPv4Address("192.0.2.99")
+        items = [
+            Neighbour(index=w.device.index, ip=ip, mac=MAC),
+            FdbEntry(index=w.device.index, mac=MAC, dst=IPv4Address("192.0.2.7")),
+            Neighbour(index=w.under.index, ip=under, mac=MAC),
+        ]
+        both = {w.device.index, w.under.index}
+        stream = w.netlink.notifications(neighbours_of=set())
+        for heard in (set(), {w.device.index}, {w.under.index}, both, set()):
+            stream.hear_neighbours_of(heard)
+            await w.done(*[Set(item) for item in items])
+            await w.done(*[Delete(item) for item in items])
+            told = [n for n in await _told(w, stream) if n.topic is Topic.NEIGHBOUR]
+            assert {n.index for n in told if n.index in both} == heard
+        await w.done(Set(w.route("10.5.7.0/24", "10.5.7.0")))
+        assert Topic.ROUTE in {n.topic for n in await _told(w, stream)}
+        await stream.aclose()
+
     async def test_what_was_there_already_is_not_told_again(self, w: World) -> None:
         """But for IPv6 routes, and by some kernels FDB entries, which are announced each time.
 

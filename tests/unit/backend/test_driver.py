@@ -109,6 +109,7 @@ class FakeNetwork:
         self.interesting = True
 
     near = ()
+    neighbours_of: frozenset[int] = frozenset()
 
     def update(self, events: Sequence[object]) -> None:
         assert not self.busy
@@ -240,6 +241,34 @@ async def test_a_notification_leads_to_a_pass_only_if_it_concerns_the_network():
         await stand.clock.advance(1.0)
         assert stand.network.log[3:] == [Topic.OVERFLOW]
         assert stand.driver.stats.overflows == 1
+
+
+async def test_neighbours_are_heard_of_the_links_that_a_pass_found_and_of_no_others():
+    """What was changed on a new one before it was heard of is looked for once more."""
+    network = FakeNetwork()
+    network.neighbours_of = frozenset({7})
+
+    async def moves() -> None:
+        network.neighbours_of = frozenset({8})
+
+    async with Stand(network) as stand:
+
+        async def tell(index: int) -> None:
+            stand.netlink.notify(Notification(topic=Topic.NEIGHBOUR, index=index))
+            await settle()
+
+        await tell(3)
+        assert network.log == ["full"]
+        await tell(7)
+        assert network.log == ["full", Topic.NEIGHBOUR]
+        network.outcomes = [moves]
+        await stand.clock.advance(DEBOUNCE_S)
+        await stand.clock.advance(1.0)
+        assert network.log[2:] == ["apply", Topic.OVERFLOW, "apply"]
+        await tell(7)
+        await tell(8)
+        assert network.log[5:] == [Topic.NEIGHBOUR]
+        assert stand.driver.stats.overflows == 0
 
 
 async def test_a_notification_stream_that_breaks_is_opened_again_and_counts_as_overflow():

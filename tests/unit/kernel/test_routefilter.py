@@ -1,4 +1,4 @@
-"""The program that drops route notifications, run by an interpreter of classic BPF."""
+"""The program that drops notifications, run by an interpreter of classic BPF."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyflannel.kernel import rtnl
-from pyflannel.kernel.base import Route
+from pyflannel.kernel.base import FdbEntry, Neighbour, Route
 from pyflannel.kernel.objects import set_request
 from pyflannel.kernel.ownership import RTPROT_STATIC, is_near
 from pyflannel.kernel.routefilter import program
@@ -120,6 +120,32 @@ def test_without_networks_only_the_default_routes_of_routing_daemons_pass():
     near = Route(dst=IPv4Network("10.5.1.0/24"), oif=3, protocol=12)
     assert not passes(program(()), message(near))
     assert passes(program(()), message(replace(near, dst=IPv4Network("0.0.0.0/0"))))
+
+
+@pytest.mark.parametrize("near", [None, NETWORKS])
+@pytest.mark.parametrize("kind", [rtnl.RTM_NEWNEIGH, rtnl.RTM_DELNEIGH])
+@pytest.mark.parametrize(
+    "item",
+    [
+        Neighbour(index=7, ip=IPv4Address("10.5.1.0"), mac="02:00:00:00:00:01"),
+        Neighbour(index=7, ip=IPv6Address("fd00:5::1"), mac="02:00:00:00:00:01"),
+        FdbEntry(index=7, mac="02:00:00:00:00:01", dst=IPv4Address("192.0.2.7")),
+    ],
+    ids=["neighbour", "neighbour6", "fdb"],
+)
+def test_neighbours_and_fdb_entries_pass_by_their_link(near, kind, item):
+    body = set_request(item).body
+    whole = rtnl.pack(rtnl.Request(kind, 0, body), 1)
+    for links, wanted in (({7}, True), ({3, 7}, True), ({3, 0x700}, False), ((), False)):
+        assert passes(program(near, links), whole) is wanted
+    assert passes(program(near), whole)
+
+
+def test_the_choice_of_links_changes_nothing_else():
+    far = Route(dst=IPv4Network("203.0.113.0/24"), oif=3, protocol=12)
+    for kind in (rtnl.RTM_NEWROUTE, rtnl.RTM_NEWLINK, rtnl.RTM_NEWADDR):
+        assert passes(program(None, {7}), message(far, kind))
+        assert passes(program(NETWORKS, {7}), message(far, kind)) is (kind != rtnl.RTM_NEWROUTE)
 
 
 def test_it_is_short():

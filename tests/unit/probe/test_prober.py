@@ -92,6 +92,18 @@ async def test_one_that_never_answers_stays_unknown(node: Node):
     assert len(node.net.sent) < 3_600 / 9 * 1.4
 
 
+async def test_a_thousand_peers_cost_two_or_three_looks_a_second(node: Node):
+    """To wake up costs a node more than the probes that leave then."""
+    node.add(*range(1, 1_001))
+    node.net.answers = False
+    await node.clock.advance(400)  # the first turns follow each other at once
+    looks, packets = node.net.looks, len(node.net.sent)
+    await node.clock.advance(100)
+    assert node.net.looks - looks <= 100 / 0.4
+    # And no peer is asked less often for it.
+    assert len(node.net.sent) - packets >= 100 * 1_000 / 49.2
+
+
 @pytest.mark.parametrize(
     ("before", "after", "cause", "words"),
     [
