@@ -7,7 +7,7 @@ Source: upstream `pkg/backend/alloc/alloc.go`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from pyflannel.backend.base import Applied, BackendContext, BackendKind
@@ -76,6 +76,11 @@ class AllocNetwork:
     def report(self) -> NetworkReport:
         """As in `Network`."""
         return NetworkReport(backend=BACKEND_TYPE, mtu=self.mtu, underlay=self._external.name)
+
+    def peer_counters(self, lease: Lease) -> Mapping[str, int] | None:
+        """As in `Network`: nothing."""
+        del lease
+        return None
 
     async def detach(self) -> None:
         """As in `Network`."""

@@ -218,6 +218,13 @@ class Network(Protocol):
         """Devices, objects, what is left out and what fails; the driver adds what it counts."""
         ...
 
+    def peer_counters(self, lease: Lease) -> Mapping[str, int] | None:
+        """What was counted of a peer, by the names of `datapath.base.PEER_COUNTERS`.
+
+        `None` where it cannot be told: the kernel counts what passes a device, not for whom.
+        """
+        ...
+
     async def detach(self) -> None:
         """Orderly end: takes down what upstream takes down (udp: the device), leaves the rest."""
         ...

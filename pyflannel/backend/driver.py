@@ -434,6 +434,10 @@ class Driver:
             if self._attrs_changed is not None:
                 self._attrs_changed(attrs)
 
+    def peer_counters(self, lease: Lease) -> Mapping[str, int] | None:
+        """As in `Network`."""
+        return self._network.peer_counters(lease)
+
     def report(self) -> NetworkReport:
         """The network's report with what we counted."""
         stats = self.stats

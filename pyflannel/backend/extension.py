@@ -344,6 +344,11 @@ class ExtensionNetwork:
             failing=failing,
         )
 
+    def peer_counters(self, lease: Lease) -> Mapping[str, int] | None:
+        """As in `Network`: nothing."""
+        del lease
+        return None
+
     async def detach(self) -> None:
         """Kills what is running; like upstream no command is run for the end."""
         workers = list(self._workers.values())

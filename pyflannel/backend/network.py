@@ -148,6 +148,11 @@ class KernelNetwork:
         """As in `Network`."""
         return replace(self._engine.report(), backend=self._kind.name, mtu=self.mtu)
 
+    def peer_counters(self, lease: Lease) -> Mapping[str, int] | None:
+        """As in `Network`: nothing."""
+        del lease
+        return None
+
     async def detach(self) -> None:
         """Leaves device and routes, so that packets flow while the daemon is restarted."""
 

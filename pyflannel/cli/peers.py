@@ -19,6 +19,8 @@ from pyflannel.report.text import wrapped
 
 ABOUT = """\
 Those with trouble come first. What nothing was measured of is left out here and null in --json.
+Bytes and drops are counted with backend udp alone: the kernel, which carries the packets of the
+others, counts what passes a device, not for which peer.
 Exit code 0, or 3 if there is no daemon or it may not be asked."""
 
 

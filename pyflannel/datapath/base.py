@@ -87,6 +87,27 @@ exactly one of the `tun_…` (`udp_…`) counters besides `…_bytes`. ICMP erro
 as `icmp_…`, when made; if the descriptor then refuses one, that is a `…_error` as well."""
 
 
+PEER_COUNTERS: Final = (
+    "packets_in",
+    "bytes_in",
+    "packets_out",
+    "bytes_out",
+    "tun_ttl",
+    "tun_too_big",
+    "tun_send_error",
+    "udp_malformed",
+    "udp_oversize",
+    "udp_wrong_source",
+    "udp_wrong_destination",
+    "udp_ttl",
+)
+"""What is counted of a peer: inner packets that were sent to it, those of it that were let in
+(whether the TUN took them or not), and reasons of drop by their names in `COUNTERS`, where the peer
+is known when the packet is dropped."""
+MOST_COUNTED: Final = 1024
+"""Peers that are counted by themselves, the first to come: 100 KB for each thread of the native
+data path, 32 KB of the kernel's memory for each CPU with ebpf. Of the others nothing is known but
+what they add to the totals."""
 BELIEVED_MTU: Final = 1280
 """Bytes that the path to every peer is taken to pass, if the interface does. What the kernel knows
 about a path may come from anybody: "fragmentation needed" is not authenticated, any router's is
@@ -207,6 +228,10 @@ class Datapath(Protocol):
 
     def counters(self) -> dict[str, int]:
         """All of `COUNTERS`, since start."""
+        ...
+
+    def peer_counters(self, peer: IPv4Address) -> Mapping[str, int] | None:
+        """All of `PEER_COUNTERS` of a peer; `None` if it is not in the table, or one too many."""
         ...
 
     def failure(self) -> str | None:

@@ -35,8 +35,9 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Callable
-from typing import Final, NamedTuple
+from collections.abc import Callable, Mapping
+from ipaddress import IPv4Address
+from typing import Final
 
 from pyflannel.core.budget import FairBudget
 from pyflannel.core.errors import DatapathError, KernelError
@@ -63,6 +64,7 @@ from pyflannel.datapath.base import (
     Capabilities,
     DatapathConfig,
 )
+from pyflannel.datapath.hops import Hop, compiled, counted
 from pyflannel.kernel.tun import set_offload
 from pyflannel.logs import get_logger
 
@@ -100,44 +102,6 @@ _FULL: Final = frozenset((errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM))
 """The queue is full: trying again at once cannot help."""
 _GONE: Final = frozenset((errno.EBADF, errno.EBADFD, errno.ENOTSOCK, errno.ENODEV))
 """The descriptor is no more what it was: nothing will help."""
-
-Hop = tuple[str, int]
-"""An address as the socket module takes it and gives it."""
-
-
-class _Hops(NamedTuple):
-    """A peer table in the shape that one packet's look-up wants."""
-
-    mask: int
-    """Applied to an address before `get`: the mask of the prefix length if there is only one."""
-    get: Callable[[int], Hop | None]
-    senders: frozenset[str]
-    """Addresses of all peers."""
-
-
-def _compile(table: RouteTable, port: int) -> _Hops:
-    """The table with ready-made socket addresses; one dictionary access if it has one level."""
-    inet_ntoa = socket.inet_ntoa
-    hop_of: dict[int, Hop] = {
-        int(peer.address): (inet_ntoa(peer.address.packed), port) for peer in table.peers
-    }
-    senders = frozenset(name for name, _ in hop_of.values())
-    levels = [
-        (mask, {network: hop_of[int(peer.address)] for network, peer in level.items()})
-        for mask, level in table.levels
-    ]
-    if len(levels) == 1:
-        mask, hops = levels[0]
-        return _Hops(mask, hops.get, senders)
-
-    def get(address: int) -> Hop | None:
-        for mask, hops in levels:
-            hop = hops.get(address & mask)
-            if hop is not None:
-                return hop
-        return None
-
-    return _Hops(0xFFFFFFFF, get, senders)
 
 
 class _Prefixes(dict[int, memoryview]):
@@ -179,8 +143,10 @@ class PythonDatapath:
         self._loop = loop
         self._clock = clock
         self._capabilities = Capabilities(name="python")
-        self._hops = _compile(RouteTable(), config.port)
+        self._hops = compiled(RouteTable(), config.port)
         self._count = dict.fromkeys(COUNTERS, 0)
+        self._peers: dict[str, dict[str, int]] = {}
+        """`PEER_COUNTERS` by address."""
         self._rooms: dict[Hop, tuple[float, int]] = {}
         self._limiter = FairBudget(each=ICMP_EACH, all_of_them=ICMP_ALL)
         self._failure: str | None = None
@@ -244,7 +210,13 @@ class PythonDatapath:
 
     def replace_table(self, table: RouteTable) -> None:
         """Puts a whole new peer table in force from the next batch on."""
-        self._hops = _compile(table, self._config.port)
+        self._hops = compiled(table, self._config.port)
+        self._peers = counted(self._peers, self._hops.senders)
+
+    def peer_counters(self, peer: IPv4Address) -> Mapping[str, int] | None:
+        """All of `PEER_COUNTERS`."""
+        counts = self._peers.get(str(peer))
+        return dict(counts) if counts is not None else None
 
     def counters(self) -> dict[str, int]:
         """All of `COUNTERS`, since start."""
@@ -300,12 +272,14 @@ class PythonDatapath:
             self._fail(f"defect in the python data path: {error!r}")
             log.exception("data path failed", datapath="python", device=self._config.tun_name)
 
-    def _drain_tun(self) -> bool:
+    def _drain_tun(self) -> bool:  # noqa: C901 - written out, see "Speed"
         """TUN → UDP for one batch; whether there may be more."""
         mask, get, _ = self._hops
         tun_fd, mtu, vnet_hdr = self._config.tun_fd, self._config.mtu, self._config.vnet_hdr
         packet, prefixes, buffers = self._tun_buffer, self._tun_prefixes, self._tun_buffers
         readv, fields, sendto = os.readv, _FIELDS.unpack_from, self._udp.sendto
+        # Packets to one peer, counted together when another one's turn comes.
+        run: Hop | None = None
         packets = size = 0
         more = True
         for _ in range(BATCH):
@@ -332,7 +306,7 @@ class PythonDatapath:
                 self._no_route(prefixes[n])
                 continue
             if ttl <= 1:
-                self._tun_expired(prefixes[n])
+                self._tun_expired(prefixes[n], hop)
                 continue
             packet[8] = ttl - 1
             wide = n > BELIEVED_BYTES and n > self._room(hop)
@@ -354,13 +328,34 @@ class PythonDatapath:
                         more = False
                         break
                     continue
+            if hop is not run:
+                self._count_run("tun", run, packets, size)
+                run, packets, size = hop, 0, 0
             packets += 1
             size += n
-        self._count["tun_packets"] += packets
-        self._count["tun_bytes"] += size
+        self._count_run("tun", run, packets, size)
         return more
 
-    def _drain_udp(self) -> bool:
+    def _count_run(self, side: str, peer: Hop | None, packets: int, size: int) -> None:
+        """Counts packets that were read on one side and moved, from or to one peer."""
+        if peer is None:
+            return
+        self._count[f"{side}_packets"] += packets
+        self._count[f"{side}_bytes"] += size
+        counts = self._peers.get(peer[0])
+        if counts is not None:
+            way = "out" if side == "tun" else "in"
+            counts[f"packets_{way}"] += packets
+            counts[f"bytes_{way}"] += size
+
+    def _drop(self, peer: str, reason: str) -> None:
+        """Counts a packet that is dropped, for its peer as well."""
+        self._count[reason] += 1
+        counts = self._peers.get(peer)
+        if counts is not None:
+            counts[reason] += 1
+
+    def _drain_udp(self) -> bool:  # noqa: C901 - likewise
         """UDP → TUN for one batch; whether there may be more."""
         mask, get, senders = self._hops
         config = self._config
@@ -374,6 +369,7 @@ class PythonDatapath:
         port = config.port
         packet, prefixes = self._udp_buffer, self._udp_prefixes
         receive, fields, write = self._udp.recvfrom_into, _FIELDS.unpack_from, os.write
+        run: Hop | None = None
         packets = size = errors = 0
         more = True
         for _ in range(BATCH):
@@ -392,21 +388,26 @@ class PythonDatapath:
                     break
                 continue
             first, total, ttl, checksum, source, destination = fields(packet)
-            if (first != 0x45 or not 20 <= n == total <= mtu) and self._is_unfit("udp", packet, n):
+            if (first != 0x45 or not 20 <= n == total <= mtu) and self._is_unfit(
+                "udp", packet, n, sender[0]
+            ):
                 continue
-            if not accept_any:
+            if accept_any:
+                hop = sender  # a new one each time, so no run is longer than a packet
+            else:
                 if sender[1] != port and not config.any_port:
                     self._count["udp_unknown_sender"] += 1
                     continue
                 hop = get(source & mask)
                 if hop is None or hop[0] != sender[0]:
                     known = sender[0] in senders
-                    self._count["udp_wrong_source" if known else "udp_unknown_sender"] += 1
+                    self._drop(sender[0], "udp_wrong_source" if known else "udp_unknown_sender")
                     continue
                 if destination & netmask != network:
-                    self._count["udp_wrong_destination"] += 1
+                    self._drop(sender[0], "udp_wrong_destination")
                     continue
             if ttl <= 1:
+                self._drop(sender[0], "udp_ttl")
                 self._udp_expired(prefixes[n], get(source & mask))
                 continue
             packet[8] = ttl - 1
@@ -416,6 +417,11 @@ class PythonDatapath:
                 checksum = checksum_after_hop(checksum)
                 packet[10] = checksum >> 8
                 packet[11] = checksum & 0xFF
+            if hop is not run:
+                self._count_run("udp", run, packets, size)
+                run, packets, size = hop, 0, 0
+            packets += 1
+            size += n
             try:
                 if vnet_hdr:
                     os.writev(tun_fd, (VnetHeader.PLAIN, prefixes[n]))
@@ -423,14 +429,13 @@ class PythonDatapath:
                     write(tun_fd, prefixes[n])
             except OSError as error:
                 self._write_refused(error)
+                # Let in of the peer, and not handed on.
+                self._count["udp_packets"] -= 1
+                self._count["udp_bytes"] -= n
                 if self._failure is not None:
                     more = False
                     break
-                continue
-            packets += 1
-            size += n
-        self._count["udp_packets"] += packets
-        self._count["udp_bytes"] += size
+        self._count_run("udp", run, packets, size)
         return more
 
     def _on_trouble(self, fd: int, events: int) -> None:
@@ -449,12 +454,12 @@ class PythonDatapath:
             if events & select.EPOLLHUP:
                 self._fail(f"epoll event {events:#x}: the UDP socket is shut down")
 
-    def _is_unfit(self, side: str, packet: bytearray, n: int) -> bool:
+    def _is_unfit(self, side: str, packet: bytearray, n: int, peer: str = "") -> bool:
         """Whether a packet of uncommon shape is to be dropped; options are uncommon but fit."""
         if is_malformed(packet, n):
-            self._count[f"{side}_malformed"] += 1
+            self._drop(peer, f"{side}_malformed")
         elif n > self._config.mtu:
-            self._count[f"{side}_oversize"] += 1
+            self._drop(peer, f"{side}_oversize")
         else:
             return False
         return True
@@ -483,14 +488,13 @@ class PythonDatapath:
             self._count["icmp_unreachable"] += 1
             self._write(self._error(packet, IcmpType.UNREACHABLE, UnreachableCode.NETWORK))
 
-    def _tun_expired(self, packet: memoryview) -> None:
-        self._count["tun_ttl"] += 1
+    def _tun_expired(self, packet: memoryview, hop: Hop) -> None:
+        self._drop(hop[0], "tun_ttl")
         if may_be_answered(packet, len(packet), answer_icmp=True) and self._may_answer_now(packet):
             self._count["icmp_time_exceeded"] += 1
             self._write(self._error(packet, IcmpType.TIME_EXCEEDED))
 
     def _udp_expired(self, packet: memoryview, hop: Hop | None) -> None:
-        self._count["udp_ttl"] += 1
         if hop is None:
             return
         if may_be_answered(packet, len(packet), answer_icmp=True) and self._may_answer_now(packet):
@@ -504,7 +508,7 @@ class PythonDatapath:
     def _too_big(self, packet: memoryview, hop: Hop) -> bool:
         """Answers or fragments what the path does not take whole; whether it was sent."""
         if packet[6] & 0x40:
-            self._count["tun_too_big"] += 1
+            self._drop(hop[0], "tun_too_big")
             if may_be_answered(packet, len(packet), answer_icmp=True):
                 room = self._room(hop)
                 if room >= len(packet):  # the interface's MTU is smaller than what is believed
@@ -528,7 +532,7 @@ class PythonDatapath:
             self._udp.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_DONT)
             self._udp.sendto(packet, hop)
         except OSError:
-            self._count["tun_send_error"] += 1
+            self._drop(hop[0], "tun_send_error")
             return False
         finally:
             self._udp.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, before)
@@ -588,7 +592,7 @@ class PythonDatapath:
                 return True
         if error.errno == errno.EMSGSIZE:
             return self._too_big(packet, hop)
-        self._count["tun_send_error"] += 1
+        self._drop(hop[0], "tun_send_error")
         if error.errno in _GONE:
             self._fail(f"{_spell(error)}: the UDP socket is gone")
         return False

@@ -616,4 +616,5 @@ class Node:
             if lease is None:
                 yield None
             else:
-                yield peer_report(lease, backend, network, self._probing.view(lease.key))
+                view = self._probing.view(lease.key)
+                yield peer_report(lease, backend, network, view, self._driver.peer_counters(lease))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Final
+from typing import Final, TypedDict
 
 from pyflannel.core.config import NetworkConfig, effective
 from pyflannel.core.ip import SubnetKey
@@ -24,6 +24,8 @@ from pyflannel.store.base import Standing
 
 SORTED_AT_ONCE: Final = 500
 """Leases that are put in order before others may have their turn: 1 ms."""
+_DROPS: Final = ("tun_", "udp_")
+"""How the reasons of drop begin among a peer's counters."""
 MOST_REJECTED_SHOWN: Final = 100
 """Leases that are not followed, in one answer of the status socket."""
 
@@ -75,9 +77,13 @@ def underlay_report(
 
 
 def peer_report(
-    lease: Lease, backend: str, network: NetworkReport, view: PeerView | None = None
+    lease: Lease,
+    backend: str,
+    network: NetworkReport,
+    view: PeerView | None = None,
+    counted: Mapping[str, int] | None = None,
 ) -> PeerReport:
-    """A peer by its lease, with what the backend says of it and what its probes say.
+    """A peer by its lease: what the backend and the probes say of it, what the data path counted.
 
     One record, made once: with 1,000 peers the event loop stands still meanwhile.
     """
@@ -103,9 +109,30 @@ def peer_report(
         rtt_s=probed.rtt_s,
         loss=probed.loss,
         mtu=probed.mtu,
+        **_traffic(counted),
         underlay_heard=probed.underlay_heard,
         underlay_rtt_s=probed.underlay_rtt_s,
     )
+
+
+class _Traffic(TypedDict, total=False):
+    packets_in: int
+    packets_out: int
+    bytes_in: int
+    bytes_out: int
+    drops: Mapping[str, int]
+
+
+def _traffic(counted: Mapping[str, int] | None) -> _Traffic:
+    if counted is None:
+        return {}
+    return {
+        "packets_in": counted["packets_in"],
+        "packets_out": counted["packets_out"],
+        "bytes_in": counted["bytes_in"],
+        "bytes_out": counted["bytes_out"],
+        "drops": {name: n for name, n in counted.items() if n and name.startswith(_DROPS)},
+    }
 
 
 def _way(backend: str, network: NetworkReport) -> str:

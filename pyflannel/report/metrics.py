@@ -182,6 +182,16 @@ def _peers(peers: Sequence[PeerReport]) -> Iterator[Family]:
         (*_PEER, "direction"),
     )
     yield Family(
+        "pyflannel_peer_packets_total",
+        "Overlay packets from and to a peer.",
+        [
+            ({**names, "direction": direction}, float(count))
+            for names, peer in labelled
+            for direction, count in (("in", peer.packets_in), ("out", peer.packets_out))
+            if count is not None
+        ],
+    )
+    yield Family(
         "pyflannel_peer_drops_total",
         "Packets from or to a peer that were dropped.",
         [

@@ -300,9 +300,14 @@ class PeerReport:
     mtu: int | None = None
     """Bytes of the largest packet that a probe saw arrive."""
     bytes_in: int | None = None
+    """Of inner packets, since the peer is known and the data path runs; with backend udp alone. The
+    kernel counts what passes a device, not for which peer."""
     bytes_out: int | None = None
+    packets_in: int | None = None
+    packets_out: int | None = None
     drops: Mapping[str, int] | None = None
-    """Packets by reason."""
+    """Packets by reason, where the peer was known: the names are those of the data path's counters
+    (`network.datapath.counters`)."""
     underlay_heard: float | None = None
     """When the node last answered ping beside the tunnel."""
     underlay_rtt_s: float | None = None

@@ -26,7 +26,13 @@ from scapy.layers.inet import ICMP, IP, UDP
 from pyflannel.core.errors import DatapathError
 from pyflannel.core.lpm import Peer, RouteTable
 from pyflannel.core.packet import VNET_F_NEEDS_CSUM, VnetHeader
-from pyflannel.datapath.base import COUNTERS, Datapath, DatapathConfig
+from pyflannel.datapath.base import (
+    COUNTERS,
+    MOST_COUNTED,
+    PEER_COUNTERS,
+    Datapath,
+    DatapathConfig,
+)
 from pyflannel.datapath.select import IMPLEMENTATIONS
 from tests.contract.datapath_cases import (
     AT_A,
@@ -675,6 +681,98 @@ def test_all_kinds_of_icmp_errors_share_the_limit(running: Rig) -> None:
 def test_counters_are_all_there_from_the_start(running: Rig) -> None:
     assert running.path.counters() == dict.fromkeys(COUNTERS, 0)
     assert tuple(running.path.counters()) == COUNTERS
+
+
+# --- Counters of each peer
+
+
+def of_peer(rig: Rig, name: str) -> dict[str, int] | None:
+    """A peer's counters that are not 0."""
+    found = rig.path.peer_counters(rig.addresses[name])
+    if found is None:
+        return None
+    assert tuple(found) == PEER_COUNTERS
+    return {reason: count for reason, count in found.items() if count}
+
+
+def test_what_goes_to_a_peer_and_comes_of_it_is_counted_for_it(running: Rig) -> None:
+    out = [packet(destination=AT_A, payload=bytes(n)) for n in (10, 900, 900, 20)]
+    other = packet(destination=AT_B)
+    running.inject(out[0], out[1], other, out[2], out[3])
+    back, answer = packet(AT_A, OURS, payload=bytes(300)), packet(AT_B, OURS)
+    running.deliver("a", back, back)
+    running.deliver("b", answer)
+    running.deliver("stranger", back)
+    running.settle()
+    assert of_peer(running, "a") == {
+        "packets_in": 2,
+        "bytes_in": 2 * len(back),
+        "packets_out": 4,
+        "bytes_out": sum(map(len, out)),
+    }
+    assert of_peer(running, "b") == {
+        "packets_in": 1,
+        "bytes_in": len(answer),
+        "packets_out": 1,
+        "bytes_out": len(other),
+    }
+    assert of_peer(running, "stranger") is None
+
+
+def test_what_is_dropped_is_counted_for_the_peer_by_reason(running: Rig) -> None:
+    running.inject(packet(destination=AT_A, ttl=1), packet(destination=NOWHERE))
+    running.deliver(
+        "a",
+        packet(AT_B, OURS),
+        packet(AT_B, OURS),
+        packet(AT_A, OUTSIDE),
+        packet(AT_A, OURS, ttl=1),
+        MALFORMED_DATAGRAMS["IPv6"],
+    )
+    running.settle()
+    assert of_peer(running, "a") == {
+        "tun_ttl": 1,
+        "udp_malformed": 1,
+        "udp_wrong_source": 2,
+        "udp_wrong_destination": 1,
+        "udp_ttl": 1,
+    }
+    assert of_peer(running, "b") == {}
+
+
+def test_a_peer_keeps_its_counters_while_it_is_in_the_table(running: Rig) -> None:
+    """Whatever becomes of the others; one that comes again begins anew."""
+    both, alone = running.table(), RouteTable([Peer(SUBNETS["b"], running.addresses["b"])])
+    running.inject(packet(destination=AT_A), packet(destination=AT_B))
+    running.settle()
+    running.path.replace_table(alone)
+    assert of_peer(running, "a") is None
+    # A newcomer may be counted in the place of the one that has gone.
+    moved = Peer(SUBNETS["a"], running.addresses["stranger"])
+    running.path.replace_table(RouteTable([*alone.peers, moved]))
+    running.deliver("stranger", packet(AT_A, OURS))
+    running.settle()
+    assert of_peer(running, "stranger") == {"packets_in": 1, "bytes_in": len(packet(AT_A, OURS))}
+    running.path.replace_table(both)
+    assert of_peer(running, "a") == {}
+    assert of_peer(running, "b") == {"packets_out": 1, "bytes_out": len(packet(destination=AT_B))}
+
+
+def test_so_many_peers_are_counted_and_the_rest_is_carried_all_the_same(running: Rig) -> None:
+    many = [
+        Peer(IPv4Network((0x0A058000 + 16 * n, 28)), IPv4Address(0xCB007100 + n))
+        for n in range(MOST_COUNTED)
+    ]
+    running.path.replace_table(RouteTable([*many, Peer(SUBNETS["b"], running.addresses["b"])]))
+    # It was there before them. `a` has given its place back.
+    assert of_peer(running, "b") == {}
+    assert sum(running.path.peer_counters(each.address) is not None for each in many) == 1023
+    late = Peer(SUBNETS["a"], running.addresses["a"])
+    running.path.replace_table(RouteTable([*many, late]))
+    running.inject(packet(destination=AT_A))
+    counters, _, to_peer = outcome(running)
+    assert to_peer == [("a", one_hop_later(packet(destination=AT_A)))]
+    assert counters["tun_packets"] == 1
 
 
 def test_it_names_itself_and_has_not_failed(running: Rig) -> None:

@@ -541,7 +541,7 @@ class TestWhatIsTakenAway:
                 for key in list(peers.keys()):
                     peers.delete(key) if value is None else peers.set(key, value)
 
-        for value in (None, HOP.pack(socket.inet_aton("192.0.2.99"))):
+        for value in (None, HOP.pack(socket.inet_aton("192.0.2.99"), 0)):
             repaired("peers", partial(with_pinned, lab, "peers-*", partial(change, value)))
 
     def test_the_settings(self, lab, repaired):

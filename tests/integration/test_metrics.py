@@ -41,6 +41,10 @@ def test_a_node_tells_its_lease_its_store_and_its_peers():
         assert 0 < shown["pyflannel_peer_rtt_seconds", *peer(lab)] < 1
         assert shown["pyflannel_lease_expiry_timestamp_seconds",] > 1e9
         assert shown["pyflannel_peer_up", *peer(lab)] == 1
+        # The probes alone, so far.
+        for name in ("bytes", "packets"):
+            for way in ("in", "out"):
+                assert shown[f"pyflannel_peer_{name}_total", *sorted([*peer(lab), way])] > 0
 
 
 def test_without_them_the_port_has_what_upstreams_has():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface
 from typing import Final
@@ -211,6 +211,11 @@ class UdpNetwork:
                 restarts=max(0, self._starts - 1),
             ),
         )
+
+    def peer_counters(self, lease: Lease) -> Mapping[str, int] | None:
+        """As in `Network`: what the data path counted, by the peer's public IP."""
+        path, address = self._datapath, lease.attrs.public_ip
+        return path.peer_counters(address) if path is not None and address is not None else None
 
     async def detach(self) -> None:
         """Stops the data path and lets the device go, as upstream; with it address and route."""

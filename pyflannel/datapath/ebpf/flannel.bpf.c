@@ -137,13 +137,18 @@ struct prefix {
 	__u32 bits, address;
 };
 
-/* A peer. The daemon writes the address, and 0 for the rest, which the programs keep: when a super
- * packet last came from there; when a datagram of its programs did (0 after one of a socket); when the
+/* A peer. The daemon writes the address, the number under which it is counted (0: it is not), and 0 for
+ * the rest, which the programs keep: when a super packet last came from there; when a datagram of its programs did (0 after one of a socket); when the
  * last burst was; and the long segments of the present tick. They are counted without a lock: a wrong count joins a little too early or too late. */
 struct hop {
-	__u32 address;
+	__u32 address, number;
 	__u32 super_at, kernel_at, burst_at;
 	__u32 tick, segments;
+};
+
+/* What was sent to a peer, and let in of it; each CPU has its own. */
+struct traffic {
+	__u64 packets_in, bytes_in, packets_out, bytes_out;
 };
 
 enum counter {
@@ -163,6 +168,9 @@ struct map_definition config SEC("maps") = {
 	BPF_MAP_TYPE_ARRAY, sizeof(__u32), sizeof(struct settings), 1, 0};
 struct map_definition counters SEC("maps") = {
 	BPF_MAP_TYPE_PERCPU_ARRAY, sizeof(__u32), sizeof(__u64), COUNTERS, 0};
+/* By number; MOST_COUNTED of datapath/base.py, and number 0. */
+struct map_definition traffic SEC("maps") = {
+	BPF_MAP_TYPE_PERCPU_ARRAY, sizeof(__u32), sizeof(struct traffic), 1024 + 1, 0};
 
 static __always_inline void add(enum counter which, __u64 n)
 {
@@ -175,15 +183,28 @@ static __always_inline void add(enum counter which, __u64 n)
 
 /* A super packet counts as the packets it stands for, each with its headers. How many these are is
  * reckoned: bpf_skb_adjust_room() sets gso_segs to 0, here and at the peer that has sent it whole.
- * `longest` as datagram_bytes() gave it. */
-static __always_inline void count(enum counter packets, __u32 bytes, __u32 segment, __u32 longest)
+ * `longest` as datagram_bytes() gave it; `peer` may be NULL. */
+static __always_inline void count(enum counter packets, const struct hop *peer, __u32 bytes,
+				  __u32 segment, __u32 longest)
 {
-	__u32 headers = longest - OUTER_BYTES - segment, segments = 1;
+	__u32 headers = longest - OUTER_BYTES - segment, segments = 1, number = peer ? peer->number : 0;
+	struct traffic *mine;
 
 	if (segment && bytes > headers)
 		segments = (bytes - headers + segment - 1) / segment;
+	bytes += (segments - 1) * headers;
 	add(packets, segments);
-	add(packets + 1, bytes + (segments - 1) * headers);
+	add(packets + 1, bytes);
+	mine = number ? bpf_map_lookup_elem(&traffic, &number) : NULL;
+	if (!mine)
+		return;
+	if (packets == TUN_PACKETS) {
+		mine->packets_out += segments;
+		mine->bytes_out += bytes;
+	} else {
+		mine->packets_in += segments;
+		mine->bytes_in += bytes;
+	}
 }
 
 static __always_inline const struct settings *get_settings(void)
@@ -374,7 +395,7 @@ int overlay_out(struct __sk_buff *skb)
 	outer.udp.len = bpf_htons(bytes + sizeof(outer.udp));
 	bpf_skb_store_bytes(skb, 0, &ethernet, sizeof(ethernet), 0);
 	bpf_skb_store_bytes(skb, ETH_HLEN, &outer, sizeof(outer), 0);
-	count(TUN_PACKETS, bytes, skb->gso_size, longest);
+	count(TUN_PACKETS, peer, bytes, skb->gso_size, longest);
 	if (finish)
 		return bpf_redirect(conf->finish_if, 0);
 	/* A packet that waits for its neighbour is sent on by its route when that answers, so the
@@ -626,7 +647,7 @@ int underlay_in(struct __sk_buff *skb)
 		add(UDP_ERRORS, 1);
 		return TC_ACT_SHOT;
 	}
-	count(UDP_PACKETS, bytes, skb->gso_size, longest);
+	count(UDP_PACKETS, sender, bytes, skb->gso_size, longest);
 	if (strips)
 		return strip(skb, conf, bytes);
 	if (joins) {

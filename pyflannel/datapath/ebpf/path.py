@@ -5,13 +5,20 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Final
 
 from pyflannel.core.errors import DatapathError, FlannelError, KernelError
 from pyflannel.core.lpm import RouteTable
-from pyflannel.datapath.base import Capabilities, Datapath, DatapathConfig
+from pyflannel.datapath.base import (
+    MOST_COUNTED,
+    PEER_COUNTERS,
+    Capabilities,
+    Datapath,
+    DatapathConfig,
+)
 from pyflannel.datapath.ebpf import attachment, bpf, gropair, pins
 from pyflannel.datapath.ebpf.attachment import Attachment
 from pyflannel.datapath.ebpf.programs import PROGRAMS, Programs
@@ -23,8 +30,10 @@ log = get_logger(__name__)
 SETTINGS: Final = struct.Struct("=4s4s4sIIII16s16sHHBB6s6s12sBx")
 """`struct settings` in flannel.bpf.c; addresses and port in network byte order."""
 PREFIX: Final = struct.Struct("=I4s")
-HOP: Final = struct.Struct("=4s20x")
-"""`struct hop`: the address; what the programs remember of the peer begins at 0."""
+HOP: Final = struct.Struct("=4sI20x")
+"""`struct hop`: address and number; what the programs remember of the peer begins at 0."""
+TRAFFIC: Final = struct.Struct("=QQQQ")
+"""`struct traffic` of a CPU: the first of `PEER_COUNTERS`, in their order."""
 ZERO_KEY: Final = bytes(4)
 COUNTED: Final = (
     "tun_packets",
@@ -57,7 +66,12 @@ class EbpfDatapath:
         self._no_pair = self._refused = ""
         self._overlay = self._underlay = 0
         self._given: dict[bytes, bytes] | None = None
-        self._peers: dict[bytes, bytes] = {}
+        self._peers: dict[bytes, tuple[bytes, int]] = {}
+        """Address and number by prefix, as they are in the map."""
+        self._numbers: dict[bytes, int] = {}
+        """By address: under what the programs count a peer."""
+        self._counted_before: dict[int, tuple[int, ...]] = {}
+        """What had been counted under a number when we gave it away, or took it over."""
         self._before = dict.fromkeys(COUNTED, 0)
 
     @property
@@ -160,6 +174,8 @@ class EbpfDatapath:
             Whether it left settings.
         """
         self._peers = self._pinned_peers(loaded.maps["peers"])
+        self._numbers = {address: number for address, number in self._peers.values() if number}
+        self._counted_before = {n: self._traffic(n) for n in self._numbers.values()}
         if self._given is not None:
             self._write_peers(self._given)
         self._before = self._read_counters(loaded.maps["counters"])
@@ -244,7 +260,8 @@ class EbpfDatapath:
         peers = self._loaded.maps["peers"]
         there = self._pinned_peers(peers)
         if there != self._peers:
-            wanted, self._peers = self._peers, there
+            wanted = {key: address for key, (address, _) in self._peers.items()}
+            self._peers = there
             self._write_peers(wanted)
             mended.append("peers")
         config = self._loaded.maps["config"]
@@ -297,22 +314,54 @@ class EbpfDatapath:
         assert self._loaded is not None  # noqa: S101
         peers = self._loaded.maps["peers"]
         refused: KernelError | None = None
-        for key, address in wanted.items():
-            if self._peers.get(key) != address:
+        self._number(wanted.values())
+        hops = {key: (each, self._numbers.get(each, 0)) for key, each in wanted.items()}
+        for key, hop in hops.items():
+            if self._peers.get(key) != hop:
                 try:
-                    peers.set(key, HOP.pack(address))
+                    peers.set(key, HOP.pack(*hop))
                 except KernelError as error:
                     refused = error
-        for key in self._peers.keys() - wanted.keys():
+        for key in self._peers.keys() - hops.keys():
             try:
                 peers.delete(key)
             except KernelError as error:
                 refused = error
-        self._peers = dict(wanted)
+        self._peers = hops
         reason = str(refused or "")
         if reason and reason != self._refused:
             log.warning("peers take the slow path", reason=reason)
         self._refused = reason
+
+    def _number(self, addresses: Collection[bytes]) -> None:
+        """Numbers the peers: who has a number keeps it, who is gone gives it back."""
+        wanted = set(addresses)
+        numbers = {each: n for each, n in self._numbers.items() if each in wanted}
+        used = set(numbers.values())
+        free = (number for number in range(1, MOST_COUNTED + 1) if number not in used)
+        new = sorted(wanted - numbers.keys())
+        for address, number in zip(new, free, strict=False):
+            numbers[address] = number
+            self._counted_before[number] = self._traffic(number)
+        self._numbers = numbers
+
+    def _traffic(self, number: int) -> tuple[int, ...]:
+        """What the programs have counted under a number, over all CPUs."""
+        assert self._loaded is not None  # noqa: S101
+        size = TRAFFIC.size * bpf.possible_cpus()
+        found = self._loaded.maps["traffic"].get(struct.pack("=I", number), size) or bytes(size)
+        return tuple(map(sum, zip(*TRAFFIC.iter_unpack(found), strict=True)))
+
+    def peer_counters(self, peer: IPv4Address) -> Mapping[str, int] | None:
+        """The user-space path's and the programs', added up."""
+        slow = self._slow.peer_counters(peer)
+        number = self._numbers.get(peer.packed)
+        if slow is None or number is None or self._loaded is None:
+            return slow
+        found = zip(self._traffic(number), self._counted_before[number], strict=True)
+        fast = (now - before for now, before in found)
+        names = PEER_COUNTERS[: len(self._counted_before[number])]
+        return {**slow, **{name: slow[name] + n for name, n in zip(names, fast, strict=True)}}
 
     def counters(self) -> dict[str, int]:
         """The user-space path's and the programs', added up."""
@@ -385,9 +434,9 @@ class EbpfDatapath:
         return _total(self._loaded.maps["counters"], STRIP_TESTS)
 
     @staticmethod
-    def _pinned_peers(peers: bpf.Map) -> dict[bytes, bytes]:
-        """Prefix → address, both packed."""
-        return {key: HOP.unpack(value)[0] for key, value in peers.items(HOP.size).items()}
+    def _pinned_peers(peers: bpf.Map) -> dict[bytes, tuple[bytes, int]]:
+        """Prefix → address, both packed, and number."""
+        return {key: HOP.unpack(value) for key, value in peers.items(HOP.size).items()}
 
     @staticmethod
     def _read_counters(counters: bpf.Map) -> dict[str, int]:

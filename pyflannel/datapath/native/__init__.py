@@ -26,11 +26,12 @@ import os
 import struct
 from array import array
 from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Final
 
 from pyflannel.core.errors import DatapathError, KernelError
 from pyflannel.core.lpm import RouteTable
-from pyflannel.datapath.base import COUNTERS, Capabilities, DatapathConfig
+from pyflannel.datapath.base import COUNTERS, PEER_COUNTERS, Capabilities, DatapathConfig
 from pyflannel.kernel.tun import IFF_MULTI_QUEUE, TunDevice, open_tun
 from pyflannel.logs import get_logger
 
@@ -251,6 +252,11 @@ class NativeDatapath:
             return dict.fromkeys(COUNTERS, 0)
         self._tell_withdrawn()
         return dict(zip(COUNTERS, self._engine.counters(), strict=True))
+
+    def peer_counters(self, peer: IPv4Address) -> Mapping[str, int] | None:
+        """All of `PEER_COUNTERS`."""
+        counts = self._engine.peer(int(peer)) if self._engine is not None else None
+        return dict(zip(PEER_COUNTERS, counts, strict=True)) if counts is not None else None
 
     def failure(self) -> str | None:
         """Why it no longer moves packets, or `None`."""

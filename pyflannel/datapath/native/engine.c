@@ -186,6 +186,58 @@ static void table_reclaim(struct engine *e)
     }
 }
 
+static void peer_sum(const struct engine *e, uint32_t number, uint64_t out[PEER_COUNTERS])
+{
+    memset(out, 0, PEER_COUNTERS * sizeof *out);
+    for (size_t i = 0; i < ENGINE_WORKERS && e->worker[i].peers; i++) {
+        for (size_t c = 0; c < PEER_COUNTERS; c++)
+            out[c] += atomic_load_explicit(&e->worker[i].peers[number].counters[c],
+                                           memory_order_relaxed);
+    }
+}
+
+/* Numbers the peers of a table before it is in force: who had a number keeps it, who is gone gives it
+ * back. What a worker counts in the batch under way may go to a number's next peer. */
+static void number_peers(struct engine *e, struct table *t, const struct table_row *rows,
+                         size_t count)
+{
+    uint32_t next = 1;
+
+    for (uint32_t n = 1; n < PEER_NUMBERS; n++) {
+        struct table_cell *cell = e->numbered[n] ? table_sender(t, e->numbered[n]) : NULL;
+
+        if (cell)
+            cell->network = n;
+        else
+            e->numbered[n] = 0;
+    }
+    for (size_t i = 0; i < count; i++) {
+        struct table_cell *cell = table_sender(t, rows[i].address);
+
+        if (cell->network)
+            continue;
+        while (next < PEER_NUMBERS && e->numbered[next])
+            next++;
+        if (next == PEER_NUMBERS)
+            return;
+        cell->network = next;
+        e->numbered[next] = rows[i].address;
+        peer_sum(e, next, e->before[next]);
+    }
+}
+
+bool engine_peer(const struct engine *e, uint32_t address, uint64_t out[PEER_COUNTERS])
+{
+    uint32_t number = table_number(atomic_load(&e->table), address);
+
+    if (!number)
+        return false;
+    peer_sum(e, number, out);
+    for (size_t c = 0; c < PEER_COUNTERS; c++)
+        out[c] -= e->before[number][c];
+    return true;
+}
+
 int engine_replace_table(struct engine *e, const struct table_row *rows, size_t count)
 {
     struct table *fresh, *old;
@@ -194,6 +246,7 @@ int engine_replace_table(struct engine *e, const struct table_row *rows, size_t 
     fresh = table_new(rows, count);
     if (!fresh)
         return errno ? errno : EINVAL;
+    number_peers(e, fresh, rows, count);
     old = atomic_exchange(&e->table, fresh);
     old->retired_epoch = atomic_fetch_add(&e->now_epoch, 1) + 1;
     old->retired_next = e->retired;
@@ -459,6 +512,8 @@ static int start_workers(struct engine *e)
     for (size_t i = 0; i < e->workers; i++) {
         struct worker *w = &e->worker[i];
 
+        if (!(w->peers = calloc(PEER_NUMBERS, sizeof *w->peers)))
+            return ENOMEM;
         if (i < e->config.queues && !(w->tx = tx_new(w, e->config.tun_fds[i])))
             return ENOMEM;
         if ((e->config.threads > 1 ? i == e->config.queues : i == 0) && !(w->rx = rx_new(w)))
@@ -537,5 +592,7 @@ void engine_free(struct engine *e)
     engine_stop(e);
     table_reclaim(e);
     free(atomic_load(&e->table));
+    for (size_t i = 0; i < ENGINE_WORKERS; i++)
+        free(e->worker[i].peers);
     free(e);
 }

@@ -48,6 +48,19 @@ enum counter {
         COUNTERS
 };
 
+/* Of one peer, in the order of `PEER_COUNTERS` in datapath/base.py. */
+#define ENGINE_PEER_COUNTERS(X) \
+    X(packets_in) X(bytes_in) X(packets_out) X(bytes_out) X(tun_ttl) X(tun_too_big) \
+    X(tun_send_error) X(udp_malformed) X(udp_oversize) X(udp_wrong_source) \
+    X(udp_wrong_destination) X(udp_ttl)
+
+enum peer_counter {
+#define X(name) PEER_##name,
+    ENGINE_PEER_COUNTERS(X)
+#undef X
+        PEER_COUNTERS
+};
+
 /* csum, tso4, tso6, tso_ecn, uso: TUN_F_* granted by the TUN, for what we read from it. gso, gro:
  * UDP_SEGMENT and UDP_GRO of the socket. join_tcp, join_udp: super packets that we write. */
 #define ENGINE_OFFLOADS(X) \
@@ -69,6 +82,8 @@ enum {
      * worker that does both directions stands still meanwhile, and because stop() may take 100 ms. */
     ENGINE_PATIENCE_MS = 10,
     CACHE_LINE = 64,
+    /* `MOST_COUNTED` of datapath/base.py, and number 0 for all that have none. */
+    PEER_NUMBERS = 1024 + 1,
     /* As in datapath/base.py, where the reasons are. */
     BELIEVED_MTU = 1280,
     PATH_MTU_AGE_MS = 1000,
@@ -93,8 +108,13 @@ struct engine_config {
 struct tx;
 struct rx;
 
+struct peer_counts {
+    _Atomic uint64_t counters[PEER_COUNTERS];
+};
+
 struct worker {
     struct engine *engine;
+    struct peer_counts *peers; /* by number */
     struct tx *tx; /* or NULL */
     struct rx *rx; /* or NULL */
     pthread_t thread;
@@ -113,6 +133,10 @@ struct engine {
     int wake_fd; /* eventfd, readable for ever once set: stop, or failure */
     bool running;
     struct table *retired; /* under the caller's lock (the GIL): replacing is never concurrent */
+    /* Under the same lock: whose each number is, 0 for nobody's, and what had been counted under it
+     * when its peer got it. */
+    uint32_t numbered[PEER_NUMBERS];
+    uint64_t before[PEER_NUMBERS][PEER_COUNTERS];
     _Alignas(CACHE_LINE) _Atomic(struct table *) table;
     _Atomic uint64_t now_epoch;
     _Atomic uint32_t offloads[OFFLOADS]; /* enum offload_state << 16 | errno */
@@ -131,6 +155,8 @@ void engine_free(struct engine *e);
 /* 0, ENOMEM or EINVAL (a row is no row). Never blocks. */
 int engine_replace_table(struct engine *e, const struct table_row *rows, size_t count);
 void engine_counters(struct engine *e, uint64_t out[COUNTERS]);
+/* What was counted of a peer since it got its number; false if it has none. */
+bool engine_peer(const struct engine *e, uint32_t address, uint64_t out[PEER_COUNTERS]);
 /* Tables that wait for their last reader; for tests. */
 size_t engine_retired(const struct engine *e);
 
@@ -142,6 +168,15 @@ static inline void count_add(struct worker *w, enum counter which, uint64_t n)
     uint64_t value = atomic_load_explicit(&w->counters[which], memory_order_relaxed);
 
     atomic_store_explicit(&w->counters[which], value + n, memory_order_relaxed);
+}
+
+/* The same of a peer; 0 is the number of all that are not counted. */
+static inline void peer_add(struct worker *w, uint32_t number, enum peer_counter which, uint64_t n)
+{
+    _Atomic uint64_t *counter = &w->peers[number].counters[which];
+
+    atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + n,
+                          memory_order_relaxed);
 }
 
 static inline bool offload_on(struct engine *e, enum offload which)

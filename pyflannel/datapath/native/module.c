@@ -151,6 +151,26 @@ static PyObject *Engine_counters(PyObject *self, PyObject *Py_UNUSED(ignored))
     return result;
 }
 
+static PyObject *Engine_peer(PyObject *self, PyObject *argument)
+{
+    uint64_t values[PEER_COUNTERS];
+    unsigned long address = PyLong_AsUnsignedLong(argument);
+    PyObject *result;
+
+    if (PyErr_Occurred())
+        return NULL;
+    if (!engine_peer(engine_of(self), (uint32_t)address, values))
+        Py_RETURN_NONE;
+    result = PyTuple_New(PEER_COUNTERS);
+    for (Py_ssize_t i = 0; result && i < PEER_COUNTERS; i++) {
+        PyObject *value = PyLong_FromUnsignedLongLong(values[i]);
+
+        if (!value || PyTuple_SetItem(result, i, value))
+            Py_CLEAR(result);
+    }
+    return result;
+}
+
 static PyObject *Engine_offloads(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     PyObject *result = PyTuple_New(OFFLOADS);
@@ -180,6 +200,7 @@ static PyMethodDef Engine_methods[] = {
     {"stop", Engine_stop, METH_NOARGS, NULL},
     {"replace_table", Engine_replace_table, METH_O, NULL},
     {"counters", Engine_counters, METH_NOARGS, NULL},
+    {"peer", Engine_peer, METH_O, NULL},
     {"offloads", Engine_offloads, METH_NOARGS, NULL},
     {"failure", Engine_failure, METH_NOARGS, NULL},
     {"retired", Engine_retired, METH_NOARGS, NULL},
@@ -367,12 +388,14 @@ static int module_exec(PyObject *module)
 #define X(name) #name,
     static const char *const counters[] = {ENGINE_COUNTERS(X)};
     static const char *const offloads[] = {ENGINE_OFFLOADS(X)};
+    static const char *const peer[] = {ENGINE_PEER_COUNTERS(X)};
 #undef X
     PyObject *type = PyType_FromModuleAndSpec(module, &Engine_spec, NULL);
     int failed = !type || PyModule_AddObjectRef(module, "Engine", type);
 
     Py_XDECREF(type);
     return failed || add_names(module, "COUNTERS", counters, COUNTERS) ||
+                   add_names(module, "PEER_COUNTERS", peer, PEER_COUNTERS) ||
                    add_names(module, "OFFLOADS", offloads, OFFLOADS)
                ? -1
                : 0;

@@ -39,6 +39,7 @@ enum {
 struct rx {
     struct worker *worker;
     size_t ask;   /* messages to ask for */
+    size_t packets, bytes; /* that the message under way has brought and that were let in */
     size_t dirty; /* messages whose lengths the last receive has changed */
     struct joiner joiner;
     struct mmsghdr messages[RX_MESSAGES];
@@ -135,8 +136,10 @@ static void rx_time_exceeded(struct rx *rx, const struct table *t, const uint8_t
         return;
     count_add(w, COUNT_icmp_time_exceeded, 1);
     size = icmp_error(error, p, length, config->tun_address, ICMP_TIME_EXCEEDED, 0, 0);
-    if (sendto(config->udp_fd, error, size, MSG_DONTWAIT, (void *)&name, sizeof name) < 0)
+    if (sendto(config->udp_fd, error, size, MSG_DONTWAIT, (void *)&name, sizeof name) < 0) {
         count_add(w, COUNT_tun_send_error, 1);
+        peer_add(w, table_number(t, peer), PEER_tun_send_error, 1);
+    }
 }
 
 /* Whether a packet may come from this address and port; counts the reason if not. */
@@ -152,10 +155,12 @@ static bool rx_allowed(struct rx *rx, const struct table *t, const uint8_t *p, u
     }
     if (table_lookup(t, get32(p + IP4_SOURCE)) != sender) {
         count_add(w, table_knows(t, sender) ? COUNT_udp_wrong_source : COUNT_udp_unknown_sender, 1);
+        peer_add(w, table_number(t, sender), PEER_udp_wrong_source, 1);
         return false;
     }
     if ((get32(p + IP4_DESTINATION) & config->netmask) != config->network) {
         count_add(w, COUNT_udp_wrong_destination, 1);
+        peer_add(w, table_number(t, sender), PEER_udp_wrong_destination, 1);
         return false;
     }
     return true;
@@ -171,9 +176,11 @@ static void rx_packet(struct rx *rx, const struct table *t, uint8_t *p, size_t l
     switch (packet_check(p, length, config->mtu)) {
     case PACKET_MALFORMED:
         count_add(w, COUNT_udp_malformed, 1);
+        peer_add(w, table_number(t, sender), PEER_udp_malformed, 1);
         return;
     case PACKET_OVERSIZE:
         count_add(w, COUNT_udp_oversize, 1);
+        peer_add(w, table_number(t, sender), PEER_udp_oversize, 1);
         return;
     case PACKET_OK:
         break;
@@ -182,10 +189,13 @@ static void rx_packet(struct rx *rx, const struct table *t, uint8_t *p, size_t l
         return;
     if (p[IP4_TTL] <= 1) {
         count_add(w, COUNT_udp_ttl, 1);
+        peer_add(w, table_number(t, sender), PEER_udp_ttl, 1);
         rx_time_exceeded(rx, t, p, length);
         return;
     }
     ttl_decrement(p);
+    rx->packets++;
+    rx->bytes += length;
     if (!join_offer(&rx->joiner, p, length))
         rx_write(rx, p, length);
 }
@@ -214,6 +224,7 @@ static void rx_message(struct rx *rx, const struct table *t, size_t i)
     uint16_t port = ntohs(rx->names[i].sin_port);
     uint8_t *p = rx->buffers[i];
 
+    rx->packets = rx->bytes = 0;
     do {
         size_t length = left < size ? left : size;
 
@@ -221,6 +232,12 @@ static void rx_message(struct rx *rx, const struct table *t, size_t i)
         p += length;
         left -= length;
     } while (left);
+    if (rx->packets) {
+        uint32_t number = table_number(t, sender);
+
+        peer_add(rx->worker, number, PEER_packets_in, rx->packets);
+        peer_add(rx->worker, number, PEER_bytes_in, rx->bytes);
+    }
 }
 
 void rx_errors(struct rx *rx)

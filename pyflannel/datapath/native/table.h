@@ -5,7 +5,8 @@
  * and, at a load of at most one half, one or two cells of eight bytes side by side, however many
  * peers there are. If two peers claim a prefix, the one with the greater address has it, as in
  * RouteTable. The same look-up, asked for the source of a packet that came in, says who may have sent
- * it. A further table holds the addresses of all peers, to tell an unknown sender from a wrong source.
+ * it. A further table holds the addresses of all peers, to tell an unknown sender from a wrong source,
+ * and the number under which each is counted (engine.h).
  * A table is built once, in one piece of memory, and never changed: readers need no lock. How it is
  * replaced is in engine.h.
  */
@@ -25,7 +26,7 @@ struct table_row {
 
 /* Address 0.0.0.0 marks a free cell: it is no peer's address. */
 struct table_cell {
-    uint32_t network;
+    uint32_t network; /* of a sender: its number */
     uint32_t address;
 };
 
@@ -75,17 +76,33 @@ static inline uint32_t table_lookup(const struct table *t, uint32_t destination)
     return 0;
 }
 
-/* Whether an address is that of any peer. */
-static inline bool table_knows(const struct table *t, uint32_t address)
+/* The cell of a peer's address; NULL if it is nobody's. */
+static inline struct table_cell *table_sender(const struct table *t, uint32_t address)
 {
     uint32_t end = (uint32_t)(1ull << (32 - t->senders.shift)) - 1;
 
     for (uint32_t slot = table_slot(&t->senders, address);; slot = (slot + 1) & end) {
-        if (t->senders.cells[slot].address == address)
-            return address != 0;
-        if (t->senders.cells[slot].address == 0)
-            return false;
+        struct table_cell *cell = &t->senders.cells[slot];
+
+        if (cell->address == 0)
+            return NULL;
+        if (cell->address == address)
+            return cell;
     }
+}
+
+/* Whether an address is that of any peer. */
+static inline bool table_knows(const struct table *t, uint32_t address)
+{
+    return table_sender(t, address) != NULL;
+}
+
+/* Under which number a peer is counted; 0 if it is not. */
+static inline uint32_t table_number(const struct table *t, uint32_t address)
+{
+    const struct table_cell *cell = table_sender(t, address);
+
+    return cell ? cell->network : 0;
 }
 
 #endif

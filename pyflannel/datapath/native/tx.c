@@ -89,6 +89,7 @@ struct path {
 
 struct tx {
     struct worker *worker;
+    const struct table *table; /* of the batch under way */
     int tun_fd;
     int mtu_fd; /* a connected socket is the only way to ask for the path MTU */
     size_t limit;
@@ -218,6 +219,24 @@ static bool is_wide(struct tx *tx, uint32_t peer, size_t length)
     return length > BELIEVED_BYTES && length > room_to(tx, peer);
 }
 
+/* Counts packets that were sent to a peer. */
+static void count_sent(struct tx *tx, uint32_t peer, size_t packets, size_t bytes)
+{
+    struct worker *w = tx->worker;
+    uint32_t number = table_number(tx->table, peer);
+
+    count_add(w, COUNT_tun_packets, packets);
+    count_add(w, COUNT_tun_bytes, bytes);
+    peer_add(w, number, PEER_packets_out, packets);
+    peer_add(w, number, PEER_bytes_out, bytes);
+}
+
+static void count_refused(struct tx *tx, uint32_t peer, size_t packets)
+{
+    count_add(tx->worker, COUNT_tun_send_error, packets);
+    peer_add(tx->worker, table_number(tx->table, peer), PEER_tun_send_error, packets);
+}
+
 /* sendmsg() of one packet or one run; 0 or errno. Waits for room once. */
 static int send_message(struct tx *tx, const struct msghdr *message)
 {
@@ -253,6 +272,7 @@ static void too_big(struct tx *tx, uint32_t peer, const struct msghdr *message, 
     }
     if (get16(start + IP4_FRAGMENT) & IP4_DF) {
         count_add(w, COUNT_tun_too_big, 1);
+        peer_add(w, table_number(tx->table, peer), PEER_tun_too_big, 1);
         answer(tx, start, have, length, ICMP_UNREACHABLE, ICMP_CODE_FRAG_NEEDED,
                (uint16_t)room, COUNT_icmp_frag_needed);
     } else {
@@ -263,12 +283,10 @@ static void too_big(struct tx *tx, uint32_t peer, const struct msghdr *message, 
         setsockopt(fd, IPPROTO_IP, IP_MTU_DISCOVER, &without, sizeof without);
         error = send_message(tx, message);
         setsockopt(fd, IPPROTO_IP, IP_MTU_DISCOVER, &with, sizeof with);
-        if (error) {
-            count_add(w, COUNT_tun_send_error, 1);
-        } else {
-            count_add(w, COUNT_tun_packets, 1);
-            count_add(w, COUNT_tun_bytes, length);
-        }
+        if (error)
+            count_refused(tx, peer, 1);
+        else
+            count_sent(tx, peer, 1, length);
     }
 }
 
@@ -297,7 +315,6 @@ static size_t cut_vectors(const struct tx *tx, const struct run *run, size_t off
 /* Sends the packets of a run one by one. True if the kernel refused none of them for its size. */
 static bool send_single(struct tx *tx, const struct run *run)
 {
-    struct worker *w = tx->worker;
     struct sockaddr_in name = peer_endpoint(tx, run->peer);
     bool fit = true;
 
@@ -313,10 +330,9 @@ static bool send_single(struct tx *tx, const struct run *run)
             fit = false;
             too_big(tx, run->peer, &message, length);
         } else if (error) {
-            count_add(w, COUNT_tun_send_error, 1);
+            count_refused(tx, run->peer, 1);
         } else {
-            count_add(w, COUNT_tun_packets, 1);
-            count_add(w, COUNT_tun_bytes, length);
+            count_sent(tx, run->peer, 1, length);
         }
     }
     return fit;
@@ -325,16 +341,14 @@ static bool send_single(struct tx *tx, const struct run *run)
 /* Deals with a run that the kernel did not take. */
 static void refused(struct tx *tx, const struct run *run, struct msghdr *message, int error)
 {
-    struct worker *w = tx->worker;
-    struct engine *e = w->engine;
+    struct engine *e = tx->worker->engine;
 
     /* Once more: EAGAIN is worth a moment's patience, and any other error may have been an earlier
      * datagram's. An ICMP answer from the network stays with the socket until the next call. */
     if (error != EAGAIN || wait_writable(e, e->config.udp_fd))
         error = send_message(tx, message);
     if (error == 0) {
-        count_add(w, COUNT_tun_packets, run->count);
-        count_add(w, COUNT_tun_bytes, run->total);
+        count_sent(tx, run->peer, run->count, run->total);
         return;
     }
     switch (error) {
@@ -363,7 +377,7 @@ static void refused(struct tx *tx, const struct run *run, struct msghdr *message
         send_single(tx, run);
         return;
     }
-    count_add(w, COUNT_tun_send_error, run->count);
+    count_refused(tx, run->peer, run->count);
 }
 
 /* Sends all runs. The arena and the headers may be used anew afterwards. */
@@ -418,10 +432,8 @@ static void tx_flush(struct tx *tx)
             sent++;
             continue;
         }
-        for (; done > 0; done--, sent++) {
-            count_add(w, COUNT_tun_packets, order[sent]->count);
-            count_add(w, COUNT_tun_bytes, order[sent]->total);
-        }
+        for (; done > 0; done--, sent++)
+            count_sent(tx, order[sent]->peer, order[sent]->count, order[sent]->total);
     }
     tx->runs = tx->slices = tx->headers_used = 0;
 }
@@ -522,6 +534,7 @@ static void tx_packet(struct tx *tx, const struct table *t, uint8_t *p, size_t l
     }
     if (p[IP4_TTL] <= 1) {
         count_add(w, COUNT_tun_ttl, packets);
+        peer_add(w, table_number(t, peer), PEER_tun_ttl, packets);
         answer(tx, p, length, quoted, ICMP_TIME_EXCEEDED, 0, 0, COUNT_icmp_time_exceeded);
         return;
     }
@@ -564,6 +577,7 @@ bool tx_batch(struct tx *tx, const struct table *t, bool busy)
     size_t header = e->config.vnet_header ? sizeof(struct vnet_header) : 0, packets = 0;
     bool dry = false;
 
+    tx->table = t;
     tx->used = 0;
     while ((packets < tx->limit || tx->used > TX_BULK_BYTES) && tx->used < TX_BATCH_BYTES) {
         struct vnet_header vnet = {0};

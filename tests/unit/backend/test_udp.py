@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
@@ -74,6 +74,9 @@ class FakePath:
     def counters(self) -> dict[str, int]:
         return {"tun_rx": 0}
 
+    def peer_counters(self, peer: IPv4Address) -> Mapping[str, int] | None:
+        return {"bytes_in": int(peer)}
+
     def failure(self) -> str | None:
         return self.failed
 
@@ -137,8 +140,11 @@ async def test_peers_are_rows_of_the_data_paths_table(machine, tmp_path):
     await network.apply(full=False)
     assert len(path.tables[-1]) == 1
     assert network.report().peers == 1
+    there = lease(2, "udp")
+    assert network.peer_counters(there) == {"bytes_in": int(there.attrs.public_ip)}
     await network.detach()
     assert path.stopped == 1
+    assert network.peer_counters(there) is None
 
 
 async def test_a_data_path_is_completed_once_when_the_peers_are_in_its_table(machine, tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pyflannel.core.errors import DatapathError, NotPermitted
+from pyflannel.datapath.base import MOST_COUNTED
 from pyflannel.datapath.ebpf import bpf
 from pyflannel.datapath.ebpf.path import (
     COUNTED,
@@ -19,6 +20,7 @@ from pyflannel.datapath.ebpf.path import (
     PREFIX,
     SETTINGS,
     STRIP_TESTS,
+    TRAFFIC,
 )
 from pyflannel.datapath.ebpf.programs import OBJECT, PROGRAMS
 
@@ -33,17 +35,19 @@ def shipped() -> bytes:
 def test_the_maps_are_as_the_loader_fills_them():
     """Sizes of keys and values agree between C and Python."""
     maps = bpf.BpfObject(shipped()).maps
-    assert set(maps) == {"peers", "config", "counters"}
+    assert set(maps) == {"peers", "config", "counters", "traffic"}
     assert maps["peers"].key_bytes == PREFIX.size
     assert maps["peers"].value_bytes == HOP.size
     assert maps["config"].value_bytes == SETTINGS.size
+    assert maps["traffic"].value_bytes == TRAFFIC.size
+    assert maps["traffic"].entries == MOST_COUNTED + 1
     assert maps["counters"].entries == len(COUNTED) + 1 == STRIP_TESTS + 1
 
 
 def test_map_references_become_descriptors():
     """Every 64-bit load that the compiler left open carries the map's descriptor afterwards."""
     found = bpf.BpfObject(shipped())
-    maps = {"peers": 101, "config": 102, "counters": 103}
+    maps = {"peers": 101, "config": 102, "counters": 103, "traffic": 104}
     for section in SECTIONS:
         code = found.instructions(section, maps)
         loads = [
@@ -68,7 +72,7 @@ def test_the_object_is_what_its_source_compiles_to(tmp_path):
     assert clang is not None, "clang is missing: tools/bootstrap.sh installs it"
     output = tmp_path / OBJECT
     subprocess.run([str(ROOT / "tools" / "build-ebpf.sh"), str(output)], check=True, cwd=tmp_path)
-    maps = {"peers": 1, "config": 2, "counters": 3}
+    maps = {"peers": 1, "config": 2, "counters": 3, "traffic": 4}
     ours, again = bpf.BpfObject(shipped()), bpf.BpfObject(output.read_bytes())
     assert again.maps == ours.maps
     for section in SECTIONS:

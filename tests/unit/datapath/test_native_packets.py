@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pyflannel.core.lpm import Peer, RouteTable
 from pyflannel.core.packet import checksum
-from pyflannel.datapath.base import COUNTERS
+from pyflannel.datapath.base import COUNTERS, PEER_COUNTERS
 from pyflannel.datapath.native import OFF_GROUPS, _native, pack_rows
 from tests.support.packets import pseudo_header_sum
 
@@ -307,6 +307,7 @@ def test_a_row_that_is_none_is_refused(row: tuple[int, int, int]) -> None:
 
 def test_the_counters_are_those_of_the_contract_in_its_order() -> None:
     assert _native.COUNTERS == COUNTERS
+    assert _native.PEER_COUNTERS == PEER_COUNTERS
 
 
 def test_every_offload_can_be_forced_off() -> None:

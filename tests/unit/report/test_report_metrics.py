@@ -29,6 +29,8 @@ MEASURED = replace(
     mtu=1450,
     bytes_in=10,
     bytes_out=0,
+    packets_in=3,
+    packets_out=0,
     drops={"no route": 2},
 )
 FULL = NodeReport(
@@ -78,6 +80,7 @@ def test_a_peer_has_series_of_what_was_measured_and_of_nothing_else():
     assert shown["pyflannel_peer_last_heard_timestamp_seconds"] == {who: NOW - 4}
     assert shown["pyflannel_peer_mtu_bytes"] == {who: 1450}
     assert shown["pyflannel_peer_bytes_total"] == {(*who, "in"): 10, (*who, "out"): 0}
+    assert shown["pyflannel_peer_packets_total"] == {(*who, "in"): 3, (*who, "out"): 0}
     assert shown["pyflannel_peer_drops_total"] == {(*who, "no route"): 2}
     assert not any(name.startswith("pyflannel_peer_") for name in values(FULL, peers=[KNOWN]))
 
