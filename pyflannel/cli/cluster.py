@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from pyflannel.cli import status
+from pyflannel.cli import healthport, status
 from pyflannel.cli.common import table
 from pyflannel.core.errors import EXIT_OK, FlannelError, UsageError
 from pyflannel.diagnose.cluster import (
@@ -30,13 +30,26 @@ ASK_S: Final = 20.0
 AT_ONCE: Final = 16
 
 
-def collect(socket: str, directory: str, via: str) -> list[Witness]:
+def port(text: str) -> int:
+    """A TCP port, or 0 for none, for argparse.
+
+    Raises:
+        ValueError: it is none.
+    """
+    number = int(text)
+    if not 0 <= number < 1 << 16:
+        raise ValueError(text)
+    return number
+
+
+def collect(socket: str, directory: str, via: str, health_port: int = 0) -> list[Witness]:
     """This node, and what the others let us read.
 
     Args:
         socket: of this node's daemon.
         directory: with a file `NODE.json` for each node, each what `status --json` printed there.
         via: a command with `{host}` in it that runs another one on a node, such as `ssh {host}`.
+        health_port: of the others' daemons; 0 for not to ask them.
 
     Raises:
         UsageError: the directory is none, or the command has no place for the host.
@@ -52,11 +65,23 @@ def collect(socket: str, directory: str, via: str) -> list[Witness]:
     here = _witness("this node", own)
     peers = here.report.peers if here.report is not None else ()
     hosts = [peer.public_ip or peer.public_ipv6 or "" for peer in peers]
-    if not via:
-        why = "not asked; --via 'ssh {host}' or --from DIR asks"
+    if not via and not health_port:
+        why = "not asked; --healthz-port PORT, --via 'ssh {host}' or --from DIR asks"
         return [here, *(Witness(name=host, reason=why) for host in hosts)]
     with ThreadPoolExecutor(max_workers=AT_ONCE) as pool:
-        return [here, *pool.map(lambda host: _asked(via, host), hosts)]
+        asked = pool.map(
+            lambda host: _asked(via, host) if via else _heard(host, health_port), hosts
+        )
+        return [here, *asked]
+
+
+def _heard(host: str, health_port: int) -> Witness:
+    """A node by its health port."""
+    try:
+        found = healthport.ask(host, health_port)
+    except healthport.NoAnswer as error:
+        return Witness(name=host, reason=str(error))
+    return Witness(name=host, report=found.report, codes=found.codes, complete=found.complete)
 
 
 def _from(directory: Path) -> list[Witness]:

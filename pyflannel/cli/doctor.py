@@ -63,8 +63,9 @@ pods, and services. docker looks at what keeps docker out of the leased subnet;
 datapath starts each data path of backend udp in a network namespace of its own, and says what the
 kernel granted.
 
---cluster compares what nodes say of each other, by --via 'ssh {host}' or from files that --from
-names; who cannot be asked, flannel's own nodes too, is unknown.
+--cluster compares what nodes say of each other: over their health ports, where those are open
+(--healthz-port, or FLANNELD_HEALTHZ_PORT), by --via 'ssh {host}', or from files that --from names.
+A node that cannot be asked is unknown, one with flannel's own daemon too.
 
 Exit code 0 if nothing is wrong, 1 if something is, 3 if it may not look. What only may be wrong is
 said, and is 0. For datapath 1 means that --datapath auto takes none faster than python.
@@ -82,7 +83,9 @@ def main(argv: Sequence[str]) -> int:
     if not Path(given.root).is_dir():
         raise UsageError(f"--root {given.root}: there is no such directory")
     if given.cluster:
-        nodes = cluster.collect(given.status_socket, given.collected or "", given.via or "")
+        nodes = cluster.collect(
+            given.status_socket, given.collected or "", given.via or "", given.healthz_port
+        )
         return cluster.show(nodes, render_finding, as_json=given.json)
     if given.collected or given.via:
         raise UsageError("--from and --via go with doctor --cluster")
@@ -112,6 +115,7 @@ def branch() -> Branch:
             "pyflannel doctor",
             "pyflannel doctor peers --peer 10.5.34.0/24",
             "pyflannel doctor docker --json",
+            "pyflannel doctor --cluster --healthz-port 9471",
             "pyflannel doctor --cluster --via 'ssh {host}'",
         ),
     )
@@ -133,6 +137,13 @@ def branch() -> Branch:
         "--from", dest="collected", metavar="DIR", help="cluster: NODE.json of status --json"
     )
     parser.add_argument("--via", metavar="CMD", help="cluster: how to reach one: 'ssh {host}'")
+    parser.add_argument(
+        "--healthz-port",
+        metavar="PORT",
+        type=cluster.port,
+        default=os.environ.get("FLANNELD_HEALTHZ_PORT") or "0",
+        help="cluster: the other daemons' health port; 0 asks none",
+    )
     status.add_socket_option(parser)
     for name, default in (
         ("docker-opts-file", docker_options.DOCKER_ENV),

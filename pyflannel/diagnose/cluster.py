@@ -22,6 +22,7 @@ from pyflannel.diagnose.finding import (
 from pyflannel.records import dataclass
 from pyflannel.report.model import NodeReport, Severity
 from pyflannel.report.problems import problems
+from pyflannel.report.scraped import told_config
 
 COMPARED: Final = ("Network", "IPv6Network", "SubnetLen", "EnableIPv4", "EnableIPv6", "Backend")
 """Of the network config, what nodes must agree on."""
@@ -35,6 +36,11 @@ class Witness:
     report: NodeReport | None = None
     reason: str = ""
     """Why it could not be asked."""
+    codes: tuple[str, ...] | None = None
+    """Of its problems; `None` if they follow from its report. From a health port comes only a part
+    of a report, but the codes."""
+    complete: bool = True
+    """Whether the report has all of its peers."""
 
     @property
     def subnet(self) -> str:
@@ -79,8 +85,9 @@ def matrix(witnesses: Sequence[Witness]) -> list[list[str]]:
             rows.append([each.name, *("unknown" for _ in subnets)])
             continue
         seen = states(each)
+        unseen = "no lease" if each.complete else "unknown"
         rows.append(
-            [each.name, *("." if s == each.subnet else seen.get(s, "no lease") for s in subnets)]
+            [each.name, *("." if s == each.subnet else seen.get(s, unseen) for s in subnets)]
         )
     return rows
 
@@ -93,6 +100,8 @@ def own_problems(witnesses: Sequence[Witness]) -> dict[str, list[str]]:
             for problem in problems(each.report)
             if problem.severity is not Severity.INFO
         ]
+        if each.codes is None
+        else list(each.codes)
         for each in witnesses
         if each.report is not None
     }
@@ -117,12 +126,14 @@ def _owners(heard: Sequence[Witness]) -> Iterator[Finding]:
 
 
 def _configs(heard: Sequence[Witness]) -> Iterator[Finding]:
+    in_part = any(each.codes is not None for each in heard)
     for key in COMPARED:
         values: dict[str, list[str]] = {}
         for each in heard:
             config = each.report.config if each.report is not None else None
             if config is not None:
-                values.setdefault(str(config.effective.get(key)), []).append(each.name)
+                known = told_config(config.effective) if in_part else config.effective
+                values.setdefault(_spelled(known.get(key)), []).append(each.name)
         if len(values) > 1:
             rare = min(values, key=lambda value: len(values[value]))
             yield Finding(
@@ -135,6 +146,11 @@ def _configs(heard: Sequence[Witness]) -> Iterator[Finding]:
                 consequence="nodes with different ones do not reach each other, or only in part",
                 remedy="systemctl restart pyflannel on those that started before the change",
             )
+
+
+def _spelled(value: object) -> str:
+    """The same for the same, in whatever order it came."""
+    return str(dict(sorted(value.items()))) if isinstance(value, Mapping) else str(value)
 
 
 def _one_way(heard: Sequence[Witness]) -> Iterator[Finding]:
@@ -180,6 +196,8 @@ def _missing(heard: Sequence[Witness]) -> Iterator[Finding]:
     known = {each.subnet: each.name for each in heard if each.subnet}
     for each in heard:
         seen = states(each)
+        if not each.complete:
+            continue
         lost = [name for subnet, name in known.items() if subnet not in {each.subnet, *seen}]
         if lost:
             yield Finding(

@@ -16,6 +16,7 @@ from pyflannel.records import dataclass
 from pyflannel.report.model import NodeReport, PeerReport, Severity
 from pyflannel.report.peers import by_trouble
 from pyflannel.report.problems import problems
+from pyflannel.report.scraped import TOLD, config_labels
 
 MOST_PEERS: Final = 250
 """Peers with series of their own, those with trouble first. Each has up to about ten, and each node
@@ -23,6 +24,7 @@ tells of each: 250 nodes make half a million, which one Prometheus holds with ea
 grows with the square."""
 STATES: Final = ("up", "small-only", "down", "unknown", "ignored", "failing")
 """Of a peer, as in `PeerReport.state`."""
+_LEASE: Final = ("subnet", "ipv6_subnet", "public_ip", "public_ipv6", "backend")
 _PEER: Final = ("subnet", "public_ip")
 _VERDICTS: Final = {"up": 1.0, "small-only": 1.0, "down": 0.0}
 
@@ -72,6 +74,19 @@ def _node(report: NodeReport) -> Iterator[Family]:
         [({"version": report.version}, 1.0)],
         ("version",),
     )
+    yield Family(
+        "pyflannel_node_info",
+        "1; this node's lease is in the labels.",
+        [] if lease is None else [({name: getattr(lease, name) or "" for name in _LEASE}, 1.0)],
+        _LEASE,
+    )
+    effective = report.config.effective if report.config is not None else None
+    yield Family(
+        "pyflannel_config_info",
+        "1; what nodes must agree on, of the network config in force, is in the labels.",
+        [(config_labels(effective), 1.0)] if effective else [],
+        tuple(TOLD),
+    )
     yield _one("pyflannel_ready", "1 once subnet.env has been written.", report.ready)
     yield _one(
         "pyflannel_leases",
@@ -98,12 +113,23 @@ def _node(report: NodeReport) -> Iterator[Family]:
         [({"object": kind}, float(count)) for kind, count in sorted(heals.items())],
         ("object",),
     )
-    severities = Counter(problem.severity for problem in problems(report))
+    wrong = problems(report)
+    severities = Counter(problem.severity for problem in wrong)
     yield Family(
         "pyflannel_problems",
         "What pyflannel status finds wrong now: error, warning, info.",
         [({"severity": each.value}, float(severities[each])) for each in Severity],
         ("severity",),
+    )
+    codes = Counter((problem.code, problem.severity.value) for problem in wrong)
+    yield Family(
+        "pyflannel_problems_by_code",
+        "The same by code; absent while there is none.",
+        [
+            ({"code": code, "severity": severity}, float(count))
+            for (code, severity), count in sorted(codes.items())
+        ],
+        ("code", "severity"),
     )
     probes = report.probes
     yield _one(
@@ -140,6 +166,12 @@ def _peers(peers: Sequence[PeerReport]) -> Iterator[Family]:
         )
         for peer in peers
     ]
+    yield Family(
+        "pyflannel_peer_info",
+        "Another node that has a lease.",
+        [(names, 1.0) for names, _ in labelled],
+        _PEER,
+    )
     yield Family(
         "pyflannel_peer_up",
         "Whether a peer answers probes through the tunnel; absent until it has once.",
@@ -190,6 +222,7 @@ def _peers(peers: Sequence[PeerReport]) -> Iterator[Family]:
             for direction, count in (("in", peer.packets_in), ("out", peer.packets_out))
             if count is not None
         ],
+        (*_PEER, "direction"),
     )
     yield Family(
         "pyflannel_peer_drops_total",

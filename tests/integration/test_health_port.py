@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Iterable
+import threading
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 
 import pytest
 
 from pyflannel.api.gate import Limits
 from pyflannel.api.health import HealthServer
+from pyflannel.api.metrics import Scrapes
+from pyflannel.cli import healthport
 from pyflannel.core.errors import DeviceUnavailable
+from pyflannel.report.model import LeaseReport, NodeReport
+from tests.support.reports import Saying
 
 pytestmark = pytest.mark.slow
 
@@ -158,3 +163,57 @@ async def test_a_port_that_is_taken_is_explained() -> None:
     async with serving() as (_, port):
         with pytest.raises(DeviceUnavailable, match="--healthz-port"):
             await HealthServer(ready).start("127.0.0.1", port)
+
+
+@contextlib.contextmanager
+def answering(answer: bytes) -> Iterator[int]:
+    """A port where everybody gets these bytes and the end, or nothing and no end."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                connection, _ = listening.accept()
+                with connection:
+                    connection.recv(4096)
+                    if answer:
+                        connection.sendall(answer)
+                    else:
+                        connection.recv(4096)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield listening.getsockname()[1]
+        finally:
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", "flannel's own daemon"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", "tells no lease"),
+        (b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n", "answers 500"),
+        (b"SSH-2.0-OpenSSH\r\n", "speaks no HTTP"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhi", "tells no lease"),
+        (b"", "no answer on port"),
+    ],
+    ids=["no metrics", "something else", "an error", "no HTTP", "cut short", "silence"],
+)
+def test_what_answers_in_anothers_place_leaves_a_node_unknown(monkeypatch, answer, words):
+    monkeypatch.setattr(healthport, "ASK_S", 0.3)
+    with answering(answer) as port, pytest.raises(healthport.NoAnswer, match=words):
+        healthport.ask("127.0.0.1", port)
+
+
+async def test_a_node_is_asked_over_its_health_port():
+    node = NodeReport(lease=LeaseReport(subnet="10.5.1.0/24"), ready_since=1.0)
+    server, port = HealthServer(ready, QUICK, Scrapes(Saying(node))), free_port()
+    await server.start("127.0.0.1", port)
+    try:
+        found = await asyncio.to_thread(healthport.ask, "127.0.0.1", port)
+    finally:
+        await server.cleanup()
+    assert (found.report.lease.subnet, found.report.ready) == ("10.5.1.0/24", True)
+    with pytest.raises(healthport.NoAnswer, match="refused"):
+        healthport.ask("127.0.0.1", port)

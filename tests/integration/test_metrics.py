@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -45,6 +48,23 @@ def test_a_node_tells_its_lease_its_store_and_its_peers():
         for name in ("bytes", "packets"):
             for way in ("in", "out"):
                 assert shown[f"pyflannel_peer_{name}_total", *sorted([*peer(lab), way])] > 0
+
+        # The other node by its health port: the same from the command's side.
+        compare = ["pyflannel", "doctor", "--cluster", "--json", "--healthz-port"]
+        lab.wait(
+            lambda: said(lab, compare, 9471)["nodes"] == {"this node": [], "192.0.2.2": []},
+            20,
+            what="the nodes that hear each other",
+        )
+        shown = said(lab, compare, 9471)
+        assert (shown["findings"], shown["unknown"]) == ([], {})
+        assert shown["matrix"][2] == ["192.0.2.2", "up", "."]
+        assert "refused" in said(lab, compare, 9472)["unknown"]["192.0.2.2"]
+
+
+def said(lab: Lab, command: Sequence[str], port: int) -> dict[str, Any]:
+    answer: dict[str, Any] = json.loads(lab.node(1).exec([*command, str(port)], check=False).stdout)
+    return answer
 
 
 def test_without_them_the_port_has_what_upstreams_has():

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from pyflannel.cli import cluster
+from pyflannel.api.metrics import render
+from pyflannel.cli import cluster, healthport
 from pyflannel.core.errors import DeviceUnavailable, UsageError
 from pyflannel.diagnose import finding
 from pyflannel.diagnose.cluster import Witness, cluster_findings, matrix, own_problems
@@ -19,6 +20,7 @@ from pyflannel.report.model import (
     PeerReport,
     StoreReport,
 )
+from pyflannel.report.scraped import Scraped, scraped
 from tests.support.schema import check_printed
 
 CONFIG = {"Network": "10.5.0.0/16", "SubnetLen": 24, "Backend": {"Type": "vxlan"}}
@@ -96,6 +98,30 @@ def test_every_code_of_clusters_is_tried_above():
     assert codes == {code for code in finding.CODES if code > "PF4"}
 
 
+def test_a_config_of_a_health_port_is_compared_as_far_as_it_is_told():
+    """It comes without the texts of its backend, and in another order."""
+    backend = {"Type": "extension", "PreStartupCommand": "x", "Port": 7}
+    one, two = (
+        witness(n, {3 - n: "up"}, config=ConfigReport(effective={**CONFIG, "Backend": each}))
+        for n, each in ((1, backend), (2, {"Port": 7, "Type": "extension"}))
+    )
+    assert [each.code for each in cluster_findings([one, two])] == [finding.CONFIGS_DIFFER]
+    assert cluster_findings([one, replace(two, codes=())]) == []
+    other = witness(2, {1: "up"}, config=ConfigReport(effective={**CONFIG, "Backend": {"Port": 8}}))
+    (found,) = cluster_findings([one, replace(other, codes=())])
+    assert found.code == finding.CONFIGS_DIFFER
+
+
+def test_a_node_that_tells_of_some_of_its_peers_knows_the_others_perhaps():
+    part = replace(witness(1, {2: "up"}), complete=False)
+    assert cluster_findings([part, TWO, THREE]) == []
+    assert matrix([part, TWO, THREE])[1] == ["n1", ".", "up", "unknown"]
+
+
+def test_the_codes_of_a_health_port_are_what_a_node_reports_of_itself():
+    assert own_problems([replace(ONE, codes=("PF171",))]) == {"n1": ["PF171"]}
+
+
 def test_the_matrix_says_who_hears_whom():
     head, *rows = matrix([ONE, witness(2, {1: "down"}), AWAY])
     assert head == ["", "n1", "n2", subnet(3)]
@@ -131,6 +157,23 @@ class TestCollecting:
         assert (here.name, two.subnet) == ("this node", subnet(2))
         assert "192.0.2.3" in three.reason
         assert cluster_findings([here, two, three]) == []
+
+    def test_over_health_ports(self, monkeypatch):
+        """Where those are open; the others are unknown."""
+
+        def ask(host: str, port: int) -> Scraped:
+            assert port == 9471
+            if host == "192.0.2.3":
+                raise healthport.NoAnswer("its health port 9471 has no metrics")
+            return scraped(render(TWO.report).decode())
+
+        monkeypatch.setattr(cluster.status, "ask", lambda *_: encode(ONE.report))
+        monkeypatch.setattr(healthport, "ask", ask)
+        here, two, three = cluster.collect("", "", "", 9471)
+        assert (two.name, two.subnet, two.codes) == ("192.0.2.2", subnet(2), ())
+        assert (three.report, three.reason) == (None, "its health port 9471 has no metrics")
+        assert cluster_findings([here, two, three]) == []
+        assert matrix([here, two, three])[2] == ["192.0.2.2", "up", ".", "up"]
 
     def test_without_a_way_to_ask_others_are_unknown(self, monkeypatch):
         monkeypatch.setattr(cluster.status, "ask", lambda *_: encode(ONE.report))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pyflannel.report.metrics import MOST_PEERS, STATES, families
 from pyflannel.report.model import (
+    ConfigReport,
     FilesReport,
     LeaseReport,
     NetworkReport,
@@ -38,6 +39,7 @@ FULL = NodeReport(
     now=NOW,
     ready_since=NOW - 9,
     store=StoreReport(kind="etcd", connected=False, peers=2),
+    config=ConfigReport(effective={"Network": "10.5.0.0/16", "Backend": {"Type": "udp"}}),
     lease=LeaseReport(subnet="10.5.1.0/24", expires=NOW + 60, held=True),
     network=NetworkReport(repaired={"route": 3}),
     rules=RulesReport(repairs=4),
@@ -57,6 +59,11 @@ def values(report: NodeReport, **changes) -> dict[str, dict[tuple[str, ...], flo
 def test_what_a_node_says_of_itself():
     shown = values(FULL)
     assert shown["pyflannel_build_info"] == {("1.2",): 1}
+    assert shown["pyflannel_node_info"] == {("10.5.1.0/24", "", "", "", ""): 1}
+    assert shown["pyflannel_config_info"] == {
+        ('"10.5.0.0/16"', "", "", "", "", '{"Type":"udp"}'): 1
+    }
+    assert shown["pyflannel_problems_by_code"] == {("PF102", "warning"): 1}
     assert shown["pyflannel_ready"] == {(): 1}
     assert shown["pyflannel_leases"] == {(): 3}
     assert shown["pyflannel_store_connected"] == {(): 0}
@@ -82,7 +89,8 @@ def test_a_peer_has_series_of_what_was_measured_and_of_nothing_else():
     assert shown["pyflannel_peer_bytes_total"] == {(*who, "in"): 10, (*who, "out"): 0}
     assert shown["pyflannel_peer_packets_total"] == {(*who, "in"): 3, (*who, "out"): 0}
     assert shown["pyflannel_peer_drops_total"] == {(*who, "no route"): 2}
-    assert not any(name.startswith("pyflannel_peer_") for name in values(FULL, peers=[KNOWN]))
+    alone = {name for name in values(FULL, peers=[KNOWN]) if name.startswith("pyflannel_peer_")}
+    assert alone == {"pyflannel_peer_info"}
 
 
 def test_a_node_that_has_just_started_has_no_series_of_what_it_does_not_know():
