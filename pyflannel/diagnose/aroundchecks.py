@@ -160,7 +160,7 @@ def _ways_of_pods(
             "100",
         )
         return  # rp_filter looks the same way up: one cause, one finding
-    if each.from_pods.error == "Invalid cross-device link":
+    if _rp_filter_drops(around, each, tunnel):
         yield Finding(
             code=codes.RP_FILTER,
             severity=Severity.ERROR,
@@ -175,6 +175,20 @@ def _ways_of_pods(
             consequence="nothing of that peer arrives",
             remedy=f"mend the route back, or sysctl -w net.ipv4.conf.{tunnel}.rp_filter=2",
         )
+
+
+def _rp_filter_drops(around: Around, each: PeerRoutes, tunnel: str) -> bool:
+    """Whether the kernel refuses a peer's packets for the way back to them.
+
+    Until Linux 6.13 it says so (EXDEV). Later ones answer EINVAL, as for every source that they
+    take for impossible; then the way back itself shows it, where rp_filter is strict.
+    """
+    if each.from_pods.error == "Invalid cross-device link":
+        return True
+    modes = [around.sysctls.get(f"net/ipv4/conf/{name}/rp_filter", "0") for name in (tunnel, "all")]
+    back = each.to_pods.device
+    strict = each.version == 4 and max(modes) == "1"  # the greater one counts (ip-sysctl)
+    return each.from_pods.error == "Invalid argument" and strict and back not in ("", tunnel)
 
 
 def _forwarding_is_off(facts: NodeFacts, around: Around, version: int) -> bool:

@@ -293,10 +293,13 @@ def _route(lookup: Lookup, asked: str) -> Iterator[Hop]:
 _WHY: Final = {
     "Invalid cross-device link": "rp_filter drops it: the way back to its source leads by another "
     "device",
+    "Invalid argument": "the kernel takes no such packet here: rp_filter drops it, if the way back "
+    "to its source leads by another device; or its source is an address of this node",
     "Network is unreachable": "no route leads there",
     "No route to host": "a route says that it cannot be reached",
 }
-"""Answers of the kernel (EXDEV of fib_validate_source, ENETUNREACH, EHOSTUNREACH)."""
+"""Answers of the kernel: of fib_validate_source EXDEV, or since Linux 6.14 EINVAL for whatever it
+refuses; ENETUNREACH, EHOSTUNREACH."""
 
 
 def _encapsulation(facts: WayFacts) -> Iterator[Hop]:

@@ -143,10 +143,15 @@ async def lookup(destination: IPAddress, source: IPAddress | None = None, iif: s
         words += ["from", str(source), "iif", iif]
     try:
         done = await process.run(words, timeout_s=CHILD_S)
-        found = json.loads(done.stdout)[0]
     except CommandError as error:
-        answer = str(error).rpartition("RTNETLINK answers: ")[2].splitlines()
-        return Lookup(error=answer[0] if answer else str(error))
+        return Lookup(error=str(error))
+    if done.returncode != 0:
+        said = done.stderr.decode(errors="replace").strip()
+        return Lookup(
+            error=said.rpartition("RTNETLINK answers: ")[2] or f"ip(8): {done.returncode}"
+        )
+    try:
+        found = json.loads(done.stdout)[0]
     except (ValueError, LookupError):
         return Lookup(error="ip(8) does not answer in JSON")
     device, gateway = str(found.get("dev", "")), str(found.get("gateway", ""))

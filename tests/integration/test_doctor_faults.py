@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
@@ -47,7 +48,34 @@ VPN = "ip link add vpn0 type bridge; ip link set vpn0 up; "
 NO_VPN = "ip link del vpn0"
 RA = "echo 1 >/proc/sys/net/ipv6/conf/eth0/accept_ra; "
 MANAGED = "mkdir -p /run/NetworkManager/devices; printf '[device]\nmanaged=true\n' "
+DIRECT = (
+    "echo 1 >/proc/sys/net/ipv4/conf/flannel.1/rp_filter; "
+    "ip route add {there} via 192.0.2.2 dev eth0 table 77; "
+)
+NO_DIRECT = "echo 0 >/proc/sys/net/ipv4/conf/flannel.1/rp_filter; "
+FILL = """
+import socket
+want = int(open("/proc/sys/net/netfilter/nf_conntrack_max").read()) * 85 // 100
+hosts = want // 40_000 + 1
+for port in range(20_000, 20_000 + want // hosts + 1):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sending:
+        sending.bind(("192.0.2.1", port))
+        for host in range(100, 100 + hosts):
+            sending.sendto(b"", (f"192.0.2.{host}", 9))
+"""
+"""A connection each: nobody answers at these addresses, so each stays for half a minute."""
 FAULTS = [
+    (
+        # The way there leads beside the tunnel, and what comes by the tunnel is checked against it.
+        "PF211",
+        DIRECT + "ip rule add to {there} lookup 77 pref 10",
+        NO_DIRECT + "ip rule del pref 10; ip route flush table 77",
+    ),
+    (
+        "PF227",
+        "mount -t tmpfs -o size=512k none /var/lib/pyflannel",
+        "umount /var/lib/pyflannel",
+    ),
     (
         "PF202",
         "echo 0 >/proc/sys/net/ipv4/ip_forward",
@@ -132,6 +160,16 @@ def test_a_fault_is_seen_with_its_code_alone(lab, code, do, undo):
     lab.wait(lambda: codes(node) == set(), 20, what="a node that is well again")
 
 
+def test_ipv6_that_is_off_on_the_device_is_told_as_the_cause_of_what_the_daemon_says(lab):
+    off = "/proc/sys/net/ipv6/conf/flannel-v6.1/disable_ipv6"
+    run(lab.node(1), f"echo 1 >{off}")
+    try:
+        lab.wait(lambda: codes(lab.node(1)) == {"PF214", "PF132"}, 20, what="cause and effect")
+    finally:
+        run(lab.node(1), f"echo 0 >{off}")
+    lab.wait(lambda: codes(lab.node(1)) == set(), 20, what="a node that is well again")
+
+
 def test_a_cable_that_is_out_is_told_beside_what_the_daemon_says(lab):
     lab.node(1).unplug()
     try:
@@ -210,6 +248,17 @@ def test_rules_of_both_variants_of_iptables_are_told():
         if made.returncode != 0:
             pytest.skip(f"no legacy iptables here: {made.stderr}")
         assert codes(node) == {"PF235"}
+
+
+def test_a_table_of_connections_that_fills_is_told():
+    """A node's table is its own, the limit is everybody's: 222,000 of 262,144 by default."""
+    with Lab(LabSpec(nodes=1, backend="host-gw", name="full", daemon_args=QUIET)) as lab:
+        node = lab.node(1)
+        # A rule that asks for the state of a connection is what makes the kernel keep it.
+        run(node, "iptables -A OUTPUT -m conntrack --ctstate NEW -j ACCEPT")
+        assert codes(node) == set()
+        node.exec([sys.executable, "-c", FILL])
+        assert codes(node) == {"PF228"}
 
 
 def test_containers_that_keep_the_former_mtu_are_told():

@@ -245,6 +245,18 @@ AROUND = [
         *(ways(from_pods=Lookup(error="Invalid cross-device link")), "rp_filter drops"),
     ),
     (
+        # As Linux 6.14 and later say it.
+        *(finding.RP_FILTER, ERROR, HEALTHY),
+        replace(
+            ways(
+                to_pods=Lookup(text="10.5.2.2 dev eth0", device="eth0"),
+                from_pods=Lookup(error="Invalid argument"),
+            ),
+            sysctls={**WELL.sysctls, "net/ipv4/conf/flannel.1/rp_filter": "1"},
+        ),
+        "rp_filter drops",
+    ),
+    (
         *(finding.ROUTED_ELSEWHERE, ERROR, HEALTHY),
         *(ways(to_pods=Lookup(text="10.5.2.2 dev tun0", device="tun0")), "leave by tun0"),
     ),
@@ -304,6 +316,11 @@ def test_each_fault_around_it_has_its_code_and_its_evidence(code, severity, fact
         well(enabled="", synchronised=False),
         # Two packages of one backend: the other half of an eBPF data path.
         seen("flannelgro0", ours=True, kind="veth"),
+        # An address that no packet comes from, where rp_filter is off: another question's answer.
+        ways(
+            to_pods=Lookup(text="10.5.2.2 dev eth0", device="eth0"),
+            from_pods=Lookup(error="Invalid argument"),
+        ),
         # The overlay's own DNS, on this very node.
         well(nameservers=(ip_address("10.5.1.53"),)),
     ],

@@ -87,6 +87,7 @@ def test_inwards_it_is_handed_to_the_pod():
         (replace(OUT, peer_trouble="EPERM"), "route", "EPERM"),
         (replace(OUT, inner=Lookup(error="Network is unreachable")), "route", "no route"),
         (replace(IN, inner=Lookup(error="Invalid cross-device link")), "route", "rp_filter"),
+        (replace(IN, inner=Lookup(error="Invalid argument")), "route", "rp_filter"),
         (replace(OUT, neighbours={}), "neighbour", "no entry with a MAC"),
         (replace(OUT, fdb={}), "FDB", "no entry"),
         (
