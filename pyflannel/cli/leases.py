@@ -23,7 +23,7 @@ from pyflannel.core.errors import EXIT_OK, ConfigError, FlannelError, UsageError
 from pyflannel.core.ip import IPAddress, SubnetKey, parse_ip, parse_subnet_key
 from pyflannel.core.lease import Lease
 from pyflannel.core.options import EtcdOptions
-from pyflannel.foreign import shown
+from pyflannel.foreign import MOST_IN_LOG, shown
 from pyflannel.gocompat.flags import hide_user_info
 from pyflannel.gocompat.json import nesting
 from pyflannel.store.etcd import codec, operator
@@ -184,9 +184,30 @@ def _list(options: EtcdOptions, *, as_json_too: bool) -> int:
     # A program wants a lease in a line; a terminal is as wide as it is.
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     print(page([(*each, is_own(each[0], here)) for each in leases], width), end="")
+    for line in shared_addresses([lease for lease, _ in leases]):
+        print(f"pyflannel: {shown(line, MOST_IN_LOG)}", file=sys.stderr)
     for key, reason in bad.items():
         print(f"ignored {shown(key)}: {shown(reason)}")
     return EXIT_OK
+
+
+MOST_SHARED_SHOWN: Final = 8
+
+
+def shared_addresses(leases: Sequence[Lease]) -> list[str]:
+    """A sentence for each public address that several leases have, the first few."""
+    by_address: dict[IPAddress, list[str]] = {}
+    for lease in leases:
+        for address in (lease.attrs.public_ip, lease.attrs.public_ipv6):
+            if address is not None:
+                by_address.setdefault(address, []).append(lease.key.describe())
+    shared = [each for each in by_address.items() if len(each[1]) > 1]
+    return [
+        f"{address} has {len(subnets)} leases ({', '.join(subnets[:MOST_SHARED_SHOWN])}): packets "
+        "to all but one go to the wrong node. If the node moved, the old ones end by themselves; "
+        "pyflannel leases release ends one now"
+        for address, subnets in shared[:MOST_SHARED_SHOWN]
+    ]
 
 
 def _nothing(options: EtcdOptions) -> str:

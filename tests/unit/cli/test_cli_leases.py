@@ -94,6 +94,17 @@ def test_a_lease_that_would_be_given_back_is_told_as_json(etcd, capsys) -> None:
     assert told["lease"]["public_ip"] == "192.0.2.2"
 
 
+def test_leases_that_share_a_public_ip_are_told_beside_the_list(etcd, capsys) -> None:
+    """The list itself stays a line for each lease."""
+    for third, host in ((1, 7), (2, 8), (3, 7)):
+        put(etcd, f"10.5.{third}.0-24", f"192.0.2.{host}")
+    assert leases.main([]) == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 4
+    assert err.startswith("pyflannel: 192.0.2.7 has 2 leases (10.5.1.0/24, 10.5.3.0/24): ")
+    assert len(err.splitlines()) == 1
+
+
 def terminal(monkeypatch, columns: int) -> None:
     monkeypatch.setattr(leases.sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", str(columns))
