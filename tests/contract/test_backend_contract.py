@@ -270,7 +270,7 @@ NOTIFICATIONS: list[Callable[[], Notification]] = [
 
 
 @carrying
-async def test_the_external_interface_and_lost_notifications_concern_everybody(
+async def test_the_external_interface_and_lost_notifications_concern_every_network(
     case: Case, tmp_path: Path
 ):
     node = Node(case, tmp_path)

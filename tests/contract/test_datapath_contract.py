@@ -561,7 +561,7 @@ def test_what_upstream_puts_on_the_wire_is_understood(rig: Rig, start: Callable[
 # --- The table
 
 
-def test_an_empty_table_knows_nobody(start: Callable[..., Rig]) -> None:
+def test_an_empty_table_knows_no_peer(start: Callable[..., Rig]) -> None:
     rig = start(RouteTable())
     out = packet()
     rig.inject(out)

@@ -351,7 +351,7 @@ def test_direct_routing_is_decided_anew_when_the_underlay_changes(
     eventually(lambda: a.pings(b), 2, "ping")
 
 
-def test_a_peer_off_the_link_holds_up_nobody(
+def test_a_peer_off_the_link_holds_up_no_other(
     underlay: Underlay, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """host-gw: the kernel refuses its route, it is named once, and works when it can."""

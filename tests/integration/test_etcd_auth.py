@@ -156,7 +156,7 @@ async def test_an_open_watch_outlives_its_token(server):
             assert len((await anext(stream)).events) == 1
 
 
-async def test_a_restart_of_the_server_forgets_tokens_and_nobody_notices(server):
+async def test_a_restart_of_the_server_forgets_tokens_and_no_request_fails(server):
     protect(server)
     async with opened(server) as store:
         await store.get(b"/net/config")
@@ -177,7 +177,7 @@ async def test_authentication_may_be_switched_off_and_on_under_us(store, server)
     await watched(store, b"/net/")
 
 
-async def test_a_wiped_server_does_not_make_us_wait_for_ever_with_the_old_token(server):
+async def test_a_wiped_server_does_not_make_us_wait_without_end_with_the_old_token(server):
     """It waits in silence for the log entry that made the token, and there is none."""
     for n in range(30):
         server.put(b"/net/fill", str(n).encode())

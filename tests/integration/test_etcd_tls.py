@@ -130,7 +130,7 @@ def test_a_client_certificate_is_shown_where_it_is_asked_for(mutual_server, pki)
     works(options(mutual_server.endpoint, pki.ca, pki.client))
 
 
-def test_a_client_certificate_does_no_harm_where_nobody_asks(tls_server, pki):
+def test_a_client_certificate_does_no_harm_where_none_is_asked_for(tls_server, pki):
     works(options(tls_server.endpoint, pki.ca, pki.client))
 
 
@@ -193,7 +193,7 @@ def test_certificates_given_for_a_plain_endpoint_are_not_used(plain_server, pki)
     works(options(plain_server.endpoint, pki.ca, pki.client))
 
 
-def test_an_encrypted_key_is_an_error_and_asks_nobody(pki, tmp_path):
+def test_an_encrypted_key_is_an_error_and_no_password_is_asked_for(pki, tmp_path):
     locked = tmp_path / "locked.key"
     command = ["openssl", "pkcs8", "-topk8", "-in", str(pki.client.key), "-out", str(locked)]
     command += ["-passout", "pass:secret"]

@@ -149,7 +149,7 @@ def public():
 
 @pytest.mark.root
 @pytest.mark.parametrize("how", [fcntl.LOCK_SH, fcntl.LOCK_EX])
-def test_a_local_user_who_locked_the_file_of_a_former_release_keeps_nobody_out(
+def test_a_local_user_who_locked_the_file_of_a_former_release_keeps_no_daemon_out(
     public: Path, how: int
 ) -> None:
     """It was 0644; from then on only root can open it."""

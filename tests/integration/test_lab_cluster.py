@@ -444,7 +444,7 @@ def test_the_bench_measures_all_four(lab):
     check_printed("lab-bench", json.dumps(result.to_json()))
 
 
-def test_a_sink_that_nobody_reaches_is_an_error_not_a_number(lab):
+def test_a_sink_that_is_not_reached_is_an_error_not_a_number(lab):
     lab.node(1).exec(["ip", "route", "replace", "unreachable", "10.0.2.0/24"])
     with pytest.raises(LabError, match="traffic"):
         lab_bench.tcp(lab.node(1), lab.node(2), seconds=0.2)

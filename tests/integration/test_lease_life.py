@@ -40,7 +40,7 @@ def routes(node) -> set[str]:
     return {route["dst"] for route in listed if route["dst"] != "default"}
 
 
-def test_a_deleted_lease_is_written_again_and_nobody_notices(lab):
+def test_a_deleted_lease_is_written_again_and_no_packet_is_lost_after_it(lab):
     """The peers' routes go with the key and come back with it; the subnet is the same."""
     node, peer = lab.node(1), lab.node(2)
     key, mine = lease_key(node), subnet(node)

@@ -249,7 +249,7 @@ class TestRoutes:
             ("fd00:5:7::/64", "2001:db8:99::1", errno.EHOSTUNREACH),
         ],
     )
-    async def test_a_gateway_that_is_nobodys_neighbour_is_refused(
+    async def test_a_gateway_that_is_on_no_link_is_refused(
         self, w: World, dst: str, gateway: str, code: int
     ) -> None:
         """Unless it is said to be on the link."""

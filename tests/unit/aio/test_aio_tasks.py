@@ -26,7 +26,7 @@ async def for_ever() -> None:
     await asyncio.get_running_loop().create_future()
 
 
-async def test_a_task_that_should_run_for_ever_and_returns_is_a_defect():
+async def test_a_task_that_should_run_without_end_and_returns_is_a_defect():
     others: list[asyncio.Task[None]] = []
 
     async def work() -> None:
@@ -62,7 +62,7 @@ async def test_a_task_that_may_end_gives_its_result():
     assert task.result() == 42
 
 
-async def test_cancelling_a_task_for_ever_is_no_defect():
+async def test_cancelling_a_task_without_end_is_no_defect():
     async with asyncio.TaskGroup() as group:
         task = tasks.forever(group, "loop", for_ever())
         await asyncio.sleep(0)

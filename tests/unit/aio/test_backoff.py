@@ -41,7 +41,7 @@ def test_equal_seeds_give_equal_delays_and_others_differ():
     assert delays(1) != delays(2)
 
 
-def test_it_goes_on_for_ever():
+def test_it_goes_on_without_end():
     backoff = Backoff(jitter=0)
     for _ in range(5000):
         backoff.next()

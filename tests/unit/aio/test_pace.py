@@ -57,14 +57,14 @@ async def test_a_list_is_let_go_of_while_it_is_used():
     assert turns >= 100 // pace.EACH - 1
 
 
-async def test_what_nobody_needs_is_emptied_in_steps():
+async def test_what_is_not_needed_is_emptied_in_steps():
     numbers, names = list(range(100)), dict.fromkeys(range(100))
     _, turns = await counting(let_go(numbers, names))
     assert (numbers, names) == ([], {})
     assert turns >= 200 // pace.EACH - 2
 
 
-async def test_while_there_is_little_to_do_nobody_is_stepped_aside_for(monkeypatch):
+async def test_while_there_is_little_to_do_there_are_no_pauses(monkeypatch):
     monkeypatch.setattr(pace, "HOLD_S", 60.0)
     _, turns = await counting(listed(paced(range(100))))
     assert turns <= 1

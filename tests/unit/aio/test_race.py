@@ -53,6 +53,6 @@ def test_who_is_silent_is_left_alone(says):
     assert asked.left == [name for name in asked.asked if says[int(name)] is None]
 
 
-def test_nobody_is_nobody():
+def test_without_questions_there_is_no_answer():
     assert race(False, False)[0] is None
     assert race(None, None, within_s=0.0)[0] is None

@@ -53,7 +53,7 @@ def test_without_reports_it_is_not_found_as_upstream_has_it():
     assert answered(health_app(lambda: True), "/metrics").status == 404
 
 
-async def test_whoever_asks_all_the_time_gets_one_answer_a_second():
+async def test_a_client_that_asks_all_the_time_gets_one_answer_a_second():
     node, clock = Saying(REPORT), [0.0]
 
     scrapes = metrics.Scrapes(node, lambda: clock[0])

@@ -168,9 +168,7 @@ def test_ours_win(monkeypatch):
         (replace(FOO, name="ip-bar"), "it is ip-bar, expected its BackendKind"),
     ],
 )
-def test_one_that_cannot_be_used_is_an_error_for_whoever_asks_for_it_only(
-    found, reason, monkeypatch
-):
+def test_one_that_cannot_be_used_is_an_error_only_where_it_is_asked_for(found, reason, monkeypatch):
     known = announce(monkeypatch, Point("ip-foo", found))
     with pytest.raises(ConfigError) as caught:
         known.get("ip-foo")

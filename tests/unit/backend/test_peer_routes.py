@@ -113,7 +113,7 @@ def test_on_our_own_device_all_is_ours_but_what_the_kernel_and_our_containers_ha
     assert not routes.is_device_route(OURS, CONFIG, key(1), None)
 
 
-def test_a_family_that_is_off_concerns_nobody():
+def test_a_family_that_is_off_concerns_no_route():
     only4 = config({"Type": "host-gw"})
     assert not routes.inside(IPv6Network("fd00:5:0:7::/64"), only4, key(1))
     assert routes.inside(IPv4Network("10.5.7.0/24"), only4, None)

@@ -176,7 +176,7 @@ class TestDockerInTheWholeNode:
         assert all(one.subject == "docker" and one.consequence and one.remedy for one in found)
         assert all("pyflannel doctor docker" in one.evidence[0] for one in found)
 
-    def test_a_docker_that_does_not_run_here_is_nobodys_fault(self):
+    def test_a_docker_that_does_not_run_here_is_no_fault(self):
         assert doctor.of_docker(replace(self.FACTS, arguments=None)) == []
 
     def test_every_check_has_a_code_or_is_one_of_the_nodes(self):

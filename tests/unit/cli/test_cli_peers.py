@@ -57,7 +57,7 @@ def test_json_is_the_list_that_status_has(answer, capsys):
     } <= set(shown[0])
 
 
-def test_nobody_there_is_said(answer, capsys):
+def test_that_there_is_no_daemon_is_said(answer, capsys):
     answer(encode(NodeReport(ready_since=1.0)))
     assert peers.main([]) == 0
     assert capsys.readouterr().out == "no peers: no other node has a lease\n"

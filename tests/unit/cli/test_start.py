@@ -76,5 +76,5 @@ def test_help_is_about_this_program(words):
 
 
 @pytest.mark.parametrize("words", [[], ["-v=1"], ["-iface", "-h"], ["-nosuch", "-h"]])
-def test_help_is_not_given_where_nobody_asks(words):
+def test_help_is_not_given_where_it_is_not_asked_for(words):
     assert start.help_text(words) is None

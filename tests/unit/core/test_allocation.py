@@ -331,7 +331,7 @@ class TestPlan:
         previous=st.none() | st.integers(0, 30),
         seed=st.integers(0, 9),
     )
-    def test_whatever_is_planned_fits_and_belongs_to_nobody_else(self, slots, previous, seed):
+    def test_whatever_is_planned_fits_and_belongs_to_no_other_node(self, slots, previous, seed):
         leases = [lease(f"10.0.{slot}.0-24", attrs) for slot, attrs in dict(slots).items()]
         try:
             made = plan(
@@ -509,7 +509,7 @@ class TestObstacles:
         assert "10.0.7.0/24 of eth0" in str(conflict)
         assert made.incompatible == ()
 
-    def test_of_two_own_leases_the_one_that_is_in_nobodys_way_is_used(self):
+    def test_of_two_own_leases_the_one_that_is_in_no_ones_way_is_used(self):
         bad, good = lease("10.0.7.0-24", ME), lease("10.0.9.0-24", ME)
         made = plan(CONFIG, [bad, good], obstacles=lan("10.0.7.0/24"))
         assert made.step == Reuse(good)

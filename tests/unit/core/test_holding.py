@@ -342,7 +342,7 @@ class TestMachine:
             assert step.at <= now + max(CHECK_S, LONGEST_WAIT_S)
             now = max(now, step.at) + LATENCY_S
 
-    def test_refusals_are_retried_soon_and_for_ever(self):
+    def test_refusals_are_retried_soon_and_without_end(self):
         """When the role is given back, the node comes within ten seconds."""
         holding = machine()
         holding.won(0.0, DAY)

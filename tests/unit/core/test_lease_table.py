@@ -315,7 +315,7 @@ def _timed(work: Iterable[object]) -> Iterator[float]:
         yield time.thread_time() - before
 
 
-def test_whoever_took_our_subnet_is_a_peer_as_soon_as_we_have_another():
+def test_the_node_that_took_our_subnet_is_a_peer_as_soon_as_we_have_another():
     """The takeover is seen under our own key, before we know where we are going."""
     table = LeaseTable(network=IPv4Network("10.0.0.0/16"), network6=None)
     ours, other = (SubnetKey(IPv4Network(f"10.0.{n}.0/24")) for n in (1, 2))

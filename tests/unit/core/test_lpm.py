@@ -27,7 +27,7 @@ def test_the_longest_prefix_that_contains_the_destination_wins() -> None:
     assert find(table, "11.0.0.1") is None
 
 
-def test_an_empty_table_knows_nobody() -> None:
+def test_an_empty_table_knows_no_peer() -> None:
     table = RouteTable()
     assert find(table, "10.0.0.1") is None
     assert len(table) == 0

@@ -73,7 +73,7 @@ def test_of_two_wider_prefixes_the_narrower_one_is_named():
 
 
 @pytest.mark.parametrize("subnet", ["10.200.1.0/24", "10.6.1.0/24", "192.168.0.0/24"])
-def test_what_is_in_nobodys_way_is_fine(subnet):
+def test_what_is_in_no_ones_way_is_fine(subnet):
     if subnet == "10.6.1.0/24":
         assert HOST.subnet(net(subnet)).kind is Kind.INSIDE
     else:

@@ -446,7 +446,7 @@ class TestStaying:
         macvlan = candidate(3, "mac0", "192.0.2.1", "2001:db8::1")
         assert followed(LO, ETH0, macvlan) == STAYED
 
-    def test_on_loopback_an_address_reaches_nobody(self):
+    def test_on_loopback_an_address_reaches_no_other_node(self):
         lo = replace(LO, addresses=(*LO.addresses, address("192.0.2.1"), address("2001:db8::1")))
         assert followed(lo, candidate(2, "eth0", "fe80::1"), ETH1, defaults=BY_ETH1)[0] == "eth1"
 

@@ -106,7 +106,7 @@ class TestCompose:
             compose({"FLANNEL_IPMASQ": value}, Request())
         assert str(raised.value) == f"Invalid value of FLANNEL_IPMASQ: {value}"
 
-    def test_with_m_nobody_looks_at_the_masquerade_value(self):
+    def test_with_m_the_masquerade_value_is_not_looked_at(self):
         assert compose({"FLANNEL_IPMASQ": "maybe"}, Request(ip_masq=False)) == 'DOCKER_OPTS=""\n'
 
     def test_an_empty_value_is_as_good_as_none(self):

@@ -137,7 +137,7 @@ class TestRoutes:
             delete_request(FOREIGN),
         ]
 
-    def test_several_next_hops_are_nobodys_single_route(self) -> None:
+    def test_several_next_hops_are_no_single_route(self) -> None:
         """They are reported without gateway and link, and deleted under that name."""
         several = Route(dst=DST)
         for one in (OURS, DIRECT, FOREIGN):

@@ -55,7 +55,7 @@ async def test_any_number_may_ask_and_each_is_answered(daemons: Pair):
         await asyncio.sleep(0)
 
 
-async def test_a_name_that_another_user_holds_keeps_nobody_from_starting(
+async def test_a_name_that_another_user_holds_keeps_no_daemon_from_starting(
     daemons, monkeypatch, caplog
 ):
     daemons.first.take(DEVICE)
@@ -66,7 +66,7 @@ async def test_a_name_that_another_user_holds_keeps_nobody_from_starting(
     assert "user 65534" in str(vars(record))
 
 
-async def test_a_name_that_does_not_answer_keeps_nobody_from_starting(daemons, monkeypatch):
+async def test_a_name_that_does_not_answer_keeps_no_daemon_from_starting(daemons, monkeypatch):
     """Any user may bind one and never listen."""
     monkeypatch.setattr(claim, "PAUSE_S", 0.0)
 

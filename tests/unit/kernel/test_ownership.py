@@ -11,7 +11,7 @@ DST = IPv4Network("10.5.7.0/24")
 
 
 @pytest.mark.parametrize("protocol", [0, 3, 4])
-def test_routes_that_nobody_watches_over_may_be_replaced(protocol: int) -> None:
+def test_routes_that_no_program_watches_over_may_be_replaced(protocol: int) -> None:
     assert not is_protected(Route(dst=DST, protocol=protocol))
 
 

@@ -144,7 +144,7 @@ def test_a_lan_is_in_the_way_of_a_subnet_whether_it_is_new_or_had_already():
         assert str(conflict).endswith("10.5.1.7/24 of eth0")
 
 
-def test_devices_of_containers_are_in_nobodys_way_in_a_subnet_that_the_node_has():
+def test_devices_of_containers_are_in_no_ones_way_in_a_subnet_that_the_node_has():
     """But a new one must not cover a bridge of others."""
     pod = Route(dst=IPv4Network("10.5.1.9/32"), oif=VETH, protocol=RTPROT_KERNEL, scope=253)
     for thing in (

@@ -110,7 +110,7 @@ def test_a_dead_socket_of_ours_is_replaced(path: Path) -> None:
         assert look(path) is Standing.ALIVE
 
 
-def test_nobody_else_may_ever_connect(path: Path) -> None:
+def test_no_other_user_may_ever_connect(path: Path) -> None:
     """Not even under a umask that lets everybody; and the directory is made if it is missing."""
     inside = path.parent / "run" / "s.sock"
     former = os.umask(0)

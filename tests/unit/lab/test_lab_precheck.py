@@ -75,7 +75,7 @@ def test_without_daemons_any_config_will_do():
     assert check(config="{", start_daemons=False) == []
 
 
-def test_etcd_has_to_be_there_unless_nobody_asks_it(tmp_path):
+def test_etcd_has_to_be_there_unless_it_is_not_asked(tmp_path):
     missing = str(tmp_path / "etcd")
     with pytest.raises(LabError, match=missing):
         precheck.check(LabSpec(etcd=missing))

@@ -120,7 +120,7 @@ class TestProcessRef:
         assert not former.send(signal.SIGKILL)
         assert end_all([former], grace_s=0.0) == []
 
-    def test_a_pid_that_nobody_has_is_no_error(self):
+    def test_a_pid_that_is_not_in_use_is_no_error(self):
         beyond = 2**22 + 1  # PID_MAX_LIMIT of the kernel is 2^22
         assert ref_of(beyond) is None
         assert not ProcessRef(beyond, 1).send(signal.SIGKILL)
@@ -139,7 +139,7 @@ class TestRootsLab:
         with pytest.raises(NoSuchLab, match="one of root's is: use sudo"):
             directory.load()
 
-    def test_root_and_whoever_has_one_himself_are_not(self, directory, roots, monkeypatch):
+    def test_root_and_a_user_with_one_of_their_own_are_not(self, directory, roots, monkeypatch):
         user = os.geteuid()
         monkeypatch.setattr(state.os, "geteuid", lambda: 0)
         assert not directory.is_roots()

@@ -182,7 +182,7 @@ class TestTakenSubnet:
         finally:
             await node.stop()
 
-    async def test_nor_what_names_a_subnet_that_nobody_has_or_when_etcd_does_not_say(
+    async def test_nor_what_names_a_subnet_that_no_node_has_or_when_etcd_does_not_say(
         self, tmp_path
     ):
         node = WholeNode(tmp_path, config=self.FULL, left=self.LEFT)

@@ -275,7 +275,7 @@ async def test_a_device_with_other_settings_is_created_anew():
     assert node.sysctls == {"net/ipv6/conf/flannel.1/accept_ra": "0"}
 
 
-async def test_a_device_that_the_kernel_makes_otherwise_than_asked_is_not_created_for_ever(
+async def test_a_device_that_the_kernel_makes_otherwise_than_asked_is_not_created_without_end(
     monkeypatch,
 ):
     """Seen with the module parameter `udp_port`: port 0 is then not 8472."""

@@ -139,7 +139,7 @@ async def test_a_peer_in_the_way_is_left_out_and_named_and_the_others_are_carrie
 
 
 @pytest.mark.parametrize(("kind", "left_out"), [("vxlan", False), ("bridge", True)])
-async def test_a_device_that_another_backend_has_left_is_in_nobodys_way(kind, left_out):
+async def test_a_device_that_another_backend_has_left_is_in_no_ones_way(kind, left_out):
     """After a change of VNI or backend it is still there, with an address in the network."""
     node = Node()
     node.link("flannel.9", "10.5.40.0/32", kind=kind)
@@ -185,7 +185,7 @@ async def test_inside_a_wider_prefix_a_peer_is_carried_with_a_warning_that_comes
     assert "10.1.2.3/8 of lan0" in line
 
 
-async def test_the_bridge_of_our_containers_and_our_own_device_are_in_nobodys_way(caplog):
+async def test_the_bridge_of_our_containers_and_our_own_device_are_in_no_ones_way(caplog):
     node = Node(VXLAN)
     node.link("docker0", "10.5.1.1/24")
     node.add(lease(2, VXLAN))
@@ -330,7 +330,7 @@ async def test_in_ipv6_a_daemons_better_metric_wins_and_is_not_swept():
     assert await node.routes() == ["10.5.2.0/24"], "the other family is carried"
 
 
-async def test_of_a_dual_stack_peer_the_family_that_is_in_nobodys_way_is_carried():
+async def test_of_a_dual_stack_peer_the_family_that_is_in_no_ones_way_is_carried():
     node = Node(VXLAN, ipv6=True)
     node.link("lan0", "fd00:5:0:2::9/64")
     node.add(lease(2, VXLAN, ipv6=True))

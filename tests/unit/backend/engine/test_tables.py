@@ -42,7 +42,7 @@ def test_objects_lie_in_the_table_of_their_kind_family_and_link():
     assert list(KIND.values()) == ["neighbour", "fdb", "route"], "the order of dependence"
 
 
-def test_strangers_under_keys_that_nobody_wants_are_not_seen():
+def test_strangers_under_keys_that_are_not_wanted_are_not_seen():
     table = wanting()
     table.take([FDB], nothing_is_ours)
     assert dict(table.delta.actual) == {}

@@ -198,7 +198,7 @@ def test_empty_lines_between_messages_are_left_out():
     assert gateway.LineSplitter().feed(b"\n\na\n\r\n\nb\n") == [b"a", b"b"]
 
 
-def test_a_line_without_end_is_not_collected_for_ever():
+def test_a_line_without_end_is_not_collected_without_end():
     splitter = gateway.LineSplitter(limit=10)
     assert splitter.feed(b"0123456789\n0123456789") == [b"0123456789"]
     with pytest.raises(EndpointFailure, match="more than 10 bytes"):

@@ -97,7 +97,7 @@ class TestRelease:
             release(etcd, 2)
         assert etcd.get(name(2)) is not None
 
-    def test_with_force_nobody_is_asked(self, etcd):
+    def test_with_force_the_owner_is_not_asked(self, etcd):
         etcd.put(name(2), value("192.0.2.1"), lease=etcd.grant(DAY))
         before = etcd.revision
         release(etcd, 2, force=True)

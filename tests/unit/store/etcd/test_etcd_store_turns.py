@@ -394,7 +394,7 @@ class TestBackOffOfAuthentications:
         assert len(self.asked) <= 75
         assert self.asked[1] <= 2.0
 
-    async def test_in_between_everybody_gets_the_last_refusal(self):
+    async def test_in_between_all_get_the_last_refusal(self):
         tokens = self.tokens(lambda _: WRONG)
 
         for _ in range(3):
@@ -517,7 +517,7 @@ async def test_silence_of_an_etcd_that_is_slow_with_everything_is_not_the_tokens
     assert {token for path, _, token in store.sent if path == gateway.RANGE} == {"t.1"}
 
 
-async def test_but_not_for_ever():
+async def test_but_not_without_end():
     store = Scripted(
         ("a", gateway.AUTHENTICATE, {"header": HEADER, "token": "t.1"}),
         *[("a", gateway.RANGE, SILENT)] * MOST_SILENCES,

@@ -49,7 +49,7 @@ class TestWinning:
     async def test_the_previous_subnet_is_taken_if_it_is_free(self, etcd, make):
         assert (await make(previous=subnet_key(3)).acquire()).key == subnet_key(3)
 
-    async def test_a_previous_subnet_of_somebody_else_is_left_to_him(self, etcd, make):
+    async def test_a_previous_subnet_that_another_node_has_is_left_to_it(self, etcd, make):
         etcd.put(key(3), value("192.0.2.9"), lease=etcd.grant(DAY))
         lease = await make(previous=subnet_key(3)).acquire()
         assert lease.key != subnet_key(3)

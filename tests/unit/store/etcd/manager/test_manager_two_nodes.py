@@ -47,7 +47,7 @@ class TestTwoNodesWithOneAddress:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
 
-    async def test_two_owners_do_not_echo_for_ever(self, etcd, make):
+    async def test_two_owners_do_not_echo_without_end(self, etcd, make):
         """Should two daemons hold one lease all the same, they do not answer each other's answers
         without end."""
         nodes = [make("a"), make("a")]
