@@ -44,7 +44,7 @@ class EntryPoint(Protocol):
 
 def installed() -> Iterable[EntryPoint]:
     """What all installed packages announce."""
-    # Late: importing it takes 20 ms, and who asks for one of ours does without.
+    # Late: importing it takes 20 ms, and is not needed for one of ours.
     from importlib.metadata import entry_points
 
     return entry_points(group=ENTRY_POINT_GROUP)

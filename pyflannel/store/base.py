@@ -1,4 +1,4 @@
-"""The seam between the agent and whatever keeps the leases.
+"""The seam between the agent and what keeps the leases.
 
 Implementations: `store/etcd/`, `store/kubernetes/` and `store/static.py`. One suite runs over all
 (`tests/contract/test_lease_store_contract.py`); what stands here is what it checks. With etcd a
@@ -6,10 +6,9 @@ node *takes* a subnet; a static file and Kubernetes *give* it one, so there is n
 renew or to give back.
 
 *Order.* `network_config`, `previous`, `acquire`, in this order, and again from the beginning after
-`NetworkConfigChanged`; then `keep`,
-`watch_config` and `watch_leases` side by side, each consumed by one task, and `publish` at any
-time. `keep` may rely on `watch_leases` being consumed. `close` comes last, when no other call is
-under way; after it nothing else may be called.
+`NetworkConfigChanged`; then `keep`, `watch_config` and `watch_leases` side by side, each consumed
+by one task, and `publish` at any time. `keep` may rely on `watch_leases` being consumed. `close`
+comes last, when no other call is under way; after it nothing else may be called.
 
 *Gaps.* `watch_leases` gives a `Snapshot` first and after every gap, `Changes` between. Whatever is
 not in a snapshot is gone. A store that is away gives nothing: leases do not vanish for it.
@@ -20,8 +19,8 @@ is told in `report` and by the `tell` function that a store is made with.
 
 *Refusals.* A store that refuses us for good at the start (credentials, configuration) raises
 `StoreDenied` or `StoreConfigError` from `network_config`, `previous` or `acquire`. (Kubernetes'
-never does: roles and tokens come later than the daemon as a rule.) Once a lease is
-held a refusal is one more reason to go on trying: it is reported and never raised.
+never does: roles and tokens come later than the daemon as a rule.) Once a lease is held, a refusal
+is reported and never raised, and the store goes on trying.
 
 *Restarts.* The same node gets the same subnet again as long as its lease lives, whether its address
 changed or not. A subnet that another node holds is never written.
@@ -110,8 +109,8 @@ class LeaseStore(Protocol):
         """The network config, as soon as there is a valid one.
 
         Waits without end: for the store, for the config, for one that is right, and with Kubernetes
-        for this node's object. A bad one is
-        logged once per change of it, naming the key, what is wrong and the remedy.
+        for this node's object. A bad one is logged once per change of it, naming the key, what is
+        wrong and the remedy.
 
         Raises:
             StoreDenied: the store refuses us.

@@ -177,8 +177,8 @@ class Store(Protocol):
 
         The first response comes when the server has confirmed the watch (it may carry no events),
         so that the caller can compare cluster and revision. Values of more than `MAX_VALUE_BYTES`
-        are left out. The generator never ends by itself; it
-        raises instead. A consumer that leaves it early closes it (`contextlib.aclosing`).
+        are left out. The generator never ends by itself; it raises instead. A consumer that leaves
+        it early closes it (`contextlib.aclosing`).
 
         Raises:
             StoreCompacted: `start_revision` is gone.

@@ -10,7 +10,7 @@ are joined as Go's `path.Join` does, values have the fields, the order and the e
 ignored). The backend's own data stays text throughout: a number keeps the digits its author gave
 it.
 
-Whatever lies below `subnets/` may have been put there by anybody. Reading it never raises:
+What lies below `subnets/` may have been put there by any client. Reading it never raises:
 `decode_lease` gives the lease or a `BadKey` with the reason, so that one stray key costs nothing
 but a line in the log.
 """

@@ -2,7 +2,7 @@
 
 The rules are upstream's where a user could tell the difference. Endpoints are separated by commas
 and not trimmed; `host:port` without a scheme is taken as `http`, as Go's client does; whether TLS
-is used is decided by the *first* endpoint for all of them. Better than upstream: a CA is used even
+is used is decided by the *first* endpoint for all of them. Unlike upstream, a CA is used even
 without a client certificate, half a key pair is an error, and every mistake names its flag and
 file.
 """
@@ -141,8 +141,7 @@ def tls_context(options: EtcdOptions, *, used: bool) -> ssl.SSLContext | None:
 
     Raises:
         StoreConfigError: a file is missing, unreadable or not what it should be, or only one half
-        of
-            a key pair was given.
+            of a key pair was given.
     """
     for given, flag, other in (
         (options.certfile, "--etcd-certfile", "--etcd-keyfile"),
