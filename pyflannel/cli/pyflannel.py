@@ -103,10 +103,10 @@ _WITH_VALUE: Final = """
     --etcd-cafile --etcd-certfile --etcd-discovery-srv --etcd-discovery-srv-name --etcd-endpoints
     --etcd-keyfile --etcd-password --etcd-password-file --etcd-prefix --etcd-username
     --backend --config --count --daemon-arg --datapath --deadline --docker-opts-file --etcd --from
-    --iface --iface-can-reach --iface-regex --instance --lines --name --network --node-command
-    --nodes --peer --port --protocol --public-ip --public-ipv6 --root --seconds --seed --silent-for
-    --size --state-dir --status-socket --store --subnet-file --svg --to --underlay --underlay-mtu
-    --unit --via -n
+    --healthz-port --iface --iface-can-reach --iface-regex --instance --lines --name --network
+    --node-command --nodes --peer --port --protocol --public-ip --public-ipv6 --root --seconds
+    --seed --silent-for --size --state-dir --status-socket --store --subnet-file --svg --to
+    --underlay --underlay-mtu --unit --via -n
 """
 WITH_VALUE: Final = frozenset(_WITH_VALUE.split())
 """Options whose value is the next word, in every command that has them. They may stand before the
