@@ -42,8 +42,8 @@ FROM_MACVLAN = TAKE_OVER.format(old="mac0", new="eth0") + "link del mac0\n"
 
 
 def underlay(bystander: Bystander) -> str:
-    """The interface that the status names."""
-    shown = bystander.node.exec(["pyflannel", "status", "--json"]).stdout
+    """The interface that the status names, also while a problem is there (exit code 1)."""
+    shown = bystander.node.exec(["pyflannel", "status", "--json"], check=False).stdout
     return json.loads(shown)["underlay"]["interface"]
 
 
