@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv4Network
 from random import Random
 
 from pyflannel.backend.kinds import KINDS
-from pyflannel.core import allocation
+from pyflannel.core import allocation, freesubnets
 from pyflannel.core.configparse import load_network_config, parse_network_config
 from pyflannel.core.ip import Family, SubnetKey
 from pyflannel.core.lease import Lease, LeaseAttrs, LeaseTable, Snapshot
@@ -95,7 +95,7 @@ def cases() -> dict[str, tuple[Callable[[], object], int]]:
         "snapshot of 1000 applied": (snapshot, 1),
         "config parsed": (lambda: parse_network_config(CONFIG, KINDS), 1),
         "free subnet chosen among 1000 leases": (
-            lambda: allocation.candidates(config, keys, Family.V4),
+            lambda: freesubnets.candidates(config, keys, Family.V4),
             1,
         ),
         "plan with 1000 leases": (

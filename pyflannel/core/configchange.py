@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final
 
-from pyflannel.core.allocation import is_compatible
 from pyflannel.core.config import NetworkConfig, effective
+from pyflannel.core.freesubnets import is_compatible
 from pyflannel.core.ip import IPNetwork
 from pyflannel.core.lease import Lease
 from pyflannel.records import dataclass

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator
 from random import Random
 from typing import Final
 
-from pyflannel.core import allocation
+from pyflannel.core import allocation, ownleases
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.errors import SubnetsExhausted, SubnetsOverlap
 from pyflannel.core.fields import Problem
@@ -45,7 +45,7 @@ def own(
     obstacles: Obstacles | None,
     *,
     previous: SubnetKey | None,
-    former: allocation.Former | None,
+    former: ownleases.Former | None,
 ) -> Own:
     """Which subnet a start would take, and what is said about it; arguments as for `plan`."""
     try:

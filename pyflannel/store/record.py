@@ -15,10 +15,10 @@ import contextlib
 import json
 from pathlib import Path
 
-from pyflannel.core.allocation import Former
 from pyflannel.core.errors import FlannelError
 from pyflannel.core.ip import IPAddress, parse_ip, parse_subnet_key
 from pyflannel.core.lease import Lease
+from pyflannel.core.ownleases import Former
 from pyflannel.kernel.files import (
     FileMissing,
     FileText,

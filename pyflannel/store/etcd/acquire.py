@@ -29,7 +29,7 @@ from typing import Final, TypeVar
 
 from pyflannel.aio.clock import Clock
 from pyflannel.aio.pace import paced
-from pyflannel.core import allocation
+from pyflannel.core import allocation, freesubnets, ownleases
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.errors import PublicIPInUse, StoreConflict, StoreError, StoreLeaseNotFound
 from pyflannel.core.ip import SubnetKey, format_network
@@ -77,9 +77,9 @@ class Acquisition:
         *,
         ttl_s: int,
         previous: SubnetKey | None,
-        former: allocation.Former | None,
+        former: ownleases.Former | None,
         obstacles: Callable[[NetworkConfig, LeaseAttrs], Awaitable[Obstacles | None]],
-        intended: allocation.Former | None = None,
+        intended: ownleases.Former | None = None,
         intend: Callable[[Lease], None] = lambda _: None,
         listed: Listing | None = None,
     ) -> None:
@@ -154,7 +154,7 @@ class Acquisition:
         granted = self._granted.id if self._granted is not None else 0
         for lease in leases:
             if granted and lease.store_lease == granted:
-                return lease if allocation.is_compatible(lease.key, self.config) else None
+                return lease if freesubnets.is_compatible(lease.key, self.config) else None
         return None
 
     async def _plan(self, leases: Sequence[Lease], attrs: LeaseAttrs) -> allocation.Plan:
@@ -210,7 +210,7 @@ class Acquisition:
     def _say_reused(self, found: Lease, mine: Lease) -> None:
         """Upstream's line, and with a changed address another one that says so."""
         reservation = True if mine.is_reservation else None
-        if allocation.is_under_our_address(found, mine.attrs, self.config):
+        if ownleases.is_under_our_address(found, mine.attrs, self.config):
             log.info(
                 f"Found lease ({describe(mine)}) for current IP ({mine.attrs.public_ip}), reusing",
                 subnet=mine.key.describe(),
@@ -278,7 +278,7 @@ class Acquisition:
             kv = listed.kvs.get(codec.lease_key(self._prefix, other.key))
             again = kv is not None and kv.version > 1
             earlier = other.revision < mine.revision or again
-            if earlier and allocation.overlap(other.key, mine.key):
+            if earlier and freesubnets.overlap(other.key, mine.key):
                 key = codec.lease_key(self._prefix, mine.key)
                 await self._store.delete(key, if_mod_revision=mine.revision)
                 raise StoreConflict(f"{mine.key.describe()}: part of it is {other.key.describe()}")
@@ -374,7 +374,7 @@ class Acquisition:
             StoreConflict: it is, or it changed meanwhile; try again.
             PublicIPInUse: it is, and has the very address that we have.
         """
-        same_address = allocation.is_under_our_address(found, attrs, self.config)
+        same_address = ownleases.is_under_our_address(found, attrs, self.config)
         known = found.key == self._previous or any(
             named is not None and found.store_lease == named.store_lease != 0
             for named in (self._former, self._intended)

@@ -12,7 +12,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 from pyflannel.aio.clock import Clock
-from pyflannel.core import allocation
+from pyflannel.core import freesubnets
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.errors import LeaseError, StoreConflict
 from pyflannel.core.ip import SubnetKey
@@ -109,7 +109,7 @@ async def reserve(
         StoreConflict: somebody else wrote meanwhile.
         StoreError: etcd failed.
     """
-    if not allocation.is_compatible(key, config):
+    if not freesubnets.is_compatible(key, config):
         raise LeaseError(
             f"{key.describe()} is no subnet that may be leased under {shown(prefix)}: see "
             "SubnetLen, SubnetMin and SubnetMax (pyflannel config get)"
@@ -130,7 +130,7 @@ async def reserve(
                 f"{address} has {lease.key.describe()} already; release that first, or its node "
                 "goes on with it"
             )
-        elif allocation.overlap(lease.key, key) is not None:
+        elif freesubnets.overlap(lease.key, key) is not None:
             owner = lease.attrs.public_ip or lease.attrs.public_ipv6
             raise LeaseError(f"{key.describe()} overlaps {lease.key.describe()}, which {owner} has")
     text = f"{key.describe()} for {address}"
@@ -157,7 +157,7 @@ async def _give_way(store: Store, prefix: str, key: SubnetKey, revision: int) ->
     """
     for other in (await list_leases(store, prefix)).leases:
         earlier = other.revision < revision
-        if other.key != key and earlier and allocation.overlap(other.key, key) is not None:
+        if other.key != key and earlier and freesubnets.overlap(other.key, key) is not None:
             await store.delete(codec.lease_key(prefix, key), if_mod_revision=revision)
             raise StoreConflict(
                 f"{other.key.describe()} was leased meanwhile and overlaps; nothing was reserved"

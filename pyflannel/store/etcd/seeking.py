@@ -13,7 +13,7 @@ from typing import Final
 
 from pyflannel.aio.clock import Clock
 from pyflannel.aio.pace import paced
-from pyflannel.core import allocation
+from pyflannel.core import freesubnets, ownleases
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.errors import LeaseError, NetworkConfigChanged, StoreError, SubnetsExhausted
 from pyflannel.core.holding import Holding
@@ -97,7 +97,7 @@ class Seeking:
         self._listed = listed = await list_leases(self._store, self._prefix)
         config, remembered = self._config.settled, self._record.load()
         work = functools.partial(
-            allocation.own_leases,
+            ownleases.own_leases,
             listed.leases,
             attrs,
             config,
@@ -106,7 +106,7 @@ class Seeking:
             intended=remembered.intended if remembered is not None else None,
         )
         own = await aside(len(listed.leases), work)
-        if not own or not allocation.is_under_our_address(own[0], attrs, config):
+        if not own or not ownleases.is_under_our_address(own[0], attrs, config):
             return None
         return own[0].attrs
 
@@ -185,7 +185,7 @@ class Seeking:
         holders = [
             lease.key
             async for lease in paced(await listed.taken(self._prefix))
-            if allocation.overlap(lease.key, self._own.previous)
+            if freesubnets.overlap(lease.key, self._own.previous)
         ]
         return bool(holders)
 

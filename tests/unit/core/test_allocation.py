@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyflannel.core import allocation
-from pyflannel.core.allocation import Former, Reuse, TakeFree, TakePrevious
+from pyflannel.core import allocation, freesubnets, ownleases
+from pyflannel.core.allocation import Reuse, TakeFree, TakePrevious
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.errors import SubnetsExhausted, SubnetsOverlap
 from pyflannel.core.ip import Family, SubnetKey, parse_subnet_key
 from pyflannel.core.lease import Lease, LeaseAttrs
 from pyflannel.core.overlap import Judge, Obstacles, Surroundings
+from pyflannel.core.ownleases import Former
 
 CONFIG = NetworkConfig(
     network=IPv4Network("10.0.0.0/16"),
@@ -75,21 +76,21 @@ def vxlan(host, mac, spelling='{{"VNI":1,"VtepMAC":"{}"}}'):
 
 class TestCandidates:
     def test_the_walk_goes_from_min_to_max_both_included(self):
-        found = allocation.candidates(CONFIG, [], Family.V4)
+        found = freesubnets.candidates(CONFIG, [], Family.V4)
         assert [str(n) for n in (found[0], found[-1])] == ["10.0.1.0/24", "10.0.20.0/24"]
         assert len(found) == 20
 
     def test_only_the_hundred_lowest_free_ones_count(self):
         wide = replace(CONFIG, subnet_max=IPv4Address("10.0.255.0"))
         taken = [key("10.0.1.0-24"), key("10.0.50.0-24")]
-        found = allocation.candidates(wide, taken, Family.V4)
+        found = freesubnets.candidates(wide, taken, Family.V4)
         assert len(found) == 100
         assert str(found[0]) == "10.0.2.0/24"
         assert str(found[-1]) == "10.0.102.0/24"
 
     def test_a_lease_of_another_length_blocks_all_it_overlaps(self):
         taken = [key("10.0.0.0-22"), key("10.0.5.128-25"), key("10.0.5.0-26"), key("10.0.16.0-20")]
-        found = [str(n) for n in allocation.candidates(CONFIG, taken, Family.V4)]
+        found = [str(n) for n in freesubnets.candidates(CONFIG, taken, Family.V4)]
         assert found == ["10.0.4.0/24", *(f"10.0.{n}.0/24" for n in range(6, 16))]
 
     def test_the_walk_stops_at_the_top_of_the_address_space(self):
@@ -100,15 +101,15 @@ class TestCandidates:
             subnet_min=IPv4Address("255.255.254.0"),
             subnet_max=IPv4Address("255.255.255.0"),
         )
-        found = [str(n) for n in allocation.candidates(top, [], Family.V4)]
+        found = [str(n) for n in freesubnets.candidates(top, [], Family.V4)]
         assert found == ["255.255.254.0/24", "255.255.255.0/24"]
 
     def test_min_above_max_leaves_nothing(self):
         crossed = replace(CONFIG, subnet_min=IPv4Address("10.0.30.0"))
-        assert allocation.candidates(crossed, [], Family.V4) == []
+        assert freesubnets.candidates(crossed, [], Family.V4) == []
 
     def test_families_are_walked_on_their_own(self):
-        found = allocation.candidates(DUAL, [key("10.0.1.0-24&fd00:0:0:1::-64")], Family.V6)
+        found = freesubnets.candidates(DUAL, [key("10.0.1.0-24&fd00:0:0:1::-64")], Family.V6)
         assert str(found[0]) == "fd00:0:0:2::/64"
         assert len(found) == 100
 
@@ -119,7 +120,7 @@ class TestCandidates:
             ipv6_network=IPv6Network("fd00::/16"),
             ipv6_subnet_max=IPv6Address("fd00:ffff:ffff:ffff::"),
         )
-        found = allocation.candidates(wide, [key("0.0.0.0-0&fd00::-32")], Family.V6)
+        found = freesubnets.candidates(wide, [key("0.0.0.0-0&fd00::-32")], Family.V6)
         assert str(found[0]) == "fd00:1::/64"
 
     @given(data=st.data())
@@ -150,7 +151,7 @@ class TestCandidates:
             )
         ][:limit]
         taken = [SubnetKey(network) for network in leases]
-        assert allocation.candidates(config, taken, Family.V4, limit) == naive
+        assert freesubnets.candidates(config, taken, Family.V4, limit) == naive
 
     @pytest.mark.slow
     def test_a_full_network_of_65536_subnets_is_no_effort(self):
@@ -166,7 +167,7 @@ class TestCandidates:
         times = []
         for _ in range(3):
             begun = time.perf_counter()
-            found = allocation.candidates(config, taken, Family.V4)
+            found = freesubnets.candidates(config, taken, Family.V4)
             times.append(time.perf_counter() - begun)
         assert [str(n) for n in found] == ["10.255.255.0/24"]
         assert min(times) < 0.5
@@ -175,7 +176,7 @@ class TestCandidates:
 class TestChoose:
     def test_every_candidate_is_drawn_sooner_or_later_and_nothing_else(self):
         rng = Random(7)
-        drawn = {str(allocation.choose(CONFIG, [], rng)) for _ in range(600)}
+        drawn = {str(freesubnets.choose(CONFIG, [], rng)) for _ in range(600)}
         assert drawn == {f"10.0.{n}.0-24" for n in range(1, 21)}
 
     def test_who_lost_races_draws_from_more(self):
@@ -188,29 +189,29 @@ class TestChoose:
                 return free[-1]
 
         for races_lost in (0, 1, 2, 50):
-            allocation.choose(WIDE, [], Drawing(1), races_lost=races_lost)
+            freesubnets.choose(WIDE, [], Drawing(1), races_lost=races_lost)
         assert sizes == [100, 200, 400, 12_800]
 
     def test_dual_stack_draws_a_subnet_of_each_family(self):
-        found = allocation.choose(DUAL, [], Random(3))
+        found = freesubnets.choose(DUAL, [], Random(3))
         assert found.v4 is not None
         assert found.v6 is not None
         assert found.v6.prefixlen == 64
 
     def test_ipv6_only_has_no_ipv4_part(self):
-        found = allocation.choose(V6_ONLY, [], Random(3))
+        found = freesubnets.choose(V6_ONLY, [], Random(3))
         assert found.v4 is None
         assert str(found).startswith("0.0.0.0-0&fd00:0:0:")
 
     def test_when_all_are_taken_it_says_how_many_of_how_many_and_where(self):
         taken = [key(f"10.0.{n}.0-24") for n in range(1, 21)]
         with pytest.raises(SubnetsExhausted, match=r"^out of subnets: 20 of 20 ") as raised:
-            allocation.choose(CONFIG, taken, Random(1))
+            freesubnets.choose(CONFIG, taken, Random(1))
         assert "10.0.1.0..10.0.20.0 (/24 each)" in str(raised.value)
 
     def test_one_exhausted_family_is_enough_to_fail(self):
         with pytest.raises(SubnetsExhausted, match=r"fd00:0:0:1::\.\.fd00:0:0:ffff::"):
-            allocation.choose(DUAL, [key("0.0.0.0-0&fd00::-48")], Random(1))
+            freesubnets.choose(DUAL, [key("0.0.0.0-0&fd00::-48")], Random(1))
 
 
 class TestCompatible:
@@ -233,7 +234,7 @@ class TestCompatible:
         ],
     )
     def test_range_length_and_families_must_be_the_configs(self, config, text, fits):
-        assert allocation.is_compatible(key(text), config) is fits
+        assert freesubnets.is_compatible(key(text), config) is fits
 
 
 class TestPlan:
@@ -250,7 +251,7 @@ class TestPlan:
         """By the bytes of the key: `10.0.10.0` comes before `10.0.9.0`."""
         leases = [lease("10.0.9.0-24", ME), lease("10.0.10.0-24", ME)]
         assert plan(CONFIG, leases).key == key("10.0.10.0-24")
-        assert allocation.own_leases(leases, ME, CONFIG) == [leases[1], leases[0]]
+        assert ownleases.own_leases(leases, ME, CONFIG) == [leases[1], leases[0]]
 
     def test_an_incompatible_one_has_to_go_and_a_compatible_one_is_still_used(self):
         wrong, right = lease("10.0.1.0-25", ME), lease("10.0.7.0-24", ME)
@@ -310,7 +311,7 @@ class TestPlan:
 
     def test_in_dual_stack_the_ipv4_address_says_whose_a_lease_is(self):
         theirs = replace(OTHER, public_ipv6=ME.public_ipv6)
-        assert allocation.own_leases([lease("10.0.7.0-24", theirs)], ME, DUAL) == []
+        assert ownleases.own_leases([lease("10.0.7.0-24", theirs)], ME, DUAL) == []
 
     def test_in_ipv6_only_the_ipv6_address_does(self):
         """There every node's IPv4 address is 0.0.0.0; upstream's nodes all take the first lease."""
@@ -318,13 +319,13 @@ class TestPlan:
         theirs = replace(OTHER, public_ip=None)
         first = lease("0.0.0.0-0&fd00:0:0:1::-64", theirs)
         second = lease("0.0.0.0-0&fd00:0:0:2::-64", mine)
-        assert allocation.own_leases([first, second], mine, V6_ONLY) == [second]
+        assert ownleases.own_leases([first, second], mine, V6_ONLY) == [second]
         made = plan(V6_ONLY, [first], mine)
         assert isinstance(made.step, TakeFree)
 
     def test_without_a_public_address_no_lease_is_ours(self):
         nobody = LeaseAttrs()
-        assert allocation.own_leases([lease("10.0.7.0-24", nobody)], nobody, CONFIG) == []
+        assert ownleases.own_leases([lease("10.0.7.0-24", nobody)], nobody, CONFIG) == []
 
     @given(
         slots=st.lists(st.tuples(st.integers(0, 30), st.sampled_from([ME, OTHER])), max_size=25),
@@ -344,7 +345,7 @@ class TestPlan:
             held = {str(known.key.v4) for known in leases}
             assert held >= {f"10.0.{n}.0/24" for n in range(1, 21)}
             return
-        assert allocation.is_compatible(made.key, CONFIG)
+        assert freesubnets.is_compatible(made.key, CONFIG)
         others = {known.key for known in leases if known.attrs == OTHER}
         assert made.key not in others
         assert not {gone.key for gone in made.incompatible} & others
@@ -462,7 +463,7 @@ class TestRecognition:
     )
     def test_a_mac_elsewhere_in_the_data_says_nothing(self, theirs):
         mine = vxlan(77, "02:00:00:00:00:0a")
-        assert allocation.own_leases([lease("10.0.7.0-24", theirs)], mine, CONFIG) == []
+        assert ownleases.own_leases([lease("10.0.7.0-24", theirs)], mine, CONFIG) == []
 
     def test_of_two_with_our_mac_the_newer_is_used_and_the_other_has_to_go(self):
         mine = vxlan(77, "02:00:00:00:00:0a")

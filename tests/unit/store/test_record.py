@@ -9,9 +9,9 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
 import pytest
 
-from pyflannel.core.allocation import Former
 from pyflannel.core.ip import SubnetKey
 from pyflannel.core.lease import Lease, LeaseAttrs
+from pyflannel.core.ownleases import Former
 from pyflannel.core.traces import LEASE_RECORD, is_record
 from pyflannel.kernel import files
 from pyflannel.store.record import FILE_NAME, LeaseRecord, Remembered

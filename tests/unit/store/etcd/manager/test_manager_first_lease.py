@@ -7,7 +7,7 @@ from ipaddress import IPv6Network
 
 import pytest
 
-from pyflannel.core import allocation
+from pyflannel.core import allocation, freesubnets
 from pyflannel.core.errors import (
     NetworkConfigChanged,
     StoreConflict,
@@ -57,7 +57,7 @@ class TestWinning:
 
     async def test_each_lost_race_widens_the_choice(self, etcd, make, monkeypatch):
         seen: list[int] = []
-        choose = allocation.choose
+        choose = freesubnets.choose
 
         def noting(config, leases, rng, obstacles, races_lost, *more):
             seen.append(races_lost)
