@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv4Interface
 from typing import Final
 
 from pyflannel.aio.threads import in_thread
-from pyflannel.backend.base import Applied, BackendContext, require_fit
+from pyflannel.backend.base import Applied, BackendContext, PartlyApplied, require_fit
 from pyflannel.backend.engine import Engine
 from pyflannel.backend.plan import Device
 from pyflannel.backend.udp import DEVICE, UdpPlan, UdpSettings, lease_attrs, overlay_mtu
@@ -154,7 +154,12 @@ class UdpNetwork:
             self._stop_datapath()
             await self._give_up_tun()
             full = True
-        applied = await self._engine.apply(full=full)
+        partly: PartlyApplied | None = None
+        try:
+            applied = await self._engine.apply(full=full)
+        except PartlyApplied as error:
+            # What cannot be set now, and perhaps never, is no reason to move no packets.
+            partly, applied = error, error.applied
         repaired = dict(applied.repaired)
         if self._datapath is None:
             while not await self._bring_up():
@@ -167,7 +172,10 @@ class UdpNetwork:
         if self._synced and not self._complete and self._datapath is not None:
             self._complete = True
             await in_thread("data path", self._datapath.complete)
-        return Applied(changed=applied.changed + changed, repaired=repaired)
+        applied = Applied(changed=applied.changed + changed, repaired=repaired)
+        if partly is not None:
+            raise PartlyApplied(partly.failures, applied)
+        return applied
 
     async def rebase(self, underlay: ExternalInterface, lease: Lease | None = None) -> LeaseAttrs:
         """Another underlay or another subnet: socket, device and data path are made to fit.

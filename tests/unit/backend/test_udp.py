@@ -12,8 +12,9 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from pyflannel.backend import udp
+from pyflannel.backend.base import Applied, PartlyApplied
 from pyflannel.backend.udp import network as udp_network
-from pyflannel.core.errors import DatapathError, DeviceUnavailable
+from pyflannel.core.errors import DatapathError, DeviceUnavailable, KernelError
 from pyflannel.core.ip import Family
 from pyflannel.core.lease import LeaseAdded, LeaseRemoved
 from pyflannel.core.lpm import RouteTable
@@ -159,6 +160,27 @@ async def test_a_data_path_is_completed_once_when_the_peers_are_in_its_table(mac
     MADE[0].failed = "EIO"
     await network.apply(full=False)
     assert MADE[1].completed == [1]
+    await network.detach()
+
+
+async def test_what_the_kernel_refuses_keeps_no_data_path_from_being_started(
+    machine, tmp_path, monkeypatch
+):
+    network = await attached(machine, tmp_path)
+    network.update([LeaseAdded(lease(2, "udp"))])
+    network.synced()
+    refused = {"route 10.5.0.0/16": KernelError("route", "10.5.0.0/16", errno.EPERM, "no")}
+
+    async def apply(*, full):
+        del full
+        raise PartlyApplied(refused, Applied(changed=2, repaired={"address": 1}))
+
+    monkeypatch.setattr(network._engine, "apply", apply)
+    MADE[0].failed = "EIO"
+    with pytest.raises(PartlyApplied, match=r"route 10\.5\.0\.0/16") as told:
+        await network.apply(full=True)
+    assert told.value.applied.repaired == {"address": 1, "datapath": 1}
+    assert (MADE[1].started, MADE[1].completed) == (1, [1])
     await network.detach()
 
 
