@@ -30,7 +30,8 @@ from pyflannel.store.kubernetes.transport import HttpTransport
 from pyflannel.store.record import LeaseRecord
 from pyflannel.store.static import StaticLeaseStore
 from pyflannel.testing.fakeclock import FakeClock
-from pyflannel.testing.fakestore import FakeEtcd, FakeStore
+from pyflannel.testing.fakeetcd import FakeEtcd
+from pyflannel.testing.fakestore import FakeStore
 from tests.support.kubeapi import PREFIX as PREFIX_OF_ANNOTATIONS
 from tests.support.kubeapi import DirectTransport, KubeCluster
 

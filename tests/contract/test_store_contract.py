@@ -23,7 +23,8 @@ from pyflannel.lab.etcdprogram import find_etcd
 from pyflannel.store.etcd.base import DeleteEvent, PutEvent, Store, WatchResponse
 from pyflannel.store.etcd.store import EtcdStore
 from pyflannel.testing.etcdserver import EtcdServer
-from pyflannel.testing.fakestore import FakeEtcd, FakeStore
+from pyflannel.testing.fakeetcd import FakeEtcd
+from pyflannel.testing.fakestore import FakeStore
 from tests.support.stores import closing
 
 DEADLINE_S = 10.0

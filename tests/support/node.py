@@ -35,7 +35,8 @@ from pyflannel.store.etcd.manager import EtcdLeaseStore
 from pyflannel.store.record import LeaseRecord
 from pyflannel.systemd import Notifier
 from pyflannel.testing.fakeclock import FakeClock, settle
-from pyflannel.testing.fakestore import FakeEtcd, FakeStore
+from pyflannel.testing.fakeetcd import FakeEtcd
+from pyflannel.testing.fakestore import FakeStore
 from pyflannel.traffic.base import RulesApplied
 from tests.support.echoes import FakeEchoes
 from tests.support.overlay import Machine

@@ -19,7 +19,8 @@ from pyflannel.node import claims
 from pyflannel.store.etcd import codec
 from pyflannel.store.etcd.manager import EtcdLeaseStore
 from pyflannel.store.record import LeaseRecord
-from pyflannel.testing.fakestore import FakeEtcd, FakeStore
+from pyflannel.testing.fakeetcd import FakeEtcd
+from pyflannel.testing.fakestore import FakeStore
 from tests.support.node import CONFIG, PREFIX, FakeFirewall, WholeNode
 
 

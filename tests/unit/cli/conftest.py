@@ -8,7 +8,8 @@ from ipaddress import ip_address
 import pytest
 
 from pyflannel.cli import leases
-from pyflannel.testing.fakestore import FakeEtcd, FakeStore
+from pyflannel.testing.fakeetcd import FakeEtcd
+from pyflannel.testing.fakestore import FakeStore
 
 
 @pytest.fixture

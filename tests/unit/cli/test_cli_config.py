@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from pyflannel.cli import config
-from pyflannel.testing.fakestore import FakeEtcd, FakeStore
+from pyflannel.testing.fakeetcd import FakeEtcd
+from pyflannel.testing.fakestore import FakeStore
 from tests.support.schema import check_printed
 
 SAMPLES = Path(__file__).parents[3] / "config"

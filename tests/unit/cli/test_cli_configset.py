@@ -16,7 +16,8 @@ from pyflannel.core.errors import ConfigError
 from pyflannel.core.ip import SubnetKey
 from pyflannel.core.lease import LeaseAttrs
 from pyflannel.store.etcd import codec
-from pyflannel.testing.fakestore import FakeEtcd, FakeStore
+from pyflannel.testing.fakeetcd import FakeEtcd
+from pyflannel.testing.fakestore import FakeStore
 
 PREFIX = "/coreos.com/network"
 KEY = codec.config_key(PREFIX)

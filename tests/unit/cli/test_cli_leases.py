@@ -10,7 +10,7 @@ import pytest
 from pyflannel.cli import leases
 from pyflannel.core.errors import NotPermitted
 from pyflannel.kernel.base import Address
-from pyflannel.testing.fakestore import FakeEtcd
+from pyflannel.testing.fakeetcd import FakeEtcd
 from tests.support.hostile import HOSTILE, is_fit
 from tests.support.schema import check_printed
 

@@ -14,7 +14,8 @@ from pyflannel.report.codec import encode
 from pyflannel.report.model import NodeReport, PeerReport, ProbeReport
 from pyflannel.store.etcd import codec
 from pyflannel.testing.fakeclock import FakeClock
-from pyflannel.testing.fakestore import FakeEtcd, FakeStore
+from pyflannel.testing.fakeetcd import FakeEtcd
+from pyflannel.testing.fakestore import FakeStore
 from tests.support.schema import check_printed
 
 PREFIX = "/coreos.com/network"

@@ -9,7 +9,7 @@ import pytest
 
 from pyflannel.cli import common, doctor, leases, status, unit
 from pyflannel.core.errors import DeviceUnavailable, StoreUnavailable, UsageError
-from pyflannel.testing.fakestore import FakeEtcd
+from pyflannel.testing.fakeetcd import FakeEtcd
 
 CENTOS = 'FLANNEL_ETCD_ENDPOINTS="http://b:2379"\nFLANNEL_ETCD_PREFIX="/atomic.io/network"\n'
 

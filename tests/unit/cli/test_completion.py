@@ -19,7 +19,8 @@ from pyflannel.core.options import FLAGS
 from pyflannel.lab import state
 from pyflannel.store.etcd import codec
 from pyflannel.store.etcd import store as etcd_store
-from pyflannel.testing.fakestore import FakeEtcd, FakeStore
+from pyflannel.testing.fakeetcd import FakeEtcd
+from pyflannel.testing.fakestore import FakeStore
 
 PLACES = completion.places()
 LEAVES = {" ".join(["pyflannel", *words]): parser for words, parser in leaves(tree())}

@@ -24,7 +24,8 @@ from pyflannel.store.etcd import codec
 from pyflannel.store.etcd.manager import EtcdLeaseStore
 from pyflannel.store.record import LeaseRecord
 from pyflannel.testing.fakeclock import FakeClock
-from pyflannel.testing.fakestore import FakeEtcd, FakeStore
+from pyflannel.testing.fakeetcd import FakeEtcd
+from pyflannel.testing.fakestore import FakeStore
 
 PREFIX = "/coreos.com/network"
 CONFIG = b'{"Network":"10.0.0.0/16","Backend":{"Type":"udp"}}'

@@ -14,7 +14,8 @@ from pyflannel.core.lease import LeaseAttrs, LeaseDeleted, LeaseUpdate, Snapshot
 from pyflannel.store.etcd import codec
 from pyflannel.store.etcd.feed import RESTORE_GRACE_S, LeaseFeed
 from pyflannel.testing.fakeclock import FakeClock, settle
-from pyflannel.testing.fakestore import Backup, FakeEtcd, FakeStore
+from pyflannel.testing.fakeetcd import Backup, FakeEtcd
+from pyflannel.testing.fakestore import FakeStore
 
 PREFIX = "/coreos.com/network"
 

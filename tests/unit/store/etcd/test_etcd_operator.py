@@ -14,7 +14,8 @@ from pyflannel.core.ip import SubnetKey
 from pyflannel.core.lease import LeaseAttrs
 from pyflannel.store.etcd import codec, operator
 from pyflannel.testing.fakeclock import FakeClock
-from pyflannel.testing.fakestore import FakeEtcd, FakeStore
+from pyflannel.testing.fakeetcd import FakeEtcd
+from pyflannel.testing.fakestore import FakeStore
 
 PREFIX = "/coreos.com/network"
 CONFIG = load_network_config('{"Network":"10.0.0.0/16","Backend":{"Type":"udp"}}', KINDS)

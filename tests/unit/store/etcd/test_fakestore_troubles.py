@@ -14,7 +14,8 @@ from pyflannel.core.errors import (
 )
 from pyflannel.store.etcd.base import DeleteEvent, PutEvent
 from pyflannel.testing.fakeclock import FakeClock, settle
-from pyflannel.testing.fakestore import NOTICE_S, FakeEtcd, FakeStore
+from pyflannel.testing.fakeetcd import FakeEtcd
+from pyflannel.testing.fakestore import NOTICE_S, FakeStore
 
 
 async def test_a_store_that_is_down_fails_at_once_and_its_watches_break():

@@ -9,7 +9,7 @@ import pytest
 from pyflannel.core.ip import SubnetKey
 from pyflannel.store.etcd import codec
 from pyflannel.testing.fakeclock import FakeClock
-from pyflannel.testing.fakestore import FakeEtcd
+from pyflannel.testing.fakeetcd import FakeEtcd
 from tests.unit.store.etcd.manager.node import CONFIG, PREFIX, Node
 
 

@@ -13,7 +13,8 @@ from pyflannel.store.etcd import codec
 from pyflannel.store.etcd.manager import EtcdLeaseStore
 from pyflannel.store.record import LeaseRecord
 from pyflannel.testing.fakeclock import settle
-from pyflannel.testing.fakestore import FakeEtcd, FakeStore
+from pyflannel.testing.fakeetcd import FakeEtcd
+from pyflannel.testing.fakestore import FakeStore
 
 PREFIX = "/coreos.com/network"
 CONFIG = (

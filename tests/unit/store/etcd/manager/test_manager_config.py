@@ -16,7 +16,8 @@ from pyflannel.store.etcd import codec
 from pyflannel.store.etcd.manager import EtcdLeaseStore
 from pyflannel.store.record import LeaseRecord
 from pyflannel.testing.fakeclock import FakeClock, settle
-from pyflannel.testing.fakestore import FakeEtcd, FakeStore
+from pyflannel.testing.fakeetcd import FakeEtcd
+from pyflannel.testing.fakestore import FakeStore
 from tests.unit.store.etcd.manager.node import CONFIG, PREFIX
 
 
