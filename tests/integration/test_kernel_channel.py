@@ -38,9 +38,8 @@ class Peer:
         self._ends: list[socket.socket] = []
         self.prepared: list[list[bytes]] = []
 
-    def open(self, buffer_bytes: int, groups: int = 0, *, near: object = None) -> socket.socket:
+    def open(self, buffer_bytes: int, groups: int = 0, **filtered: object) -> socket.socket:
         """Stands in for `channel._open`; what was prepared for this socket is there at once."""
-        del near
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         theirs.setblocking(False)
@@ -219,7 +218,7 @@ async def test_an_overrun_of_notifications_is_told(
     monkeypatch.setattr(
         channel,
         "_open",
-        lambda size, groups, *, near: next(sockets)(peer.open(size, groups, near=near)),
+        lambda size, groups, **filtered: next(sockets)(peer.open(size, groups, **filtered)),
     )
 
     stream = Subscription()
