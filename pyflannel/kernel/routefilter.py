@@ -28,6 +28,7 @@ from pyflannel.core.ip import IPNetwork
 from pyflannel.kernel import rtnl
 from pyflannel.kernel.base import RT_TABLE_MAIN
 from pyflannel.kernel.ownership import RTPROT_STATIC
+from pyflannel.kernel.routes import RTA_DST, RTA_GATEWAY
 from pyflannel.kernel.sockopts import attach_filter, detach_filter
 
 _LOAD_WORD: Final = 0x20  # BPF_LD | BPF_W | BPF_ABS
@@ -53,8 +54,6 @@ _PROTOCOL: Final = 21
 _LINK: Final = 20
 """`ndm_ifindex`."""
 _ATTRIBUTES: Final = 28
-_RTA_DST: Final = 1
-_RTA_GATEWAY: Final = 5
 
 
 class Instruction(NamedTuple):
@@ -120,7 +119,7 @@ def _looks(network: IPNetwork, after: str) -> list[Instruction | str]:
         Instruction(_LOAD_BYTE, _FAMILY),
         Instruction(_JUMP_EQUAL, family, "", after),
     ]
-    for kind in (_RTA_DST, _RTA_GATEWAY):
+    for kind in (RTA_DST, RTA_GATEWAY):
         absent = f"{after} without {kind}"
         lines += [
             Instruction(_LOAD_NUMBER, _ATTRIBUTES),

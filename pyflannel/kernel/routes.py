@@ -37,9 +37,9 @@ RTM_F_CLONED: Final = 0x200
 RTNH_F_ONLINK: Final = 0x4
 REJECTING_TYPES: Final = frozenset((6, 7, 8, 9))
 """RTN_BLACKHOLE, UNREACHABLE, PROHIBIT, THROW: routes that lead nowhere and have no device."""
-_RTA_DST: Final = 1
+RTA_DST: Final = 1
 _RTA_OIF: Final = 4
-_RTA_GATEWAY: Final = 5
+RTA_GATEWAY: Final = 5
 _RTA_PRIORITY: Final = 6
 _RTA_PREFSRC: Final = 7
 _RTA_METRICS: Final = 8
@@ -50,7 +50,7 @@ RTA_ENCAP: Final = 22
 _RTA_NH_ID: Final = 30
 _RTA_ALTERING: Final = frozenset((_RTA_METRICS, RTA_ENCAP, _RTA_NH_ID))
 """Attributes that make another route of one which looks like ours."""
-_RTA_OF_NEXT_HOP: Final = frozenset((_RTA_OIF, _RTA_GATEWAY, _RTA_MULTIPATH, _RTA_VIA))
+_RTA_OF_NEXT_HOP: Final = frozenset((_RTA_OIF, RTA_GATEWAY, _RTA_MULTIPATH, _RTA_VIA))
 """Attributes that say what RTA_NH_ID says."""
 
 _RTMSG: Final = struct.Struct("=BBBBBBBBI")
@@ -105,10 +105,10 @@ def route_body(route: Route) -> bytes:
         route.scope,
         route.type,
         RTNH_F_ONLINK if route.onlink else 0,
-    ) + attribute(_RTA_DST, dst.network_address.packed)
+    ) + attribute(RTA_DST, dst.network_address.packed)
     if route.gateway is not None:
         if route.gateway.version == dst.version:
-            body += attribute(_RTA_GATEWAY, route.gateway.packed)
+            body += attribute(RTA_GATEWAY, route.gateway.packed)
         else:
             # RFC 5549: an IPv4 route through an IPv6 gateway.
             via = struct.pack("=H", af_of(route.gateway)) + route.gateway.packed
@@ -167,7 +167,7 @@ def key_of_body(body: bytes) -> RouteKey | None:
         return None
     value = attributes.get(_RTA_PRIORITY)
     metric = U32.unpack(value)[0] if value is not None else 0
-    dst = attributes.get(_RTA_DST) or bytes(4 if af == AF_INET else 16)
+    dst = attributes.get(RTA_DST) or bytes(4 if af == AF_INET else 16)
     return RouteKey(af, length, dst, metric)
 
 
@@ -203,7 +203,7 @@ def decode_route(body: bytes) -> Route | None:
         (table,) = U32.unpack(value)
     if table != RT_TABLE_MAIN:
         return None
-    dst = get(_RTA_DST)
+    dst = get(RTA_DST)
     if dst is None:
         dst = bytes(4 if af == AF_INET else 16)
     gateway: IPAddress | None = None
@@ -214,7 +214,7 @@ def decode_route(body: bytes) -> Route | None:
     elif (value := get(_RTA_MULTIPATH)) is not None:
         hops = tuple(_gateways(value))
     else:
-        value = get(_RTA_GATEWAY)
+        value = get(RTA_GATEWAY)
         if value is not None:
             gateway = ip_of(value)
         elif (value := get(_RTA_VIA)) is not None:
@@ -250,7 +250,7 @@ def _gateways(multipath: bytes) -> Iterator[IPAddress]:
         if length < _RTNEXTHOP.size:
             return
         attributes = attributes_from(multipath[: offset + length], offset + _RTNEXTHOP.size)
-        if (value := attributes.get(_RTA_GATEWAY)) is not None:
+        if (value := attributes.get(RTA_GATEWAY)) is not None:
             yield ip_of(value)
         elif (value := attributes.get(_RTA_VIA)) is not None:
             yield ip_of(value[2:])
