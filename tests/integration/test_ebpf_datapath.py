@@ -774,7 +774,9 @@ def test_cleanup_finds_what_a_killed_daemon_left_without_bpffs():
     spec = LabSpec(nodes=1, backend="udp", name="ebpf-killed", datapath="ebpf")
     with Lab(spec) as lab:
         node = lab.node(1)
-        assert "flannelgro0" in node.exec(["ip", "-6", "rule"]).stdout
+        lab.wait(
+            lambda: "flannelgro0" in node.exec(["ip", "-6", "rule"]).stdout, 10, what="the pair"
+        )
         node.kill()
         node.wait_exit()
         planned = json.loads(node.exec(["pyflannel", "cleanup", "--dry-run", "--json"]).stdout)

@@ -8,7 +8,6 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface
 from typing import Final
 
-from pyflannel.aio.threads import in_thread
 from pyflannel.backend.base import Applied, BackendContext, PartlyApplied, require_fit
 from pyflannel.backend.engine import Engine
 from pyflannel.backend.plan import Device
@@ -19,8 +18,8 @@ from pyflannel.core.kind import Kind
 from pyflannel.core.lease import Lease, LeaseAdded, LeaseAttrs, LeaseEvent
 from pyflannel.core.lpm import Peer, RouteTable
 from pyflannel.core.underlay import ExternalInterface
-from pyflannel.datapath import select
-from pyflannel.datapath.base import Datapath, DatapathConfig
+from pyflannel.datapath.base import DatapathConfig
+from pyflannel.datapath.runner import Runner
 from pyflannel.kernel.base import Notification, Topic
 from pyflannel.kernel.tun import TunDevice, adopt_tun, open_tun
 from pyflannel.kernel.udp import IP_PMTUDISC_PROBE, adopt_udp, has_ethernet_header, open_udp
@@ -50,16 +49,11 @@ class UdpNetwork:
         self._table = RouteTable()
         self._table_changed = False
         self._synced = False
-        self._choice: select.Choice | None = None
-        self._failed: dict[str, str] = {}
-        self._ethernet = True
+        self._runner = Runner(context.datapath)
         self._tun: TunDevice | None = None
         self._adopted = False
         self._socket: socket.socket | None = None
-        self._datapath: Datapath | None = None
         self._engine = Engine.of(context, self._plan())
-        self._complete = False
-        self._starts = 0
         self._worried = False
 
     @property
@@ -83,23 +77,18 @@ class UdpNetwork:
             await self._open_tun()
             await self._engine.ensure_devices()
         self._ensure_socket()
-        if not self._synced and (self._adopted or self._is_carried_meanwhile()):
+        chosen = self._runner.chosen
+        if not self._synced and (self._adopted or (chosen is not None and chosen.meanwhile)):
             return True  # what waits, or passes by another release's table, would find an empty one
         self._context.held()
         try:
             await self._ensure_datapath()
         except DatapathError as error:
-            name = self._chosen_name()
-            if self._context.datapath != select.AUTO or name == "python":
+            if not self._runner.pass_over(error):
                 raise
-            log.warning("data path cannot start, taking another", datapath=name, error=error)
-            self._failed[name] = str(error)
             await self._give_up_tun()
             return False
         return True
-
-    def _is_carried_meanwhile(self) -> bool:
-        return self._choice is not None and self._choice.factory.capabilities.meanwhile
 
     @property
     def near(self) -> Sequence[IPNetwork] | None:
@@ -130,9 +119,8 @@ class UdpNetwork:
 
     def notice(self, notification: Notification) -> bool:
         """Whether the engine, or the data path, has something to look at."""
-        path = self._datapath
-        if path is not None and notification.topic in (Topic.LINK, Topic.OVERFLOW):
-            self._worried |= notification.name in ("", *path.capabilities.devices)
+        if notification.topic in (Topic.LINK, Topic.OVERFLOW):
+            self._worried |= self._runner.minds(notification.name)
         return self._engine.notice(notification) or self._worried
 
     async def apply(self, *, full: bool) -> Applied:
@@ -145,13 +133,12 @@ class UdpNetwork:
         if self._table_changed:
             self._table_changed = False
             self._table = RouteTable(self._peers.values())
-            if self._datapath is not None:
-                self._datapath.replace_table(self._table)
+            self._runner.replace_table(self._table)
             changed = 1
-        failure = self._datapath.failure() if self._datapath is not None else None
+        failure = self._runner.failure()
         if failure is not None:
             log.warning("data path stopped, starting it again", reason=failure)
-            self._stop_datapath()
+            self._runner.stop()
             await self._give_up_tun()
             full = True
         partly: PartlyApplied | None = None
@@ -161,17 +148,16 @@ class UdpNetwork:
             # What cannot be set now, and perhaps never, is no reason to move no packets.
             partly, applied = error, error.applied
         repaired = dict(applied.repaired)
-        if self._datapath is None:
+        if not self._runner.running:
             while not await self._bring_up():
                 pass
-            if self._starts > 1:
+            if self._runner.restarts:
                 repaired["datapath"] = 1
         elif full or self._worried:
             self._worried = False
-            repaired |= dict.fromkeys(self._datapath.repair(), 1)
-        if self._synced and not self._complete and self._datapath is not None:
-            self._complete = True
-            await in_thread("data path", self._datapath.complete)
+            repaired |= dict.fromkeys(self._runner.repair(), 1)
+        if self._synced:
+            await self._runner.complete()
         applied = Applied(changed=applied.changed + changed, repaired=repaired)
         if partly is not None:
             raise PartlyApplied(partly.failures, applied)
@@ -190,10 +176,10 @@ class UdpNetwork:
         if lease is not None:
             self._lease = lease
         if not same:
-            self._stop_datapath()
+            self._runner.stop()
             if moved:
                 self._close_socket()
-            if has_ethernet_header(underlay.name) != self._ethernet:
+            if has_ethernet_header(underlay.name) != self._runner.ethernet:
                 await self._give_up_tun()  # so that the data path is chosen anew
             self._engine.follow(self._plan())
         return lease_attrs(underlay)
@@ -204,7 +190,6 @@ class UdpNetwork:
 
     def report(self) -> NetworkReport:
         """Device, data path with its offloads and counters, peers."""
-        path = self._datapath
         return replace(
             self._engine.report(),
             backend=self._kind.name,
@@ -212,22 +197,22 @@ class UdpNetwork:
             peers=len(self._table),
             mtu=self.mtu,
             datapath=DatapathReport(
-                name=path.capabilities.name if path is not None else None,
-                why=self._choice.reason if self._choice is not None else "",
-                offloads=dict(path.capabilities.offloads) if path is not None else {},
-                counters=path.counters() if path is not None else {},
-                restarts=max(0, self._starts - 1),
+                name=self._runner.name,
+                why=self._runner.why,
+                offloads=self._runner.offloads(),
+                counters=self._runner.counters(),
+                restarts=self._runner.restarts,
             ),
         )
 
     def peer_counters(self, lease: Lease) -> Mapping[str, int] | None:
         """As in `Network`: what the data path counted, by the peer's public IP."""
-        path, address = self._datapath, lease.attrs.public_ip
-        return path.peer_counters(address) if path is not None and address is not None else None
+        address = lease.attrs.public_ip
+        return self._runner.peer_counters(address) if address is not None else None
 
     async def detach(self) -> None:
         """Stops the data path and lets the device go, as upstream; with it address and route."""
-        self._stop_datapath()
+        self._runner.stop()
         self._close_socket()
         self._close_tun()
 
@@ -259,13 +244,12 @@ class UdpNetwork:
 
     async def _reopen_tun(self) -> None:
         """Called by the engine when the device is gone: the old descriptor is dead as well."""
-        self._stop_datapath()
+        self._runner.stop()
         await self._give_up_tun()
         await self._open_tun()
 
     async def _open_tun(self) -> None:
-        choice = self._choose()
-        capabilities = choice.factory.capabilities
+        capabilities = self._runner.choose(ethernet=has_ethernet_header(self._underlay.name))
         if not capabilities.outlives_daemon:
             _remove_programs()
         store = self._context.fd_store
@@ -286,7 +270,8 @@ class UdpNetwork:
     async def _give_up_tun(self) -> None:
         """Closes it, so that it can be opened anew."""
         self._close_tun()
-        if self._choice is not None and not self._choice.factory.capabilities.outlives_daemon:
+        chosen = self._runner.chosen
+        if chosen is not None and not chosen.outlives_daemon:
             await self._delete_tun()
 
     async def _delete_tun(self) -> None:
@@ -295,19 +280,6 @@ class UdpNetwork:
         for link in await self._context.netlink.links():
             if link.name == DEVICE and link.kind == "tun":
                 await self._context.netlink.delete_link(link.index)
-
-    def _choose(self) -> select.Choice:
-        self._ethernet = has_ethernet_header(self._underlay.name)
-        choice = select.create(self._context.datapath, failed=self._failed, ethernet=self._ethernet)
-        if self._choice is None or choice.reason != self._choice.reason:
-            log.info(
-                "data path chosen", datapath=choice.factory.capabilities.name, why=choice.reason
-            )
-        self._choice = choice
-        return choice
-
-    def _chosen_name(self) -> str:
-        return self._choice.factory.capabilities.name if self._choice is not None else ""
 
     def _ensure_socket(self) -> None:
         """Opens it if it is missing."""
@@ -321,29 +293,17 @@ class UdpNetwork:
 
     async def _ensure_datapath(self) -> None:
         """Starts the data path if it is missing; TUN and socket are there."""
-        if self._datapath is not None:
+        if self._runner.running:
             return
-        assert self._choice is not None  # noqa: S101
+        assert self._runner.chosen is not None  # noqa: S101
         assert self._tun is not None  # noqa: S101
         assert self._socket is not None  # noqa: S101
-        if self._choice.factory.capabilities.outlives_daemon:
+        if self._runner.chosen.outlives_daemon:
             self._context.fd_store.forget(SOCKET)
         else:
             self._context.fd_store.keep(SOCKET, self._socket.fileno())
-        path = self._choice.factory(self._datapath_config(self._tun, self._socket))
-        try:
-            if self._synced:  # before its first packet
-                path.replace_table(self._table)
-            await in_thread("data path", path.prepare)
-            path.start()
-            if self._synced:  # and where the table is in the kernel, as soon as it is there
-                path.replace_table(self._table)
-        except BaseException:
-            path.stop()
-            raise
-        self._datapath = path
-        self._complete = False
-        self._starts += 1
+        config = self._datapath_config(self._tun, self._socket)
+        await self._runner.start(config, self._table if self._synced else None)
 
     def _datapath_config(self, tun: TunDevice, sock: socket.socket) -> DatapathConfig:
         plan = self._plan()
@@ -367,11 +327,6 @@ class UdpNetwork:
         if self._underlay.address is None:
             raise ConfigError(f"interface {self._underlay.name} has no IPv4 address for udp")
         return self._underlay.address
-
-    def _stop_datapath(self) -> None:
-        if self._datapath is not None:
-            self._datapath.stop()
-            self._datapath = None
 
     def _close_socket(self) -> None:
         if self._socket is not None:

@@ -1,0 +1,158 @@
+"""Chooses a data path, starts it, and does without one that fails.
+
+The backend, which has TUN and socket, owns a runner and calls it from the event loop. What is
+chosen must be known before the TUN is opened (`Capabilities.wants_vnet_hdr`), so choosing and
+starting are two steps; between a failure and the next choice the backend opens the TUN anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from ipaddress import IPv4Address
+
+from pyflannel.aio.threads import in_thread
+from pyflannel.core.errors import DatapathError
+from pyflannel.core.lpm import RouteTable
+from pyflannel.datapath import select
+from pyflannel.datapath.base import Capabilities, Datapath, DatapathConfig
+from pyflannel.logs import get_logger
+
+log = get_logger(__name__)
+
+
+class Runner:
+    """One node's data path, from the first choice to the last stop.
+
+    Args:
+        wanted: `--datapath`.
+    """
+
+    def __init__(self, wanted: str) -> None:
+        self._wanted = wanted
+        self._failed: dict[str, str] = {}
+        self._choice: select.Choice | None = None
+        self._path: Datapath | None = None
+        self._starting = False
+        self._complete = False
+        self._starts = 0
+        self.ethernet = True
+        """Whether the underlay's packets have an Ethernet header, as the last choice was told."""
+
+    @property
+    def running(self) -> bool:
+        """Whether one has been started, and not been stopped."""
+        return self._path is not None
+
+    @property
+    def chosen(self) -> Capabilities | None:
+        """What the probe of the chosen one found; `None` before the first choice."""
+        return self._choice.factory.capabilities if self._choice is not None else None
+
+    def choose(self, *, ethernet: bool) -> Capabilities:
+        """Takes the best one that works here and has not failed.
+
+        Raises:
+            DatapathError: there is none.
+        """
+        self.ethernet = ethernet
+        choice = select.create(self._wanted, failed=self._failed, ethernet=ethernet)
+        if self._choice is None or choice.reason != self._choice.reason:
+            log.info(
+                "data path chosen", datapath=choice.factory.capabilities.name, why=choice.reason
+            )
+        self._choice = choice
+        return choice.factory.capabilities
+
+    def pass_over(self, error: DatapathError) -> bool:
+        """Whether another one is left to choose, after the chosen one could not start."""
+        name = self.chosen.name if self.chosen is not None else ""
+        if self._wanted != select.AUTO or name == "python":
+            return False
+        log.warning("data path cannot start, taking another", datapath=name, error=error)
+        self._failed[name] = str(error)
+        return True
+
+    async def start(self, config: DatapathConfig, table: RouteTable | None) -> None:
+        """Starts the chosen one, with a table if that is known.
+
+        Raises:
+            DatapathError: it cannot start; nothing is left running.
+        """
+        assert self._choice is not None  # noqa: S101
+        path = self._choice.factory(config)
+        self._starting = True
+        try:
+            if table is not None:  # before its first packet
+                path.replace_table(table)
+            await in_thread("data path", path.prepare)
+            path.start()
+            if table is not None:  # and where it is in the kernel, as soon as that is there
+                path.replace_table(table)
+        except BaseException:
+            path.stop()
+            raise
+        finally:
+            self._starting = False
+        self._path = path
+        self._complete = False
+        self._starts += 1
+
+    async def complete(self) -> None:
+        """Adds what could wait for the first peers; once after each start."""
+        if self._path is not None and not self._complete:
+            self._complete = True
+            await in_thread("data path", self._path.complete)
+
+    def replace_table(self, table: RouteTable) -> None:
+        """Puts another table in force; the next start needs it as well."""
+        if self._path is not None:
+            self._path.replace_table(table)
+
+    def failure(self) -> str | None:
+        """Why it no longer moves packets; `None` while all is well, or none runs."""
+        return self._path.failure() if self._path is not None else None
+
+    def minds(self, device: str) -> bool:
+        """Whether a change of a device is a reason to call `repair`; `""` is any device."""
+        return self._path is not None and device in ("", *self._path.capabilities.devices)
+
+    def repair(self) -> Sequence[str]:
+        """What was put right of what it keeps in the kernel."""
+        return self._path.repair() if self._path is not None else ()
+
+    def stop(self) -> None:
+        """Stops it. May be called twice."""
+        if self._path is not None:
+            self._path.stop()
+            self._path = None
+
+    # For reports
+
+    @property
+    def name(self) -> str | None:
+        """Of the one that runs, or is being started."""
+        if self._path is not None:
+            return self._path.capabilities.name
+        return self.chosen.name if self._starting and self.chosen is not None else None
+
+    @property
+    def why(self) -> str:
+        """Why this one."""
+        return self._choice.reason if self._choice is not None else ""
+
+    @property
+    def restarts(self) -> int:
+        """How often one was started again."""
+        return max(0, self._starts - 1)
+
+    def offloads(self) -> Mapping[str, str]:
+        """As in `Capabilities`."""
+        return dict(self._path.capabilities.offloads) if self._path is not None else {}
+
+    def counters(self) -> Mapping[str, int]:
+        """As in `Datapath`; empty while none runs."""
+        return self._path.counters() if self._path is not None else {}
+
+    def peer_counters(self, peer: IPv4Address) -> Mapping[str, int] | None:
+        """As in `Datapath`."""
+        return self._path.peer_counters(peer) if self._path is not None else None
