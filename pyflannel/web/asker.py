@@ -24,7 +24,7 @@ Ask = Callable[[], Mapping[str, Any]]
 """Gives a daemon's status, or raises a `FlannelError`."""
 LENGTH: Final = struct.Struct("!I")
 MOST_BYTES: Final = 64 * 1024 * 1024
-"""Of an answer. 10,000 peers are 6 MB."""
+"""Of an answer. 10,000 peers are 5 MB."""
 NOW: Final = b"?"
 
 

@@ -12,7 +12,7 @@ from pyflannel.report.model import PeerReport
 SAMPLES: Final = 180
 """Of each peer: six minutes at one every 2 s."""
 MOST_PEERS: Final = 512
-"""Peers with a past. 180 samples of so many are 15 MB (measured)."""
+"""Peers with a past. 180 samples of so many are 16 MB (measured)."""
 
 Sample = tuple[float, str, float | None, float | None, float | None, float | None]
 """Time, state, round trip in seconds, loss from 0 to 1, bytes per second in and out."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import threading
 import time
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -223,7 +224,16 @@ async def test_a_lab_of_three_seen_from_each_node(tmp_path):
             await tab.until_count(f"{PEER}.up", 2)
             await tab.until_text("#verdict", "fine")
             assert await tab.text("#name") == "node1"
+            # What the data path counts for each peer comes as a rate, and as width.
+            await tab.until_text("#legend", "more traffic")
+            traffic = threading.Thread(target=lab.ping_all, kwargs={"count": 50, "deadline": 15.0})
+            traffic.start()
+            await tab.until(
+                "[...document.querySelectorAll('#map .link')]"
+                ".every((each) => Number(each.getAttribute('stroke-width')) > 1.6)"
+            )
             await tab.picture(PICTURES / "lab.png")
+            await asyncio.to_thread(traffic.join)
             # With backend udp a node whose daemon ended carries nothing: the others see it.
             lab.node(3).stop_daemon()
             await tab.until_count(f"{PEER}.down", 1)
