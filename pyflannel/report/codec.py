@@ -9,6 +9,7 @@ know, and what is missing has the record's default, so that command and daemon m
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import types
 import typing
@@ -163,6 +164,12 @@ def _plain(value: object) -> object:
     return value
 
 
+@functools.cache
+def _hints(kind: type) -> Mapping[str, Any]:
+    """The types of a record's fields. Worked out once: a report has as many peers as it has."""
+    return typing.get_type_hints(kind)
+
+
 def _typed(hint: Any, value: Any) -> Any:  # noqa: ANN401 - a hint and a JSON value are anything
     """A JSON value as what a field's annotation says."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -173,7 +180,7 @@ def _typed(hint: Any, value: Any) -> Any:  # noqa: ANN401 - a hint and a JSON va
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if not isinstance(value, Mapping):
             raise ValueError(f"{value!r} is not an object")
-        hints = typing.get_type_hints(hint)
+        hints = _hints(hint)
         return hint(**{n: _typed(h, value[n]) for n, h in hints.items() if n in value})
     if origin is not None and issubclass(origin, Mapping):
         return {name: _typed(arguments[1], member) for name, member in value.items()}

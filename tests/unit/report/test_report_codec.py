@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import typing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -119,3 +121,13 @@ def test_every_code_is_in_the_reference():
     table = (REFERENCE / "problems.md").read_text()
     for code, meaning in CODES.items():
         assert f"| {code} | {meaning} |" in table
+
+
+def test_the_types_of_a_record_are_worked_out_once_and_not_for_each_peer(monkeypatch):
+    asked = []
+    real = typing.get_type_hints
+    monkeypatch.setattr(typing, "get_type_hints", lambda kind: asked.append(kind) or real(kind))
+    shown = json.loads(json.dumps(codec.encode(replace(FULL, peers=FULL.peers * 50))))
+    codec.decode(shown)
+    codec.decode(shown)
+    assert asked.count(PeerReport) <= 1
