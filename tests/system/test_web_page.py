@@ -188,6 +188,17 @@ async def test_a_silent_daemon_is_said_and_comes_back_by_itself(tmp_path):
         assert await tab.text("#verdict") == "fine"
 
 
+@pytest.mark.parametrize("fragment", ["#%", "#gone", "#<b>"])
+async def test_an_address_with_a_node_that_is_not_there_shows_the_first(tmp_path, fragment):
+    feed = Feed(tmp_path)
+    feed.say(3)
+    async with serving(*FEED, str(feed.path)) as url, browser() as tab:
+        await tab.go(url + fragment)
+        await tab.until_count(PEER, 2)
+        assert await tab.text("#name") == "node1"
+        assert tab.errors == []
+
+
 async def test_a_page_whose_server_ended_says_so(tmp_path):
     feed = Feed(tmp_path)
     feed.say(3)

@@ -478,10 +478,17 @@ function show() {
 
 let lostAt = null;
 
+function wanted() {
+  try {
+    return decodeURIComponent(location.hash.slice(1));
+  } catch {
+    return ""; // not what the choice wrote
+  }
+}
+
 function connect() {
   source?.close();
-  const name = decodeURIComponent(location.hash.slice(1));
-  source = new EventSource(`events?${new URLSearchParams({ node: name })}`);
+  source = new EventSource(`events?${new URLSearchParams({ node: wanted() })}`);
   source.onmessage = (event) => {
     lostAt = null;
     state = JSON.parse(event.data);
