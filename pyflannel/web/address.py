@@ -11,7 +11,7 @@ from pyflannel.foreign import shown
 from pyflannel.records import dataclass
 
 PORT: Final = 8780
-"""None that IANA has given away, and none of flannel's (8285, 8472, 51820)."""
+"""None of flannel's (8285, 8472, 51820), and none in Debian's /etc/services."""
 _HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+)?(?::([0-9]{1,5}))?", re.ASCII)
 
 
