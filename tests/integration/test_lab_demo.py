@@ -18,6 +18,8 @@ from pyflannel.lab.state import BASE_VARIABLE, StateDirectory, all_labs
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.guest]
 
+DEADLINE_S = 240
+"""For a whole demo, on an emulated machine too: it is there to end one that hangs."""
 DEMO = [sys.executable, "-m", "pyflannel.cli.lab", "demo"]
 
 
@@ -30,7 +32,7 @@ def shown(tmp_path_factory):
     """What the demo printed."""
     base = tmp_path_factory.mktemp("demo") / "labs"
     done = subprocess.run(
-        DEMO, env=environment(base), capture_output=True, text=True, timeout=60, check=False
+        DEMO, env=environment(base), capture_output=True, text=True, timeout=DEADLINE_S, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
@@ -134,7 +136,7 @@ def test_a_demo_that_was_killed_is_cleared_up_by_the_next_one(tmp_path):
         demo.kill()
         demo.wait()
         assert marked_with(state.lab_id) != []
-    subprocess.run(DEMO, env=environment(base), check=True, timeout=60, capture_output=True)
+    subprocess.run(DEMO, env=environment(base), check=True, timeout=DEADLINE_S, capture_output=True)
     assert marked_with(state.lab_id) == []
     assert not base.exists()
 
