@@ -3,12 +3,13 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo docs picture test system book kernels kube check bench fuzz interop deb wheels lock clean
+.PHONY: help install demo docs picture test system book kernels kube check bench fuzz interop deb image wheels lock clean
 
 BIN := .venv/bin
 # A minute and more each: `make system` runs them, and `make book` the second.
-BY_SYSTEM := book.py containers.py docker_newest.py docker_order.py first_run.py install.py instances.py \
-	migration.py operations.py reproducible.py sandbox.py shells.py upgrade.py web_page.py wheels.py
+BY_SYSTEM := book.py containers.py docker_newest.py docker_order.py first_run.py image.py \
+	install.py instances.py migration.py operations.py reproducible.py sandbox.py shells.py \
+	upgrade.py web_page.py wheels.py
 # Of the integration tests, those of half a minute and more.
 LONG := alerts.py bad_input.py bundle.py do_no_harm_everywhere.py doctor_faults.py \
 	doctor_kubernetes.py etcd_failover.py etcd_names.py every_backend.py follow_machines.py \
@@ -35,6 +36,7 @@ help:
 	@echo "make interop   every data path with every other on every underlay, all traffic: ten minutes,"
 	@echo "               and with upstream's daemon (PYFLANNEL_UPSTREAM=/path/to/flanneld)"
 	@echo "make deb       the Debian package, into dist/"
+	@echo "make image     the container image, from Debian's packages and our wheel, into dist/ (ARGS=arm64)"
 	@echo "make wheels    wheels for x86-64 and aarch64 and one without the native core, into dist/"
 	@echo "make lock      requirements.lock anew: every dependency in its newest version, with hashes"
 	@echo "make install   what the others do first: system packages, .venv/"
@@ -85,6 +87,10 @@ kube: install
 deb: install
 	@tools/build-deb.sh
 
+# Debian's packages are kept in the cache folder.
+image: install
+	@$(BIN)/python -m tools.image $(ARGS)
+
 # Not part of `install`: the compiler for both machines, 400 MB, in the cache folder.
 wheels: install
 	@$(BIN)/python tools/wheels.py $(ARGS)
@@ -94,7 +100,7 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy pyflannel tests/typing
 	$(BIN)/mypy -p tests.kernels -p bench
-	$(BIN)/mypy tools/*.py
+	$(BIN)/mypy -p tools
 	$(BIN)/lint-imports
 	$(BIN)/python tools/deadcode.py
 	$(BIN)/python tools/sizes.py

@@ -19,7 +19,7 @@ KNOWN: Final = {
     # Read by name, by a library or by the kernel.
     "__call__", "__path__", "mtime", "iov", "iov_length", "trust_env", "pool_classes_by_scheme",
     "__repr__", "__eq__", "__hash__", "handle_starttag", "on_page_markdown",
-    "cert_verify", "conn", "verify", "ConnectionCls", "written_ns", "sport",
+    "gid", "gname", "cert_verify", "conn", "verify", "ConnectionCls", "written_ns", "sport",
     # Parts of a report or of a protocol that documents and tests read.
     "notification_overflows", "member_id", "CODES", "ECHO_REPLY", "ECHO_REQUEST", "NUD_STALE",
     "IP_PMTUDISC_WANT",

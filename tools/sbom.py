@@ -16,10 +16,12 @@ import os
 import re
 import sys
 import uuid
+from collections.abc import Mapping, Sequence
 from email.message import Message
 from email.parser import Parser
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 OURS: Final = "pyflannel"
 SITE: Final = "usr/lib/pyflannel/lib/*/site-packages"
@@ -89,19 +91,40 @@ def component(metadata: Message) -> dict[str, object]:
     }
 
 
+def debian(fields: Mapping[str, str], architecture: str) -> dict[str, object]:
+    """One Debian package in CycloneDX; its licences are in its copyright file, in no set form.
+
+    Args:
+        fields: of its control file.
+        architecture: of the image. A package may be for all of them.
+    """
+    name, version = fields["Package"], fields["Version"]
+    of = fields.get("Architecture", architecture)
+    url = f"pkg:deb/debian/{name}@{quote(version, safe='.~-')}?arch={of}"
+    return {"type": "library", "bom-ref": url, "name": name, "version": version, "purl": url}
+
+
+def serial(components: Sequence[object]) -> str:
+    """The number of a bill, which follows from what is in it."""
+    return f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, json.dumps(components))}"
+
+
+def timestamp(seconds: int) -> str:
+    """A date as RFC 3339 has it, from seconds since 1970."""
+    return dt.datetime.fromtimestamp(seconds, dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
 def cyclonedx(site: Path) -> str:
     """The bill of materials."""
     entries = [component(metadata) for _, metadata in distributions(site)]
     (own,) = (entry for entry in entries if entry["name"] == OURS)
     others = [entry for entry in entries if entry is not own]
-    epoch = int(os.environ.get("SOURCE_DATE_EPOCH", "0"))
-    made = dt.datetime.fromtimestamp(epoch, dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    made = timestamp(int(os.environ.get("SOURCE_DATE_EPOCH", "0")))
     refs = [str(entry["bom-ref"]) for entry in others]
-    serial = uuid.uuid5(uuid.NAMESPACE_URL, json.dumps(entries))
     bill = {
         "bomFormat": "CycloneDX",
         "specVersion": SPEC_VERSION,
-        "serialNumber": f"urn:uuid:{serial}",
+        "serialNumber": serial(entries),
         "version": 1,
         "metadata": {"timestamp": made, "component": own},
         "components": others,

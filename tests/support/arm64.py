@@ -10,68 +10,25 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from tests.kernels.cache import cache_folder, mirrors
+from tests.kernels.cache import cache_folder
+from tools import debs
 
 EMULATOR: Final = "qemu-aarch64"
 PACKAGES: Final = ("python3-minimal", "libpython3-stdlib")
-FETCH_S: Final = 300.0
-
-
-def _release() -> str:
-    """Debian's name for the release of this machine."""
-    words = dict(
-        line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if line
-    )
-    return words["VERSION_CODENAME"].strip('"')
-
-
-@contextmanager
-def _own_apt(place: Path) -> Iterator[dict[str, str]]:
-    """The environment in which apt knows nothing but packages for arm64, none of them installed."""
-    for name in ("lists/partial", "archives/partial"):
-        Path(place, name).mkdir(parents=True)
-    known, release = mirrors(), _release()
-    sources = [f"deb {known.main} {release} main"]
-    if known.security:
-        sources.append(f"deb {known.security} {release}-security main")
-    Path(place, "sources.list").write_text("\n".join([*sources, ""]))
-    Path(place, "status").touch()
-    configuration = Path(place, "apt.conf")
-    configuration.write_text(
-        # The machine's own hooks and its own extra indexes are none of our business.
-        "#clear APT::Update;\n#clear DPkg::Post-Invoke;\n"
-        "#clear Acquire::IndexTargets::deb::DEP-11;\n"
-        'APT::Architecture "arm64"; APT::Architectures { "arm64"; };\n'
-        'APT::Install-Recommends "false"; APT::Sandbox::User "root"; Acquire::Languages "none";\n'
-        f'Dir::State "{place}"; Dir::State::status "{place}/status";\n'
-        f'Dir::Cache "{place}"; Dir::Cache::archives "{place}/archives";\n'
-        f'Dir::Etc::sourcelist "{place}/sources.list"; Dir::Etc::sourceparts "/dev/null";\n'
-    )
-    yield {**os.environ, "APT_CONFIG": str(configuration), "DEBIAN_FRONTEND": "noninteractive"}
 
 
 def tree() -> Path:
     """A tree with an interpreter for arm64; made when it is first asked for."""
-    target = cache_folder() / f"arm64-{_release()}"
+    target = cache_folder() / f"arm64-{debs.release()}"
     if target.is_dir():
         return target
     half = target.with_name(f"{target.name}.{os.getpid()}")
     try:
-        with _own_apt(half / "apt") as environment:
-            for words in (("update",), ("install", "--yes", "--download-only", *PACKAGES)):
-                subprocess.run(
-                    ["apt-get", "-qq", *words],
-                    env=environment,
-                    check=True,
-                    timeout=FETCH_S,
-                    stdout=subprocess.DEVNULL,
-                )
-        for package in (half / "apt/archives").glob("*.deb"):
+        for package in debs.fetch(PACKAGES, "arm64", half / "apt"):
             subprocess.run(["dpkg", "-x", package, half / "tree"], check=True)
         (half / "tree").rename(target)
     finally:
