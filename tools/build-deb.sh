@@ -41,7 +41,8 @@ mkdir -p "$stage/DEBIAN" "$stage/usr/bin" "$stage/usr/libexec/pyflannel"
 
 # The environment: installed here, with the paths it will have there.
 "$python" -m venv --without-pip "$stage/$home"
-printf '%s --hash=sha256:%s\n' "$wheel" "$(sha256sum "$wheel" | cut -d ' ' -f 1)" >"$stage-wheel/wanted"
+# With what reads a kubeconfig in YAML.
+printf '%s[kubernetes] --hash=sha256:%s\n' "$wheel" "$(sha256sum "$wheel" | cut -d ' ' -f 1)" >"$stage-wheel/wanted"
 "$builder" -m pip --python "$stage/$home/bin/python" --disable-pip-version-check install --quiet \
     --no-compile --no-warn-script-location --only-binary :all: \
     --require-hashes --constraint requirements.lock --requirement "$stage-wheel/wanted"

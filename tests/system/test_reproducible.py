@@ -88,7 +88,7 @@ def test_the_package_says_what_it_is_made_of(package):
         for line in (ROOT / "requirements.lock").read_text().splitlines()
         if "==" in line and not line.startswith(" ")
     }
-    assert {"aiohttp", "pyroute2", "etcd3gw", "uvloop"} <= {name for name, _ in named}
+    assert {"aiohttp", "pyroute2", "pyyaml", "etcd3gw", "uvloop"} <= {name for name, _ in named}
     assert named <= locked
     listed = run("dpkg-deb", "--contents", package)
     assert {
