@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo docs picture test system book kernels kube check bench fuzz interop deb image wheels lock clean
+.PHONY: help install demo docs picture test system hour book kernels kube check bench fuzz interop deb image wheels lock clean
 
 BIN := .venv/bin
 # A minute and more each: `make system` runs them, and `make book` the second.
@@ -14,6 +14,8 @@ BY_SYSTEM := book.py containers.py docker_newest.py docker_order.py first_run.py
 LONG := alerts.py bad_input.py bundle.py do_no_harm_everywhere.py doctor_faults.py \
 	doctor_kubernetes.py etcd_failover.py etcd_names.py every_backend.py follow_machines.py \
 	lab_trouble.py ping_and_trace.py probes.py quiet_day.py vxlan_auto.py
+# An hour, so neither's.
+HOUR := real_hour.py
 ARGS ?=
 CACHE := $(or $(PYFLANNEL_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/pyflannel)
 
@@ -24,6 +26,8 @@ help:
 	@echo "make test      the whole test suite (ARGS=... goes to pytest)"
 	@echo "make system    the part of it on booted Debian nodes, with etcd three minutes late, and"
 	@echo "               what of the suite takes a minute and more (etcd 3.4 to 3.6)"
+	@echo "make hour      an hour of twenty daemons with churn: quiet, and none grows"
+	@echo "               (PYFLANNEL_HOUR_S seconds)"
 	@echo "make book      the textbook's installation on two of those, shown step by step"
 	@echo "make kernels   tests on Debian's kernels in virtual machines: hours on a small machine"
 	@echo "               (ARGS='6.1 tests/...' for some of it, see docs/kernels.md)"
@@ -59,7 +63,7 @@ picture: install
 
 test: install
 	@$(BIN)/python tools/runtests.py $(addprefix --ignore=tests/system/test_,$(BY_SYSTEM)) \
-		$(addprefix --ignore=tests/integration/test_,$(LONG)) \
+		$(addprefix --ignore=tests/integration/test_,$(LONG) $(HOUR)) \
 		--ignore=tests/integration/etcd_cluster --ignore=tests/kube $(ARGS)
 
 system: install
@@ -69,6 +73,9 @@ system: install
 		$(addprefix tests/integration/test_,$(LONG)) $(ARGS)
 	@PYFLANNEL_EBPF_ATTACH=clsact $(BIN)/python -m pytest -q tests/integration/test_ebpf_datapath.py \
 		tests/contract/test_datapath_contract.py -k "test_ebpf_datapath or ebpf"
+
+hour: install
+	@$(BIN)/python -m pytest -q -s --timeout=0 tests/integration/test_real_hour.py $(ARGS)
 
 book: install
 	@$(BIN)/python -m pytest -q -s tests/system/test_book.py $(ARGS)
