@@ -248,6 +248,41 @@ def test_a_command_line_that_cannot_be_read_is_not_tried_again(site):
         node.run("systemctl", "reset-failed", "pyflannel")
 
 
+def doctor(node: Node) -> set[str]:
+    """The codes of what the doctor finds."""
+    report = json.loads(node.run("pyflannel", "doctor", "--json", check=False))
+    return {one["code"] for one in report["findings"]}
+
+
+def test_the_doctor_tells_a_unit_that_is_not_enabled_or_has_failed(site):
+    node = site.nodes[0]
+    node.run("systemctl", "enable", "pyflannel")
+    start(node)
+    before = doctor(node)
+    node.run("systemctl", "disable", "pyflannel")
+    assert doctor(node) - before == {"PF231"}
+    node.run("systemctl", "enable", "pyflannel")
+    assert doctor(node) == before
+    node.run("systemctl", "stop", "pyflannel")
+    stopped = doctor(node)
+    try:
+        node.write("/etc/default/pyflannel", "FLANNEL_OPTIONS=--no-such-flag\n")
+        node.run("systemctl", "start", "pyflannel", check=False)
+        assert doctor(node) - stopped == {"PF231"}
+    finally:
+        node.write("/etc/default/pyflannel", f"FLANNELD_ETCD_ENDPOINTS={ETCD}\n")
+        node.run("systemctl", "reset-failed", "pyflannel")
+
+
+def test_the_doctor_tells_a_clock_that_nobody_keeps(site):
+    """The nodes have this machine's clock, which is not theirs to set."""
+    node = site.nodes[0]
+    start(node)
+    line = node.run("timedatectl", "show", "--property=NTPSynchronized", "--value").strip()
+    assert line in {"yes", "no"}
+    assert ("PF232" in doctor(node)) is (line == "no")
+
+
 def test_the_names_of_centos_are_understood_and_a_contradiction_is_named(site):
     node = site.nodes[0]
     node.run("systemctl", "stop", "pyflannel")
