@@ -806,6 +806,7 @@ def test_a_second_data_path_takes_over_the_descriptors(stand: Stand, running: Ri
     running.inject(out := packet(payload=b"second"))
     counters, _, to_peer = outcome(running)
     assert counters == {"tun_packets": 1, "tun_bytes": len(out)}
+    assert of_peer(running, "a") == {"packets_out": 1, "bytes_out": len(out)}
     assert to_peer == [("a", one_hop_later(packet())), ("a", one_hop_later(out))]
 
 

@@ -650,6 +650,18 @@ def test_a_restart_of_the_daemon_loses_no_packet(lab, how):
     out, _ = pinging.communicate(timeout=30)
     assert " 0% packet loss" in out, out
     assert node.subnet_env()["FLANNEL_SUBNET"] == subnet
+    # The programs have counted since long before; what is told is since the daemon's start.
+    sent = to_peer(lab, 1)
+    assert sent <= 300
+    node.exec(["ping", "-q", "-i", "0.01", "-c", "20", lab.node(2).pod_address()], pod=True)
+    assert to_peer(lab, 1) == sent + 20
+
+
+def to_peer(lab: Lab, number: int) -> int:
+    """Packets that a node's only peer was sent."""
+    (peer,) = json.loads(lab.node(number).exec(["pyflannel", "peers", "--json"]).stdout)
+    packets: int = peer["packets_out"]
+    return packets
 
 
 def test_a_peer_that_left_while_the_daemon_was_down_is_forgotten(lab):

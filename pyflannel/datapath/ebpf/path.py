@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -34,6 +35,7 @@ HOP: Final = struct.Struct("=4sI20x")
 """`struct hop`: address and number; what the programs remember of the peer begins at 0."""
 TRAFFIC: Final = struct.Struct("=QQQQ")
 """`struct traffic` of a CPU: the first of `PEER_COUNTERS`, in their order."""
+NOTHING: Final = (0, 0, 0, 0)
 ZERO_KEY: Final = bytes(4)
 COUNTED: Final = (
     "tun_packets",
@@ -70,8 +72,11 @@ class EbpfDatapath:
         """Address and number by prefix, as they are in the map."""
         self._numbers: dict[bytes, int] = {}
         """By address: under what the programs count a peer."""
+        self._left: dict[int, tuple[int, ...]] = {}
+        """What an earlier run had counted, by number."""
         self._counted_before: dict[int, tuple[int, ...]] = {}
-        """What had been counted under a number when we gave it away, or took it over."""
+        """What had been counted under a number when its peer got it; of those in use since the
+        start."""
         self._before = dict.fromkeys(COUNTED, 0)
 
     @property
@@ -175,7 +180,9 @@ class EbpfDatapath:
         """
         self._peers = self._pinned_peers(loaded.maps["peers"])
         self._numbers = {address: number for address, number in self._peers.values() if number}
-        self._counted_before = {n: self._traffic(n) for n in self._numbers.values()}
+        self._left = self._all_traffic(loaded.maps["traffic"])
+        for number in self._numbers.values():
+            self._counted_before[number] = self._left.get(number, NOTHING)
         if self._given is not None:
             self._write_peers(self._given)
         self._before = self._read_counters(loaded.maps["counters"])
@@ -342,15 +349,28 @@ class EbpfDatapath:
         new = sorted(wanted - numbers.keys())
         for address, number in zip(new, free, strict=False):
             numbers[address] = number
-            self._counted_before[number] = self._traffic(number)
+            was_used = number in self._counted_before
+            self._counted_before[number] = (
+                self._traffic(number) if was_used else self._left.get(number, NOTHING)
+            )
         self._numbers = numbers
 
     def _traffic(self, number: int) -> tuple[int, ...]:
         """What the programs have counted under a number, over all CPUs."""
         assert self._loaded is not None  # noqa: S101
         size = TRAFFIC.size * bpf.possible_cpus()
-        found = self._loaded.maps["traffic"].get(struct.pack("=I", number), size) or bytes(size)
-        return tuple(map(sum, zip(*TRAFFIC.iter_unpack(found), strict=True)))
+        found = self._loaded.maps["traffic"].get(struct.pack("=I", number), size)
+        return _sums(found) if found is not None else NOTHING
+
+    @staticmethod
+    def _all_traffic(traffic: bpf.Map) -> dict[int, tuple[int, ...]]:
+        """Under all numbers, in few system calls; those with none are left out."""
+        found = traffic.items(TRAFFIC.size * bpf.possible_cpus())
+        return {
+            int.from_bytes(key, sys.byteorder): _sums(value)
+            for key, value in found.items()
+            if any(value)
+        }
 
     def peer_counters(self, peer: IPv4Address) -> Mapping[str, int] | None:
         """The user-space path's and the programs', added up."""
@@ -448,3 +468,8 @@ def _total(counters: bpf.Map, number: int) -> int:
     cpus = bpf.possible_cpus()
     values = counters.get(struct.pack("=I", number), 8 * cpus) or bytes(8 * cpus)
     return sum(struct.unpack(f"={cpus}Q", values))
+
+
+def _sums(values: bytes) -> tuple[int, ...]:
+    """Over all CPUs."""
+    return tuple(map(sum, zip(*TRAFFIC.iter_unpack(values), strict=True)))
