@@ -9,6 +9,7 @@ when the fixture has ended.
 from __future__ import annotations
 
 import asyncio.runners
+import contextlib
 import gc
 import os
 import threading
@@ -20,7 +21,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-import uvloop
 
 MARK: Final = "PYFLANNEL_TESTS"
 """In the environment of everything that the tests start."""
@@ -111,7 +111,11 @@ class Leaks:
         self._before: Seen | None = None
         os.environ[MARK] = self._mark
         # Its first loop makes a pipe for the whole process, for signals.
-        uvloop.new_event_loop().close()
+        # Not where the interpreter is of another machine than the library (the wheels' tests).
+        with contextlib.suppress(ImportError):
+            import uvloop
+
+            uvloop.new_event_loop().close()
         asyncio.runners._cancel_all_tasks = _complaining(asyncio.runners._cancel_all_tasks)  # type: ignore[attr-defined]
 
     @pytest.hookimpl(wrapper=True)
