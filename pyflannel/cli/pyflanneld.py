@@ -7,7 +7,6 @@ belongs to it; a traceback is a defect of ours.
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 
@@ -54,6 +53,7 @@ if __name__ == "__main__" or "pyflanneld" in sys.argv[0]:
     _signal.pthread_sigmask(_signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 import contextlib
+import gc
 from collections.abc import Sequence
 from typing import NoReturn
 
