@@ -35,7 +35,7 @@ def test_a_cell_for_every_pair_of_data_paths_on_every_underlay() -> None:
 
 
 def test_few_cells_have_every_underlay_and_every_pair_of_kinds_among_them() -> None:
-    chosen = pairwise(all_cells(), random.Random(1), 20)
+    chosen = pairwise(all_cells(), random.Random(1), 40)
     assert {cell.underlay.name for cell in chosen} == set(BY_NAME)
     assert {(cell.left, cell.right) for cell in chosen} == {
         (cell.left, cell.right) for cell in all_cells()
