@@ -26,6 +26,20 @@ MARK: Final = "PYFLANNEL_TESTS"
 """In the environment of everything that the tests start."""
 GRACE_S: Final = 5.0
 """What was killed a moment ago may take this long to be gone on a busy machine."""
+OF_MODULES: Final = frozenset(
+    (
+        "bond0",
+        "bonding_masters",
+        "tunl0",
+        "gre0",
+        "gretap0",
+        "erspan0",
+        "sit0",
+        "ip6tnl0",
+        "ip6gre0",
+    )
+)
+"""What the kernel makes when it loads a module, in the first namespace as well."""
 WIDE: Final = frozenset(("class", "module", "package"))
 
 
@@ -57,7 +71,7 @@ def look(mark: str, *, processes: bool) -> Seen:
         frozenset(_descriptors()),
         frozenset(_children()),
         frozenset(_marked(mark)) if processes else frozenset(),
-        frozenset(entry.name for entry in Path("/sys/class/net").iterdir()),
+        frozenset(entry.name for entry in Path("/sys/class/net").iterdir()) - OF_MODULES,
     )
 
 
