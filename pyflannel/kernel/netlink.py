@@ -210,7 +210,7 @@ class KernelNetlink:
     async def create_link(self, spec: LinkSpec) -> Link:
         """Creates a link, exclusively, and reads it back."""
         subject = f"{spec.name} type {spec.kind}"
-        (answer,) = await self._channel.transact("link add", [pyroute.create_link(spec)])
+        (answer,) = await self._channel.transact("link add", [links.create_link(spec)])
         if answer.errno == errno.EOPNOTSUPP:
             hint = f"this kernel has no {spec.kind} devices; try: modprobe {spec.kind}"
             raise DeviceUnavailable("link add", subject, answer.errno, hint)
