@@ -95,7 +95,7 @@ def scraped(text: str) -> Scraped:
 def told_config(effective: Mapping[str, object]) -> dict[str, object]:
     """The part of a network config that the health port tells: no text but the backend's type.
 
-    A backend's other texts are commands and the like, which are nobody else's business.
+    A backend's other texts are commands and the like, which concern this node alone.
     """
     backend = effective.get("Backend")
     told: dict[str, object] = {}

@@ -63,7 +63,7 @@ for port in range(20_000, 20_000 + want // hosts + 1):
         for host in range(100, 100 + hosts):
             sending.sendto(b"", (f"192.0.2.{host}", 9))
 """
-"""A connection each: nobody answers at these addresses, so each stays for half a minute."""
+"""A connection each: no host answers at these addresses, so each stays for half a minute."""
 FAULTS = [
     (
         # The way there leads beside the tunnel, and what comes by the tunnel is checked against it.

@@ -133,7 +133,7 @@ struct engine {
     int wake_fd; /* eventfd, readable for ever once set: stop, or failure */
     bool running;
     struct table *retired; /* under the caller's lock (the GIL): replacing is never concurrent */
-    /* Under the same lock: whose each number is, 0 for nobody's, and what had been counted under it
+    /* Under the same lock: whose each number is, 0 if it is free, and what had been counted under it
      * when its peer got it. */
     uint32_t numbered[PEER_NUMBERS];
     uint64_t before[PEER_NUMBERS][PEER_COUNTERS];

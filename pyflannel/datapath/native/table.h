@@ -76,7 +76,7 @@ static inline uint32_t table_lookup(const struct table *t, uint32_t destination)
     return 0;
 }
 
-/* The cell of a peer's address; NULL if it is nobody's. */
+/* The cell of a peer's address; NULL if no peer has it. */
 static inline struct table_cell *table_sender(const struct table *t, uint32_t address)
 {
     uint32_t end = (uint32_t)(1ull << (32 - t->senders.shift)) - 1;
