@@ -8,50 +8,19 @@ or data race.
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
-NATIVE = Path(__file__).parents[2] / "pyflannel" / "datapath" / "native"
-PURE = ("packet.c", "segment.c", "coalesce.c")
-ENGINE = (*PURE, "table.c", "engine.c", "tx.c", "rx.c")
+from tests.fuzz.native_build import ENGINE, PURE, build
+
 WRAPPED = ("readv", "writev", "sendmsg", "sendmmsg", "recvmmsg")
 FUZZ_S = int(os.environ.get("PYFLANNEL_FUZZ_S", "6"))
 """Seconds for each fuzzer; more for a long night."""
 SOAK_S = 2
 
 pytestmark = pytest.mark.slow
-
-
-def clang() -> str:
-    """The compiler with the sanitizers and libFuzzer."""
-    for name in ("clang", "clang-19", "clang-16", "clang-15", "clang-14"):
-        path = shutil.which(name)
-        if path:
-            return path
-    pytest.skip("clang is not installed")
-
-
-def build(target: Path, harness: str, sources: tuple[str, ...], *flags: str) -> Path:
-    """Compiles a harness with the sources it exercises; warnings are errors."""
-    subprocess.run(
-        [
-            clang(),
-            *("-g", "-O1", "-std=gnu11", "-pthread", "-Wall", "-Wextra", "-Werror"),
-            *flags,
-            "-fno-sanitize-recover=all",
-            f"-I{NATIVE}",
-            "-o",
-            target,
-            HERE / harness,
-            *(NATIVE / source for source in sources),
-        ],
-        check=True,
-    )
-    return target
 
 
 @pytest.mark.parametrize(
