@@ -12,12 +12,14 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from bench import goals
 from bench.throughput import Samples
 
 COLUMNS = (
     ("tcp1_gbit", "TCP 1 Gbit/s", 2),
     ("tcp4_gbit", "TCP 4", 2),
     ("udp64_kpps", "64 B kpps ≤1 % loss", 0),
+    ("udp64_4_kpps", "of 4 senders", 0),
     ("rr_p50_us", "RR p50 µs", 0),
     ("rr_p99_us", "p99", 0),
     ("cpu_s_per_gb", "CPU s/GB", 2),
@@ -58,7 +60,7 @@ def _cell(values: Sequence[float], digits: int) -> str:
 
 
 def table(results: Results) -> str:
-    """Median (min–max) of every column, and ratios of medians to upstream and to vxlan."""
+    """Median (min–max) of every column, ratios of medians to upstream and to vxlan, and goals."""
     lines: list[str] = []
     for underlay, rows in results.items():
         lines += [f"## Underlay: {underlay}", ""]
@@ -71,6 +73,7 @@ def table(results: Results) -> str:
             cells += [_ratio(samples, base), _ratio(samples, vxlan)]
             lines.append("| " + " | ".join([name, *cells]) + " |")
         lines.append("")
+    lines += ["## Goals", "", goals.meaning(os.cpu_count() or 1), "", *goals.table(results), ""]
     return "\n".join(lines)
 
 

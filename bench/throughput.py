@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -27,6 +28,7 @@ from pyflannel.lab.spaces import Space
 UPSTREAM = "PYFLANNEL_UPSTREAM"
 TRAFFIC = [sys.executable, "-IS", traffic.__file__]
 LOSS_LIMIT = 0.01
+FIRST_PORT = 5201
 SEARCH_STEPS = 6
 """Bisections of the packet rate: the answer is within 2 % of the fastest rate tried."""
 HERE = Path(__file__).resolve().parent
@@ -81,6 +83,8 @@ class Samples:
     udp64_kpps: list[float] = field(default_factory=list)
     """Delivered at the highest rate with at most 1 % loss."""
     udp64_flood_kpps: list[float] = field(default_factory=list)
+    udp64_4_kpps: list[float] = field(default_factory=list)
+    """Delivered of what four senders send as fast as they can."""
     rr_p50_us: list[float] = field(default_factory=list)
     rr_p99_us: list[float] = field(default_factory=list)
     cpu_s_per_gb: list[float] = field(default_factory=list)
@@ -218,6 +222,18 @@ def _udp(rig: Rig, rate: int, seconds: float) -> tuple[float, float]:
     return received / made["seconds"] / 1e3, max(0.0, 1 - received / sent) if sent else 1.0
 
 
+def _udp_of(rig: Rig, senders: int, seconds: float) -> float:
+    """Delivered kpps of so many floods at once."""
+    role = "udp-source", "udp-sink", f"--seconds={seconds}", "--size=64"
+    with ThreadPoolExecutor(senders) as pool:
+        runs = [
+            pool.submit(_pair, rig, *role, f"--port={FIRST_PORT + number}")
+            for number in range(senders)
+        ]
+        done = [each.result() for each in runs]
+    return sum(taken["received"] / made["seconds"] for made, taken in done) / 1e3
+
+
 def _best_rate(rig: Rig, flood_kpps: float, seconds: float) -> float:
     """The most that arrives with at most 1 % loss, by bisection below what a flood delivers."""
     low, high, best = 0.0, flood_kpps * 1.2, 0.0
@@ -240,6 +256,7 @@ def measure(rig: Rig, seconds: float, into: Samples) -> None:
     flood, loss = _udp(rig, 0, seconds)
     into.udp64_flood_kpps.append(flood)
     into.udp64_kpps.append(flood if loss <= LOSS_LIMIT else _best_rate(rig, flood, seconds / 2))
+    into.udp64_4_kpps.append(_udp_of(rig, 4, seconds))
     asked, _ = _pair(rig, "ask", "echo", f"--seconds={seconds}")
     into.rr_p50_us.append(asked["p50_us"])
     into.rr_p99_us.append(asked["p99_us"])
