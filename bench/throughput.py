@@ -231,7 +231,8 @@ def _udp_of(rig: Rig, senders: int, seconds: float) -> float:
             for number in range(senders)
         ]
         done = [each.result() for each in runs]
-    return sum(taken["received"] / made["seconds"] for made, taken in done) / 1e3
+    delivered: float = sum(taken["received"] / made["seconds"] for made, taken in done)
+    return delivered / 1e3
 
 
 def _best_rate(rig: Rig, flood_kpps: float, seconds: float) -> float:

@@ -128,7 +128,8 @@ class Acquisition:
         if listed is None:
             listed = await list_leases(self._store, self._prefix)
         self.listed = listed
-        self._foreign.intersection_update(listed.by_key)  # what is free is anybody's again
+        # What is free is anybody's again. The few are looked up among the many.
+        self._foreign = {key for key in self._foreign if key in listed.by_key}
         written = self._carried_out(listed.leases)
         if written is not None:
             return await self._finish(written, attrs)
@@ -151,9 +152,10 @@ class Acquisition:
 
         Our record does not know it yet. The etcd lease that it hangs on was granted to us alone.
         """
-        granted = self._granted.id if self._granted is not None else 0
+        if self._granted is None:
+            return None
         for lease in leases:
-            if granted and lease.store_lease == granted:
+            if lease.store_lease == self._granted.id:
                 return lease if freesubnets.is_compatible(lease.key, self.config) else None
         return None
 
