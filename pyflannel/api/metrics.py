@@ -13,8 +13,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from pyflannel.aio.pace import let_go, paced
-from pyflannel.report.metrics import Family, families
+from pyflannel.report.metrics import MOST_PEERS, Family, families
 from pyflannel.report.model import NodeReport
+from pyflannel.report.peers import by_trouble
 from pyflannel.report.source import Source
 
 if TYPE_CHECKING:
@@ -45,8 +46,12 @@ class Scrapes:
         """The body."""
         async with self._lock:
             if self._made is None or self._now() - self._made >= FRESH_S:
-                every = self._source.peer_reports()
+                every = self._source.peer_reports(counted=False)
                 peers = [peer async for peer in paced(every) if peer is not None]
+                peers = await asyncio.to_thread(by_trouble, peers)
+                # The others have no series in which it could be told.
+                shown = map(self._source.with_counts, peers[:MOST_PEERS])
+                peers[:MOST_PEERS] = [peer async for peer in paced(shown)]
                 report = replace(self._source.report(), peers=peers)
                 self._answer = await asyncio.to_thread(render, report)
                 await let_go(peers)

@@ -53,10 +53,12 @@ from pyflannel.node.progress import PROGRAM_FIRST_S, Progress
 from pyflannel.node.reports import (
     by_subnet,
     config_report,
+    key_of,
     lease_report,
     peer_report,
     some_rejections,
     underlay_report,
+    with_counts,
 )
 from pyflannel.node.trouble import Trouble
 from pyflannel.report.model import (
@@ -249,9 +251,13 @@ class Agent:
         """Why this node does not do its work now; empty if it does."""
         return why_not_working(self.report())
 
-    def peer_reports(self) -> Iterator[PeerReport | None]:
+    def peer_reports(self, *, counted: bool = True) -> Iterator[PeerReport | None]:
         """As in `Source`."""
-        return self._node.peer_reports() if self._node is not None else iter(())
+        return self._node.peer_reports(counted=counted) if self._node is not None else iter(())
+
+    def with_counts(self, peer: PeerReport) -> PeerReport:
+        """As in `Source`."""
+        return self._node.with_counts(peer) if self._node is not None else peer
 
     def report(self) -> NodeReport:
         """As in `Source`."""
@@ -609,7 +615,7 @@ class Node:
         """The probes of the peers."""
         return self._probing.report()
 
-    def peer_reports(self) -> Iterator[PeerReport | None]:
+    def peer_reports(self, *, counted: bool) -> Iterator[PeerReport | None]:
         """As in `Source`."""
         network, backend = self._driver.report(), self._config.backend_type
         for lease in by_subnet(self._table.peers.values()):
@@ -617,4 +623,10 @@ class Node:
                 yield None
             else:
                 view = self._probing.view(lease.key)
-                yield peer_report(lease, backend, network, view, self._driver.peer_counters(lease))
+                counts = self._driver.peer_counters(lease) if counted else None
+                yield peer_report(lease, backend, network, view, counts)
+
+    def with_counts(self, peer: PeerReport) -> PeerReport:
+        """As in `Source`."""
+        lease = self._table.peers.get(key_of(peer))
+        return with_counts(peer, self._driver.peer_counters(lease)) if lease is not None else peer

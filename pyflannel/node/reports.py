@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from ipaddress import IPv4Network, IPv6Network
 from itertools import islice
 from typing import Final, TypedDict
 
@@ -112,6 +114,19 @@ def peer_report(
         **_traffic(counted),
         underlay_heard=probed.underlay_heard,
         underlay_rtt_s=probed.underlay_rtt_s,
+    )
+
+
+def with_counts(peer: PeerReport, counted: Mapping[str, int] | None) -> PeerReport:
+    """The same record with what the data path counted, if it counts this peer."""
+    return replace(peer, **_traffic(counted)) if counted is not None else peer
+
+
+def key_of(peer: PeerReport) -> SubnetKey:
+    """Of the lease that a record is about."""
+    return SubnetKey(
+        v4=IPv4Network(peer.subnet) if peer.subnet is not None else None,
+        v6=IPv6Network(peer.ipv6_subnet) if peer.ipv6_subnet is not None else None,
     )
 
 

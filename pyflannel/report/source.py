@@ -15,9 +15,16 @@ class Source(Protocol):
         """Everything but the peers one by one. Quick, however many there are."""
         ...
 
-    def peer_reports(self) -> Iterator[PeerReport | None]:
+    def peer_reports(self, *, counted: bool = True) -> Iterator[PeerReport | None]:
         """A record for each peer that there is now, by subnet; `None` is a pause.
 
         Each is made when it is asked for, and others may have their turn in between.
+
+        Args:
+            counted: with what the data path counted of them. That is read from every CPU.
         """
+        ...
+
+    def with_counts(self, peer: PeerReport) -> PeerReport:
+        """A record that was made without them, with what the data path counted of the peer."""
         ...

@@ -58,6 +58,8 @@ LOAD_ATTEMPTS: Final = 5
 """As libbpf has it (sys_bpf_prog_load)."""
 BATCH_ENTRIES: Final = 4096
 """Entries of a map that are asked for at once."""
+BATCH_BYTES: Final = 1 << 20
+"""The most that their values may take: an entry of a per-CPU map has one for each CPU."""
 ENOTSUPP: Final = 524
 """include/linux/errno.h: not meant for user space, and what bpf(2) says nevertheless."""
 _BATCH: Final = struct.Struct("<QQQQIIQQ")
@@ -199,12 +201,13 @@ class Map:
     def _batches(self, value_bytes: int) -> dict[bytes, bytes] | None:
         found: dict[bytes, bytes] = {}
         key_bytes = self.definition.key_bytes
-        keys, values = _buffer(BATCH_ENTRIES * key_bytes), _buffer(BATCH_ENTRIES * value_bytes)
+        most = max(1, min(BATCH_ENTRIES, BATCH_BYTES // value_bytes))
+        keys, values = _buffer(most * key_bytes), _buffer(most * value_bytes)
         where = _buffer(max(key_bytes, 8))
         begin, place = 0, ctypes.addressof(where)
         lists = (ctypes.addressof(keys), ctypes.addressof(values))
         while True:
-            attr = _BATCH.pack(begin, place, *lists, BATCH_ENTRIES, self.fd, 0, 0)
+            attr = _BATCH.pack(begin, place, *lists, most, self.fd, 0, 0)
             _, code, answer = _exchange(MAP_LOOKUP_BATCH, attr)
             if code in (errno.EINVAL, ENOTSUPP):
                 return None
@@ -484,6 +487,10 @@ def get_pinned(path: str) -> int | None:
 @functools.cache
 def possible_cpus() -> int:
     """How many values a per-CPU map has (kernel/bpf/syscall.c, `num_possible_cpus`)."""
-    listing = Path("/sys/devices/system/cpu/possible").read_text("ascii")
-    last = listing.strip().split(",")[-1].split("-")[-1]
-    return int(last) + 1
+    return cpus_in(Path("/sys/devices/system/cpu/possible").read_text("ascii"))
+
+
+def cpus_in(listing: str) -> int:
+    """How many CPUs a list such as `0-3,8` has, as sysfs prints them ("%*pbl", lib/vsprintf.c)."""
+    ends = [part.split("-") for part in listing.strip().split(",")]
+    return sum(int(each[-1]) - int(each[0]) + 1 for each in ends)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
-import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Final
@@ -14,8 +13,6 @@ from typing import Final
 from pyflannel.core.errors import DatapathError, FlannelError, KernelError
 from pyflannel.core.lpm import RouteTable
 from pyflannel.datapath.base import (
-    MOST_COUNTED,
-    PEER_COUNTERS,
     Capabilities,
     Datapath,
     DatapathConfig,
@@ -23,6 +20,7 @@ from pyflannel.datapath.base import (
 from pyflannel.datapath.ebpf import attachment, bpf, gropair, pins
 from pyflannel.datapath.ebpf.attachment import Attachment
 from pyflannel.datapath.ebpf.programs import PROGRAMS, Programs
+from pyflannel.datapath.ebpf.traffic import PeerTraffic
 from pyflannel.datapath.python import PythonDatapath
 from pyflannel.logs import get_logger
 
@@ -33,9 +31,6 @@ SETTINGS: Final = struct.Struct("=4s4s4sIIII16s16sHHBB6s6s12sBx")
 PREFIX: Final = struct.Struct("=I4s")
 HOP: Final = struct.Struct("=4sI20x")
 """`struct hop`: address and number; what the programs remember of the peer begins at 0."""
-TRAFFIC: Final = struct.Struct("=QQQQ")
-"""`struct traffic` of a CPU: the first of `PEER_COUNTERS`, in their order."""
-NOTHING: Final = (0, 0, 0, 0)
 ZERO_KEY: Final = bytes(4)
 COUNTED: Final = (
     "tun_packets",
@@ -70,13 +65,7 @@ class EbpfDatapath:
         self._given: dict[bytes, bytes] | None = None
         self._peers: dict[bytes, tuple[bytes, int]] = {}
         """Address and number by prefix, as they are in the map."""
-        self._numbers: dict[bytes, int] = {}
-        """By address: under what the programs count a peer."""
-        self._left: dict[int, tuple[int, ...]] = {}
-        """What an earlier run had counted, by number."""
-        self._counted_before: dict[int, tuple[int, ...]] = {}
-        """What had been counted under a number when its peer got it; of those in use since the
-        start."""
+        self._traffic: PeerTraffic | None = None
         self._before = dict.fromkeys(COUNTED, 0)
 
     @property
@@ -179,10 +168,8 @@ class EbpfDatapath:
             Whether it left settings.
         """
         self._peers = self._pinned_peers(loaded.maps["peers"])
-        self._numbers = {address: number for address, number in self._peers.values() if number}
-        self._left = self._all_traffic(loaded.maps["traffic"])
-        for number in self._numbers.values():
-            self._counted_before[number] = self._left.get(number, NOTHING)
+        numbers = {address: number for address, number in self._peers.values() if number}
+        self._traffic = PeerTraffic(loaded.maps["traffic"], bpf.possible_cpus(), numbers)
         if self._given is not None:
             self._write_peers(self._given)
         self._before = self._read_counters(loaded.maps["counters"])
@@ -319,10 +306,11 @@ class EbpfDatapath:
     def _write_peers(self, wanted: Mapping[bytes, bytes]) -> None:
         """Makes the map hold these addresses by prefix. What it cannot hold takes the slow path."""
         assert self._loaded is not None  # noqa: S101
+        assert self._traffic is not None  # noqa: S101
         peers = self._loaded.maps["peers"]
         refused: KernelError | None = None
-        self._number(wanted.values())
-        hops = {key: (each, self._numbers.get(each, 0)) for key, each in wanted.items()}
+        self._traffic.give_numbers(wanted.values())
+        hops = {key: (each, self._traffic.number(each)) for key, each in wanted.items()}
         for key, hop in hops.items():
             if self._peers.get(key) != hop:
                 try:
@@ -340,48 +328,13 @@ class EbpfDatapath:
             log.warning("peers take the slow path", reason=reason)
         self._refused = reason
 
-    def _number(self, addresses: Collection[bytes]) -> None:
-        """Numbers the peers: who has a number keeps it, who is gone gives it back."""
-        wanted = set(addresses)
-        numbers = {each: n for each, n in self._numbers.items() if each in wanted}
-        used = set(numbers.values())
-        free = (number for number in range(1, MOST_COUNTED + 1) if number not in used)
-        new = sorted(wanted - numbers.keys())
-        for address, number in zip(new, free, strict=False):
-            numbers[address] = number
-            was_used = number in self._counted_before
-            self._counted_before[number] = (
-                self._traffic(number) if was_used else self._left.get(number, NOTHING)
-            )
-        self._numbers = numbers
-
-    def _traffic(self, number: int) -> tuple[int, ...]:
-        """What the programs have counted under a number, over all CPUs."""
-        assert self._loaded is not None  # noqa: S101
-        size = TRAFFIC.size * bpf.possible_cpus()
-        found = self._loaded.maps["traffic"].get(struct.pack("=I", number), size)
-        return _sums(found) if found is not None else NOTHING
-
-    @staticmethod
-    def _all_traffic(traffic: bpf.Map) -> dict[int, tuple[int, ...]]:
-        """Under all numbers, in few system calls; those with none are left out."""
-        found = traffic.items(TRAFFIC.size * bpf.possible_cpus())
-        return {
-            int.from_bytes(key, sys.byteorder): _sums(value)
-            for key, value in found.items()
-            if any(value)
-        }
-
     def peer_counters(self, peer: IPv4Address) -> Mapping[str, int] | None:
         """The user-space path's and the programs', added up."""
         slow = self._slow.peer_counters(peer)
-        number = self._numbers.get(peer.packed)
-        if slow is None or number is None or self._loaded is None:
+        if slow is None or self._traffic is None or self._loaded is None:
             return slow
-        found = zip(self._traffic(number), self._counted_before[number], strict=True)
-        fast = (now - before for now, before in found)
-        names = PEER_COUNTERS[: len(self._counted_before[number])]
-        return {**slow, **{name: slow[name] + n for name, n in zip(names, fast, strict=True)}}
+        fast = self._traffic.of(peer.packed) or {}
+        return {**slow, **{name: slow[name] + n for name, n in fast.items()}}
 
     def counters(self) -> dict[str, int]:
         """The user-space path's and the programs', added up."""
@@ -468,8 +421,3 @@ def _total(counters: bpf.Map, number: int) -> int:
     cpus = bpf.possible_cpus()
     values = counters.get(struct.pack("=I", number), 8 * cpus) or bytes(8 * cpus)
     return sum(struct.unpack(f"={cpus}Q", values))
-
-
-def _sums(values: bytes) -> tuple[int, ...]:
-    """Over all CPUs."""
-    return tuple(map(sum, zip(*TRAFFIC.iter_unpack(values), strict=True)))

@@ -9,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pyflannel.api import metrics
 from pyflannel.api.health import health_app
+from pyflannel.report.metrics import MOST_PEERS
 from pyflannel.report.model import NodeReport, PeerReport, StoreReport
 from tests.support.reports import Saying
 
@@ -62,3 +63,22 @@ async def test_a_client_that_asks_all_the_time_gets_one_answer_a_second():
     clock[0] += metrics.FRESH_S
     await scrapes.answer()
     assert node.asked == 2
+
+
+async def test_of_many_peers_those_are_counted_that_have_series():
+    """What was counted is read from each CPU that the machine may have: it costs the most."""
+    many = [
+        PeerReport(
+            subnet=f"10.{n // 256}.{n % 256}.0/24",
+            state="down" if n == 999 else "up",
+            packets_in=n,
+        )
+        for n in range(1000)
+    ]
+    node = Saying(NodeReport(peers=many))
+    shown = parsed(await metrics.Scrapes(node).answer())
+    assert node.counted == MOST_PEERS
+    counted = [name for name in shown if "peer_packets_total" in name]
+    assert len(counted) == MOST_PEERS
+    assert any("10.3.231.0/24" in name for name in counted), "the one with trouble"
+    assert shown["pyflannel_peers[('state', 'up')]"] == 999

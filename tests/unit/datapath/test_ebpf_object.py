@@ -20,9 +20,9 @@ from pyflannel.datapath.ebpf.path import (
     PREFIX,
     SETTINGS,
     STRIP_TESTS,
-    TRAFFIC,
 )
 from pyflannel.datapath.ebpf.programs import OBJECT, PROGRAMS
+from pyflannel.datapath.ebpf.traffic import TRAFFIC
 
 ROOT = Path(__file__).parents[3]
 SECTIONS = [f"tcx/{name}" for name in PROGRAMS]
