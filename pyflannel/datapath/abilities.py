@@ -1,6 +1,6 @@
-"""What data paths may be able to do, by the names that `status` and `doctor datapath` have.
+"""The abilities of data paths, by the names that `status` and `doctor datapath` show.
 
-What each can do here is found out when it starts, or by `diagnose.datapaths`.
+Which of them a machine grants is known when a data path starts, or from `diagnose.datapaths`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What speaks against a data path that would work: `auto` passes it over, `--datapath` does not.
+"""Why `auto` passes over a data path that would work. `--datapath` still takes it.
 
-The kernel runs the programs of `ebpf` wherever it can attach them. Whether that pays depends on
-what else it can: where joined packets are not joined, or super packets are cut, a data path in user
-space is as fast. So `auto` takes it where it was measured not to be slower, and nowhere else.
+The kernel runs the programs of `ebpf` wherever it can attach them. Whether that is faster depends
+on the kernel: where it does not join packets, or cuts super packets, a data path in user space is
+as fast. So `auto` takes `ebpf` only where measurements show that it is not slower.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ underlay as it comes and on a plain one (no segmentation offload). Debian's kern
 on 6.1 alone (441 of the 571 Mbit/s that it has as it comes); for the others its figure as it comes
 is taken, which flatters it. A kernel counts as the one before it in this list."""
 AS_FAST: Final = 0.95
-"""Rounds of one data path on one kernel are apart by up to 3 %."""
+"""Rounds of one data path on one kernel differ by up to 3 %."""
 
 
 def objection(found: Capabilities, *, linux: tuple[int, int], ethernet: bool) -> str:
-    """Why `auto` rather takes the next data path; empty if nothing speaks against this one.
+    """Why `auto` takes the next data path instead; empty if it takes this one.
 
     Args:
-        found: by its probe, which is content.
+        found: by its probe, which succeeded.
         linux: major and minor version of the running kernel.
         ethernet: whether the external interface's packets have an Ethernet header.
     """

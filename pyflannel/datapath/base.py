@@ -101,26 +101,25 @@ PEER_COUNTERS: Final = (
     "udp_wrong_destination",
     "udp_ttl",
 )
-"""What is counted of a peer: inner packets that were sent to it, those of it that were let in
-(whether the TUN took them or not), and reasons of drop by their names in `COUNTERS`, where the peer
-is known when the packet is dropped."""
+"""Counters of one peer: inner packets sent to it, inner packets accepted from it (even if the TUN
+then refused them), and the drops at which the peer was known, under their names in `COUNTERS`."""
 MOST_COUNTED: Final = 1024
-"""Peers that are counted by themselves, the first to come: 100 KB for each thread of the native
-data path, 32 KB of the kernel's memory for each CPU with ebpf. Of the others nothing is known but
-what they add to the totals."""
+"""Peers that have counters of their own: the first that come. They take 100 KB for each thread of
+the native data path, and with ebpf 32 KB of kernel memory for each CPU. The other peers are counted
+in the totals only."""
 BELIEVED_MTU: Final = 1280
-"""Bytes that the path to every peer is taken to pass, if the interface does. What the kernel knows
-about a path may come from anybody: "fragmentation needed" is not authenticated, any router's is
-taken, and 552 bytes for ten minutes are a few per cent of the throughput. No link that carries IPv6
-has less (RFC 8200, section 5). A network of nodes that does must give its interfaces their MTU."""
+"""Bytes. A path MTU below this is not believed, unless the interface's own MTU is lower. ICMP
+"fragmentation needed" is not authenticated: anyone can send one, and ten minutes at 552 bytes leave
+a few per cent of the throughput. No link that carries IPv6 has a smaller MTU (RFC 8200, section 5).
+If links between the nodes do, the nodes' interfaces need that MTU."""
 PATH_MTU_AGE_S: Final = 1.0
-"""How long what the kernel said about a path is taken for true: an inquiry costs two system calls,
-and a TCP sender repeats itself in about that time."""
+"""How long the kernel's answer about a path is used. Asking costs two system calls, and a TCP
+sender retransmits after about that time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatapathConfig:
-    """What a data path is told once, before it starts."""
+    """The settings of a data path, fixed before it starts."""
 
     tun_fd: int
     """Non-blocking descriptor of the TUN (IFF_NO_PI), or of a packet-preserving socket pair in a
@@ -147,7 +146,7 @@ class DatapathConfig:
     """Whether a peer's datagrams may come from any UDP port, where a NAT between the nodes changes
     it (`--udp-accept any-port`)."""
     accept_any: bool = False
-    """Upstream's behaviour: take every datagram, no matter who sent it (`--udp-accept any`)."""
+    """Upstream's behaviour: accept datagrams from any sender (`--udp-accept any`)."""
     vnet_hdr: bool = False
     """Whether the TUN was opened with IFF_VNET_HDR: 10 bytes of virtio-net header per packet."""
     pin_dir: str = ""
@@ -156,7 +155,7 @@ class DatapathConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What a data path found it can do on this machine; shown in `status`."""
+    """What a data path can do on this machine; shown in `status`."""
 
     name: str
     """`python`, `native` or `ebpf`."""
@@ -166,22 +165,22 @@ class Capabilities:
     """Whether it can go on forwarding without the process (ebpf), so that the TUN is made
     persistent and left behind, and a restart drops no packet."""
     meanwhile: bool = False
-    """Whether another release's programs carry the packets now, with a table that this one cannot
-    take over: it is started when its own table is full, and not before."""
+    """Whether another release's programs carry the packets now, and this release cannot read their
+    peer table. Then it starts only once its own table is filled."""
     attached_by: str = ""
-    """How its programs are attached to devices (`tcx`, `clsact`), if it has any."""
+    """How its BPF programs are attached to devices (`tcx` or `clsact`); empty without programs."""
     wants_ethernet: bool = False
     """Whether it is slow where the external interface's packets have no Ethernet header (TUN, IP in
     IP, WireGuard)."""
     devices: tuple[str, ...] = ()
-    """Names of devices of its own that it keeps beside the TUN; when something happens to one of
-    them, `repair` is wanted soon."""
+    """Names of its own devices beside the TUN. After a change of one of them `repair` is called
+    soon."""
     offloads: Mapping[str, str] = field(default_factory=dict)
     """Each offload with `on`, `off (forced)`, `off (not supported: …)` or `withdrawn (EIO …)`."""
 
 
 class Datapath(Protocol):
-    """Moves packets. The udp backend owns it and calls it from the event loop's thread only.
+    """Moves packets. The udp backend owns it, and calls it only from the event loop's thread.
 
     Only `prepare` and `complete` may be called from another thread, while nothing is called but
     `capabilities` and `counters`.
@@ -197,9 +196,9 @@ class Datapath(Protocol):
         ...
 
     def prepare(self) -> None:
-        """What of the start waits for the kernel; it takes up to a tenth of a second.
+        """Does the part of the start that waits for the kernel, up to a tenth of a second.
 
-        `start` does it as well if it was left out.
+        `start` calls it if it has not been called.
 
         Raises:
             DatapathError: if the path cannot be used; nothing is left then.
@@ -215,7 +214,7 @@ class Datapath(Protocol):
         ...
 
     def complete(self) -> None:
-        """What makes it faster, and can wait until the first peers are in the table.
+        """Adds what makes it faster and can wait until the first peers are in the table.
 
         It takes up to a tenth of a second, and never raises: what is not available shows in
         `capabilities`.
@@ -231,7 +230,7 @@ class Datapath(Protocol):
         ...
 
     def peer_counters(self, peer: IPv4Address) -> Mapping[str, int] | None:
-        """All of `PEER_COUNTERS` of a peer; `None` if it is not in the table, or one too many."""
+        """All of `PEER_COUNTERS` of a peer; `None` if it is not in the table or has no counters."""
         ...
 
     def failure(self) -> str | None:
@@ -242,11 +241,10 @@ class Datapath(Protocol):
         ...
 
     def repair(self) -> Sequence[str]:
-        """Looks after what it keeps in the kernel beside the descriptors, if anything.
+        """Compares its objects in the kernel with what they should be, and repairs them.
 
         Called on every full pass, and after notifications about its `devices`. Takes milliseconds
-        at most, and never raises: it does without what is not available, which shows in
-        `capabilities`.
+        at most and never raises. What is not available shows in `capabilities`.
 
         Returns:
             What was put right, by name.

@@ -1,4 +1,4 @@
-"""A peer table as the Python data path wants it, and what it counts of each peer."""
+"""The peer table in the form that the Python data path reads, and its counters of each peer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Hop = tuple[str, int]
 
 
 class Hops(NamedTuple):
-    """A peer table in the shape that one packet's look-up wants."""
+    """A peer table in the form that makes the look-up of one packet cheapest."""
 
     mask: int
     """Applied to an address before `get`: the mask of the prefix length if there is only one."""
@@ -52,7 +52,7 @@ def compiled(table: RouteTable, port: int) -> Hops:
 def counted(
     known: Mapping[str, dict[str, int]], addresses: Iterable[str]
 ) -> dict[str, dict[str, int]]:
-    """Counters for these peers: who had some keeps them."""
+    """Counters for these peers. A peer that had counters keeps them."""
     wanted = set(addresses)
     kept = {name: counts for name, counts in known.items() if name in wanted}
     new = islice((name for name in wanted if name not in kept), MOST_COUNTED - len(kept))

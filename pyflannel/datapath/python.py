@@ -1,28 +1,27 @@
 """The packet path in plain Python: the reference that the fast ones are compared with.
 
-Theory of operation. Two descriptors, the TUN and the UDP socket, are drained in turns by one
-callback of the event loop, a packet at a time: read into a buffer that is always the same, look at
-fixed offsets, change TTL and checksum in place, hand on. The rules are those of
-`pyflannel.datapath.base`, in the order in which they stand there; the two loops `_drain_tun` and
-`_drain_udp` are those two lists.
+Theory of operation. One callback of the event loop drains the TUN and the UDP socket in turns, a
+packet at a time: it reads into one buffer, looks at fixed offsets, changes TTL and checksum in
+place, and sends. The rules are those of `pyflannel.datapath.base`, in the order in which they stand
+there; the two loops `_drain_tun` and `_drain_udp` are those two lists.
 
-Both descriptors hang on an epoll of our own, and the event loop watches only that one. Two reasons:
-one wake-up serves both directions, and an error on a descriptor (the device was deleted, an ICMP
-error waits at the socket) reaches our code on every event loop; uvloop's would drop the reader of
-such a descriptor without a word to us.
+Both descriptors are in an epoll of our own, and the event loop watches only that. This has two
+reasons: one wake-up serves both directions, and an error on a descriptor (the device was deleted,
+an ICMP error waits at the socket) reaches our code on every event loop. uvloop would silently drop
+the reader of such a descriptor.
 
-*Sharing the loop.* The callback alternates between the directions every `BATCH` packets and
-returns when both are dry, or after `SLICE_S`; epoll is level-triggered, so it is called again after
-everyone else had their turn.
+*Sharing the loop.* The callback changes direction every `BATCH` packets and returns when both are
+drained, or after `SLICE_S`. epoll is level-triggered, so the loop calls it again after all other
+callbacks had their turn.
 
 *Speed.* What counts is system calls, then bytecodes per packet. So the loops are written out, names
 are local, a packet of the common shape (no options, length as it says) passes with one comparison,
-and views on the first n bytes of a buffer are made once per length. Everything out of the ordinary
-is a method call away.
+and views on the first n bytes of a buffer are made once per length. Everything else is in methods
+of its own.
 
 *Errors.* A descriptor that is gone (`EBADFD` after `flannel0` was deleted) ends the data path:
-`failure` says why and nothing spins. A refused packet is counted and forgotten; the interface being
-down for a while (`EIO`) is such a case.
+`failure` says why and nothing spins. A refused packet is counted and dropped, also while the
+interface is down (`EIO`).
 """
 
 from __future__ import annotations
@@ -71,24 +70,24 @@ from pyflannel.logs import get_logger
 log = get_logger(__name__)
 
 BATCH: Final = 32
-"""Packets moved in one direction before the other has its turn: 0.2–0.5 ms at 6–15 µs each."""
+"""Packets moved in one direction before the other gets its turn: 0.2–0.5 ms at 6–15 µs each."""
 SLICE_S: Final = 0.002
-"""Seconds after which the callback returns even if there is more: what a timer or an HTTP request
-of the daemon may be late by. With the batch that is being finished it stays below 3 ms."""
+"""Seconds after which the callback returns even if packets are left. It delays timers and HTTP
+requests of the daemon by this much, and by less than 3 ms with the batch that it finishes."""
 ICMP_ALL: Final = (1000.0, 250)
 """ICMP errors a second, and at once: the contract's numbers. The first is Linux's own
 (`icmp_msgs_per_sec`)."""
 ICMP_EACH: Final = (200.0, 50)
-"""The same for those that one source causes; the second is Linux's own for all
-(`icmp_msgs_burst`). Four that do nothing else leave a share for everybody."""
+"""The same for ICMP errors that one source causes. The burst is Linux's own for all sources
+(`icmp_msgs_burst`). Four sources that send nothing else leave a share for the others."""
 OUTER_BYTES: Final = 28
 """Outer IPv4 (20) and UDP (8) header."""
 BELIEVED_BYTES: Final = BELIEVED_MTU - OUTER_BYTES
 ROOMS: Final = 4096
-"""Paths whose MTU is remembered; one more, and all are asked for again."""
+"""Paths whose MTU is remembered. One more clears them all, and each is asked for again."""
 
 _BUFFER_BYTES: Final = IPV4_MAX_BYTES + 1
-"""Holds whatever can arrive, so that nothing is ever cut off and taken for whole."""
+"""Room for the longest packet, so that none is truncated and mistaken for a whole one."""
 
 _FIELDS: Final = struct.Struct("!BxHxxxxBxHII")
 """version and IHL, total length, TTL, checksum, source, destination."""
@@ -99,9 +98,9 @@ _IP_PMTUDISC_DONT: Final = 0
 # linux/in.h; the socket module has no names for these.
 
 _FULL: Final = frozenset((errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM))
-"""The queue is full: trying again at once cannot help."""
+"""The queue is full. Trying again at once is useless."""
 _GONE: Final = frozenset((errno.EBADF, errno.EBADFD, errno.ENOTSOCK, errno.ENODEV))
-"""The descriptor is no more what it was: nothing will help."""
+"""The descriptor is no longer usable. Trying again is useless."""
 
 
 class _Prefixes(dict[int, memoryview]):
@@ -153,8 +152,8 @@ class PythonDatapath:
         self._epoll: select.epoll | None = None
         self._socket: socket.socket | None = None
 
-        # One packet is in flight at a time in each direction; an ICMP error is made from the packet
-        # while it still lies in its buffer.
+        # One packet is in flight in each direction. An ICMP error is made from the packet while it
+        # is still in its buffer.
         self._tun_buffer = bytearray(_BUFFER_BYTES)
         self._tun_prefixes = _Prefixes(self._tun_buffer)
         self._udp_buffer = bytearray(_BUFFER_BYTES)
@@ -166,7 +165,7 @@ class PythonDatapath:
 
     @property
     def capabilities(self) -> Capabilities:
-        """There are no offloads to tell of."""
+        """This data path uses no offloads."""
         return self._capabilities
 
     def prepare(self) -> None:
@@ -189,7 +188,7 @@ class PythonDatapath:
             udp = socket.socket(fileno=os.dup(config.udp_fd))
             udp.setblocking(False)  # noqa: FBT003  the socket module's signature
             if config.vnet_hdr:
-                # The former user of the TUN may have asked for super packets.
+                # The last user of the TUN may have asked for super packets.
                 with contextlib.suppress(KernelError):  # not a TUN, then there is nothing to undo
                     set_offload(config.tun_fd, 0)
             epoll.register(config.tun_fd, select.EPOLLIN)
@@ -268,7 +267,7 @@ class PythonDatapath:
                 if self._clock() >= deadline:
                     return
         except Exception as error:
-            # The loop would call us again without end, and log a traceback each time.
+            # If it escaped, the loop would call us again at once and log a traceback, without end.
             self._fail(f"defect in the python data path: {error!r}")
             log.exception("data path failed", datapath="python", device=self._config.tun_name)
 
@@ -278,7 +277,7 @@ class PythonDatapath:
         tun_fd, mtu, vnet_hdr = self._config.tun_fd, self._config.mtu, self._config.vnet_hdr
         packet, prefixes, buffers = self._tun_buffer, self._tun_prefixes, self._tun_buffers
         readv, fields, sendto = os.readv, _FIELDS.unpack_from, self._udp.sendto
-        # Packets to one peer, counted together when another one's turn comes.
+        # Packets to one peer are counted together, when the first to another peer comes.
         run: Hop | None = None
         packets = size = 0
         more = True
@@ -379,8 +378,9 @@ class PythonDatapath:
                 more = False
                 break
             except OSError as error:
-                # An ICMP error about an earlier datagram of ours is told once, and takes nothing
-                # away from what waits behind it. Nothing but errors is another matter.
+                # An ICMP error about an earlier datagram of ours is reported once, and the
+                # datagrams behind it are still there. A whole batch of errors means that the socket
+                # is broken.
                 errors += 1
                 if error.errno in _GONE or errors == BATCH:
                     self._fail(f"{_spell(error)}: the UDP socket is gone")
@@ -429,7 +429,7 @@ class PythonDatapath:
                     write(tun_fd, prefixes[n])
             except OSError as error:
                 self._write_refused(error)
-                # Let in of the peer, and not handed on.
+                # It was accepted from the peer, but not delivered.
                 self._count["udp_packets"] -= 1
                 self._count["udp_bytes"] -= n
                 if self._failure is not None:
@@ -439,10 +439,10 @@ class PythonDatapath:
         return more
 
     def _on_trouble(self, fd: int, events: int) -> None:
-        """What else epoll says about a descriptor that read well; left alone it would say so on.
+        """Handles the other epoll events of a descriptor, which epoll would report again and again.
 
-        A socket that is asked to (IP_RECVERR) queues errors and counts as ready until somebody has
-        taken them. Anything else is the end of the descriptor.
+        With IP_RECVERR a socket queues errors and is ready until they are read. Any other event
+        means that the descriptor is unusable.
         """
         if fd == self._config.tun_fd:
             self._fail(f"epoll event {events:#x}: {self._config.tun_name} is gone")
@@ -455,7 +455,7 @@ class PythonDatapath:
                 self._fail(f"epoll event {events:#x}: the UDP socket is shut down")
 
     def _is_unfit(self, side: str, packet: bytearray, n: int, peer: str = "") -> bool:
-        """Whether a packet of uncommon shape is to be dropped; options are uncommon but fit."""
+        """Whether to drop a packet of uncommon shape. IP options are uncommon, but allowed."""
         if is_malformed(packet, n):
             self._drop(peer, f"{side}_malformed")
         elif n > self._config.mtu:
@@ -467,7 +467,7 @@ class PythonDatapath:
     def _take_vnet_header(self, n: int) -> int:
         """Bytes of the packet behind the virtio-net header; -1 (malformed) if it cannot be used.
 
-        We ask for no offload, so a super packet cannot come unless somebody else set up the TUN.
+        We ask for no offload, so super packets come only if another program set up the TUN.
         """
         if n < VNET_HEADER_BYTES:
             return -1
@@ -506,12 +506,12 @@ class PythonDatapath:
                 self._send_again(answer, hop, error)
 
     def _too_big(self, packet: memoryview, hop: Hop) -> bool:
-        """Answers or fragments what the path does not take whole; whether it was sent."""
+        """Answers (DF) or fragments a packet longer than the path MTU; whether it was sent."""
         if packet[6] & 0x40:
             self._drop(hop[0], "tun_too_big")
             if may_be_answered(packet, len(packet), answer_icmp=True):
                 room = self._room(hop)
-                if room >= len(packet):  # the interface's MTU is smaller than what is believed
+                if room >= len(packet):  # the interface's MTU is below BELIEVED_MTU
                     room = self._path_mtu(hop) - OUTER_BYTES
                 if room > 0 and self._may_answer_now(packet):
                     self._count["icmp_frag_needed"] += 1
@@ -525,8 +525,8 @@ class PythonDatapath:
                         )
                     )
             return False
-        # No per-datagram way to clear DF exists for IPv4, and nothing else sends on this socket
-        # between these lines.
+        # IPv4 has no way to clear DF for one datagram. Nothing else sends on this socket between
+        # these lines.
         before = self._udp.getsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER)
         try:
             self._udp.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_DONT)
@@ -539,9 +539,9 @@ class PythonDatapath:
         return True
 
     def _room(self, hop: Hop) -> int:
-        """Bytes that a packet to a peer may have, as far as its path is believed to be narrow.
+        """Most bytes of a packet to a peer, by the path MTU that we believe.
 
-        Asked of the kernel once in `PATH_MTU_AGE_S`.
+        Asks the kernel once in `PATH_MTU_AGE_S`.
         """
         now = self._clock()
         known = self._rooms.get(hop)
@@ -554,9 +554,9 @@ class PythonDatapath:
         return room
 
     def _path_mtu(self, hop: Hop) -> int:
-        """What the kernel knows about the path to a peer, in bytes; 0 if it does not say.
+        """The kernel's path MTU to a peer, in bytes; 0 if it does not say.
 
-        Only a connected socket can be asked (ip(7), IP_MTU), so one is connected for the purpose.
+        Only a connected socket can be asked (ip(7), IP_MTU), so this connects one.
         """
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
             try:
@@ -580,8 +580,8 @@ class PythonDatapath:
     def _send_again(self, packet: memoryview, hop: Hop, error: OSError) -> bool:
         """Whether the second and last attempt succeeded.
 
-        The first error may have been an earlier datagram's: an ICMP error from the network stays
-        with the socket until the next call, whatever that call wants (with IP_RECVERR).
+        The first error may belong to an earlier datagram: with IP_RECVERR, the next call on the
+        socket returns a pending ICMP error, whatever the call is.
         """
         if error.errno not in _FULL:
             try:
@@ -598,7 +598,7 @@ class PythonDatapath:
         return False
 
     def _write(self, packet: bytes) -> None:
-        """An ICMP error of ours into the TUN."""
+        """Writes an ICMP error of ours into the TUN."""
         try:
             if self._config.vnet_hdr:
                 os.writev(self._config.tun_fd, (VnetHeader.PLAIN, packet))

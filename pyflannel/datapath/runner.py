@@ -1,8 +1,8 @@
-"""Chooses a data path, starts it, and does without one that fails.
+"""Chooses a data path, starts it, and replaces one that fails.
 
-The backend, which has TUN and socket, owns a runner and calls it from the event loop. What is
-chosen must be known before the TUN is opened (`Capabilities.wants_vnet_hdr`), so choosing and
-starting are two steps; between a failure and the next choice the backend opens the TUN anew.
+The backend owns the TUN, the socket and a runner, and calls the runner from the event loop. The
+choice must be known before the TUN is opened (`Capabilities.wants_vnet_hdr`), so choosing and
+starting are two steps. After a failure the backend chooses again and opens the TUN again.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Runner:
 
     @property
     def running(self) -> bool:
-        """Whether one has been started, and not been stopped."""
+        """Whether a data path has been started and not stopped."""
         return self._path is not None
 
     @property
@@ -49,7 +49,7 @@ class Runner:
         return self._choice.factory.capabilities if self._choice is not None else None
 
     def choose(self, *, ethernet: bool) -> Capabilities:
-        """Takes the best one that works here and has not failed.
+        """Chooses the fastest one that works here and has not failed.
 
         Raises:
             DatapathError: there is none.
@@ -98,13 +98,13 @@ class Runner:
         self._starts += 1
 
     async def complete(self) -> None:
-        """Adds what could wait for the first peers; once after each start."""
+        """Adds what could wait for the first peers. Call it once after each start."""
         if self._path is not None and not self._complete:
             self._complete = True
             await in_thread("data path", self._path.complete)
 
     def replace_table(self, table: RouteTable) -> None:
-        """Puts another table in force; the next start needs it as well."""
+        """Puts another table in force, now and at the next start."""
         if self._path is not None:
             self._path.replace_table(table)
 
@@ -113,11 +113,11 @@ class Runner:
         return self._path.failure() if self._path is not None else None
 
     def minds(self, device: str) -> bool:
-        """Whether a change of a device is a reason to call `repair`; `""` is any device."""
+        """Whether to call `repair` after a change of this device; `""` stands for any device."""
         return self._path is not None and device in ("", *self._path.capabilities.devices)
 
     def repair(self) -> Sequence[str]:
-        """What was put right of what it keeps in the kernel."""
+        """Repairs its objects in the kernel; the names of what was repaired."""
         return self._path.repair() if self._path is not None else ()
 
     def stop(self) -> None:

@@ -2,12 +2,11 @@
 
 Each implementation is a module with two names: `probe()`, which answers with its `Capabilities` or
 with the reason why it cannot be used on this machine, and a class that takes a `DatapathConfig`.
-Modules are imported only when their turn has come: the fast ones may be missing from an
-installation, and importing one must not cost the others anything.
+A module is imported only when it is tried: the fast ones may be missing from an installation, and
+importing one costs time.
 
-A faster implementation that cannot be used, or that would not be faster here (`advice.py`), is no
-error for `auto`, but it is never passed over in silence: why stands in the reason, which the caller
-logs.
+`auto` passes over an implementation that cannot be used here, or that would not be faster here
+(`advice.py`). The reason that it returns says so, and the caller logs it.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Implementation:
-    """Where an implementation lives, and what to tell who asks for it in vain."""
+    """Where an implementation lives, and the advice for a machine on which it cannot be used."""
 
     module: str
     class_name: str
@@ -111,7 +110,7 @@ class _Factory:
 def probe_all(
     implementations: Mapping[str, Implementation] = IMPLEMENTATIONS,
 ) -> dict[str, Capabilities | str]:
-    """What each implementation says about this machine, for those who want to show all of it."""
+    """What each implementation says about this machine, for reports."""
     return {kind: implementation.probe() for kind, implementation in implementations.items()}
 
 
@@ -127,8 +126,8 @@ def create(
     Args:
         kind: `auto`, or a key of `IMPLEMENTATIONS`.
         implementations: fastest first; tests give their own.
-        failed: kinds that `auto` must pass over although their probe is content, each with the
-            reason: their `start` raised a moment ago.
+        failed: kinds that `auto` passes over although their probe succeeds, each with the reason:
+            their `start` has just raised.
         ethernet: whether the external interface's packets have an Ethernet header.
 
     Returns:

@@ -1,12 +1,12 @@
 """The seam between the programs and the kernel's ways of running them at a device.
 
-There are two. `tcx` (Linux 6.6, and older kernels to which distributions carried it back) is
-preferred: nothing that others do to the qdiscs of a device touches it. `clsact`, filters of tc,
-does the same since 5.10, which is the first kernel that has all helpers the programs call.
+There are two. `tcx` (Linux 6.6, and older kernels with a distribution's backport) is preferred:
+changes of a device's qdiscs do not affect it. `clsact`, filters of tc, does the same since 5.10,
+the first kernel that has all helpers the programs call.
 
-Everybody with root can take a program away from its device, delete a pin or the whole directory.
-Nothing announces it, and packets only become slower, or die with the daemon; so what is attached is
-desired state like everything else: looked at on every full pass, and put right.
+Any root process can detach a program, or delete a pin or the whole directory. The kernel sends no
+notification, and packets only become slower, or stop when the daemon ends. So the attachments are
+desired state like all other objects: each full pass compares and repairs them.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ FORCED: Final = "PYFLANNEL_EBPF_ATTACH"
 
 
 class Attachment(Protocol):
-    """Keeps programs at devices, and nothing else: others' programs and filters stay as they are.
+    """Keeps our programs attached to devices. Other programs and filters stay as they are.
 
-    A program runs from `place` on. Where an earlier run, of this process or another, has left one
-    of ours, the new one takes its place without a gap in between. If there is a directory for pins
-    programs run on after `close`, else they end with it.
+    A program runs from `place` on. It replaces one of ours that an earlier run, of this process or
+    another, has left there, without a gap. With a directory for pins programs run on after `close`,
+    without one they end with it.
     """
 
     @property
@@ -38,7 +38,7 @@ class Attachment(Protocol):
         ...
 
     def place(self, places: Mapping[str, int]) -> None:
-        """Puts each program at its device, and takes ours away from everywhere else.
+        """Attaches each program to its device, and detaches ours from all other devices.
 
         Args:
             places: program → ifindex.
@@ -49,7 +49,7 @@ class Attachment(Protocol):
         ...
 
     def mend(self) -> list[str]:
-        """Attaches what is not attached any more, and pins what is not pinned; what was put right.
+        """Attaches and pins again what is missing; the names of what was repaired.
 
         Raises:
             KernelError, OSError: naming what cannot be put right.
@@ -57,14 +57,14 @@ class Attachment(Protocol):
         ...
 
     def close(self) -> None:
-        """Lets go of them. May be called twice."""
+        """Closes the descriptors. May be called twice."""
         ...
 
 
 def probe_all() -> dict[str, str]:
-    """Each way, the preferred first, with the reason why it cannot be used here; empty if it can.
+    """Each way, the preferred first, with the reason why it cannot be used here; empty if usable.
 
-    A program that does nothing is attached and taken away again.
+    Attaches a program that does nothing, and detaches it again.
     """
     return {name: _why_not(way.try_out) for name, way in _WAYS.items()}
 
@@ -72,9 +72,9 @@ def probe_all() -> dict[str, str]:
 def probe() -> tuple[str, str]:
     """The way to take, or an empty name and why there is none.
 
-    Tcx is not tried out, only asked for: its programs are attached a moment later, when the data
-    path starts, and the caller takes another one if that fails. Each attaching and detaching
-    waits for all CPUs, 10 ms or more, which a start would spend twice.
+    tcx is asked for without attaching anything: each attaching and detaching waits for all CPUs, 10
+    ms or more. The data path attaches its programs a moment later, and the caller takes another one
+    if that fails.
 
     Raises:
         DatapathError: the environment asks for a way that does not exist.
@@ -89,7 +89,7 @@ def probe() -> tuple[str, str]:
 
 
 def attach(programs: Mapping[str, int], sides: Mapping[str, int], pins: Path | None) -> Attachment:
-    """An attachment without places yet, by the way to take.
+    """An attachment of the way to take, without places yet.
 
     Args:
         programs: name → descriptor; the caller's.
@@ -109,9 +109,9 @@ def attach(programs: Mapping[str, int], sides: Mapping[str, int], pins: Path | N
 
 
 def remove_others(attachment: Attachment, pins: Path | None) -> list[str]:
-    """Takes away what ours has left behind that was attached another way, in words.
+    """Detaches programs of ours that were attached the other way; what was detached, in words.
 
-    To be called when the attachment has its places: so no packet passes in between.
+    Call it after `place`, so that no packet passes without a program.
 
     Raises:
         KernelError, OSError: naming what cannot be taken away.

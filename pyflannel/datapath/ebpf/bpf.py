@@ -1,6 +1,6 @@
 """bpf(2) and BPF object files, without libbpf and without a compiler on the node.
 
-Just what a few programs and three maps need: an ELF reader for sections, symbols and map
+Only as much as a few programs and three maps need: an ELF reader for sections, symbols and map
 relocations (no BTF, no CO-RE), and the system call through ctypes. Attribute layouts are those of
 `union bpf_attr` (include/uapi/linux/bpf.h); all of it little endian, as is the object.
 """
@@ -40,18 +40,18 @@ PROG_TYPE_SCHED_CLS: Final = 3
 TCX_INGRESS: Final = 46
 TCX_EGRESS: Final = 47
 NO_INTERFACE: Final = 0x7FFFFFFF
-"""An index that no interface has: the kernel counts up from 1, and up to this one."""
+"""An index that no interface has: the kernel counts up from 1 and ends with this."""
 PSEUDO_MAP_FD: Final = 1
 """Source register of a 64-bit load whose immediate is a map's descriptor."""
 _BPF_F_INGRESS: Final = 1
 _CLONE_REDIRECT: Final = 13
 """`bpf_clone_redirect` in `enum bpf_func_id`."""
 ASK_THE_NEXT: Final = struct.pack("<BxhiBxhi", 0xB7, 0, -1, 0x95, 0, 0)
-"""A program that leaves each packet to the next program or filter: r0 = TC_ACT_UNSPEC; exit."""
+"""A program that passes each packet to the next program or filter: r0 = TC_ACT_UNSPEC; exit."""
 PROGRAMS_AT_A_SIDE: Final = 64
 """The most that tcx takes (include/linux/bpf_mprog.h, BPF_MPROG_MAX)."""
 ATTR_BYTES: Final = 160
-"""At least `sizeof(union bpf_attr)`; the kernel wants what it does not know to be zero."""
+"""At least `sizeof(union bpf_attr)`. The kernel refuses unknown bytes that are not zero."""
 ACCOUNTED_BY_CGROUP: Final = (5, 11)
 LOG_BYTES: Final = 1 << 18
 LOAD_ATTEMPTS: Final = 5
@@ -61,14 +61,14 @@ BATCH_ENTRIES: Final = 4096
 BATCH_BYTES: Final = 1 << 20
 """The most that their values may take: an entry of a per-CPU map has one for each CPU."""
 ENOTSUPP: Final = 524
-"""include/linux/errno.h: not meant for user space, and what bpf(2) says nevertheless."""
+"""include/linux/errno.h: not meant for user space, but bpf(2) returns it."""
 _BATCH: Final = struct.Struct("<QQQQIIQQ")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _exchange(command: int, attr: bytes) -> tuple[int, int, bytes]:
-    """The system call: its result, errno, and what has become of the attributes."""
+    """The system call: its result, errno, and the attributes as the kernel left them."""
     number = SYSCALL.get(os.uname().machine)
     if number is None:
         raise DatapathError(f"bpf(2) has no known number on {os.uname().machine}")
@@ -91,8 +91,8 @@ def _call(command: int, attr: bytes, operation: str, subject: str) -> int:
 def counts_locked_memory() -> bool:
     """Whether the kernel counts maps and programs as locked memory, and says EPERM at the limit.
 
-    Since 5.11 they are the control group's memory (commit 97306be45fbe). 64 KiB was the limit that
-    most had; our maps are 5 MB.
+    Since 5.11 they are the control group's memory (commit 97306be45fbe). The limit is 64 KiB on
+    most machines; our maps take 5 MB.
     """
     return limits.linux_version() < ACCOUNTED_BY_CGROUP
 
@@ -160,7 +160,7 @@ class Map:
         _call(MAP_UPDATE_ELEM, attr, "update", f"bpf map {self.name}")
 
     def delete(self, key: bytes) -> None:
-        """Removes one entry; one that is not there is well removed."""
+        """Removes one entry, if it is there."""
         k = _buffer(key)
         attr = struct.pack("<IxxxxQQQ", self.fd, ctypes.addressof(k), 0, 0)
         try:
@@ -170,7 +170,7 @@ class Map:
                 raise
 
     def keys(self) -> Iterator[bytes]:
-        """All keys. Do not change the map meanwhile: collect first."""
+        """All keys. Do not change the map while iterating: collect them first."""
         key: bytes | None = None
         while True:
             k = _buffer(key) if key is not None else None
@@ -297,8 +297,8 @@ class BpfObject:
 def _load(attr: bytes, name: str) -> int:
     """Loads a program; again if a signal came in between.
 
-    The verifier gives up for any signal (kernel/bpf/verifier.c, do_check: EAGAIN), which is no
-    refusal that its log could explain.
+    Any signal interrupts the verifier (kernel/bpf/verifier.c, do_check: EAGAIN). That is not a
+    refusal.
     """
     for _ in range(LOAD_ATTEMPTS - 1):
         try:
@@ -314,7 +314,7 @@ def load_program(name: str, code: bytes, license_text: bytes, attach_type: int) 
 
     Raises:
         NotPermitted: CAP_BPF is missing, or the system forbids bpf(2).
-        DatapathError: the verifier refused it; with its last words.
+        DatapathError: the verifier refused it; with the end of its log.
     """
     insns, licence, verifier = _buffer(code), _buffer(license_text), _buffer(LOG_BYTES)
 
@@ -338,7 +338,7 @@ def load_program(name: str, code: bytes, license_text: bytes, attach_type: int) 
     try:
         return _load(attr(0), name)
     except KernelError as error:
-        # EACCES is a verdict of the verifier (kernel/bpf/verifier.c), EPERM a matter of rights.
+        # EACCES is a verdict of the verifier (kernel/bpf/verifier.c), EPERM a missing capability.
         if error.errno == errno.EPERM:
             raise
         try:
@@ -354,9 +354,9 @@ def load_program(name: str, code: bytes, license_text: bytes, attach_type: int) 
 def inject(frame: bytes, ifindex: int) -> None:
     """Has a device receive an Ethernet frame, without a packet socket.
 
-    A program that sends a clone of its packet to the ingress of the device is run once on the frame
-    (BPF_PROG_TEST_RUN); the clone takes the way of any received packet, a moment later. The
-    kernel's own tests do so (tools/testing/selftests/bpf/progs/empty_skb.c).
+    It runs a program once on the frame (BPF_PROG_TEST_RUN) that sends a clone of it to the device's
+    ingress. A moment later the kernel handles the clone like any received packet. The kernel's own
+    tests do so (tools/testing/selftests/bpf/progs/empty_skb.c).
 
     Raises:
         NotPermitted: CAP_BPF or CAP_NET_ADMIN is missing.
@@ -394,9 +394,9 @@ def attach_tcx(program: int, ifindex: int, attach_type: int) -> int:
 def has_tcx(program: int, attach_type: int) -> bool:
     """Whether the kernel can attach a program with tcx; nothing is attached.
 
-    A kernel that can looks for the interface first (kernel/bpf/tcx.c, tcx_link_attach: ENODEV); one
-    before 6.6, or without CONFIG_NET_XGRESS, does not know the attach type (EINVAL). Programs load
-    there nevertheless.
+    A kernel with tcx looks for the interface first (kernel/bpf/tcx.c, tcx_link_attach: ENODEV). One
+    before 6.6, or without CONFIG_NET_XGRESS, does not know the attach type (EINVAL), although the
+    programs load there.
     """
     try:
         os.close(attach_tcx(program, NO_INTERFACE, attach_type))
@@ -406,10 +406,11 @@ def has_tcx(program: int, attach_type: int) -> bool:
 
 
 def attached_tcx(ifindex: int, attach_type: int) -> list[int]:
-    """Ids of all programs at one side of a device, in the order in which they are asked.
+    """Ids of all programs at one side of a device, in the order in which they run.
 
     Raises:
-        KernelError: there is no such device. Not without tcx: then there are none.
+        KernelError: there is no such device. A kernel without tcx raises nothing: it has no
+            programs.
     """
     ids = _buffer(4 * PROGRAMS_AT_A_SIDE)
     # target_ifindex, attach_type, query_flags, attach_flags, prog_ids, count
@@ -424,17 +425,17 @@ def attached_tcx(ifindex: int, attach_type: int) -> list[int]:
 
 
 def update_link(link: int, program: int) -> None:
-    """Puts another program in the place of the one that a link runs, without a gap."""
+    """Replaces the program of a link, without a gap."""
     _call(LINK_UPDATE, struct.pack("<4I", link, program, 0, 0), "update", "tcx link")
 
 
 def detach(link: int) -> None:
-    """Takes a link's program away from its device, no matter who keeps the link."""
+    """Detaches a link's program from its device, even if others keep the link open."""
     _call(LINK_DETACH, struct.pack("<I", link), "detach", "tcx link")
 
 
 class LinkInfo(NamedTuple):
-    """What a tcx link is at the moment."""
+    """The state of a tcx link."""
 
     program: int
     """Its program's id."""
@@ -450,7 +451,7 @@ def _info(fd: int, size: int, subject: str) -> bytes:
 
 
 def object_id(fd: int) -> int:
-    """What tells a map, program or link from all others of its kind."""
+    """The id of a map, program or link, unique among its kind."""
     # struct bpf_map_info, bpf_prog_info, bpf_link_info: type, id.
     return int(struct.unpack_from("<4xI", _info(fd, 8, "bpf object"))[0])
 

@@ -5,18 +5,18 @@
 | filter | program | kind `bpf`, the `HANDLE`, a name that begins with `NAME` | when we say so |
 | qdisc `clsact` | device | a pin `qdisc-<ifindex>`, if we made it | when it has no filter left |
 
-A filter keeps its program loaded until it is deleted, or the qdisc, or the device. After a daemon
-that was killed without a BPF file system that is the next start, or `pyflannel cleanup`.
+A filter keeps its program loaded until the filter, the qdisc or the device is deleted. If a daemon
+without a BPF file system was killed, the next start or `pyflannel cleanup` deletes it.
 
-A device has one such qdisc, which all share. Deleting it deletes everybody's filters, so ours are
-looked for on every full pass. We delete it only if we made it and it has no filter. That we made
-it is remembered by a pin (of any program: the name counts), for a qdisc has no room for a note.
+A device has one such qdisc, which all programs share. Deleting it deletes all filters, so every
+full pass looks for ours. We delete the qdisc only if we made it and it has no filter. A qdisc has
+no field for a note, so a pin records that we made it (a pin of any program: its name counts).
 
-The order: the filter with the smallest preference is asked first, and a verdict ends the asking.
+The order: the filter with the smallest preference runs first, and a verdict ends the list.
 `PREFERENCE` comes before all filters that were made without one (the kernel gives those 49152 and
-less), as programs of tcx do; 1 to 6 come before ours. A preference belongs to one kind and
-protocol of filters, and the kernel refuses others with it. So ours is not a number that people
-begin to count with; where somebody has it nevertheless, the next free one is taken.
+less), as programs of tcx do; 1 to 6 come before ours. A preference belongs to one kind and protocol
+of filters, and the kernel refuses others with it. So ours is not one of the numbers that people
+start with. If it is in use, the next free one is taken.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ HANDLE: Final = 0x666C616E
 NAME: Final = "pyflannel:"
 PREFERENCE: Final = 7
 QDISC_PIN: Final = "qdisc-{}"
-"""Says of a device that its qdisc is ours: ifindex."""
+"""Name of the pin that records that a device's qdisc is ours; takes the ifindex."""
 PROBE_DEVICE: Final = "flannelprobe%d"
 _SIDES: Final = {bpf.TCX_INGRESS: tc.Side.INGRESS, bpf.TCX_EGRESS: tc.Side.EGRESS}
 
 
 def try_out() -> None:
-    """Attaches a program that does nothing to a device of its own, and detaches it again.
+    """Attaches a program that does nothing to a new device, and detaches it again.
 
     Raises:
         KernelError: the kernel lacks the qdisc or the filter, or we the right; DeviceUnavailable
@@ -53,8 +53,8 @@ def try_out() -> None:
     """
     program = bpf.load_program("probe", bpf.ASK_THE_NEXT, b"Apache-2.0\0", 0)
     try:
-        # Not a device of others: on theirs a qdisc that was made for this could not be taken away
-        # without a doubt, since a filter of theirs may have come in between.
+        # Not on an existing device: another program may add a filter to the qdisc meanwhile, and
+        # then the qdisc could not be deleted safely.
         device = open_tun(PROBE_DEVICE)
         try:
             ifindex = socket.if_nametoindex(device.name)
@@ -74,10 +74,10 @@ def leftovers() -> list[str]:
 
 
 def remove(pins: Path | None) -> list[str]:
-    """Takes away our filters in this network namespace, and the qdiscs that were ours; in words.
+    """Removes our filters in this network namespace, and our qdiscs; what was removed, in words.
 
     Raises:
-        KernelError: naming what cannot be taken away.
+        KernelError: naming what cannot be removed.
     """
     removed = []
     for ifindex, side, found in _all_ours():
@@ -91,7 +91,7 @@ def remove(pins: Path | None) -> list[str]:
 
 
 ask: Final = try_out
-"""What a kernel can do with filters is seen only when one is attached; that is fast enough."""
+"""Only attaching a filter shows what the kernel supports; that is fast enough."""
 
 
 class ClsactFilters:
@@ -110,7 +110,7 @@ class ClsactFilters:
 
     @property
     def name(self) -> str:
-        """What it is called in status."""
+        """Its name in `status`."""
         return "clsact"
 
     def place(self, places: Mapping[str, int]) -> None:
@@ -166,7 +166,7 @@ class ClsactFilters:
             hint = f"if it is not needed: tc qdisc del dev {_device(ifindex)} ingress"
             raise DeviceUnavailable("filter add", what, 0, hint)
         elif not any(_ours(ifindex, each) for each in tc.Side):
-            # It may have been deleted, and made again by somebody else.
+            # It may have been deleted, and made again by another program.
             self._disown(ifindex)
         there = tc.filters(ifindex, side)
         ours = [found for found in there if _is_ours(found)]
@@ -177,7 +177,7 @@ class ClsactFilters:
             tc.delete_filter(ifindex, side, superfluous)
 
     def _remember(self, ifindex: int) -> bool:
-        """Pins a program as the sign that a qdisc is ours; whether that was needed."""
+        """Pins a program to record that a qdisc is ours; whether that was needed."""
         if self._pins is None:
             return False
         first = next(iter(self._programs.values()))
@@ -189,7 +189,7 @@ class ClsactFilters:
             (self._pins / QDISC_PIN.format(ifindex)).unlink(missing_ok=True)
 
     def _forget_others(self) -> None:
-        """Filters of ours at other places, and qdiscs of ours that are not needed any more."""
+        """Removes our filters at other places, and our qdiscs that are no longer needed."""
         wanted = {(ifindex, self._sides[name]) for name, ifindex in self._wanted.items()}
         for ifindex, side, found in _all_ours():
             if (ifindex, side) not in wanted:

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
 /* The udp backend's encapsulation inside the kernel: the same bytes on the wire.
  *
- * Theory of operation. Small programs, attached with tcx, move what is ordinary; whatever is not
- * goes on untouched (NOT_OURS), past the programs and filters of others at the same place, to the
- * reader of the TUN or of the UDP socket, which is the user-space data path with its exact rules:
- * ICMP errors, fragments, counters of drops. So nothing is ever decided twice, and a mistake here
- * can only make a packet slow.
+ * Theory of operation. Small programs, attached with tcx or as filters of tc, move ordinary
+ * packets. All other packets go on unchanged (NOT_OURS): through the programs and filters of others
+ * at the same hook, to the reader of the TUN or of the UDP socket. That is the user-space data path
+ * with the exact rules: ICMP errors, fragments, counters of drops. So nothing is decided twice, and
+ * a packet that is missed here is only slower.
  *
  *   overlay_out   egress of flannel0       look the destination up, TTL - 1, wrap, send to the peer
  *   underlay_in   ingress of the underlay  check the sender as user space does, unwrap, TTL - 1
@@ -15,18 +15,19 @@
  *
  * The way in, for a decapsulated packet, is one of three:
  *
- * 1. Straight into flannel0. The shortest, for whatever comes alone.
- * 2. Through the veth pair, whose receiving end joins TCP segments (NAPI GRO): the kernel has no GRO
- *    for a UDP port nobody registered, so a stream would climb the stack a segment at a time. For
- *    segments of a peer that is sending many (BURST).
+ * 1. Straight into flannel0. The shortest, for single packets.
+ * 2. Through the veth pair, whose receiving end joins TCP segments (NAPI GRO): the kernel has no
+ *    GRO for a UDP port without a registered tunnel, so a stream would pass the stack a segment at a
+ *    time. For segments of a peer that is sending many (BURST).
  * 3. Through seg6local, for super packets that crossed a virtual underlay whole. They carry the
- *    tunnel's mark (skb->encapsulation), with which the next bridge has them cut. No helper of this
- *    kernel takes it off, but its own decapsulation does (iptunnel_pull_offloads): so the packet is
- *    dressed as SRv6 and received on flannelgro0, whose route to the target undresses it (End.DX2,
- *    RFC 8986 §4.9) and sends it out of flannelgro1, where strip_out expects it. Where that is not to
- *    be had they go the second way, to be cut and joined again. That passes PREROUTING of IPv6, no other chain. Twelve random bytes in
- *    the place of its MAC addresses tell such a packet from whatever else finds the route; a VLAN
- *    tag is there because taking it off sets the header offsets right, which End.DX2 leaves behind.
+ *    tunnel's mark (skb->encapsulation), because of which the next bridge would cut them. No BPF
+ *    helper removes it, but the kernel's own decapsulation does (iptunnel_pull_offloads). So the
+ *    packet is encapsulated as SRv6 and received on flannelgro0. The route to the target there
+ *    decapsulates it (End.DX2, RFC 8986 §4.9) and sends it out of flannelgro1, where strip_out
+ *    takes it. This passes PREROUTING of IPv6 and no other chain. Twelve random bytes in place of
+ *    the MAC addresses tell our packets from others that use the route. A VLAN tag is added because
+ *    removing it corrects the header offsets, which End.DX2 leaves wrong. Where this is not
+ *    available the packets go the second way, and are cut and joined again.
  *
  * The way out, for an encapsulated packet, is one of two:
  *
@@ -35,19 +36,19 @@
  *    underlay passes both on as they are, and the peer's programs keep them so.
  * 2. Out of flannelgro1, which has no offload, so that the kernel cuts the packet and finishes the
  *    checksums; pair_in takes the datagrams from its other end and sends them on. For peers in user
- *    space, who read bytes: with an unfinished checksum TCP would never arrive there. Without a pair
- *    such packets take the slow path. A super packet that cannot be wrapped (it is a tunnel's own)
+ *    space, which read bytes: with an unfinished checksum TCP would never arrive there. Without a
+ *    pair such packets take the slow path. A super packet that cannot be wrapped (it is a tunnel's own)
  *    goes there before, to be cut, and its pieces come back into flannel0.
  *
- * What a peer is can be seen from its datagrams: programs send them without an outer checksum,
- * sockets with one. Who has not been heard of for a while counts as user space.
+ * A peer's datagrams show what it is: programs send them without an outer checksum, sockets with
+ * one. A peer that has sent nothing for a while counts as user space.
  *
- * The same from the other side: the checksum of a socket's datagram may be unfinished when it comes
- * in (csum_start at the outer UDP header). That must not outlive the header: pulling a few bytes
- * more than the header has the kernel forget it (skb_postpull_rcsum), and they are put back.
+ * On the way in, the checksum of a socket's datagram may be unfinished (csum_start at the outer UDP
+ * header). That mark must go with the header. Pulling a few bytes more than the header makes the
+ * kernel drop it (skb_postpull_rcsum); the bytes are then put back.
  *
- * One flow must not take two ways at a time, or it is reordered. Which one a packet takes depends on
- * what its peer has been sending: the longer way is kept until nothing can be left on it.
+ * A flow that takes two ways at a time is reordered. The way depends on what the peer has been
+ * sending; the longer way is kept until no packet can be left on it.
  *
  * Checks of underlay_in, the same as in user space: the inner source lies in a subnet of exactly
  * the peer whose address the datagram came from; the inner destination lies in the network; TTL;
@@ -55,10 +56,10 @@
  *
  * What is bypassed: netfilter's OUTPUT, INPUT and conntrack for the *outer* packet. The inner one
  * passes FORWARD and POSTROUTING as ever. The outer UDP checksum is 0 (RFC 768); one that a received
- * datagram has is verified. The inner checksums are, too, by whom they are meant for.
+ * datagram has is verified. The inner checksums are verified by their receivers.
  *
- * License: bpf_fib_lookup() is there for programs under the GPL only, so this file (and nothing else)
- * may be used under the GPL as well.
+ * License: only programs under the GPL may call bpf_fib_lookup(), so this file (and no other) may
+ * be used under the GPL as well.
  *
  * Sources: include/uapi/linux/bpf.h (helpers and their flags); net/core/filter.c;
  * net/ipv6/seg6_local.c; net/core/skbuff.c (__skb_vlan_pop). */
@@ -75,37 +76,38 @@
 #include <bpf/bpf_helpers.h>
 #include <stddef.h>
 
-/* The next program at this hook is asked, and then the filters of tc (TCX_NEXT; with cls_bpf: the next
- * filter). TC_ACT_OK would end the chain for everybody's packets. */
+/* Passes the packet to the next program at this hook, and then to the filters of tc (TCX_NEXT; with
+ * cls_bpf: to the next filter). TC_ACT_OK would end the chain for all packets. */
 #define NOT_OURS TC_ACT_UNSPEC
 #define AF_INET 2
 #define AF_INET6 10
 #define OUTER_BYTES 28   /* IPv4 and UDP header */
-#define OUTER_TTL 64     /* what a socket would use (net.ipv4.ip_default_ttl) */
+#define OUTER_TTL 64     /* a socket's default (net.ipv4.ip_default_ttl) */
 #define DF 0x4000        /* upstream's datagrams carry it */
 #define OFFSET_AND_MF 0x3fff
-#define BELIEVED_BYTES 1280 /* see datapath/base.py: no path counts as narrower */
+#define BELIEVED_BYTES 1280 /* see datapath/base.py: smaller path MTUs are not believed */
 #define TAG_BYTES 4      /* IEEE 802.1Q */
-#define BARE 0xff        /* what a token's last byte has on top before a packet is wrapped */
+#define BARE 0xff        /* XORed into a token's last byte before a packet is wrapped */
 /* The least that reaches beyond the eight bytes of a UDP header, by whole words. */
 #define BEYOND_BYTES 8
-/* What bpf_skb_adjust_room() wants to be left of an IPv4 packet when it takes something away. */
+/* Bytes of an IPv4 packet that bpf_skb_adjust_room() must leave when it removes some. */
 #define LEAST_LEFT_BYTES sizeof(struct iphdr)
-/* What bpf_csum_diff() takes at once (MAX_BPF_STACK), and how often: 10 KB, more than any MTU of
+/* Bytes per call of bpf_csum_diff() (MAX_BPF_STACK), and calls: 10 KB, more than any MTU of
  * Ethernet. */
 #define SUM_BYTES 512
 #define SUM_PIECES 20
-/* Bits that a number of bytes has which can be summed. Said in each mask, or the verifier of Linux 5.10
- * takes such a number from the stack for one of 16 bits: added to a pointer it is past a packet's
- * greatest length (MAX_PACKET_OFF) then, and no check counts. */
+/* Mask of a number of bytes that can be summed. It is applied at each use: otherwise the verifier
+ * of Linux 5.10 takes such a number, read from the stack, as 16 bits wide. Added to a pointer that
+ * exceeds the greatest packet length (MAX_PACKET_OFF), and no bounds check helps. */
 #define SUM_BITS 0x3fff
-/* A tick is the kernel's timer interrupt (CONFIG_HZ), 1 to 10 ms. A TCP sender that has work pauses
- * for a round trip at most, or it begins anew: a second, or ten. */
+/* A tick is the kernel's timer interrupt (CONFIG_HZ), 1 to 10 ms. A TCP sender with data pauses for
+ * a round trip at most, or starts slowly again. So this is 1 to 10 s. */
 #define SUPER_TICKS 1000
-/* For so long after a datagram without a checksum, its sender takes unfinished ones: a TCP receiver
- * answers sooner. When a peer changes to another data path, its first datagram tells. */
+/* For this long after a datagram without a checksum, its sender accepts unfinished ones. A TCP
+ * receiver answers sooner. When a peer changes its data path, its first datagram shows it. */
 #define KERNEL_TICKS 1000
-/* So many long segments within a tick are a burst; for so many ticks after it, segments are joined. */
+/* This many long segments within a tick are a burst. For this many ticks after it segments are
+ * joined. */
 #define BURST_SEGMENTS 4
 #define BURST_TICKS 64
 
@@ -124,12 +126,12 @@ struct settings {
 	__u32 strip_from[4], strip_to[4]; /* addresses of the third way */
 	__u16 port;         /* network byte order */
 	__u16 mtu;          /* of flannel0, host byte order */
-	__u8 accept_any;    /* upstream's behaviour: whoever sent it */
+	__u8 accept_any;    /* upstream's behaviour: from any sender */
 	__u8 strips;        /* whether the third way is open */
 	__u8 gro_mac[6];    /* of flannelgro1 */
 	__u8 strip_mac[6];  /* of flannelgro0 */
-	__u8 token[12];     /* what tells our frames on the pair from others'; no group's address */
-	__u8 any_port;      /* a NAT between the nodes may change the sender's */
+	__u8 token[12];     /* marks our frames on the pair; not a group address */
+	__u8 any_port;      /* accept any source port: a NAT between the nodes may change it */
 	__u8 unused;
 };
 
@@ -137,16 +139,18 @@ struct prefix {
 	__u32 bits, address;
 };
 
-/* A peer. The daemon writes the address, the number under which it is counted (0: it is not), and 0 for
- * the rest, which the programs keep: when a super packet last came from there; when a datagram of its programs did (0 after one of a socket); when the
- * last burst was; and the long segments of the present tick. They are counted without a lock: a wrong count joins a little too early or too late. */
+/* A peer. The daemon writes the address, the number under which the peer is counted (0: it is not),
+ * and 0 for the rest. The programs keep the rest: when the last super packet came from it; when the
+ * last datagram of its programs came (0 after one of a socket); when the last burst was; the long
+ * segments of the current tick. There is no lock: a wrong count only makes joining start or stop a
+ * little early or late. */
 struct hop {
 	__u32 address, number;
 	__u32 super_at, kernel_at, burst_at;
 	__u32 tick, segments;
 };
 
-/* What was sent to a peer, and let in of it; each CPU has its own. */
+/* Counters of a peer: sent to it, and accepted from it. Per CPU. */
 struct traffic {
 	__u64 packets_in, bytes_in, packets_out, bytes_out;
 };
@@ -181,9 +185,9 @@ static __always_inline void add(enum counter which, __u64 n)
 		*value += n;
 }
 
-/* A super packet counts as the packets it stands for, each with its headers. How many these are is
- * reckoned: bpf_skb_adjust_room() sets gso_segs to 0, here and at the peer that has sent it whole.
- * `longest` as datagram_bytes() gave it; `peer` may be NULL. */
+/* A super packet counts as the packets it stands for, each with its headers. Their number is
+ * computed, because bpf_skb_adjust_room() sets gso_segs to 0, here and at a peer that sends super
+ * packets. `longest` as datagram_bytes() gave it; `peer` may be NULL. */
 static __always_inline void count(enum counter packets, const struct hop *peer, __u32 bytes,
 				  __u32 segment, __u32 longest)
 {
@@ -252,7 +256,7 @@ static __always_inline __u16 header_checksum(const struct iphdr *ip)
 	return ~fold(sum);
 }
 
-/* Bytes of the longest datagram that this packet will leave as; 0 if that cannot be told. */
+/* Bytes of the longest datagram that this packet leaves in; 0 if that is unknown. */
 static __always_inline __u32 datagram_bytes(struct __sk_buff *skb, const struct iphdr *inner,
 					    __u32 offset)
 {
@@ -269,7 +273,7 @@ static __always_inline __u32 datagram_bytes(struct __sk_buff *skb, const struct 
 	return payload + sizeof(struct iphdr) + (data_offset >> 4) * 4 + OUTER_BYTES;
 }
 
-/* The time in ticks; never 0. Cheaper than the clock by far: it is a load. */
+/* The time in ticks; never 0. It is one load, far cheaper than the clock. */
 static __always_inline __u32 now_ticks(void)
 {
 	return (__u32)bpf_jiffies64() | 1;
@@ -281,9 +285,10 @@ static __always_inline int is_recent(__u32 then, __u32 now, __s32 limit)
 	return then && (__s32)(now - then) < limit;
 }
 
-/* Whether a packet's checksum is unfinished, or it is to be cut. No field says the first, but this
- * helper does: without BPF_F_PSEUDO_HDR it leaves the sum of such a packet alone. It is tried on any
- * two bytes, here the IP header's checksum (net/core/utils.c, inet_proto_csum_replace4). */
+/* Whether a packet's checksum is unfinished, or it is a super packet. No field shows the first, but
+ * this helper does: without BPF_F_PSEUDO_HDR it does not change the sum of such a packet. Any two
+ * bytes do for the test; these are the IP header's checksum (net/core/utils.c,
+ * inet_proto_csum_replace4). */
 static __always_inline int is_unfinished(struct __sk_buff *skb, const struct iphdr *ip, __u32 at)
 {
 	__u16 sum;
@@ -298,7 +303,8 @@ static __always_inline int is_unfinished(struct __sk_buff *skb, const struct iph
 	return 0;
 }
 
-/* Has a super packet cut that cannot be wrapped as it is; its pieces come back here one by one. */
+/* Has the kernel cut a super packet that cannot be wrapped whole; its pieces come back here one by
+ * one. */
 static __always_inline int cut_first(struct __sk_buff *skb, const struct settings *conf)
 {
 	struct ethhdr ethernet = {};
@@ -339,8 +345,8 @@ int overlay_out(struct __sk_buff *skb)
 		return cut_first(skb, conf);
 	if (longest > (__u32)conf->mtu + OUTER_BYTES)
 		return NOT_OURS;
-	/* One look-up gives interface and next hop, and knows the path's MTU; what does not fit goes
-	 * to user space for its ICMP. */
+	/* One look-up gives interface and next hop, and checks the path MTU. A packet that does not fit
+	 * goes to user space, which sends the ICMP error. */
 	way.family = AF_INET;
 	way.l4_protocol = IPPROTO_UDP;
 	way.tot_len = longest > BELIEVED_BYTES ? longest : 0;
@@ -356,9 +362,9 @@ int overlay_out(struct __sk_buff *skb)
 	if (bpf_skb_adjust_room(skb, OUTER_BYTES, BPF_ADJ_ROOM_MAC,
 				BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 |
 					BPF_F_ADJ_ROOM_ENCAP_L4_UDP)) {
-		/* Refused, and nothing has changed. It is in a tunnel already, whose marks tell a card
-		 * where the inner headers are (EALREADY), and there is no room for another's. A single
-		 * packet needs none once its checksum is finished. */
+		/* Refused, and nothing has changed. The packet is in a tunnel already: its marks tell a network
+		 * card where the inner headers are (EALREADY), and it can have only one set. A single packet
+		 * needs none once its checksum is finished. */
 		if (skb->gso_size)
 			return cut_first(skb, conf);
 		if (!conf->finish_if || bpf_skb_adjust_room(skb, OUTER_BYTES, BPF_ADJ_ROOM_MAC, 0))
@@ -398,9 +404,9 @@ int overlay_out(struct __sk_buff *skb)
 	count(TUN_PACKETS, peer, bytes, skb->gso_size, longest);
 	if (finish)
 		return bpf_redirect(conf->finish_if, 0);
-	/* A packet that waits for its neighbour is sent on by its route when that answers, so the
-	 * route must be the outer packet's, not the one that led here: without a next hop the helper
-	 * looks it up and attaches it. */
+	/* A packet that waits for its neighbour entry is sent by its route once that is resolved. So it
+	 * needs the outer packet's route, not the one that led here: without a next hop the helper looks
+	 * up the route and attaches it. */
 	if (found == BPF_FIB_LKUP_RET_NO_NEIGH)
 		return bpf_redirect_neigh(way.ifindex, NULL, 0, 0);
 	next.nh_family = AF_INET;
@@ -408,14 +414,14 @@ int overlay_out(struct __sk_buff *skb)
 	return bpf_redirect_neigh(way.ifindex, &next, sizeof(next), 0);
 }
 
-/* Written once a tick: the other CPUs read it for every packet. */
+/* Written once a tick, because the other CPUs read it for every packet. */
 static __always_inline void saw_super(struct hop *sender, __u32 now)
 {
 	if (sender && sender->super_at != now)
 		sender->super_at = now;
 }
 
-/* Likewise, and when the peer has become another one. */
+/* Written once a tick, and when the peer changes between programs and socket. */
 static __always_inline void saw_datagram(struct hop *sender, int of_program, __u32 now)
 {
 	__u32 seen = of_program ? now : 0;
@@ -424,7 +430,7 @@ static __always_inline void saw_datagram(struct hop *sender, int of_program, __u
 		sender->kernel_at = seen;
 }
 
-/* Whether the peer of a segment is sending, or has just sent, many long ones. */
+/* Whether the segment's peer sends, or has just sent, many long segments. */
 static __always_inline int in_burst(struct hop *sender, __u32 now, int is_long)
 {
 	if (!sender)
@@ -442,7 +448,7 @@ static __always_inline int in_burst(struct hop *sender, __u32 now, int is_long)
 	return is_recent(sender->burst_at, now, BURST_TICKS);
 }
 
-/* Whether the third way is open: a look-up that ends in a route of seg6local says so. */
+/* Whether the third way is open, that is, a look-up finds its route of seg6local. */
 static __always_inline int can_strip(struct __sk_buff *skb, const struct settings *conf)
 {
 	struct bpf_fib_lookup way = {};
@@ -500,10 +506,10 @@ static __always_inline int is_joinable(struct __sk_buff *skb, const struct iphdr
 	return bpf_ntohs(inner->tot_len) > sizeof(*inner) + (data_offset >> 4) * 4;
 }
 
-/* The sum of `bytes` bytes from `at` on, added to `sum`; negative if it cannot be had.
+/* The sum of `bytes` bytes from `at` on, added to `sum`; negative if they cannot be read.
  *
- * Each piece's place follows from `bytes`, and is not carried from piece to piece: so the verifier has
- * one state behind each of them. Carried along it had one for every combination: 330,000 steps, 0.35 s. */
+ * Each piece's position is computed from `bytes`, not from the piece before. So the verifier has
+ * one state after each piece; otherwise it has one for every combination: 330,000 steps, 0.35 s. */
 static __always_inline __s64 sum_bytes(struct __sk_buff *skb, __u32 at, __u32 bytes, __s64 sum)
 {
 	__u32 whole = bytes / SUM_BYTES, last = 0;
@@ -543,9 +549,10 @@ static __always_inline __s64 sum_bytes(struct __sk_buff *skb, __u32 at, __u32 by
 	return bpf_csum_diff(NULL, 0, &last, sizeof(last), sum);
 }
 
-/* Whether the checksum of a socket's datagram is right, or is nobody's but the kernel's own. The card
- * has looked (CHECKSUM_UNNECESSARY), or has summed all up from the IP header on (CHECKSUM_COMPLETE; a
- * right header adds nothing); or it crossed a virtual underlay unfinished; or we sum. */
+/* Whether the checksum of a socket's datagram is right, or was never finished. Either the card has
+ * verified it (CHECKSUM_UNNECESSARY), or it has summed the packet from the IP header on
+ * (CHECKSUM_COMPLETE; a correct header adds 0), or the datagram crossed a virtual underlay
+ * unfinished, or we sum it. */
 static __always_inline int sums_up(struct __sk_buff *skb, const struct iphdr *ip,
 				   const struct udphdr *udp)
 {
@@ -586,8 +593,8 @@ int underlay_in(struct __sk_buff *skb)
 	__u32 bytes, now, beyond, longest;
 	int joins, strips, lent;
 
-	/* What is for another station, or carries a tag for a device above this one, is not for us;
-	 * nor is what the stack would drop. */
+	/* Not ours: frames for another station, frames with a tag for a device above this one, and frames
+	 * that the stack would drop. */
 	if (!conf || skb->protocol != bpf_htons(ETH_P_IP) || skb->pkt_type != PACKET_HOST ||
 	    skb->vlan_present || bpf_skb_load_bytes(skb, ETH_HLEN, &packet, sizeof(packet)))
 		return NOT_OURS;
@@ -595,18 +602,19 @@ int underlay_in(struct __sk_buff *skb)
 	    packet.udp.dest != conf->port || packet.ip.daddr != conf->local ||
 	    packet.ip.frag_off & bpf_htons(OFFSET_AND_MF) || header_checksum(&packet.ip))
 		return NOT_OURS;
-	/* The stack believes the length that ends first, and drops what has these sources. Everybody
-	 * else's is looked up below. */
+	/* The stack uses the smaller of the two lengths, and drops packets with these sources. All other
+	 * sources are looked up below. */
 	if (bpf_ntohs(packet.ip.tot_len) != sizeof(packet.ip) + bpf_ntohs(packet.udp.len) ||
 	    (conf->accept_any && is_no_source(packet.ip.saddr, conf)))
 		return NOT_OURS;
 	bytes = bpf_ntohs(packet.inner.tot_len);
-	/* Several datagrams that cross a virtual underlay as one (UDP_SEGMENT) fail the second. */
+	/* A train of datagrams that crosses a virtual underlay as one packet (UDP_SEGMENT) fails the
+	 * second. */
 	if (packet.inner.version != 4 || bytes + sizeof(packet.udp) != bpf_ntohs(packet.udp.len) ||
 	    bytes + ETH_HLEN + OUTER_BYTES > skb->len || packet.inner.ihl < 5 ||
 	    packet.inner.ihl * 4 > bytes || packet.inner.ttl <= 1)
 		return NOT_OURS;
-	/* A super packet that is none of TCP's or UDP's would be dropped when it is cut. */
+	/* A super packet that is neither TCP nor UDP would be dropped when it is cut. */
 	longest = datagram_bytes(skb, &packet.inner, ETH_HLEN + OUTER_BYTES);
 	if (!longest || longest > (__u32)conf->mtu + OUTER_BYTES)
 		return NOT_OURS;
@@ -630,12 +638,12 @@ int underlay_in(struct __sk_buff *skb)
 		 can_strip(skb, conf);
 	joins = !strips && conf->gro_if && is_joinable(skb, &packet.inner) &&
 		(skb->gso_size || in_burst(sender, now, 2 * bytes > conf->mtu));
-	/* A tiny one is lent a tail, so that enough is left of it. */
+	/* A very short one gets extra bytes at the end, so that enough of it is left. */
 	lent = beyond && bytes < beyond + LEAST_LEFT_BYTES;
 	if (lent && bpf_skb_change_tail(skb, skb->len + beyond, 0))
 		return NOT_OURS;
-	/* This also forgets that a device has verified the outer checksum, which says nothing about
-	 * the inner one. */
+	/* This also clears the mark that a device has verified the outer checksum, which says nothing
+	 * about the inner one. */
 	if (bpf_skb_adjust_room(skb, -(__s32)(OUTER_BYTES + beyond), BPF_ADJ_ROOM_MAC,
 				BPF_F_ADJ_ROOM_FIXED_GSO))
 		return NOT_OURS;
@@ -670,16 +678,17 @@ static __always_inline int has_token(struct __sk_buff *skb, const struct setting
 	return found[0] == token[0] && found[1] == token[1] && found[2] == token[2];
 }
 
-/* What overlay_out had cut or finished comes with the token for its addresses. All else is stopped
- * but for packets on the third way: the route behind flannelgro0 undresses what it gets, past the
- * firewall of the external interface; and what it undresses for others would come in here. */
+/* Packets that overlay_out had cut or finished carry the token as their addresses. Of the others
+ * only packets on the third way may pass. The route behind flannelgro0 decapsulates every packet
+ * that reaches it, past the firewall of the external interface; a stranger's packet would enter
+ * here. */
 SEC("tcx/pair_in")
 int pair_in(struct __sk_buff *skb)
 {
 	const struct settings *conf = get_settings();
 	struct ipv6hdr ip;
 
-	/* Without a pair in the settings the token is not set either. */
+	/* Without a pair in the settings there is no token. */
 	if (!conf || !conf->gro_if)
 		return TC_ACT_SHOT;
 	if (skb->protocol == bpf_htons(ETH_P_IP)) {
@@ -713,7 +722,7 @@ int strip_out(struct __sk_buff *skb)
 
 	if (!conf || bpf_skb_load_bytes(skb, 2 * ETH_ALEN, types, sizeof(types)))
 		return TC_ACT_SHOT;
-	/* What overlay_out sends here has the token as well, and no tag. */
+	/* Packets that overlay_out sends here also have the token, but no tag. */
 	if (types[0] != bpf_htons(ETH_P_8021Q) || !has_token(skb, conf, 0, 0))
 		return NOT_OURS;
 	if (types[2] != bpf_htons(ETH_P_IP)) {

@@ -1,16 +1,15 @@
 """The veth pair where decapsulated packets are joined, and lose the tunnel's mark.
 
-flannel.bpf.c says why. `flannelgro1` receives what is to be joined (NAPI GRO). `flannelgro0`
-receives what is dressed as SRv6; its route for `STRIP_TO` has the kernel undress it and send it out
-of `flannelgro1`. That third way leads through the IPv6 part of the network stack, where others have
-a say (IPv6 switched off, a rule that drops in PREROUTING), so it is used only while a test frame of
-ours comes through. And `flannelgro1` has no offload, so the kernel cuts what is sent out of it and
-finishes its checksum: the way for what user space on another node is to read.
+flannel.bpf.c says why. `flannelgro1` receives the packets to be joined (NAPI GRO). `flannelgro0`
+receives SRv6-encapsulated packets; its route for `STRIP_TO` has the kernel decapsulate them and
+send them out of `flannelgro1`. This third way depends on the node's IPv6 settings and rules (IPv6
+may be switched off, a rule may drop in PREROUTING), so it is used only while a test frame of ours
+arrives. `flannelgro1` has no offload, so the kernel cuts what is sent out of it and finishes its
+checksum. Packets to nodes with a user-space data path go this way.
 
-Nothing else is to find that way: it would lead strangers past the firewall of the external
-interface. So the route stands in a table of its own, which a rule has asked for `flannelgro0`
-alone; the program `pair_in` drops there whatever does not carry the token; and neither end has an
-address, not even a link-local one.
+No other packet may use the third way: it passes by the firewall of the external interface. So the
+route is in a table of its own, which a rule selects for `flannelgro0` only; the program `pair_in`
+drops packets without the token there; and neither end has an address, not even a link-local one.
 """
 
 from __future__ import annotations
@@ -32,31 +31,31 @@ from pyflannel.records import dataclass
 SENDER: Final = "flannelgro0"
 RECEIVER: Final = "flannelgro1"
 MTU: Final = 65535
-"""The most a veth can have. A packet on the third way may be this long (End.DX2 checks)."""
+"""The largest MTU of a veth. A packet on the third way may be this long (End.DX2 checks it)."""
 STRIP_FROM: Final = IPv6Address("fd66:6c61:6e6e:656c::2")
 STRIP_TO: Final = IPv6Address("fd66:6c61:6e6e:656c::1")
 """Unique local addresses (RFC 4193; the prefix is "flannel" in ASCII) that never leave the node.
-The source has a route back to where it comes in, for those who check (reverse path filters)."""
+The source has a route back to the incoming device, for reverse path filters."""
 TABLE: Final = 0x666C616E
 """Routing table of the third way: "flan" in ASCII, far above numbers in use."""
 RULE_PRIORITY: Final = 1
-"""Asked before whatever others have put before the main table (a VPN's default route); it takes
-nothing from them, for no other packets come in by `flannelgro0`."""
+"""It comes before rules that others have put before the main table (a VPN's default route). It does
+not affect them: no other packets come in by `flannelgro0`."""
 TOKEN_BYTES: Final = 12
-"""Two MAC addresses, in whose place it stands."""
+"""The size of two MAC addresses, which it replaces."""
 TEST_ETHERTYPE: Final = 0x88B5
-"""IEEE 802's first local experimental one."""
+"""The first local experimental EtherType of IEEE 802."""
 
 _ADDRESSES: Final = Path("/proc/thread-self/net/if_inet6")
 _IPPROTO_ETHERNET: Final = 143
 _ETH_P_IPV6: Final = 0x86DD
 _ETH_P_8021Q: Final = 0x8100
 _SILENT: Final = (
-    # No addresses and no routers: no host talks here.
+    # No addresses and no router advertisements: no host uses this link.
     ("addr_gen_mode", "1"),
     ("accept_ra", "0"),
 )
-"""Of both ends, before they come up: an address is made at that moment."""
+"""For both ends, before they come up: then the kernel makes an address."""
 _SETTINGS: Final = (
     *_SILENT,
     ("accept_dad", "0"),
@@ -68,7 +67,7 @@ _SETTINGS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class GroPair:
-    """Both ends, as the programs need them."""
+    """Both ends, as the programs need to know them."""
 
     sender: int
     """ifindex of `flannelgro0`."""
@@ -80,7 +79,7 @@ class GroPair:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """How one end is to be, beside its being up and having the `MTU`."""
+    """The settings of one end, beside being up and having the `MTU`."""
 
     name: str
     offloads: Mapping[int, bool]
@@ -91,7 +90,7 @@ ENDS: Final = (
     # veth joins packets only if the sending end could not have cut them
     # (drivers/net/veth.c, veth_skb_is_eligible_for_gro).
     Wanted(SENDER, {ethtool.ETHTOOL_STSO: False}),
-    # What is sent out of this end is to be cut and to have its checksum finished. TSO goes first:
+    # Packets sent out of this end must be cut, and their checksums finished. TSO goes first:
     # without checksums the kernel switches it off by itself, and does not switch it on again.
     Wanted(
         RECEIVER,
@@ -101,10 +100,10 @@ ENDS: Final = (
 
 
 def find() -> GroPair | None:
-    """The pair that is there; `None` if it is not, or if the names are somebody else's.
+    """The existing pair; `None` if it is missing, or if other devices have the names.
 
     Raises:
-        KernelError: the kernel does not say.
+        KernelError: the kernel does not list it.
     """
     sender, receiver = veth.read_end(SENDER), veth.read_end(RECEIVER)
     if sender is None or receiver is None or not _belong_together(sender, receiver):
@@ -117,10 +116,10 @@ def _belong_together(sender: veth.End, receiver: veth.End) -> bool:
 
 
 def ensure() -> tuple[GroPair, list[str]]:
-    """The pair, made if it is missing, as it is to be; and what was not so.
+    """Makes the pair or repairs its settings; the pair, and what had to be changed.
 
     Raises:
-        KernelError: it is not available; DeviceUnavailable if somebody else has the names.
+        KernelError: it is not available; DeviceUnavailable if other devices have the names.
     """
     wrong: list[str] = []
     for _ in range(2):
@@ -148,7 +147,7 @@ def _mend(end: Wanted, there: veth.End) -> list[str]:
         veth.set_mtu(end.name, MTU)
         wrong.append(f"{end.name} mtu {there.mtu}")
     for name, value in _SILENT:
-        # Without IPv6 there is nothing to silence.
+        # Without IPv6 there is nothing to switch off.
         try_write_sysctl(f"net/ipv6/conf/{end.name}/{name}", value)
     _forget_addresses(end.name)
     if not there.up:
@@ -162,7 +161,7 @@ def _mend(end: Wanted, there: veth.End) -> list[str]:
 
 
 def _forget_addresses(end: str) -> None:
-    """Takes the addresses away that an end has from before it was silenced."""
+    """Removes the addresses that an end got before IPv6 addresses were switched off."""
     try:
         lines = _ADDRESSES.read_text("ascii").splitlines()
     except OSError:
@@ -173,17 +172,17 @@ def _forget_addresses(end: str) -> None:
 
 
 def write_settings() -> None:
-    """What IPv6 must be like on `flannelgro0`; may be repeated.
+    """Sets what the third way needs of IPv6 on `flannelgro0`; may be repeated.
 
     Raises:
-        KernelError: this kernel or its administrator does not have it.
+        KernelError: the kernel lacks it, or the administrator has disabled it.
     """
     for name, value in _SETTINGS:
         write_sysctl(f"net/ipv6/conf/{SENDER}/{name}", value)
 
 
 def put_routes(pair: GroPair) -> None:
-    """The routes of the third way, and the rule that leads to the second; may be repeated.
+    """Adds the routes of the third way, and the rule that selects the second; may be repeated.
 
     Raises:
         KernelError: this kernel does not have seg6local, or no rules for IPv6.
@@ -191,7 +190,7 @@ def put_routes(pair: GroPair) -> None:
     seg6.put_host_route(STRIP_FROM, pair.sender)
     seg6.put_rule(SENDER, TABLE, priority=RULE_PRIORITY)
     seg6.put_frame_route(STRIP_TO, pair.sender, frames_to=pair.receiver, table=TABLE)
-    # Where others would find it, as an earlier release had it.
+    # An earlier release put it into the main table, where other packets find it.
     seg6.delete_host_route(STRIP_TO, pair.sender)
 
 
@@ -201,10 +200,10 @@ def has_rule() -> bool:
 
 
 def remove() -> bool:
-    """Takes pair, routes and rule away; whether there was anything.
+    """Removes pair, routes and rule; whether any of them was there.
 
     Raises:
-        KernelError: something is there and cannot be taken away.
+        KernelError: something is there and cannot be removed.
     """
     # Its other end and the routes go with it.
     found = find() is not None and veth.delete_link(SENDER)
@@ -214,8 +213,8 @@ def remove() -> bool:
 def new_token() -> bytes:
     """A token that cannot be guessed: 94 random bits.
 
-    The other two make the first address one of a single station (bpf_redirect_neigh() sends nothing
-    on that goes to several) and locally administered (IEEE 802, clause 8).
+    The other two bits make the first address a unicast one (bpf_redirect_neigh() forwards no
+    multicast) and a locally administered one (IEEE 802, clause 8).
     """
     first, *rest = os.urandom(TOKEN_BYTES)
     return bytes((first & 0xFC | 0x02, *rest))
@@ -230,7 +229,7 @@ def test_frame(pair: GroPair, token: bytes) -> bytes:
 
 
 def send_test(pair: GroPair, token: bytes) -> None:
-    """Puts a test frame on the third way, whose end counts it.
+    """Sends a test frame the third way. The program at its end counts it.
 
     Raises:
         KernelError: without the right to (CAP_BPF, CAP_NET_ADMIN), or without the device.
@@ -239,12 +238,12 @@ def send_test(pair: GroPair, token: bytes) -> None:
 
 
 def comes_through(pair: GroPair, token: bytes, arrived: Callable[[], int]) -> bool:
-    """Whether a test frame arrives.
+    """Whether a test frame arrives at the end of the third way.
 
-    It does within a moment: the kernel takes it as it takes what a device has received.
+    It arrives within a moment: the kernel handles it like any received frame.
 
     Args:
-        arrived: how many did so far.
+        arrived: how many have arrived so far.
     """
     before = arrived()
     send_test(pair, token)

@@ -30,7 +30,7 @@ SETTINGS: Final = struct.Struct("=4s4s4sIIII16s16sHHBB6s6s12sBx")
 """`struct settings` in flannel.bpf.c; addresses and port in network byte order."""
 PREFIX: Final = struct.Struct("=I4s")
 HOP: Final = struct.Struct("=4sI20x")
-"""`struct hop`: address and number; what the programs remember of the peer begins at 0."""
+"""`struct hop`: address and number. The programs' own fields start at 0."""
 ZERO_KEY: Final = bytes(4)
 COUNTED: Final = (
     "tun_packets",
@@ -64,7 +64,7 @@ class EbpfDatapath:
         self._overlay = self._underlay = 0
         self._given: dict[bytes, bytes] | None = None
         self._peers: dict[bytes, tuple[bytes, int]] = {}
-        """Address and number by prefix, as they are in the map."""
+        """Address and number by prefix: the content of the map."""
         self._traffic: PeerTraffic | None = None
         self._before = dict.fromkeys(COUNTED, 0)
 
@@ -91,8 +91,8 @@ class EbpfDatapath:
     def prepare(self) -> None:
         """Loads and attaches the programs.
 
-        Each attachment waits until all CPUs have passed by, 10 ms or more. So the veth pair with
-        its three programs is left to `complete`; unless packets go that way already.
+        Each attachment waits for all CPUs, 10 ms or more. So the veth pair with its three programs
+        is left to `complete`, unless packets use it already.
         """
         with self._whole():
             self._attach()
@@ -106,10 +106,10 @@ class EbpfDatapath:
 
     @contextlib.contextmanager
     def _whole(self) -> Iterator[None]:
-        """Leaves nothing behind of a start that fails.
+        """Removes everything again if the start fails.
 
         Raises:
-            DatapathError: in the place of the kernel's answers.
+            DatapathError: instead of the kernel's errors.
         """
         try:
             yield
@@ -133,7 +133,7 @@ class EbpfDatapath:
         self._overlay, self._underlay = overlay, underlay
         adopted = self._adopt(loaded)
         if not adopted:
-            # Before a program of ours runs in a link of another release's.
+            # Before a program of ours runs in a link of another release.
             self._write_settings()
         if adopted or gropair.find() is not None:
             self._use_pair()
@@ -142,7 +142,7 @@ class EbpfDatapath:
         self._trouble = ""
 
     def complete(self) -> None:
-        """The second GRO and the third way."""
+        """Adds the veth pair: the second GRO, and the third way."""
         if self._loaded is None or self._completed:
             return
         try:
@@ -153,7 +153,7 @@ class EbpfDatapath:
 
     def _use_pair(self) -> None:
         assert self._attachment is not None  # noqa: S101
-        self._completed = True  # what fails now is mended later
+        self._completed = True  # `repair` tries again
         self._build_pair()
         self._write_settings()
         self._use_third_way(self._try_third_way(opened=False))
@@ -162,7 +162,7 @@ class EbpfDatapath:
             log.info("programs were attached another way before", removed=", ".join(former))
 
     def _adopt(self, loaded: Programs) -> bool:
-        """Takes over what an earlier run has left in the pinned maps; packets are on their way.
+        """Takes over the content of the pinned maps of an earlier run, while packets flow.
 
         Returns:
             Whether it left settings.
@@ -180,10 +180,10 @@ class EbpfDatapath:
         return any(found)
 
     def _build_pair(self) -> list[str]:
-        """All that depends on the veth pair: its ends, who is attached, the third way.
+        """Sets up all that depends on the veth pair: its ends, the programs at them, the third way.
 
         Returns:
-            What was not as it is to be with the pair.
+            What had to be repaired.
 
         Raises:
             KernelError: a program cannot be attached.
@@ -197,7 +197,7 @@ class EbpfDatapath:
             if str(error) != self._no_pair:
                 log.info("ebpf data path without a second GRO", reason=str(error))
             self._no_pair = str(error)
-        # Before anything leads there. Until the settings name a pair, nothing does.
+        # Before packets go there. They do not, until the settings name a pair.
         assert self._attachment is not None  # noqa: S101
         self._attachment.place(self._places())
         if self._gro != before:
@@ -216,7 +216,7 @@ class EbpfDatapath:
         return places
 
     def repair(self) -> list[str]:
-        """Compares everything of ours in the kernel with what it is to be, and mends it."""
+        """Compares all our objects in the kernel with what they should be, and repairs them."""
         if self._loaded is None or self._attachment is None:
             return []
         mended: list[str] = []
@@ -228,10 +228,12 @@ class EbpfDatapath:
             except (FlannelError, OSError) as error:
                 trouble = trouble or str(error)
         if trouble and trouble != self._trouble:
-            log.warning("ebpf data path cannot be mended, user space carries more", reason=trouble)
+            log.warning(
+                "ebpf data path cannot be repaired, user space carries more", reason=trouble
+            )
         self._trouble = trouble
         if mended:
-            log.info("ebpf data path mended", what=", ".join(mended))
+            log.info("ebpf data path repaired", what=", ".join(mended))
         if not self._completed:
             return mended
         was_open = not self._why_not
@@ -265,7 +267,7 @@ class EbpfDatapath:
         return mended
 
     def _try_third_way(self, *, opened: bool) -> str:
-        """Opens it, if it is not open; why it cannot be used, or nothing."""
+        """Opens the third way; why it cannot be used, empty if it can."""
         if self._gro is None:
             return "no veth pair"
         try:
@@ -290,7 +292,7 @@ class EbpfDatapath:
             self._write_settings()
 
     def replace_table(self, table: RouteTable) -> None:
-        """Puts the table's entries into the map, one by one; none is missing on the way."""
+        """Puts the table's entries into the map one by one. Entries that stay are never missing."""
         self._slow.replace_table(table)
         wanted = {
             PREFIX.pack(peer.subnet.prefixlen, peer.subnet.network_address.packed): (
@@ -304,7 +306,7 @@ class EbpfDatapath:
             self._write_peers(wanted)
 
     def _write_peers(self, wanted: Mapping[bytes, bytes]) -> None:
-        """Makes the map hold these addresses by prefix. What it cannot hold takes the slow path."""
+        """Makes the map hold these addresses by prefix. The rest takes the slow path."""
         assert self._loaded is not None  # noqa: S101
         assert self._traffic is not None  # noqa: S101
         peers = self._loaded.maps["peers"]
@@ -346,7 +348,7 @@ class EbpfDatapath:
         return total
 
     def failure(self) -> str | None:
-        """The user-space path notices first when the device goes."""
+        """The failure of the user-space path, which notices first when the device is gone."""
         return self._slow.failure()
 
     def stop(self) -> None:
@@ -363,7 +365,7 @@ class EbpfDatapath:
                 with contextlib.suppress(KernelError):
                     gropair.remove()
 
-    # Pieces of start
+    # Parts of the start
 
     def _pin_directory(self) -> Path | None:
         base = self._config.pin_dir

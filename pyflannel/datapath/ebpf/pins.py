@@ -1,8 +1,8 @@
 """Where pinned programs and maps live, and whether that place is ours.
 
 `/sys/fs/bpf` may be mounted with mode 1777. Then any local user can make `/sys/fs/bpf/pyflannel`
-before we do: as a directory in which the user exchanges our maps, or as a symbolic link to a
-directory whose files we would delete. A place that others can write is neither used nor cleaned.
+before we do: as a directory in which to replace our maps, or as a symbolic link to a directory
+whose files we would delete. So a place that others can write to is neither used nor cleaned.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def pin_directory(base: str = BPFFS) -> Path:
 def obstacle(directory: Path) -> str:
     """Why a pin directory is not ours to use; empty if it is, or does not exist yet.
 
-    Looked at are the directory, the one above it, and the mount point: everything in which somebody
-    could exchange what we made.
+    This checks the directory, its parent and the mount point: all places where a user could replace
+    what we made.
     """
     try:
         base = directory.parent.parent.stat()
@@ -94,7 +94,7 @@ def is_there(directory: Path) -> bool:
 
 
 def keep_pinned(fd: int, path: Path) -> bool:
-    """Sees to it that a map, program or link is pinned under a path of ours; whether it was not.
+    """Pins a map, program or link under a path of ours, unless it is pinned; whether it was not.
 
     Raises:
         KernelError, OSError: it cannot be pinned.
@@ -113,7 +113,7 @@ def keep_pinned(fd: int, path: Path) -> bool:
 
 
 def remove(directory: Path) -> bool:
-    """Removes a pin directory of ours with what is in it; whether there was one.
+    """Removes a pin directory of ours with its content; whether there was one.
 
     Raises:
         OSError: something in it cannot be removed.
@@ -125,5 +125,5 @@ def remove(directory: Path) -> bool:
     try:
         directory.rmdir()
     except OSError:
-        return True  # somebody pinned meanwhile
+        return True  # another process pinned something meanwhile
     return True

@@ -18,13 +18,14 @@ PROGRAMS: Final = {
     "gro_in": bpf.TCX_INGRESS,
     "strip_out": bpf.TCX_EGRESS,
 }
-"""Each program, and at which side of its device."""
+"""Each program, and the side of its device."""
 
 
 def shape(name: str, definition: bpf.MapDefinition) -> str:
     """What a map's pin is called.
 
-    After an update that changes the definition a map of the old shape is not mistaken for ours.
+    It contains the map's definition: after an update that changes the definition, an old map is not
+    taken for ours.
     """
     d = definition
     return "-".join((name, *(str(n) for n in (d.key_bytes, d.value_bytes, d.entries))))
@@ -34,7 +35,7 @@ class Programs:
     """The object's maps and programs, loaded; owns their descriptors.
 
     Args:
-        directory: where maps of an earlier run may be pinned, and ours will be.
+        directory: where maps of an earlier run may be pinned, and where ours will be pinned.
     """
 
     def __init__(self, directory: Path | None) -> None:
@@ -67,7 +68,7 @@ class Programs:
         return made
 
     def mend_pins(self) -> list[str]:
-        """Pins what is not pinned any more; the names.
+        """Pins the maps that are no longer pinned; their names.
 
         Raises:
             KernelError, OSError: naming what cannot be pinned.

@@ -12,7 +12,7 @@ from pyflannel.datapath.ebpf.programs import Programs, shape
 
 
 def probe() -> Capabilities | str:
-    """Loads the programs, and asks how they can be attached: a test of kernel and rights."""
+    """Loads the programs and asks how they can be attached. A test of kernel and rights."""
     try:
         loaded = Programs(None)
         loaded.close()
@@ -33,9 +33,9 @@ def probe() -> Capabilities | str:
 
 
 def _is_other_release(peers: str) -> bool:
-    """Whether a peer table is pinned and none in the shape of ours.
+    """Whether only peer tables of other releases are pinned.
 
-    Those of other releases stay: the way back to one finds its table, and loses no packet either.
+    They stay, so that a downgrade finds its table and loses no packet either.
     """
     directory = pins.pin_directory()
     if not pins.is_there(directory):

@@ -1,8 +1,8 @@
 """Programs at devices by tcx: an `Attachment`.
 
 Each program has one *link* (kernel/bpf/tcx.c), which attaches it while a descriptor or a pin of the
-link exists. An earlier run's link is taken over by its pin: our program is put in the place of the
-one that runs in it, without a gap.
+link exists. An earlier run's link is opened by its pin, and our program replaces the one in it
+without a gap.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def ask() -> None:
 def try_out() -> None:
     """Attaches a program that does nothing to the loopback device, and detaches it again.
 
-    At one side: the kernel waits for all its CPUs each time, 10 ms or more.
+    At one side only: each time the kernel waits for all CPUs, 10 ms or more.
 
     Raises:
         KernelError: EINVAL where the kernel has no tcx.
@@ -61,7 +61,7 @@ def remove(pins: Path | None) -> list[str]:
 
 
 def _detach(pin: Path) -> None:
-    """Has a pinned link end now: when its last descriptor goes, the kernel takes its time."""
+    """Detaches a pinned link now. Closing its last descriptor detaches it only later."""
     link = bpf.get_pinned(str(pin))
     if link is not None:
         with contextlib.suppress(KernelError):  # it is no link
@@ -117,7 +117,7 @@ class TcxLinks:
         return mended
 
     def close(self) -> None:
-        """Lets go of them; those that are pinned stay attached."""
+        """Closes the links. Those that are pinned stay attached."""
         for link in self._links.values():
             os.close(link)
         self._links.clear()
@@ -132,7 +132,7 @@ class TcxLinks:
         return self._pins / PIN.format(name, ifindex)
 
     def _attach(self, name: str, ifindex: int) -> int:
-        """Puts a program at its place, into the link of an earlier run if there is one."""
+        """Attaches a program, in the link of an earlier run if there is one."""
         program = self._programs[name]
         if self._pins is None:
             return bpf.attach_tcx(program, ifindex, self._sides[name])
@@ -144,7 +144,7 @@ class TcxLinks:
                 if self._runs(link, name, ifindex):
                     return link
             except KernelError:
-                pass  # it is no link, or its device is gone, whose number another one has now
+                pass  # it is no link, or its device is gone and another has its ifindex now
             os.close(link)
             path.unlink(missing_ok=True)
         link = bpf.attach_tcx(program, ifindex, self._sides[name])

@@ -1,9 +1,9 @@
 """The packet path in C: threads of its own, every offload the kernel grants, no GIL.
 
 Theory of operation. The work is done by the extension `_native` (C sources beside this file; start
-with `engine.h`). This module is the shell that the `Datapath` protocol asks for: it turns the
-configuration into numbers, the peer table into rows, and numbers back into sentences. It decides
-only what a machine's owner may want to change:
+with `engine.h`). This module implements the `Datapath` protocol over it: it turns the configuration
+into numbers, the peer table into rows, and error numbers into sentences. It decides only what an
+operator may want to change:
 
 *Threads.* One for each direction, so that a stream's acknowledgements do not wait behind its data;
 with a single CPU, one for both. On two cores that carry both nodes and both ends of the traffic two
@@ -11,11 +11,11 @@ threads gave 13 % more TCP than one, 6 % fewer small packets, and the same round
 was opened with IFF_MULTI_QUEUE gets further queues, each with a transmitting thread.
 
 *Offloads.* Each can be forced off by name, with `PYFLANNEL_NATIVE_OFF=gso,gro` or by parameter.
-What the kernel refuses at start is `off (not supported: …)`; what it refuses later, on a packet,
-is `withdrawn (…)`, is not tried again, and is logged once.
+An offload that the kernel refuses at start is `off (not supported: …)`. One that it refuses later,
+on a packet, is `withdrawn (…)`: it is logged once and not tried again.
 
 Environment: `PYFLANNEL_NATIVE_OFF`, `PYFLANNEL_NATIVE_THREADS`, `PYFLANNEL_NATIVE_QUEUES`,
-`PYFLANNEL_NATIVE_SPIN_US`, `PYFLANNEL_NATIVE_GATHER_US`; parameters win.
+`PYFLANNEL_NATIVE_SPIN_US`, `PYFLANNEL_NATIVE_GATHER_US`. Parameters override them.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ the TUN's offloads towards us, `gso` and `gro` the socket's, `join` the super pa
 MAX_QUEUES: Final = 16
 """`ENGINE_QUEUES` in engine.h; one thread each."""
 SPIN_US: Final = 0
-"""Microseconds for which a worker looks for more before it sleeps. On two cores that carry both
-nodes and both ends of the traffic, 50 made the median round trip shorter in quiet moments (58 µs
-for 78) and p99 up to three times as long; so it is for machines with cores to spare."""
+"""Microseconds for which a worker polls for more packets before it sleeps. On two cores that carry
+both nodes and both ends of the traffic, 50 shortened the median round trip in quiet moments (from
+78 to 58 µs) and made p99 up to three times as long. So it suits only machines with spare cores."""
 GATHER_US: Final = 100
-"""Microseconds for which small packets may gather while more than 40,000 a second come in. With
+"""Microseconds for which small packets are collected while more than 40,000 a second come in. With
 64-byte packets, in thousands a second: 0 → 125–195, 30 → 180, 60 → 205, 100 → 230, 200 → 200."""
 
 _STATES: Final = ("off (forced)", "off (not supported: {})", "on", "withdrawn ({})")
@@ -86,7 +86,7 @@ def _load() -> str | None:
 def probe() -> Capabilities | str:
     """What this data path can do here, or why it cannot be used.
 
-    The offloads are probed on the device and the socket when it starts; until then none is listed.
+    The offloads are probed on the device and the socket at the start. Before that none is listed.
     """
     return _load() or Capabilities(name="native", wants_vnet_hdr=True)
 
@@ -95,7 +95,7 @@ def parse_off(text: str) -> frozenset[str]:
     """The offloads named by a comma-separated list, such as `tso,gro`.
 
     Raises:
-        DatapathError: naming the word that is none of them, and those that are.
+        DatapathError: naming the unknown word and the known ones.
     """
     words = [word.strip() for word in text.split(",") if word.strip()]
     for word in words:
@@ -135,11 +135,11 @@ class NativeDatapath:
         queues: how many queues of a multi-queue TUN to use; `None` = up to four, one per two CPUs.
         spin_us: see `SPIN_US`.
         gather_us: see `GATHER_US`.
-        assume_offloads: take the TUN's offloads as granted without asking, for a socket pair that
-            stands in for a TUN and whose other end understands virtio-net headers.
+        assume_offloads: treat all TUN offloads as granted. For tests whose TUN is a socket pair;
+            the other end must understand virtio-net headers.
 
     Raises:
-        DatapathError: if the extension is missing, or a value makes no sense.
+        DatapathError: if the extension is missing, or a value is out of range.
     """
 
     def __init__(
@@ -289,7 +289,7 @@ class NativeDatapath:
         }
 
     def _tell_withdrawn(self) -> None:
-        """Logs an offload that the kernel refused on a packet, the first time it is seen."""
+        """Logs once that the kernel refused an offload on a packet."""
         for name, state in self._offloads().items():
             if state.startswith("withdrawn") and name not in self._told:
                 self._told.add(name)
@@ -302,7 +302,7 @@ class NativeDatapath:
                 )
 
     def _open_queues(self) -> TunDevice | None:
-        """Further queues of a TUN that allows them, `None` if there are to be none."""
+        """Opens further queues of a multi-queue TUN; `None` if none is wanted."""
         try:
             answer = fcntl.ioctl(self._config.tun_fd, _TUNGETIFF, bytes(_IFREQ.size))
         except OSError:

@@ -16,7 +16,7 @@ void join_flush(struct joiner *j)
     j->used = j->last = 0;
 }
 
-/* Lets go of every flow between the packet's addresses, whatever its ports. */
+/* Emits every flow between the packet's addresses, with any ports. */
 static void flush_addresses(struct joiner *j, const uint8_t *p)
 {
     for (size_t i = 0; i < j->used; i++) {
@@ -107,7 +107,7 @@ static bool continues(const struct join_flow *flow, const uint8_t *p, size_t len
     if (flow->udp)
         return true;
     /* Acknowledgement and offset at 8..12, window at 14, options from 20 on; reserved bits are part
-     * of the offset byte. The urgent pointer means nothing without URG, but must come out again. */
+     * of the offset byte. Without URG the urgent pointer means nothing, but it must be kept. */
     head += IP4_MIN_HEADER;
     return get32(t + TCP_SEQUENCE) == flow->next_sequence && memcmp(head + 8, t + 8, 5) == 0 &&
            load16(head + 14) == load16(t + 14) && load16(head + 18) == load16(t + 18) &&
@@ -140,8 +140,8 @@ bool join_offer(struct joiner *j, uint8_t *p, size_t length)
                     : (t[TCP_FLAGS] & ~TCP_PSH) == TCP_ACK);
     flow = find_flow(j, p);
     if (flow && joinable && continues(flow, p, length, header) && intact(p, length)) {
-        /* The first packet is looked at only now: most often it stays alone, and then the receiver
-         * will check it. */
+        /* The first packet is checked only now: most often it stays alone, and then the receiver
+         * checks it. */
         if (flow->verified || intact(flow->head, flow->header + flow->size)) {
             flow->verified = true;
             add_part(flow, p, length);

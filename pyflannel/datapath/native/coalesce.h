@@ -12,10 +12,10 @@
  *     PSH; PSH ends a super packet.   UDP: a checksum is present
  *   - same payload length; a shorter one ends the super packet
  *   - the IP and the TCP or UDP checksum are right: the receiver will not look at them again, since
- *     the super packet goes out as VNET_NEEDS_CSUM, so joining must not bless a damaged packet
+ *     the super packet goes out as VNET_NEEDS_CSUM, so joining must not hide a damaged packet
  *
- * Order within a flow is kept: what belongs to an open flow but cannot join it makes the flow go out
- * first; a packet whose ports cannot be seen (a fragment, one with options) does so for all flows
+ * Order within a flow is kept: a packet of an open flow that cannot join it makes the flow go out
+ * first. A packet whose ports are not visible (a fragment, one with options) does so for all flows
  * between its two addresses.
  *
  * The packets stay where they are; a flow is a list of slices of them, with a header of its own.

@@ -33,17 +33,17 @@
 #endif
 
 enum {
-    /* The default of 208 KB is three GRO datagrams of 64 KB; a burst of a TCP window must fit. */
+    /* The default, 208 KB, holds three GRO datagrams of 64 KB; a burst of a TCP window must fit. */
     SOCKET_BUFFER = 4 << 20,
     /* At most 1000 ICMP errors a second, in bursts of 50 (datapath/base.py). */
     ICMP_INTERVAL_NS = 1000000,
     ICMP_BURST = 250,
     ICMP_EACH_INTERVAL_NS = 5000000,
     ICMP_EACH_BURST = 50,
-    /* What a worker sleeps when poll() keeps reporting something that reading does not clear. */
+    /* How long to sleep when poll() keeps reporting a condition that reading does not clear. */
     TROUBLE_MS = 10,
     TROUBLE_ROUNDS = 16,
-    /* A poll() that has to sleep takes longer, one that does not is well below. */
+    /* A poll() that sleeps takes longer than this, one that does not takes far less. */
     BUSY_NS = 4000,
 };
 
@@ -74,7 +74,7 @@ static void wake_all(struct engine *e)
 {
     uint64_t one = 1;
 
-    /* Nobody reads it, so it stays readable and wakes every worker; it cannot fill up. */
+    /* It is never read, so it stays readable and wakes every worker. It cannot fill up. */
     while (write(e->wake_fd, &one, sizeof one) < 0 && errno == EINTR)
         ;
 }
@@ -196,8 +196,9 @@ static void peer_sum(const struct engine *e, uint32_t number, uint64_t out[PEER_
     }
 }
 
-/* Numbers the peers of a table before it is in force: who had a number keeps it, who is gone gives it
- * back. What a worker counts in the batch under way may go to a number's next peer. */
+/* Numbers the peers of a table before it is in force. A peer that had a number keeps it; the number
+ * of a removed peer is free again. What a worker counts in the current batch may go to the number's
+ * next peer. */
 static void number_peers(struct engine *e, struct table *t, const struct table_row *rows,
                          size_t count)
 {
@@ -274,7 +275,7 @@ void engine_counters(struct engine *e, uint64_t out[COUNTERS])
     table_reclaim(e);
 }
 
-/* Leaves the TUN alone for the rest of the gathering time (tx.c says when); the socket is heard. */
+/* Does not read the TUN for the rest of the gathering time (see tx.c), but does read the socket. */
 static void worker_gather(struct worker *w, struct pollfd fds[3], uint64_t start)
 {
     uint64_t left = w->gather_until - start;
@@ -292,8 +293,8 @@ static void worker_gather(struct worker *w, struct pollfd fds[3], uint64_t start
     }
 }
 
-/* Waits until a half has something to do. Gives false if the worker is to end; `busy` is whether
- * something was there without sleeping for it. */
+/* Waits until a half has something to do. Returns false if the worker must end. `busy` says whether
+ * there was something to do without sleeping. */
 static bool worker_wait(struct worker *w, struct pollfd fds[3], bool *busy)
 {
     struct engine *e = w->engine;
@@ -339,14 +340,15 @@ static void *worker_main(void *argument)
     bool more = false, busy = false;
     unsigned trouble = 0;
 
-    /* Timeouts are late by up to this; the default of 50 us is half of what we gather for. */
+    /* Timeouts may be late by this much. The default, 50 us, is half of the gathering time. */
     prctl(PR_SET_TIMERSLACK, 1000ul);
     while (more ? !atomic_load_explicit(&e->stopping, memory_order_relaxed)
                 : worker_wait(w, fds, &busy)) {
         const struct table *t;
         short tun = fds[1].revents, udp = fds[2].revents;
 
-        /* An error condition without anything to read would bring poll() back at once for ever. */
+        /* With an error condition and nothing to read, poll() would return at once, again and
+         * again. */
         if (!more && ((tun | udp) & (POLLERR | POLLHUP)) && !((tun | udp) & POLLIN)) {
             struct pollfd wake = fds[0];
 
@@ -419,8 +421,8 @@ static void tun_offloads(struct engine *e)
             granted |= steps[i].flags;
     }
     tun_ask(e, granted);
-    /* What may be written depends on the kernel, not on what we asked for: virtio headers at all,
-     * and VIRTIO_NET_HDR_GSO_UDP_L4 since the kernel that knows TUN_F_USO4. */
+    /* What may be written does not depend on what we asked for: TCP super packets wherever there
+     * are virtio headers, VIRTIO_NET_HDR_GSO_UDP_L4 on kernels that know TUN_F_USO4. */
     for (enum offload which = OFFLOAD_join_tcp; which <= OFFLOAD_join_udp; which++) {
         bool able = is_tun && (which == OFFLOAD_join_tcp || uso_known);
 
@@ -432,14 +434,15 @@ static void tun_offloads(struct engine *e)
     }
 }
 
-/* What the socket can do, and the options that the path depends on. */
+/* Probes the socket's offloads and sets the options that the data path depends on. */
 static void udp_offloads(struct engine *e)
 {
     int fd = e->config.udp_fd, zero = 0, one = 1, discover = IP_PMTUDISC_PROBE, size = SOCKET_BUFFER;
 
-    /* Upstream's datagrams carry DF, and this keeps it, also with UDP_SEGMENT. What somebody said
-     * about the path is not asked for; what is longer than the interface takes gives EMSGSIZE. Without IP_RECVERR, ICMP answers to what we sent do not
-     * turn up as errors of something else. */
+    /* Upstream's datagrams carry DF. This sets it, with UDP_SEGMENT too, and ignores path MTUs that
+     * the kernel has learned: only a datagram longer than the interface's MTU gives EMSGSIZE.
+     * Without IP_RECVERR, an ICMP answer to one datagram is not returned as the error of another
+     * call. */
     setsockopt(fd, IPPROTO_IP, IP_MTU_DISCOVER, &discover, sizeof discover);
     setsockopt(fd, IPPROTO_IP, IP_RECVERR, &zero, sizeof zero);
     if (setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &size, sizeof size))
@@ -462,7 +465,7 @@ static void udp_offloads(struct engine *e)
         offload_set(e, OFFLOAD_gro, OFFLOAD_ON, 0);
 }
 
-/* Puts back what another reader of the same descriptors would stumble over. */
+/* Resets the options that would confuse the next reader of the same descriptors. */
 static void offloads_undo(struct engine *e)
 {
     int zero = 0;

@@ -15,10 +15,10 @@
  * publishes 0 after the batch. Replacing swaps the pointer and raises the epoch; an old table may be
  * freed as soon as every worker is at 0 or in an epoch that began after the swap. All four steps are
  * sequentially consistent: a worker that got the old pointer loaded it before the swap, so it had
- * published an older epoch before that, and whoever looks after the swap sees it. Nobody ever waits:
- * old tables are looked at again at the next replacement, when counters are read, and at stop.
+ * published an older epoch before that, and a check after the swap sees that epoch. No thread ever
+ * waits: old tables are checked again at the next replacement, when counters are read, and at stop.
  *
- * The descriptors are duplicates, so the owner may close his at any time. Nothing here is global.
+ * The descriptors are duplicates, so the owner may close its own at any time. Nothing is global.
  */
 #ifndef PYFLANNEL_ENGINE_H
 #define PYFLANNEL_ENGINE_H
@@ -78,11 +78,12 @@ enum offload_state { OFFLOAD_OFF_FORCED, OFFLOAD_OFF_UNSUPPORTED, OFFLOAD_ON, OF
 enum {
     ENGINE_QUEUES = 16,
     ENGINE_WORKERS = ENGINE_QUEUES + 1,
-    /* How long a full socket or TUN is waited for before the packets are dropped. Short, because a
-     * worker that does both directions stands still meanwhile, and because stop() may take 100 ms. */
+    /* How long to wait for room in a full socket or TUN before dropping the packets. Short, because
+     * a worker that does both directions stands still meanwhile, and stop() may take at most 100
+     * ms. */
     ENGINE_PATIENCE_MS = 10,
     CACHE_LINE = 64,
-    /* `MOST_COUNTED` of datapath/base.py, and number 0 for all that have none. */
+    /* `MOST_COUNTED` of datapath/base.py, and number 0 for all peers without a number. */
     PEER_NUMBERS = 1024 + 1,
     /* As in datapath/base.py, where the reasons are. */
     BELIEVED_MTU = 1280,
@@ -133,8 +134,8 @@ struct engine {
     int wake_fd; /* eventfd, readable for ever once set: stop, or failure */
     bool running;
     struct table *retired; /* under the caller's lock (the GIL): replacing is never concurrent */
-    /* Under the same lock: whose each number is, 0 if it is free, and what had been counted under it
-     * when its peer got it. */
+    /* Under the same lock. For each number: the peer that has it (0 if free), and the counts at the
+     * time when that peer got it. */
     uint32_t numbered[PEER_NUMBERS];
     uint64_t before[PEER_NUMBERS][PEER_COUNTERS];
     _Alignas(CACHE_LINE) _Atomic(struct table *) table;
@@ -155,7 +156,7 @@ void engine_free(struct engine *e);
 /* 0, ENOMEM or EINVAL (a row is no row). Never blocks. */
 int engine_replace_table(struct engine *e, const struct table_row *rows, size_t count);
 void engine_counters(struct engine *e, uint64_t out[COUNTERS]);
-/* What was counted of a peer since it got its number; false if it has none. */
+/* The counts of a peer since it got its number; false if it has none. */
 bool engine_peer(const struct engine *e, uint32_t address, uint64_t out[PEER_COUNTERS]);
 /* Tables that wait for their last reader; for tests. */
 size_t engine_retired(const struct engine *e);
@@ -164,13 +165,13 @@ size_t engine_retired(const struct engine *e);
 
 static inline void count_add(struct worker *w, enum counter which, uint64_t n)
 {
-    /* One writer: no locked instruction needed, only no tearing. */
+    /* There is one writer, so no locked instruction is needed, only untorn stores. */
     uint64_t value = atomic_load_explicit(&w->counters[which], memory_order_relaxed);
 
     atomic_store_explicit(&w->counters[which], value + n, memory_order_relaxed);
 }
 
-/* The same of a peer; 0 is the number of all that are not counted. */
+/* The same for a peer. Number 0 stands for all peers that are not counted. */
 static inline void peer_add(struct worker *w, uint32_t number, enum peer_counter which, uint64_t n)
 {
     _Atomic uint64_t *counter = &w->peers[number].counters[which];
@@ -210,7 +211,7 @@ bool tx_gathers(struct tx *tx, uint64_t now);
 struct rx *rx_new(struct worker *w);
 void rx_free(struct rx *rx);
 bool rx_batch(struct rx *rx, const struct table *t);
-/* Throws away what waits in the socket's error queue, should somebody have set IP_RECVERR. */
+/* Empties the socket's error queue, which is in use if IP_RECVERR was set. */
 void rx_errors(struct rx *rx);
 
 #endif

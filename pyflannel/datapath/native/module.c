@@ -3,8 +3,8 @@
  * Theory of operation. The module has one type, Engine, a thin shell over `struct engine`, and three
  * functions that expose the pure parts for tests (`lookup`, `segment`, `join`). Nothing but argument
  * handling happens here. The engine's threads never call into Python and never hold the GIL; it is
- * let go only in `stop`, while the threads are waited for. There is no global state: the type hangs on
- * the module object (multi-phase initialisation), so several interpreters may load it.
+ * released only in `stop`, while that waits for the threads. There is no global state: the type
+ * hangs on the module object (multi-phase initialisation), so several interpreters may load it.
  *
  * Only the limited API is used: one build serves every CPython from 3.11 on (abi3).
  */

@@ -57,13 +57,13 @@ bool checksum_complete(uint8_t *p, size_t length, const struct vnet_header *vnet
         (vnet->csum_offset != TCP_CHECKSUM && vnet->csum_offset != UDP_CHECKSUM))
         return false;
     sum = (uint16_t)~checksum_fold(checksum_add(p + start, length - start));
-    /* UDP means "no checksum" by 0 and sends 0xFFFF for a sum of 0 (RFC 768). */
+    /* In UDP, 0 means "no checksum", so a sum of 0 is sent as 0xFFFF (RFC 768). */
     store16(p + field, sum == 0 && p[IP4_PROTOCOL] == PROTO_UDP ? 0xffff : sum);
     return true;
 }
 
 /* Destination unreachable, source quench, redirect, time exceeded, parameter problem: RFC 792's
- * errors. What does not even hold a type is treated as one. */
+ * errors. A packet too short to hold a type is treated as one. */
 static bool is_icmp_error(const uint8_t *p, size_t length)
 {
     size_t header = header_length(p);

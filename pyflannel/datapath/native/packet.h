@@ -1,10 +1,10 @@
 /* Reading and rewriting one IPv4 packet: bounds, byte order, checksums, verdicts, ICMP errors.
  *
  * Theory of operation. Everything here is a pure function of the bytes it is given: no system call,
- * no memory of its own, no state. Whatever comes out of the UDP socket was written by somebody else,
- * so nothing in a packet is believed before it has been compared with the length that the kernel
- * reported. There is one helper for that, `fits`, and a packet that `packet_check` has passed has
- * these properties, on which the rest of the code relies:
+ * no memory of its own, no state. Data from the UDP socket is untrusted, so every length in a
+ * packet is compared with the length that the kernel reported before it is used. There is one
+ * helper for that, `fits`, and a packet that `packet_check` has passed has these properties, on
+ * which the rest of the code relies:
  *
  *     length >= 20, version 4, 20 <= header_length(p) <= length, total length field == length
  *
@@ -161,7 +161,7 @@ static inline uint64_t pseudo_sum(const uint8_t *p, size_t l4_length)
     return checksum_add(p + IP4_SOURCE, 8) + htons(p[IP4_PROTOCOL]) + htons((uint16_t)l4_length);
 }
 
-/* Judges a packet by everything that later code takes for granted (top of this file). */
+/* Checks everything about a packet that later code relies on (top of this file). */
 enum verdict packet_check(const uint8_t *p, size_t length, size_t limit);
 
 /* TTL - 1 with the checksum patched as upstream does (RFC 1624): + 0x0100 in one's complement, and
@@ -176,10 +176,10 @@ static inline void ttl_decrement(uint8_t *p)
 }
 
 /* Finishes the checksum that VNET_NEEDS_CSUM left open (the field holds the pseudo header's sum), of
- * a packet that passed `packet_check`. False, and nothing is changed, if the header points anywhere
- * but behind the IP header and to a checksum of TCP or UDP: those who may send raw packets with such
- * a header of their own choose the numbers, and kernels before September 2024 pass them on
- * (virtio_net_hdr_to_skb()). The packet may be a tunnel's, so the place is not compared further. */
+ * a packet that passed `packet_check`. False, and nothing is changed, if the header does not point
+ * behind the IP header and to a checksum of TCP or UDP: a process with raw sockets can choose these
+ * numbers, and kernels before September 2024 pass them on (virtio_net_hdr_to_skb()). The packet may
+ * be a tunnel's, so the position is not checked further. */
 bool checksum_complete(uint8_t *p, size_t length, const struct vnet_header *vnet);
 
 /* Whether an ICMP error of this type may be sent about a packet that passed `packet_check`: first

@@ -166,7 +166,7 @@ static bool rx_allowed(struct rx *rx, const struct table *t, const uint8_t *p, u
     return true;
 }
 
-/* One packet; nothing about it is known but its length. */
+/* One packet, of which only the length is known. */
 static void rx_packet(struct rx *rx, const struct table *t, uint8_t *p, size_t length,
                       uint32_t sender, uint16_t port)
 {
@@ -266,8 +266,8 @@ bool rx_batch(struct rx *rx, const struct table *t)
                                                   .msg_controllen = sizeof rx->control[i].bytes};
     }
     rx->dirty = 0;
-    /* Errors other than "nothing there" are ones of the past, reported once (ICMP answers to what
-     * we sent); a socket that stays broken is the worker's affair. */
+    /* Other errors than "nothing there" are old ones, reported once (ICMP answers to our
+     * datagrams). The worker handles a socket that stays broken. */
     got = recvmmsg(e->config.udp_fd, rx->messages, (unsigned)asked, MSG_DONTWAIT, NULL);
     if (got <= 0)
         return false;

@@ -45,7 +45,7 @@ struct table *table_new(const struct table_row *rows, size_t count)
     struct table_row *sorted;
     struct table *t;
 
-    /* 2^26 rows is four times every /24 there is; beyond, sizes below could overflow. */
+    /* 2^26 rows is four times the number of all /24s. With more, sizes below could overflow. */
     if (count > (size_t)1 << 26)
         return NULL;
     for (size_t i = 0; i < count; i++) {

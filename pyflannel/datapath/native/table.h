@@ -4,9 +4,10 @@
  * shortest; flannel gives every node the same length, so a look-up is one mask, one multiplication
  * and, at a load of at most one half, one or two cells of eight bytes side by side, however many
  * peers there are. If two peers claim a prefix, the one with the greater address has it, as in
- * RouteTable. The same look-up, asked for the source of a packet that came in, says who may have sent
- * it. A further table holds the addresses of all peers, to tell an unknown sender from a wrong source,
- * and the number under which each is counted (engine.h).
+ * RouteTable. The same look-up of a received packet's inner source gives the peer that may have
+ * sent it. A further table holds the addresses of all peers, to tell an unknown sender from a wrong
+ * source, and the number under which each is counted (engine.h).
+ *
  * A table is built once, in one piece of memory, and never changed: readers need no lock. How it is
  * replaced is in engine.h.
  */
@@ -57,7 +58,7 @@ static inline uint32_t table_slot(const struct table_level *level, uint32_t key)
     return (uint32_t)(((uint64_t)(key * 2654435769u)) >> level->shift);
 }
 
-/* The peer that owns a destination, 0 if nobody does. Host byte order. */
+/* The peer that owns a destination, 0 if there is none. Host byte order. */
 static inline uint32_t table_lookup(const struct table *t, uint32_t destination)
 {
     for (size_t i = 0; i < t->levels; i++) {
@@ -97,7 +98,7 @@ static inline bool table_knows(const struct table *t, uint32_t address)
     return table_sender(t, address) != NULL;
 }
 
-/* Under which number a peer is counted; 0 if it is not. */
+/* The number under which a peer is counted; 0 if it is not counted. */
 static inline uint32_t table_number(const struct table *t, uint32_t address)
 {
     const struct table_cell *cell = table_sender(t, address);

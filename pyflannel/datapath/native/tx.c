@@ -7,11 +7,11 @@
  * a lone packet is sent at once, without a second read that finds nothing, and a stream is read in
  * long batches.
  *
- * Many small packets are a special case. Reading is faster than whoever produces them, so each would
- * be sent alone or with few others, and each send costs as much as a long run. While more than
+ * Many small packets are a special case. We read faster than they are produced, so each would be
+ * sent alone or with few others, and each send costs as much as a long run. While more than
  * TX_GATHER_RATE small packets a second come in, the TUN is left alone for `gather_us` after each
- * batch, as network cards moderate their interrupts. Nothing waits below that rate: request and
- * response, or a stream in super packets, never come near it.
+ * batch, as network cards moderate their interrupts. Below that rate nothing waits. Requests with
+ * responses, and streams in super packets, stay far below it.
  *
  * A packet to send is one or two slices of memory: a super packet's segment is a header in `headers`
  * and payload in the arena, any other packet lies in the arena whole; neighbouring slices are one.
@@ -20,8 +20,8 @@
  * ends its run. Runs to different peers may be open side by side; the order to one peer is kept,
  * since a packet only ever joins the latest run to its peer. All runs go out in one sendmmsg().
  *
- * A refused run is sent again packet by packet, so nothing is lost when UDP_SEGMENT is withdrawn, and
- * each packet too big for its path is answered for itself.
+ * A refused run is sent again packet by packet. So nothing is lost when UDP_SEGMENT is withdrawn,
+ * and each packet that is too big for its path gets its own answer.
  *
  * Everything is allocated in `tx_new`.
  */
@@ -49,8 +49,8 @@ enum {
     TX_GATHER_RATE = 40000,
     TX_GATHER_BYTES = 1000, /* a packet, on average; what is longer comes in super packets anyway */
     TX_WINDOW_NS = 500000,  /* over which the rate is taken */
-    /* With so much read already, one more system call that finds nothing is no matter, and a run
-     * that goes on across super packets saves the stub of a run that each would end with. */
+    /* After this much data, one more system call that finds nothing costs little. And a run that
+     * continues across super packets saves the short run at the end of each. */
     TX_BULK_BYTES = 8 * 1024,
     TX_RUNS = 64,
     TX_SLICES = 512,
@@ -63,7 +63,7 @@ enum {
     TX_PACKET_SLICES = 4, /* a packet is two slices at most; runs are cut at packets */
     OUTER_HEADERS = IP4_MIN_HEADER + UDP_HEADER,
     BELIEVED_BYTES = BELIEVED_MTU - OUTER_HEADERS,
-    TX_PATHS = 256, /* whose MTU is remembered; two peers in one place ask again and again */
+    TX_PATHS = 256, /* whose MTU is remembered; two peers in one slot ask each time */
 };
 
 struct slice {
@@ -80,7 +80,7 @@ struct run {
     bool open;
 };
 
-/* What a packet to a peer may have, and until when that is taken for true. */
+/* Most bytes of a packet to a peer, and until when that is used. */
 struct path {
     uint64_t until;
     uint32_t peer;
@@ -172,7 +172,7 @@ static struct sockaddr_in peer_endpoint(const struct tx *tx, uint32_t peer)
                                 .sin_addr = {htonl(peer)}};
 }
 
-/* What a packet may have on the way to a peer, its outer headers taken off; 0 if it cannot be told. */
+/* The path MTU to a peer less the outer headers; 0 if the kernel does not say. */
 static uint16_t path_mtu(struct tx *tx, uint32_t peer)
 {
     struct sockaddr_in name = peer_endpoint(tx, peer);
@@ -194,8 +194,8 @@ static uint64_t now_ms(void)
     return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
 }
 
-/* How long a packet to a peer may be, as far as the path to it is believed to be narrow. The socket
- * does not ask (IP_PMTUDISC_PROBE), so it is asked for here. */
+/* Most bytes of a packet to a peer, by the path MTU that we believe. The socket does not check it
+ * (IP_PMTUDISC_PROBE), so this asks the kernel. */
 static size_t room_to(struct tx *tx, uint32_t peer)
 {
     struct path *path = &tx->path[(peer * 2654435761u) >> 24]; /* Knuth's multiplicative hash */
@@ -252,14 +252,14 @@ static int send_message(struct tx *tx, const struct msghdr *message)
     }
 }
 
-/* A packet that does not fit its path: told to the sender, or sent in fragments if he allows it. */
+/* A packet that does not fit its path: answered by an ICMP error if it has DF, else fragmented. */
 static void too_big(struct tx *tx, uint32_t peer, const struct msghdr *message, size_t length)
 {
     struct worker *w = tx->worker;
     uint8_t start[IP4_MAX_HEADER + 8];
     size_t have = 0, room = room_to(tx, peer);
 
-    if (room >= length) /* the interface's MTU is smaller than what is believed */
+    if (room >= length) /* the interface's MTU is below BELIEVED_MTU */
         room = path_mtu(tx, peer);
 
     for (size_t i = 0; i < message->msg_iovlen && have < sizeof start; i++) {
@@ -278,8 +278,8 @@ static void too_big(struct tx *tx, uint32_t peer, const struct msghdr *message, 
     } else {
         int fd = w->engine->config.udp_fd, without = IP_PMTUDISC_DONT, with = IP_PMTUDISC_PROBE, error;
 
-        /* There is no per-message way to say so. Another worker's datagram may lose its DF in
-         * between, which harms nothing. */
+        /* There is no way to say so per message. Meanwhile another worker's datagram may lose its
+         * DF, which does no harm. */
         setsockopt(fd, IPPROTO_IP, IP_MTU_DISCOVER, &without, sizeof without);
         error = send_message(tx, message);
         setsockopt(fd, IPPROTO_IP, IP_MTU_DISCOVER, &with, sizeof with);
@@ -343,8 +343,8 @@ static void refused(struct tx *tx, const struct run *run, struct msghdr *message
 {
     struct engine *e = tx->worker->engine;
 
-    /* Once more: EAGAIN is worth a moment's patience, and any other error may have been an earlier
-     * datagram's. An ICMP answer from the network stays with the socket until the next call. */
+    /* Try once more. EAGAIN passes soon, and any other error may belong to an earlier datagram: the
+     * next call on the socket returns a pending ICMP error. */
     if (error != EAGAIN || wait_writable(e, e->config.udp_fd))
         error = send_message(tx, message);
     if (error == 0) {
