@@ -42,7 +42,7 @@ def _carrier(facts: NodeFacts, around: Around) -> Iterator[Finding]:
             subject=underlay.interface,
             text=f"the external interface {underlay.interface} {state}",
             evidence=(f"ip link show {underlay.interface}",),
-            consequence="no other node is reached",
+            consequence="no other node can be reached",
             remedy="look at the cable, the switch's port or the hypervisor's setting"
             if link.up
             else f"ip link set {underlay.interface} up",
@@ -77,7 +77,7 @@ def _forwarding(facts: NodeFacts, around: Around) -> Iterator[Finding]:
                     subject=str(device),
                     text=f"packets that come in by {device} are not forwarded",
                     evidence=(f"{name.replace('/', '.')} = 0",),
-                    consequence="the way is open in one direction at most",
+                    consequence="packets pass in one direction at most",
                     remedy=f"sysctl -w {name.replace('/', '.')}=1",
                 )
 
@@ -110,7 +110,7 @@ def _ipv6(facts: NodeFacts, around: Around) -> Iterator[Finding]:
                     f"net.ipv6.conf.{device}.accept_ra = 1",
                     "net.ipv6.conf.all.forwarding = 1",
                 ),
-                consequence="it goes when its lifetime ends, minutes to hours after the start",
+                consequence="it expires minutes to hours after the start",
                 remedy=f"sysctl -w net.ipv6.conf.{device}.accept_ra=2",
             )
 
@@ -130,8 +130,8 @@ def _routes(facts: NodeFacts, around: Around) -> Iterator[Finding]:
                 text=f"packets to the node {each.public} leave by {out}, and the overlay uses "
                 f"{underlay.interface}",
                 evidence=(f"ip route get {each.public}: {each.to_node.text}",),
-                consequence="they have another source address than the peers expect, or go astray",
-                remedy=f"mend the route, or name the interface: --iface={out} or "
+                consequence="they have another source address than the peers expect, or get lost",
+                remedy=f"correct the route, or name the interface: --iface={out} or "
                 f"--iface-can-reach={each.public}",
             )
 
@@ -154,7 +154,7 @@ def _ways_of_pods(
             text=f"packets of containers to {each.subnet} "
             + (f"have no route: {lookup.error}" if lookup.error else f"leave by {lookup.device}"),
             evidence=(f"ip route get: {lookup.text or lookup.error}", rule),
-            consequence="they do not reach the peer through the overlay",
+            consequence="they cannot reach the peer through the overlay",
             remedy="a rule or route of a VPN or of another program comes first: exclude the "
             f"overlay there, or ip rule add to {facts.network_of(each.version)} lookup main pref "
             "100",
@@ -165,15 +165,15 @@ def _ways_of_pods(
             code=codes.RP_FILTER,
             severity=Severity.ERROR,
             subject=f"peer {each.subnet}",
-            text=f"rp_filter drops packets of {each.subnet} that come in by {tunnel}: the way back "
-            "to them leads by another device",
+            text=f"rp_filter drops packets of {each.subnet} that come in by {tunnel}: the route "
+            "back to them uses another device",
             evidence=tuple(
                 f"net.ipv4.conf.{name}.rp_filter = "
                 + around.sysctls.get(f"net/ipv4/conf/{name}/rp_filter", "?")
                 for name in (tunnel, "all")
             ),
             consequence="nothing of that peer arrives",
-            remedy=f"mend the route back, or sysctl -w net.ipv4.conf.{tunnel}.rp_filter=2",
+            remedy=f"correct the route back, or sysctl -w net.ipv4.conf.{tunnel}.rp_filter=2",
         )
 
 
@@ -237,7 +237,7 @@ def _sizes(facts: NodeFacts, around: Around) -> Iterator[Finding]:
             text=f"containers behind {bridge} may send {link.mtu} bytes, and the overlay carries "
             f"{network.mtu}",
             evidence=(f"ip link show {bridge}: mtu {link.mtu}",),
-            consequence="large packets are lost where ICMP is, so connections open and then hang",
+            consequence="where ICMP is blocked, large packets are lost: connections open and hang",
             remedy="restart docker with the options that pyflanneld writes, and its containers",
         )
 
@@ -261,7 +261,7 @@ def _devices(facts: NodeFacts, around: Around) -> Iterator[Finding]:
             subject=", ".join(bridges),
             text=f"{' and '.join(bridges)} both have an address in the leased subnet {subnet}",
             evidence=tuple(f"ip address show {name}" for name in bridges),
-            consequence="containers behind one of them are not reached",
+            consequence="containers behind one of them cannot be reached",
             remedy="remove the one that no runtime uses: ip link delete NAME",
         )
     if facts.report is None or facts.report.network is None:
@@ -292,7 +292,7 @@ def _managed(facts: NodeFacts, around: Around) -> Iterator[Finding]:
                 subject=name,
                 text=f"NetworkManager manages {name}",
                 evidence=(f"/run/NetworkManager/devices/{around.links[name].index}: managed=true",),
-                consequence="it may take routes and addresses away from it at any time",
+                consequence="it may remove routes and addresses of the device at any time",
                 remedy="unmanaged-devices=interface-name:flannel*;interface-name:docker0 below "
                 "[keyfile] in /etc/NetworkManager/conf.d/flannel.conf; nmcli general reload",
             )
@@ -331,8 +331,7 @@ def _files(facts: NodeFacts, around: Around) -> Iterator[Finding]:
             text=f"{facts.subnet_file} says {written}, and the lease is {lease.subnet}",
             evidence=(facts.subnet_file, "pyflannel status"),
             consequence="containers that start now get addresses of another node",
-            remedy="another program writes it, or another daemon's file is looked at: "
-            "--subnet-file",
+            remedy="another program writes it, or this is another daemon's file: --subnet-file",
         )
     if around.free is not None and around.free < LEAST_FREE:
         yield Finding(
@@ -353,7 +352,7 @@ def _tables(facts: NodeFacts, around: Around) -> Iterator[Finding]:
             "the table of connections",
             around.conntrack,
             codes.CONNTRACK_FULL,
-            "raise net.netfilter.nf_conntrack_max; conntrack -L says who opens so many",
+            "raise net.netfilter.nf_conntrack_max; conntrack -L shows who opens so many",
         ),
         (
             "the neighbour table",
@@ -371,7 +370,7 @@ def _tables(facts: NodeFacts, around: Around) -> Iterator[Finding]:
             subject="kernel",
             text=f"{what} has {count} of {most} entries",
             evidence=(f"{count} of {most}",),
-            consequence="when it is full, packets to new places are dropped at random",
+            consequence="when it is full, packets to new destinations are dropped at random",
             remedy=remedy,
         )
 
@@ -386,8 +385,8 @@ def _names(facts: NodeFacts, around: Around) -> Iterator[Finding]:
                 subject=str(server),
                 text=f"the DNS server {server} lies inside the overlay's network {network}",
                 evidence=("/etc/resolv.conf",),
-                consequence="it is looked for on another node, so names do not resolve when the "
-                "overlay is away; etcd's may be among them",
+                consequence="its address belongs to another node, so names do not resolve when the "
+                "overlay is down; etcd's name may be among them",
                 remedy="another Network, or another DNS server",
             )
 
@@ -415,7 +414,7 @@ def _service(facts: NodeFacts, around: Around) -> Iterator[Finding]:
             subject="pyflannel.service",
             text="the unit is not enabled",
             evidence=("systemctl is-enabled pyflannel",),
-            consequence="after a reboot nothing starts it",
+            consequence="nothing starts it after a reboot",
             remedy="systemctl enable pyflannel",
         )
     if around.enabled and around.synchronised is False:
@@ -425,7 +424,7 @@ def _service(facts: NodeFacts, around: Around) -> Iterator[Finding]:
             subject="clock",
             text="this machine's clock is not synchronised",
             evidence=("adjtimex: STA_UNSYNC",),
-            consequence="times of leases and certificates are judged wrongly when it drifts",
+            consequence="when it drifts, the times of leases and certificates are misjudged",
             remedy="chrony or systemd-timesyncd; in a container that is the host's business",
         )
 

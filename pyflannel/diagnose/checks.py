@@ -71,7 +71,7 @@ def _daemon(facts: NodeFacts) -> Iterator[Finding]:
         yield from map(of_problem, problems(facts.report))
         return
     if facts.flanneld:
-        text = "flannel's own daemon works here, and no pyflanneld answers"
+        text = "flanneld runs here, and no pyflanneld answers"
         evidence = tuple(f"process {pid}, flanneld" for pid in facts.flanneld)
         remedy = "ask flanneld, or stop it and start pyflanneld (docs/migrating-from-flannel.md)"
     else:
@@ -83,8 +83,8 @@ def _daemon(facts: NodeFacts) -> Iterator[Finding]:
         subject="pyflanneld",
         text=text,
         evidence=evidence,
-        consequence="what it last programmed goes on; new nodes and changed leases are not seen, "
-        "and the lease ends some day",
+        consequence="what it has programmed stays; new nodes and changed leases are not seen, "
+        "and the lease will end",
         remedy=remedy,
     )
 
@@ -98,8 +98,8 @@ def _no_lease(facts: NodeFacts) -> Iterator[Finding]:
             subject="lease",
             text="this node has no lease",
             evidence=(f"pyflannel status: {report.phase}",),
-            consequence="no peer knows the way to containers of this node",
-            remedy="wait a few seconds; then see the log of pyflanneld",
+            consequence="no peer has a route to containers of this node",
+            remedy="wait a few seconds, then read the log of pyflanneld",
         )
 
 
@@ -129,7 +129,7 @@ def _devices(facts: NodeFacts) -> Iterator[Finding]:
                 text=f"the overlay's device {name} is " + ("missing" if link is None else "down"),
                 evidence=(f"ip link show {name}",),
                 consequence="no packet to or from another node's containers passes",
-                remedy="pyflanneld puts it right by itself within seconds; if not, restart it",
+                remedy="pyflanneld repairs it within seconds; if not, restart it",
             )
 
 
@@ -143,7 +143,7 @@ def _modules(facts: NodeFacts) -> Iterator[Finding]:
                 subject="kernel",
                 text=f"the kernel has no module {name}, which backend {backend} needs",
                 evidence=(f"/sys/module/{name} and the modules of the running kernel",),
-                consequence="the overlay's device cannot be made",
+                consequence="the overlay's device cannot be created",
                 remedy="install the distribution's package with the rest of the modules "
                 "(linux-modules-extra, kernel-modules), or take another backend",
             )
@@ -164,7 +164,7 @@ def _bridge(facts: NodeFacts) -> Iterator[Finding]:
         text=f"{DOCKER_BRIDGE} has {seen}, and this node's lease is {subnet}",
         evidence=(f"ip address show {DOCKER_BRIDGE}",),
         consequence="docker's containers cannot be reached from other nodes",
-        remedy="pyflannel doctor docker says what keeps docker out of the subnet",
+        remedy="pyflannel doctor docker says why docker does not use the subnet",
     )
 
 
@@ -174,19 +174,19 @@ def _agents(facts: NodeFacts) -> Iterator[Finding]:
             code=OTHER_AGENT,
             severity=Severity.WARNING,
             subject="flanneld",
-            text="flannel's own daemon works here too",
+            text="flanneld runs here too",
             evidence=tuple(f"process {pid}, flanneld" for pid in facts.flanneld),
             consequence="if it has the same network, both program the same device and files",
-            remedy="stop one of them; pyflanneld takes over what flanneld leaves",
+            remedy="stop one of them; pyflanneld takes over flanneld's devices and files",
         )
     if len(facts.daemons) > 1:
         yield Finding(
             code=OTHER_AGENT,
             severity=Severity.INFO,
             subject="pyflanneld",
-            text=f"{len(facts.daemons)} daemons work here",
+            text=f"{len(facts.daemons)} daemons run here",
             evidence=tuple(f"process {pid}, pyflanneld" for pid in facts.daemons),
-            consequence="that is right for several networks (--instance)",
+            consequence="this is correct for several networks (--instance)",
         )
     for prefix, name in _OTHERS.items():
         theirs = tuple(link for link in facts.links or () if link.startswith(prefix))
@@ -195,9 +195,9 @@ def _agents(facts: NodeFacts) -> Iterator[Finding]:
                 code=OTHER_AGENT,
                 severity=Severity.INFO,
                 subject=name,
-                text=f"{name} works here, or has left devices",
+                text=f"{name} runs here, or has left devices",
                 evidence=tuple(f"device {link}" for link in theirs[:3]),
-                consequence="its routes and rules may come first",
+                consequence="its routes and rules may take precedence",
                 remedy=f"if {name} is not in use any more, remove what it left",
             )
 
@@ -209,7 +209,7 @@ def _unseen(facts: NodeFacts) -> Iterator[Finding]:
             severity=Severity.INFO,
             subject=what,
             text=f"could not be looked at: {reason}",
-            consequence="what is wrong there is not found",
+            consequence="faults there are not found",
         )
 
 

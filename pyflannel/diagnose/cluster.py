@@ -118,7 +118,7 @@ def _owners(heard: Sequence[Witness]) -> Iterator[Finding]:
                 code=TWO_OWNERS,
                 severity=Severity.ERROR,
                 subject=f"lease {subnet}",
-                text=f"{' and '.join(names)} both say that {subnet} is theirs",
+                text=f"{' and '.join(names)} both claim {subnet}",
                 evidence=tuple(f"pyflannel status on {name}" for name in names),
                 consequence="containers have the same addresses on both",
                 remedy="pyflannel leases says who holds it; restart the daemon of the other one",
@@ -143,7 +143,7 @@ def _configs(heard: Sequence[Witness]) -> Iterator[Finding]:
                 text=f"nodes have {len(values)} values of {key} in force; {rare} on "
                 + ", ".join(values[rare]),
                 evidence=tuple(f"{', '.join(names)}: {value}" for value, names in values.items()),
-                consequence="nodes with different ones do not reach each other, or only in part",
+                consequence="nodes with different values cannot reach each other, or only in part",
                 remedy="systemctl restart pyflannel on those that started before the change",
             )
 
@@ -166,7 +166,7 @@ def _one_way(heard: Sequence[Witness]) -> Iterator[Finding]:
                     text=f"{fine.name} hears {deaf.name}, and {deaf.name} does not hear "
                     f"{fine.name}",
                     evidence=(f"pyflannel peers on {deaf.name}",),
-                    consequence="what one of them begins fails; or one has just come back",
+                    consequence="connections from one side fail; or one has just come back",
                     remedy=f"pyflannel doctor on {deaf.name}; a firewall that lets replies in and "
                     "nothing new does this",
                 )
@@ -187,7 +187,7 @@ def _deaf(heard: Sequence[Witness]) -> Iterator[Finding]:
                 subject=names.get(subnet, f"peer {subnet}"),
                 text=f"{count} of {asked} nodes do not hear {names.get(subnet, subnet)}",
                 evidence=("pyflannel peers",),
-                consequence="it is that node, or the way to it, and not the others",
+                consequence="the fault is at that node or on the path to it, not at the others",
                 remedy="look at that node: pyflannel doctor there",
             )
 
@@ -204,9 +204,9 @@ def _missing(heard: Sequence[Witness]) -> Iterator[Finding]:
                 code=LEASE_UNKNOWN,
                 severity=Severity.WARNING,
                 subject=each.name,
-                text=f"{each.name} knows no lease of {', '.join(lost)}",
+                text=f"{each.name} does not know the lease of {', '.join(lost)}",
                 evidence=(f"pyflannel peers on {each.name}",),
-                consequence="it has no way to their containers",
+                consequence="it has no route to their containers",
                 remedy="pyflannel status there: it may use another etcd or another prefix",
             )
 
@@ -223,6 +223,6 @@ def _versions(heard: Sequence[Witness]) -> Iterator[Finding]:
             subject="versions",
             text=f"{len(versions)} releases of pyflannel are in use",
             evidence=tuple(f"{', '.join(names)}: {version}" for version, names in versions.items()),
-            consequence="that is right while nodes are updated one by one",
+            consequence="this is normal while nodes are updated one by one",
             remedy="update the rest",
         )

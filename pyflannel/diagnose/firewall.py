@@ -155,9 +155,9 @@ def _masked_pods(rule: str, packet: Packet) -> Finding:
         text=f"packets of {packet.source} to {packet.destination} on another node get this node's "
         "address",
         evidence=(rule,),
-        consequence="containers there see the node instead of the container: policies and logs are "
-        "wrong",
-        remedy="leave masquerading to one program: --ip-masq of pyflanneld, and docker's off "
+        consequence="containers there see the node's address instead of the container's: policies "
+        "and logs are wrong",
+        remedy="let one program masquerade: use --ip-masq of pyflanneld, and switch docker's off "
         "(pyflannel doctor docker)",
     )
 
@@ -188,7 +188,7 @@ def both_firewalls(facts: NodeFacts) -> Iterator[Finding]:
             subject="firewall",
             text="legacy iptables and nftables both hold rules",
             evidence=(", ".join(kinds[True]), ", ".join(kinds[False])),
-            consequence="a packet meets both; a tool that shows one of them hides the other half",
+            consequence="both apply to a packet, but each tool shows only its own",
             remedy="clear one: iptables-legacy -F, or update-alternatives --config iptables",
         )
 
@@ -218,7 +218,7 @@ def _dropped_overlay(drop: Drop, packet: Packet, network: IPNetwork, *, may: boo
         subject="firewall",
         text=text,
         evidence=(drop.rule,),
-        consequence="containers here and on other nodes do not reach each other" if certain else "",
+        consequence="containers here and on other nodes cannot reach each other" if certain else "",
         remedy=remedy,
     )
 
@@ -235,7 +235,7 @@ def _dropped_underlay(drop: Drop, packet: Packet, *, may: bool) -> Finding:
         text=f"a firewall rule {'drops' if certain else 'may drop'} the overlay's own packets "
         f"{way}, {what}",
         evidence=(drop.rule,),
-        consequence="no packet of the overlay passes that way" if certain else "",
+        consequence="no overlay packet passes in that direction" if certain else "",
         remedy=_remedy(
             drop.rule,
             firewalld=f"firewall-cmd --permanent --add-port={port}/udp && firewall-cmd --reload"

@@ -1,4 +1,4 @@
-"""What to do about each code, and what people see when it is the cause.
+"""For each code: what people see, and what to do.
 
 `docs/troubleshooting.md` is made from this (`tools/troubleshooting.py`), and a test holds both
 together and complete. The findings themselves say the same with the values of the case.
@@ -13,7 +13,7 @@ class Guide(NamedTuple):
     """One code."""
 
     symptom: str
-    """What somebody sees, in their words."""
+    """What a user sees, in the user's words."""
     action: str
     """What helps."""
 
@@ -21,18 +21,18 @@ class Guide(NamedTuple):
 GUIDES: Final[dict[str, Guide]] = {
     "PF101": Guide(
         "the node has no subnet; docker waits",
-        "what it waits for stands in `pyflannel status`; it goes on by itself",
+        "`pyflannel status` says what it waits for; it continues by itself",
     ),
     "PF102": Guide(
-        "new nodes are not reached; all others are",
-        "look at etcd and the way to it; packets flow on until the lease ends",
+        "new nodes cannot be reached; all others can",
+        "look at etcd and the path to it; traffic continues until the lease ends",
     ),
     "PF103": Guide(
         "a changed config has no effect",
-        "`systemctl restart pyflannel` on each node; or mend or restore the config",
+        "`systemctl restart pyflannel` on each node; or correct or restore the config",
     ),
     "PF104": Guide(
-        "nodes that start get no subnet; those that run go on",
+        "nodes that start get no subnet; running nodes are not affected",
         "`etcdctl alarm list`; for NOSPACE compact, `etcdctl defrag`, then `etcdctl alarm disarm`",
     ),
     "PF105": Guide("nothing by itself", "upgrade etcd, one minor release after another"),
@@ -41,23 +41,32 @@ GUIDES: Final[dict[str, Guide]] = {
         "`pyflannel leases` says who holds the subnet; stop the other node, or wait",
     ),
     "PF112": Guide("the same after a long outage of etcd", "make etcd reachable"),
-    "PF113": Guide("nothing yet", "make etcd reachable, or mend its roles, before the lease ends"),
+    "PF113": Guide(
+        "nothing yet", "make etcd reachable, or correct its roles, before the lease ends"
+    ),
     "PF114": Guide(
-        "one node cannot be reached", "the reason names its lease; delete the key or mend it"
+        "one node cannot be reached", "the reason names its lease; delete or correct the key"
     ),
     "PF121": Guide(
-        "this node reaches no other node", "look at the interface, its cable and its address"
+        "this node cannot reach any other node", "look at the interface, its cable and its address"
     ),
-    "PF131": Guide("no packet passes", "it is brought up within seconds; else see the log"),
-    "PF132": Guide("one peer is not reached", "the kernel's answer stands there; `dmesg`"),
+    "PF131": Guide(
+        "no packet passes", "the daemon brings it up within seconds; if not, see the log"
+    ),
+    "PF132": Guide(
+        "one peer cannot be reached", "the problem quotes the kernel's answer; see also `dmesg`"
+    ),
     "PF133": Guide(
-        "one peer is not reached", "mend its lease, or the address that it overlaps with"
+        "one peer cannot be reached", "correct its lease, or the address that it overlaps with"
     ),
-    "PF134": Guide("no packet passes (udp)", "it is started again; the log says why it ended"),
+    "PF134": Guide(
+        "no packet passes (udp)", "the daemon starts it again; the log says why it ended"
+    ),
     "PF135": Guide("part of the LAN or of a VPN has vanished", "another `Network`"),
     "PF136": Guide(
-        "this node does not reach a network, an address of its own, or etcd",
-        "`systemctl restart pyflannel`: the next start takes another subnet; or another `Network`",
+        "this node cannot reach a network, one of its own addresses, or etcd",
+        "`systemctl restart pyflannel`: the next start takes another subnet; or "
+        "choose another `Network`",
     ),
     "PF137": Guide(
         "peers of one of two networks are lost now and then",
@@ -65,29 +74,30 @@ GUIDES: Final[dict[str, Guide]] = {
         "while pyflannel is stopped",
     ),
     "PF141": Guide(
-        "containers do not reach the world, or each other", "the log says what iptables answers"
+        "containers cannot reach the internet, or each other", "the log says what iptables answers"
     ),
     "PF151": Guide(
-        "docker does not start, or in a wrong subnet", "make room, or the file writable"
+        "docker does not start, or starts in a wrong subnet",
+        "free disk space, or make the file writable",
     ),
-    "PF161": Guide("nothing, or no status", "the reason stands there"),
+    "PF161": Guide("nothing, or no status", "the problem names the reason"),
     "PF171": Guide(
-        "one node's containers are not reached",
-        "`pyflannel ping PEER`: it is away, or a firewall drops the overlay's packets",
+        "one node's containers cannot be reached",
+        "`pyflannel ping PEER`: the peer is down, or a firewall drops the overlay's packets",
     ),
     "PF172": Guide(
-        "connections open, then hang; small pings pass",
+        "connections open, then hang; small pings work",
         "`MTU` in the Backend of the config, or the link that carries less",
     ),
-    "PF173": Guide("this node reaches no other node", "`pyflannel doctor` on this node"),
+    "PF173": Guide("this node cannot reach any other node", "`pyflannel doctor` on this node"),
     "PF199": Guide("nothing", "report it: `pyflannel bundle`"),
     "PF201": Guide("the lease will end", "`systemctl start pyflannel`"),
     "PF202": Guide(
-        "the node reaches containers elsewhere, its containers do not",
+        "the node reaches containers on other nodes, its containers do not",
         "`sysctl -w net.ipv4.ip_forward=1`, and in /etc/sysctl.d",
     ),
     "PF203": Guide(
-        "the same, since docker or a hardening guide came",
+        "the same, since docker was installed or a hardening guide was applied",
         "leave `--iptables-forward-rules` on, or accept the network in FORWARD",
     ),
     "PF204": Guide(
@@ -96,32 +106,34 @@ GUIDES: Final[dict[str, Guide]] = {
         "allow`)",
     ),
     "PF205": Guide(
-        "pings between nodes pass, nothing of the overlay does",
+        "pings between nodes work, but no overlay packet passes",
         "accept the overlay's port (UDP 8472, 8285) or protocol 4 from the nodes",
     ),
-    "PF206": Guide("no packet passes", "the daemon makes it again; else restart it"),
-    "PF207": Guide("docker's containers are not reached", "`pyflannel doctor docker`"),
+    "PF206": Guide("no packet passes", "the daemon makes it again; if not, restart the daemon"),
+    "PF207": Guide("docker's containers cannot be reached", "`pyflannel doctor docker`"),
     "PF208": Guide(
         "`operation not supported` at the start",
-        "the package with the rest of the kernel's modules, or another backend",
+        "install the package with the rest of the kernel's modules, or use another backend",
     ),
     "PF209": Guide("routes and rules come and go", "stop one of the two"),
     "PF210": Guide("no peer knows this node", "wait some seconds, then see the log"),
     "PF211": Guide(
-        "packets arrive (tcpdump) and vanish", "mend the route back, or `rp_filter=2` there"
+        "packets arrive (tcpdump), but go no further",
+        "correct the route back, or set `rp_filter=2` there",
     ),
     "PF212": Guide("one direction works", "`sysctl -w net.ipv4.conf.DEVICE.forwarding=1`"),
     "PF213": Guide("IPv6 does not pass, IPv4 does", "`sysctl -w net.ipv6.conf.all.forwarding=1`"),
     "PF214": Guide("the same", "`sysctl -w net.ipv6.conf.DEVICE.disable_ipv6=0`"),
     "PF215": Guide(
-        "the node's own IPv6 is lost some time after the start",
+        "the node loses its own IPv6 some time after the start",
         "`sysctl -w net.ipv6.conf.DEVICE.accept_ra=2`",
     ),
     "PF216": Guide(
-        "this node reaches no other node", "cable, switch, hypervisor; `ip link set DEVICE up`"
+        "this node cannot reach any other node",
+        "cable, switch, hypervisor; `ip link set DEVICE up`",
     ),
     "PF217": Guide(
-        "containers reach no other node since a VPN is up",
+        "since a VPN is up, containers cannot reach other nodes",
         "exclude the overlay there, or `ip rule add to NETWORK lookup main pref 100`",
     ),
     "PF218": Guide(
@@ -132,22 +144,33 @@ GUIDES: Final[dict[str, Guide]] = {
         "`systemctl disable --now nm-cloud-setup.service nm-cloud-setup.timer`",
     ),
     "PF220": Guide("large transfers hang", "restart docker and its containers"),
-    "PF222": Guide("some containers are not reached", "remove the unused bridge"),
-    "PF223": Guide("traffic goes the former way", "`ip link delete` it, if no daemon uses it"),
+    "PF222": Guide("some containers cannot be reached", "remove the unused bridge"),
+    "PF223": Guide("traffic takes the former path", "`ip link delete` it, if no daemon uses it"),
     "PF224": Guide("routes come and go", "`unmanaged-devices=interface-name:flannel*`"),
-    "PF225": Guide("one of several nodes behind a router works", "`--public-ip` and a port each"),
-    "PF226": Guide("containers have addresses of another node", "find who writes the file"),
+    "PF225": Guide(
+        "only one of several nodes behind a router works", "`--public-ip` and a port each"
+    ),
+    "PF226": Guide(
+        "containers have addresses of another node", "find the program that writes the file"
+    ),
     "PF227": Guide("a node loses its subnet at a reboot", "make room"),
     "PF228": Guide(
         "random failures on busy nodes; `table full` in dmesg", "raise nf_conntrack_max"
     ),
-    "PF229": Guide("new peers and containers are not reached", "raise gc_thresh1, 2 and 3"),
+    "PF229": Guide("new peers and containers cannot be reached", "raise gc_thresh1, 2 and 3"),
     "PF230": Guide("names do not resolve", "another `Network`, or another DNS server"),
-    "PF231": Guide("gone after a reboot, or for good", "`systemctl enable --now pyflannel`"),
+    "PF231": Guide(
+        "the daemon is gone after a reboot, or does not come back",
+        "`systemctl enable --now pyflannel`",
+    ),
     "PF232": Guide("certificates `not yet valid`, leases of 25 h", "chrony"),
-    "PF233": Guide("containers see the node's address", "masquerade in one place alone"),
-    "PF234": Guide("connections take seconds, or none passes", "accept the overlay's port before"),
-    "PF235": Guide("rules are right and packets vanish", "clear one of the two variants"),
+    "PF233": Guide("containers see the node's address", "masquerade in one place only"),
+    "PF234": Guide(
+        "connections take seconds, or none passes", "accept the overlay's port before that rule"
+    ),
+    "PF235": Guide(
+        "the rules are right, but packets are lost", "delete the rules of one of the two variants"
+    ),
     "PF241": Guide(
         "pods of the node stay in ContainerCreating",
         "kube-controller-manager: `--allocate-node-cidrs --cluster-cidr`, the same as `Network`",
@@ -167,17 +190,18 @@ GUIDES: Final[dict[str, Guide]] = {
     ),
     "PF246": Guide(
         "pods fail with `failed to find plugin`",
-        "the package kubernetes-cni; for flannel's own delete this node's pod of the DaemonSet",
+        "install the package kubernetes-cni; for flannel's own plugin delete this node's pod of "
+        "the DaemonSet",
     ),
     "PF247": Guide(
         'pods fail with `"cni0" already has an IP address different from`',
         "delete the pods with former addresses, then `ip link delete cni0`",
     ),
     "PF248": Guide(
-        "pods reach each other and no service", "see why kube-proxy does not run on this node"
+        "pods reach each other, but no service", "find out why kube-proxy does not run on this node"
     ),
     "PF249": Guide(
-        "a service is not reached by pods of its own node",
+        "pods cannot reach a service whose pod is on their own node",
         "`modprobe br_netfilter`; `sysctl -w net.bridge.bridge-nf-call-iptables=1`",
     ),
     "PF299": Guide("nothing", "run it as root"),
@@ -193,16 +217,16 @@ GUIDES: Final[dict[str, Guide]] = {
     "PF305": Guide("the same, after a boot", "`pyflannel docker-setup`"),
     "PF306": Guide("a start of docker stops flanneld", "`pyflannel docker-setup`"),
     "PF307": Guide("the next boot stops flanneld", "disable one of the two"),
-    "PF308": Guide("dockerd refuses to start", "remove what stands twice from daemon.json"),
-    "PF309": Guide("docker's containers are not reached", "`systemctl restart docker`"),
+    "PF308": Guide("dockerd refuses to start", "remove the duplicate settings from daemon.json"),
+    "PF309": Guide("docker's containers cannot be reached", "`systemctl restart docker`"),
     "PF310": Guide("the same", "`systemctl restart docker`, or the `bip` in daemon.json"),
     "PF311": Guide("large transfers hang", "`systemctl restart docker`"),
     "PF312": Guide(
-        "containers see the node's address, or do not reach the world",
+        "containers see the node's address, or cannot reach the internet",
         "`--ip-masq` in one of the two",
     ),
     "PF313": Guide(
-        "docker 28: containers are not reached from other nodes",
+        "docker 28: other nodes cannot reach containers",
         "`pyflannel docker-setup` and a restart of docker",
     ),
     "PF401": Guide(
@@ -210,8 +234,8 @@ GUIDES: Final[dict[str, Guide]] = {
         "restart the daemon that `pyflannel leases` does not name",
     ),
     "PF402": Guide(
-        "some nodes do not reach others since a change",
-        "restart the daemons that started before it",
+        "since a change some nodes cannot reach others",
+        "restart the daemons that started before the change",
     ),
     "PF403": Guide(
         "connections from one side fail", "`pyflannel doctor` on the one that does not hear"

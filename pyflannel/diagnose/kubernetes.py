@@ -121,7 +121,7 @@ def _object(facts: NodeFacts, kube: KubeFacts) -> Iterator[Finding]:
             text="the API server has no object of this node"
             + (", and a kubelet registers it at its start only" if running else ""),
             evidence=(said, *running),
-            consequence="there is no podCIDR to take; pods that are here keep their former one",
+            consequence="there is no podCIDR to use; existing pods keep their former one",
             remedy="systemctl restart kubelet; if it is not registered then, the kubelet's log says"
             " why, or NODE_NAME is another name than its --hostname-override",
         )
@@ -132,7 +132,7 @@ def _object(facts: NodeFacts, kube: KubeFacts) -> Iterator[Finding]:
             subject="API server",
             text="the API server refuses what the daemon asks for",
             evidence=(said, store.where),
-            consequence="new nodes and changes are not seen; packets flow on where they do",
+            consequence="new nodes and changes are not seen; existing traffic continues",
             remedy="apply the ClusterRole and ClusterRoleBinding of kubernetes/pyflannel.yaml;"
             " kubectl auth can-i list nodes --as system:serviceaccount:kube-flannel:flannel",
         )
@@ -145,7 +145,7 @@ def _configurations(kube: KubeFacts) -> Iterator[Finding]:
             severity=Severity.INFO,
             subject="CNI",
             text=f"could not be looked at: {kube.directory} is not mounted into this pod",
-            consequence="what is wrong there is not found",
+            consequence="faults there are not found",
         )
         return
     usable = [each for each in kube.files or () if each.plugins]
@@ -238,10 +238,10 @@ def _proxy(facts: NodeFacts, around: Around, kube: KubeFacts) -> Iterator[Findin
             code=codes.NO_PROXY,
             severity=Severity.WARNING,
             subject="kube-proxy",
-            text="kube-proxy has set up nothing on this node",
+            text="kube-proxy has not set up anything on this node",
             evidence=(f"no chain {SERVICES}, no table {PROXY_TABLE}, no device {PROXY_DEVICE}",),
-            consequence="services are not reached from here, the API server's address in pods"
-            " neither; pods reach each other",
+            consequence="services cannot be reached from here, nor can the API server from pods;"
+            " pods reach each other",
             remedy="kubectl -n kube-system get pods -l k8s-app=kube-proxy -o wide; its log says why"
             " it does not run",
         )
@@ -259,7 +259,7 @@ def _bridged(around: Around) -> Iterator[Finding]:
         evidence=(
             "net.bridge.bridge-nf-call-iptables " + ("is not there" if value is None else "= 0"),
         ),
-        consequence="a pod does not reach a service whose pod is on the same node",
+        consequence="a pod cannot reach a service whose pod is on the same node",
         remedy="modprobe br_netfilter, and its name in /etc/modules-load.d; sysctl -w"
         " net.bridge.bridge-nf-call-iptables=1",
     )

@@ -67,14 +67,14 @@ def verdict(layers: Sequence[Layer], carrier: str, unprogrammed: str = "") -> Ve
     if unprogrammed:
         return Verdict(
             well=False,
-            text=f"this node has no way to that peer: {unprogrammed}",
+            text=f"this node has no route to that peer: {unprogrammed}",
             remedy="pyflannel status says more",
         )
     lost = {layer.ask: layer for layer in layers if layer.outcome is Outcome.LOST}
     answered = {layer.ask for layer in layers if layer.outcome is Outcome.OK}
     for found in _faults(lost, answered, carrier):
         return found
-    return Verdict(well=True, text="every layer that was asked answers")
+    return Verdict(well=True, text="all layers that were tried answer")
 
 
 def _faults(lost: dict[Ask, Layer], answered: set[Ask], carrier: str) -> Iterator[Verdict]:
@@ -83,16 +83,16 @@ def _faults(lost: dict[Ask, Layer], answered: set[Ask], carrier: str) -> Iterato
         if Ask.BESIDE in answered:
             yield Verdict(
                 well=False,
-                text="the node answers and its overlay address does not: the tunnel between the "
+                text="the node answers, but its overlay address does not: the tunnel between the "
                 f"two is broken. Most often a firewall drops {carrier or 'the packets'}, on either "
-                "node or between them; or the peer's daemon never ran",
+                "node or between them; or the peer's daemon has never run",
                 remedy="pyflannel doctor on both nodes; open it in the provider's firewall, both "
                 "ways",
             )
         yield Verdict(
             well=False,
-            text="neither the node nor its overlay address answers: the node is away, or ping is "
-            "dropped everywhere on the way",
+            text="neither the node nor its overlay address answers: the node is down, or ping is "
+            "dropped on the whole path",
             remedy="look at that node",
         )
     for ask in (Ask.LARGE, Ask.POD_LARGE):
@@ -101,21 +101,22 @@ def _faults(lost: dict[Ask, Layer], answered: set[Ask], carrier: str) -> Iterato
             most = f"; the largest that passed had {passed} bytes" if passed is not None else ""
             yield Verdict(
                 well=False,
-                text=f"small packets pass, large ones do not{most}: the way between the nodes "
-                "carries less than their interfaces say",
-                remedy="set MTU in the Backend of the network config, or find the link",
+                text=f"small packets pass, large ones do not{most}: the path between the nodes "
+                "has a smaller MTU than their interfaces",
+                remedy="set MTU in the Backend of the network config, or "
+                "repair the link with the smaller MTU",
             )
     if Ask.POD in lost and Ask.TCP not in answered:
         yield Verdict(
             well=False,
-            text="the peer answers and the pod does not: the way ends on the peer, in its forward "
-            "chains or at the bridge, or there is no such pod",
+            text="the peer answers, but the pod does not: packets are lost on the peer, in its "
+            "forward chains or at the bridge, or there is no such pod",
             remedy="pyflannel doctor on the peer",
         )
     if Ask.TCP in lost:
         yield Verdict(
             well=False,
-            text="ping passes and TCP does not: a firewall drops that port, or a checksum that a "
+            text="ping works, but TCP does not: a firewall drops that port, or a checksum that a "
             "device should finish is wrong when it arrives",
             remedy="try another --port; then ethtool -K DEVICE tx-checksum-ip-generic off for the "
             "tunnel's device, on both nodes; with vxlan TxChecksumOffload in Backend keeps it so",

@@ -123,7 +123,7 @@ def _within(facts: WayFacts) -> Iterator[Hop]:
         place=facts.bridge,
         decides=f"bridge fdb show br {facts.bridge}",
         outcome=Outcome.LEAVES,
-        text="both pods are behind this bridge; nothing else decides, but for br_netfilter",
+        text="both pods are behind this bridge; only br_netfilter can interfere",
     )
 
 
@@ -137,7 +137,7 @@ def _outwards(facts: WayFacts) -> Iterator[Hop]:
             place="route",
             decides="pyflanneld",
             outcome=Outcome.ENDS,
-            text=f"this node has no way to that peer: {facts.peer_trouble}",
+            text=f"this node has no route to that peer: {facts.peer_trouble}",
         )
     yield from _route(facts.inner, f"ip route get {facts.destination} iif {facts.bridge}")
     out = facts.inner.device
@@ -180,7 +180,7 @@ def _inwards(facts: WayFacts) -> Iterator[Hop]:
             place="route",
             decides=facts.inner.text,
             outcome=Outcome.MAY_END,
-            text=f"it leads to {facts.inner.device}, and the pods are behind {facts.bridge or '?'}",
+            text=f"it uses {facts.inner.device}, and the pods are behind {facts.bridge or '?'}",
         )
     through = replace(inner, oif=facts.inner.device)
     yield from _chains(facts, Hook.FORWARD, through)

@@ -4,11 +4,11 @@
     --kube-api-url alone     that server, without credentials
     --kubeconfig-file        what its current context names; --kube-api-url replaces the server
 
-`KUBECONFIG`, `~/.kube/config` and `KUBERNETES_MASTER` are not looked at, as in upstream.
+`KUBECONFIG`, `~/.kube/config` and `KUBERNETES_MASTER` are ignored, as in upstream.
 
-What a kubeconfig says is taken but for `exec` and `auth-provider`, which would run programs or
-speak protocols of their own: they are refused by name. A kubeconfig is YAML, of which JSON is a
-part; PyYAML is needed for what is not JSON.
+All of a kubeconfig is used except `exec` and `auth-provider`, which would run programs or speak
+other protocols: these are refused by name. A kubeconfig is YAML, and JSON is YAML too; PyYAML is
+needed only for one that is not JSON.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Json = Mapping[str, object]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Material:
-    """A certificate or a key: in a file, which is read again when it changes, or at hand."""
+    """A certificate or a key: a file, which is read again when it changes, or its content."""
 
     path: Path | None = None
     data: bytes = field(default=b"", repr=False)
@@ -42,12 +42,12 @@ class Material:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """A server and who we are to it."""
+    """A server and our credentials for it."""
 
     server: str
     """URL without a slash at its end."""
     ca: Material | None = None
-    """`None` for the system's authorities."""
+    """`None` for the system's certificate authorities."""
     insecure: bool = False
     server_name: str = ""
     """The name in the server's certificate, if it is not that of the URL."""
@@ -56,7 +56,7 @@ class Access:
     key: Material | None = None
     token: str = field(default="", repr=False)
     token_file: Path | None = None
-    """Read for each request; wins over `token`."""
+    """Read for each request. Takes precedence over `token`."""
     username: str = ""
     password: str = field(default="", repr=False)
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -71,10 +71,10 @@ class Access:
 def find_access(
     kubeconfig: str, url: str, env: Mapping[str, str], account: Path = SERVICE_ACCOUNT
 ) -> Access:
-    """What the two flags and the environment say.
+    """How to reach the server, from the two flags and the environment.
 
     Raises:
-        StoreConfigError: that is not enough, or wrong.
+        StoreConfigError: something is missing or wrong.
     """
     if kubeconfig:
         path = Path(kubeconfig)
@@ -102,14 +102,14 @@ def find_access(
 
 
 def from_kubeconfig(text: str, path: Path) -> Access:
-    """What the current context of a kubeconfig says.
+    """How to reach the server, from the current context of a kubeconfig.
 
     Args:
         text: its content.
-        path: where it stands; relative paths in it start at its folder.
+        path: of the file; relative paths in it start at its directory.
 
     Raises:
-        StoreConfigError: it cannot be read, or wants what we do not do.
+        StoreConfigError: it cannot be read, or asks for something unsupported.
     """
     config = _parse(text, path)
     context_name = _text(config, "current-context", path)
@@ -170,7 +170,7 @@ def _parse_yaml(text: str, path: Path) -> object:
         mark = getattr(error, "problem_mark", None)
         where = f" (line {mark.line + 1})" if mark is not None else ""
         problem = getattr(error, "problem", "") or "it cannot be parsed"
-        # Not the error itself: it shows lines of the file, which hold secrets.
+        # Without the error's own text: it shows lines of the file, which hold secrets.
         raise StoreConfigError(f"{path}: not YAML: {problem}{where}") from None
     except RecursionError:
         raise StoreConfigError(f"{path}: nested too deeply") from None
@@ -195,7 +195,7 @@ def _text(values: Json, key: str, path: Path) -> str:
 
 
 def _material(values: Json, key: str, path: Path) -> Material | None:
-    """A file or its content; the content wins, as in kubectl."""
+    """A file or its content. The content takes precedence, as in kubectl."""
     data = _text(values, f"{key}-data", path)
     if data:
         try:

@@ -1,6 +1,6 @@
-"""The seam between what is asked of the API server and what carries it there.
+"""The seam between the requests to the API server and the code that sends them.
 
-`transport.py` does it with aiohttp, tests do it with a server in memory.
+`transport.py` sends them with aiohttp; tests use a server in memory.
 """
 
 from __future__ import annotations
@@ -35,52 +35,52 @@ class Reply:
 
 
 class Stream(Protocol):
-    """An answer that goes on. Belongs to one task."""
+    """An answer that arrives in parts. Belongs to one task."""
 
     async def chunk(self) -> bytes:
         """The next part, empty at the end.
 
         Raises:
-            StoreError: the connection is gone, or what `abort` was given.
+            StoreError: the connection is lost, or the error given to `abort`.
         """
         ...
 
     def abort(self, error: Exception) -> None:
-        """Has a waiting `chunk`, or the next one, raise this."""
+        """Makes the waiting `chunk`, or the next one, raise this error."""
         ...
 
     def close(self) -> None:
-        """Ends it. Twice is fine."""
+        """Ends it. May be called twice."""
         ...
 
 
 class Transport(Protocol):
-    """Carries requests. Every one has an end: a time-out, and `close`."""
+    """Sends requests. Each one ends: by a time-out, or by `close`."""
 
     async def ask(self, request: Request) -> Reply:
-        """The whole answer, whatever its status.
+        """The whole answer, with any status.
 
         Raises:
-            StoreUnavailable: none came.
+            StoreUnavailable: there was no answer.
             StoreConfigError: credentials cannot be read.
         """
         ...
 
     async def stream(self, request: Request) -> Stream | Reply:
-        """An answer that goes on; a `Reply` if its status is not 200.
+        """An answer in parts; a `Reply` if its status is not 200.
 
         Raises:
-            StoreUnavailable: none began.
+            StoreUnavailable: there was no answer.
             StoreConfigError: credentials cannot be read.
         """
         ...
 
     def drop(self, error: Exception) -> None:
-        """Breaks all streams off, each with this error; new requests get new connections."""
+        """Aborts all streams with this error. New requests get new connections."""
         ...
 
     def addresses(self) -> Collection[IPAddress]:
-        """Where the server was reached so far."""
+        """Addresses at which the server has been reached so far."""
         ...
 
     def describe(self) -> str:
@@ -88,5 +88,5 @@ class Transport(Protocol):
         ...
 
     async def close(self) -> None:
-        """Ends everything. Twice is fine."""
+        """Ends everything. May be called twice."""
         ...

@@ -1,7 +1,7 @@
-"""What is asked of the API server: one node, all nodes, their changes, and two patches of our own.
+"""The requests to the API server: one node, all nodes, their changes, and two patches of ours.
 
-Every write goes to `nodes/<name>/status` with the uid of the object that we mean, since a node may
-be deleted and registered again under its name at any time.
+Every write goes to `nodes/<name>/status` and names the object's uid, because a node may be deleted
+and registered again under the same name at any time.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ NODES: Final = "/api/v1/nodes"
 PAGE: Final = 500
 """Nodes of a page: 4 MB as kubelets make them."""
 WATCH_S: Final = (300, 600)
-"""A watch ends after a random time in this range, as client-go's do, so that an API server that
-comes back does not keep all connections for good."""
+"""A watch ends after a random time in this range, as client-go's do. So connections spread again
+over all API servers after one of them was away."""
 OK: Final = range(200, 300)
 
 
@@ -32,7 +32,7 @@ class NodeClient:
     Args:
         transport: carries them.
         ours: which annotations and which node are ours.
-        rng: source of chance.
+        rng: source of random numbers.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class NodeClient:
         self.ours = ours
         self._rng = rng if rng is not None else random.Random()  # noqa: S311 - spreads load only
         self.requests: dict[str, int] = {}
-        """How many were made so far, by kind."""
+        """Number of requests so far, by kind."""
 
     async def pod_node(self, namespace: str, pod: str) -> str:
         """The node that a pod runs on; empty if it has none yet.
@@ -57,7 +57,7 @@ class NodeClient:
         """Our own node.
 
         Args:
-            cached: whether an answer that may be old will do; it costs the server less.
+            cached: whether to accept an answer that may be old; it costs the server less.
 
         Raises:
             NodeMissing: it is not registered.
@@ -66,7 +66,7 @@ class NodeClient:
         query = {"resourceVersion": "0"} if cached else {}
         reply = await self._reply("get node", "GET", self._own(), query)
         if reply.status == FORBIDDEN:
-            # A role that may list and watch alone.
+            # A role that may only list and watch.
             selector = {"fieldSelector": f"metadata.name={self.ours.own}", **query}
             body = await self._ask("list nodes", "GET", NODES, selector)
             nodes, _, _ = wire.parse_list(body, self.ours)
@@ -78,7 +78,7 @@ class NodeClient:
     async def page(self, after: str = "") -> tuple[list[KubeNode], str, str]:
         """A page of all nodes: nodes, the list's version, where the next page begins.
 
-        Never with `resourceVersion=0`: a cache that is old would bring nodes back that are gone.
+        Never with `resourceVersion=0`: an old cache would return nodes that are deleted.
 
         Raises:
             Expired: the list has become too old; begin again.
@@ -110,7 +110,7 @@ class NodeClient:
         return await self._watch("list nodes in a watch", more)
 
     async def annotate(self, uid: str, changes: Mapping[str, str | None]) -> KubeNode:
-        """Writes annotations of our own node; gives what it is then.
+        """Writes annotations of our own node; the node after that.
 
         Raises:
             NodeMissing, NodeReplaced: the object of this uid is gone.
@@ -119,7 +119,7 @@ class NodeClient:
         return await self._patch(wire.annotations_patch(uid, changes, self.ours))
 
     async def say_network_up(self, uid: str, now: float) -> KubeNode:
-        """Clears the condition NetworkUnavailable of our own node; gives what it is then.
+        """Clears the condition NetworkUnavailable of our own node; the node after that.
 
         Raises:
             As `annotate`.

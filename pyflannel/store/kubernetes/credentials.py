@@ -1,8 +1,8 @@
-"""Who we are to the API server: tokens and certificates, read again when their files change.
+"""Our credentials for the API server: tokens and certificates, read again when their files change.
 
 A token that is bound to a pod lives an hour; the kubelet writes a new file at four fifths of that,
-by swapping a symbolic link. Certificates are renewed as well. So nothing is kept: a token is read
-for each request, and the TLS context is made anew when one of its files is another than before.
+by swapping a symbolic link. Certificates are renewed as well. So nothing is cached: a token is read
+for each request, and a new TLS context is made when one of its files has changed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Credentials:
         self._stamps: tuple[_Stamp, ...] | None = None
 
     def headers(self) -> Mapping[str, str]:
-        """Those that say who asks. Empty without encryption: credentials are never sent in clear.
+        """The headers with our credentials. Empty without TLS: credentials are never sent in clear.
 
         Raises:
             StoreConfigError: the token cannot be read.
@@ -49,7 +49,7 @@ class Credentials:
         return headers
 
     def context(self) -> ssl.SSLContext | None:
-        """The TLS context: the same one until a file changes; `None` without encryption.
+        """The TLS context: the same one until a file changes; `None` without TLS.
 
         Raises:
             StoreConfigError: a certificate or key cannot be used.
@@ -128,9 +128,9 @@ def _brief(error: Exception) -> str:
 
 
 class _file_of:  # noqa: N801 - used as a function
-    """The path of a material; for one at hand that of an unnamed file in memory.
+    """The path of a certificate or key; for its content, the path of an unnamed file in memory.
 
-    (OpenSSL reads certificates of the client from files alone.)
+    (OpenSSL reads client certificates only from files.)
     """
 
     def __init__(self, material: Material) -> None:

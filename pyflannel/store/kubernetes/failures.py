@@ -1,4 +1,4 @@
-"""What an answer that is no success means, and what can be done about it. Pure."""
+"""What an error answer means, and what to do about it. Pure."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _ROLE: Final = (
 
 
 class Expired(StoreError):
-    """410: what was asked for is no longer kept. List again."""
+    """410: the server no longer keeps this version. List again."""
 
 
 class NodeMissing(StoreError):
@@ -46,22 +46,22 @@ class UnusablePodCidr(LeaseError):
 
 
 class NodeReplaced(StoreError):
-    """422 on `metadata.uid`: the node of this name is another object than the one we know."""
+    """422 on `metadata.uid`: the node of this name is a new object, not the one we know."""
 
 
 class Stale(StoreError):
-    """A watch that is silent for so long that it cannot be believed."""
+    """A watch that has been silent for so long that it is taken for dead."""
 
 
 class NotOffered(StoreError):
-    """The server does not do a list in a watch."""
+    """The server does not support a list in a watch."""
 
 
 class Busy(StoreUnavailable):
-    """429 or 503, with the time after which to ask again.
+    """429 or 503, with the time to wait before the next request.
 
     Args:
-        retry_after_s: what the server asks for; 0 for nothing.
+        retry_after_s: what the server asks for; 0 if it does not say.
     """
 
     def __init__(self, message: str, *, retry_after_s: float) -> None:
@@ -87,7 +87,7 @@ def failure(code: int, message: str, operation: str, retry_after_s: float = 0.0)
     Args:
         code: of HTTP, or of a `Status` within a watch.
         message: the server's.
-        operation: what was asked, such as `list nodes`.
+        operation: the request, such as `list nodes`.
         retry_after_s: the header `Retry-After`.
     """
     text = f"{operation}: {code}: {message}" if message else f"{operation}: {code}"

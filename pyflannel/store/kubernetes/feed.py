@@ -1,20 +1,21 @@
 """Follows all nodes without gaps: a list, then every change after it. Until cancelled.
 
-The list comes as the beginning of a watch (`sendInitialEvents`), which costs neither side a copy of
-everything; from a server that does not do that it is read in pages, and watched from its version.
+The list comes as the beginning of a watch (`sendInitialEvents`), which saves both sides a copy of
+all objects. A server without that is listed in pages, and watched from the list's version.
 
-What ends a watch decides how it goes on:
+The end of a watch decides what comes next:
 
 | end | next |
 |---|---|
 | the server closes it (every 5 to 10 min) | a watch from the last version |
 | the connection breaks, or a probe has no answer | a watch from the last version |
-| ... and the server is not reached at once after it | a list: it may have been restored meanwhile |
-| 410, in whatever form: status, first line, later line | a list |
+| ... and the server does not answer at once | a list: it may have been restored meanwhile |
+| 410, in any form: status, first line, later line | a list |
 | no byte for `SILENT_S`, bookmarks included | a list: its version may lie in the server's future |
 
-Versions are opaque: equal or not, nothing else. A list is a snapshot, never merged into what was
-known. All failures are tried again, with a back-off, jitter, and the server's `Retry-After`.
+Versions are opaque: they are only compared for equality. A list is a snapshot and is never merged
+with the nodes known before. After every failure it tries again, with back-off, jitter, and the
+server's `Retry-After`.
 """
 
 from __future__ import annotations
@@ -43,26 +44,27 @@ from pyflannel.store.lines import LineSplitter
 log = get_logger(__name__)
 
 PROBE_S: Final = 30.0
-"""After so much silence a small request asks whether the server still answers."""
+"""After this much silence a small request checks that the server still answers."""
 SILENT_S: Final = 240.0
-"""Longest silence of a watch that is believed. On a quiet cluster the first bookmark comes after
-two minutes (measured with 1.34 and 1.36)."""
+"""A watch that is silent for longer is taken for dead. On a quiet cluster the first bookmark comes
+after two minutes (measured with 1.34 and 1.36)."""
 LIST_SILENT_S: Final = 10.0
 """Longest silence within a list."""
 LIST_S: Final = 120.0
-"""For a list in a watch with its end mark: servers that do not know the parameter never send it."""
+"""Time for a list in a watch up to its end mark. Servers that do not know the parameter never send
+that mark."""
 FIRST_CEILING_S: Final = 1.0
-"""Longest pause before the first list: a node shall be ready within 2 s of the remedy."""
+"""Longest pause before the first list: a node must be ready within 2 s of the repair."""
 CEILING_S: Final = 5.0
 MOST_RETRY_AFTER_S: Final = 60.0
 FRUITLESS_S: Final = 1.0
-"""A watch that ends sooner and brought nothing is followed by a pause."""
+"""A watch that ends sooner without an event is followed by a pause."""
 GIVE_WAY: Final = 100
-"""Events after which other tasks get a turn."""
+"""Events between two turns for other tasks."""
 
 
 class Taker(Protocol):
-    """Who is told. None of it waits."""
+    """Receives the nodes. Its methods do not block."""
 
     def listed(self, nodes: Sequence[KubeNode]) -> None:
         """All nodes there are."""
@@ -83,9 +85,9 @@ class NodeFeed:
     Args:
         client: asks the server.
         clock: the time.
-        taker: who is told.
+        taker: receives the nodes.
         rng: source of chance.
-        moved: told when `connected` or `reason` changed.
+        moved: called when `connected` or `reason` has changed.
     """
 
     def __init__(
@@ -119,7 +121,7 @@ class NodeFeed:
 
     @property
     def reason(self) -> str:
-        """Why the nodes are not followed; empty if they are."""
+        """Why the nodes are not being watched; empty if they are."""
         return self._trouble.present.reason if self._trouble.present is not None else ""
 
     async def run(self) -> None:
@@ -188,7 +190,7 @@ class NodeFeed:
         self._listed(nodes, version)
 
     async def _follow(self, stream: Stream) -> bool:
-        """Reads a watch to its end; whether there was anything in it."""
+        """Reads a watch to its end; whether it had any event."""
         splitter = LineSplitter(wire.MAX_LINE_BYTES, StoreUnavailable)
         lines: deque[bytes] = deque()
         nodes: dict[str, KubeNode] = {}
@@ -216,7 +218,7 @@ class NodeFeed:
         """Takes a line of a list in a watch.
 
         Raises:
-            NotOffered: the server cannot do it; etcd before 3.6 behind it is one reason.
+            NotOffered: the server does not support it; one reason is an etcd before 3.6 behind it.
         """
         try:
             event = wire.parse_event(line, self._client.ours)
@@ -250,7 +252,7 @@ class NodeFeed:
         self._taker.listed(nodes)
 
     async def _guard(self, stream: Stream) -> None:
-        """Breaks a watch off that cannot be believed."""
+        """Aborts a watch that looks dead."""
         begun = self._clock.monotonic()
         while True:
             await self._clock.sleep(LIST_SILENT_S if self._listing else PROBE_S)

@@ -1,17 +1,17 @@
 """`KubernetesLeaseStore`: podCIDRs as subnets, annotations of nodes as what peers publish.
 
-There is nothing to win and nothing to renew: the controller manager gives each node its podCIDR,
-once and for as long as the node object lives. What is left is to wait for it, to publish, to see to
-it that what was published stays, and to notice that the object is another one, with another
-podCIDR, than before.
+No subnet is claimed or renewed here: the controller manager gives each node its podCIDR once, for
+as long as the node object exists. The store waits for the podCIDR, publishes our annotations,
+repairs them when others change them, and notices when the node object is replaced by one with
+another podCIDR.
 
-Waiting. Nothing of what can be mended ends the daemon: no node object, no podCIDR, one outside the
-network, an API server that is away, a token or a role that is refused, a bad `net-conf.json`. It is
-said what is waited for and what to do, and looked again at least every second, so that the node is
-ready within two of the remedy.
+Waiting. A fault that can be repaired never ends the daemon: no node object, no podCIDR, one outside
+the network, an API server that is away, a token or a role that is refused, a bad `net-conf.json`.
+The log and `status` say what the daemon waits for and what to do. It looks again at least every
+second, so that the node is ready within two seconds of the repair.
 
-One task follows all nodes from `acquire` to `close`; the streams are fed by it. A consumer that is
-slow gets one snapshot in the place of many changes.
+One task follows all nodes from `acquire` to `close` and feeds the streams. A slow consumer gets one
+snapshot instead of many changes.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ from pyflannel.store.kubernetes.wire import Names
 log = get_logger(__name__)
 
 RETRY_S: Final = 1.0
-"""Between two attempts while something is waited for, less a random part."""
+"""Between two attempts while waiting, less a random part."""
 IDLE_S: Final = 30.0
-"""Between two looks at the own node when nothing is missing and nothing happens."""
+"""Between two reads of our own node when all is well."""
 MOST_PENDING: Final = 1000
-"""Changes held for a slow consumer; more become a snapshot."""
+"""Changes queued for a slow consumer. More become a snapshot."""
 MOST_TROUBLES: Final = 100
-"""Nodes that cannot be used, in one report."""
+"""Unusable nodes listed in one report."""
 
 
 class KubernetesLeaseStore:
@@ -76,7 +76,7 @@ class KubernetesLeaseStore:
         clock: the time.
         set_condition: whether to clear the condition NetworkUnavailable.
         rng: source of chance.
-        tell: told in words what is being waited for, and `""` when that is over.
+        tell: called with what the store waits for, in words, and with `""` when that is over.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class KubernetesLeaseStore:
 
     @property
     def origin(self) -> ConfigOrigin:
-        """As in `LeaseStore`: who may write the file, or its ConfigMap, may be root here anyway."""
+        """As in `LeaseStore`: a user who may write the file or its ConfigMap can become root."""
         return ConfigOrigin.LOCAL_FILE
 
     @property
@@ -204,7 +204,7 @@ class KubernetesLeaseStore:
         return self._former()
 
     def prescribed(self, attrs: LeaseAttrs) -> LeaseAttrs | None:
-        """As in `LeaseStore`: nothing, we publish what we like."""
+        """As in `LeaseStore`: `None`, we may publish any attributes."""
         del attrs
         return None
 
@@ -227,7 +227,7 @@ class KubernetesLeaseStore:
             try:
                 lease = self._own.lease(config, attrs)
                 if not self._feed.snapshots:
-                    # Peers first: a node that is ready reaches the others.
+                    # Peers first: a ready node must reach the others.
                     reason = self._feed.reason or "its answer"
                     raise StoreUnavailable(f"waiting for the list of nodes: {reason}", kind=reason)
                 if await self._own.settle(config, attrs):
@@ -243,10 +243,10 @@ class KubernetesLeaseStore:
                 await self._wait_for(str(error), error.kind, error, quiet=quiet)
 
     def _unchanged_config(self) -> NetworkConfig:
-        """The config that was waited under.
+        """The config under which the wait began.
 
         Raises:
-            NetworkConfigChanged: another one is valid now.
+            NetworkConfigChanged: the file has another valid config now.
         """
         self._file.look()
         config = self._held_config()
@@ -322,7 +322,7 @@ class KubernetesLeaseStore:
     # Everybody's
 
     async def watch_config(self) -> AsyncIterator[bytes | None]:
-        """As in `LeaseStore`. A file that is gone is a broken one, not a config that is deleted."""
+        """As in `LeaseStore`. A missing file counts as broken, not as a deleted config."""
         known = self._file.value[0] if self._file.value is not None else ""
         while True:
             self._file.look()
@@ -349,7 +349,7 @@ class KubernetesLeaseStore:
             if self._pending == [] or not self._feed.snapshots:
                 await self._news.wait()
 
-    # What the feed tells
+    # From the feed
 
     def listed(self, nodes: Sequence[KubeNode]) -> None:
         """As in `Taker`."""
@@ -473,7 +473,7 @@ class KubernetesLeaseStore:
     async def _wait_for(
         self, text: str, kind: str, error: Exception, *, quiet: bool = False
     ) -> None:
-        """Says what is waited for and waits until it is worth another look."""
+        """Reports what the store waits for, and waits until the next attempt."""
         self._trouble.waits(text, kind, error, quiet=quiet)
         await self._pause_until_news(self._pause(error))
 

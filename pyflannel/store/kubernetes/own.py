@@ -1,12 +1,12 @@
-"""This node's own object: what must stand on it, and who writes it when.
+"""This node's own object: which annotations it must carry, and when we write them.
 
-The annotations that it must carry are a value. Each sighting of the object is compared with it, and
-a difference is written at once; if somebody changes them back, with a pause that doubles, and the
-log says who it is. The condition NetworkUnavailable is cleared once the node is ready, and again on
-an object that lacks it.
+The desired annotations are a value. Each version of the object that arrives is compared with it,
+and a difference is written at once. If another client changes them back, the pause between two
+repairs doubles, and the log names the client. The condition NetworkUnavailable is cleared once the
+node is ready, and again on an object that lacks it.
 
-What the watch shows may be older than the answer to our own write. So after a write the object of
-the answer counts, until the watch has come to its version.
+The watch may be older than the answer to our own write. So after a write the object of the answer
+counts, until the watch has reached its version.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ from pyflannel.store.kubernetes.failures import (
 log = get_logger(__name__)
 
 CATCH_UP_S: Final = 10.0
-"""After our own write the watch is believed again at the latest then, whatever it has shown."""
+"""After a write of ours the watch counts again after this time at the latest, at any version."""
 SEEN: Final = 16
-"""Versions remembered that the watch has shown: an event may come before the answer."""
+"""Number of remembered versions of the watch: an event may come before the answer to our write."""
 QUIET_S: Final = 300.0
-"""After so long without a repair the next one is made at once."""
+"""After this long without a repair the next one is made at once."""
 MOST_PAUSE_S: Final = 60.0
 """Longest pause between two repairs."""
 
 
 class OwnNode:
-    """Our node object as it was seen last, and what is missing on it.
+    """Our node object as last seen, and what is missing on it.
 
     Args:
         client: writes.
@@ -73,18 +73,18 @@ class OwnNode:
         self.node: KubeNode | None = None
         """The object; `None` if there is none."""
         self.confirmed: float | None = None
-        """When it was seen last, in seconds since the epoch."""
+        """When it was last seen, in seconds since the epoch."""
         self.is_up = False
         """Whether this node carries packets and has written its files."""
         self.wished: Mapping[Family, IPAddress] = {}
-        """What `node-public-ip` and its twin say; of one that is no address, what it said last."""
+        """The values of `node-public-ip` and `node-public-ipv6`, each as last valid."""
         self.problems: Mapping[str, str] = {}
-        """What is wrong with an operator's annotations, by their name."""
+        """What is wrong with an operator's annotations, by annotation."""
 
     # Seeing
 
     def saw(self, node: KubeNode) -> None:
-        """The watch, or a list, has it."""
+        """The watch or a list has delivered it."""
         self._seen.append(node.version)
         former = self.node
         if self._expected and former is not None and node.uid == former.uid:
@@ -97,7 +97,7 @@ class OwnNode:
         self._take(node)
 
     def gone(self) -> None:
-        """The watch, or a list, has it no more."""
+        """The watch or a list shows that it is gone."""
         if self.node is not None:
             log.error(
                 "this node was deleted from Kubernetes; traffic goes on with its former subnet",
@@ -125,13 +125,13 @@ class OwnNode:
             self._said.forget(name)
         self.problems = problems
 
-    # What it must be
+    # What it must carry
 
     def lease(self, config: NetworkConfig, attrs: LeaseAttrs) -> Lease:
-        """The lease that the object gives us.
+        """Our lease, by the object.
 
         Raises:
-            LeaseError: it gives none; with the way out.
+            LeaseError: there is none; with the way out.
         """
         node = self.node
         if node is None:
@@ -155,7 +155,7 @@ class OwnNode:
         return Lease(key=key, attrs=self._attrs(attrs))
 
     def _attrs(self, attrs: LeaseAttrs) -> LeaseAttrs:
-        """The attributes with what an operator wants in the place of our addresses."""
+        """The attributes, with the addresses that an operator has set instead of ours."""
         v4, v6 = self._overwrites.get(Family.V4), self._overwrites.get(Family.V6)
         return replace(
             attrs,
@@ -164,9 +164,9 @@ class OwnNode:
         )
 
     async def settle(self, config: NetworkConfig, attrs: LeaseAttrs) -> bool:
-        """Writes what is missing; whether all is as it should be now.
+        """Writes what is missing; whether the object is now as it should be.
 
-        Validate first: `lease` must not raise.
+        Call `lease` first; it must not raise.
 
         Raises:
             StoreError: the server failed or refused; also if the object was replaced meanwhile.
@@ -192,7 +192,7 @@ class OwnNode:
             return True
 
     async def look(self) -> None:
-        """Asks for the object.
+        """Reads the object from the server.
 
         Raises:
             StoreError: the server failed or refused.
@@ -227,7 +227,7 @@ class OwnNode:
     def _may_write(
         self, changes: Mapping[str, str | None], wanted: tuple[str, Mapping[str, str | None]]
     ) -> bool:
-        """Whether to write now. What we published already and others changed is a repair."""
+        """Whether to write now. It is a repair if we had published it and others changed it."""
         if self._published != wanted:
             return True
         now = self._clock.monotonic()

@@ -1,7 +1,7 @@
 """Requests on aiohttp.
 
-Every request has a time-out, a stream one until it begins; after that the caller watches over it.
-Keepalive and TCP_USER_TIMEOUT find a path that is gone within 15 s. Names are looked up in our own
+Every request has a time-out; a stream has one until it begins, and then the caller supervises it.
+Keepalive and TCP_USER_TIMEOUT detect a lost path within 15 s. Names are looked up in our own
 threads. Proxies are those of the environment or the kubeconfig.
 
 The module is imported late: aiohttp takes 100 ms.
@@ -32,10 +32,11 @@ from pyflannel.store.kubernetes.credentials import Credentials
 from pyflannel.store.resolver import Resolver, in_threads
 
 CONNECT_S: Final = 3.0
-"""A service address that kube-proxy has not set up yet drops packets; the next attempt is soon."""
+"""Before kube-proxy has set it up, a service address drops packets; so the next attempt comes
+soon."""
 ANSWER_S: Final = 10.0
-"""For one answer with its body. A page of nodes takes an API server 0.05 s of CPU; the longest wait
-of its own (for its cache to catch up) is 3 s."""
+"""For one answer with its body. A page of nodes takes an API server 0.05 s of CPU; it waits 3 s at
+most for its own cache."""
 MOST_BYTES: Final = 64 << 20
 """Largest answer: a page of 500 nodes has 4 MB as kubelets make them."""
 THREADS: Final = 2
@@ -46,7 +47,7 @@ _SOCKET_OPTIONS: Final = (
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5),
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 2),
-    # In milliseconds: also for what was sent and is not acknowledged.
+    # In milliseconds; for sent data without an acknowledgement.
     (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 15_000),
 )
 
@@ -120,7 +121,7 @@ class HttpTransport:
         context = self._credentials.context()
         if self._session is not None and context is not self._context:
             former, self._session = self._session, None
-            await former.close()  # with a certificate of before
+            await former.close()  # with the former certificate
         if self._session is None:
             self._context = context
             self._session = aiohttp.ClientSession(
@@ -208,7 +209,7 @@ class HttpTransport:
         session, self._session = self._session, None
         if session is not None:
             await session.close()
-        # It asks the other side to end TLS, and the loop may be gone before that has answered.
+        # A closed TLS connection waits for the server's answer; the loop may end before that.
         connections, self._connections = self._connections, []
         for connection in connections:
             connection.abort()
@@ -232,7 +233,7 @@ class HttpStream:
             raise StoreUnavailable(reason, kind=reason) from error
 
     def abort(self, error: Exception) -> None:
-        """As in `Stream`; a mere `close` does not wake a reader."""
+        """As in `Stream`. `close` alone does not wake a reader."""
         self._response.content.set_exception(error)
         self._response.close()
 
@@ -247,7 +248,7 @@ def _seconds(headers: Mapping[str, str]) -> float:
 
 
 def explain(error: BaseException) -> str:
-    """Why no answer came, in a phrase."""
+    """Why there was no answer, in a phrase."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return f"its certificate is not accepted: {error.certificate_error}"
     if isinstance(error, aiohttp.ClientConnectorDNSError):

@@ -1,6 +1,6 @@
-"""What keeps the store from its work: said when it changes, and reported with its kind.
+"""The current trouble of the store: logged when it changes, and reported with its kind.
 
-Before the lease it is what is waited for, afterwards why the lease cannot be kept as it should be.
+Before the lease it is what the store waits for, afterwards why it cannot maintain the lease.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pyflannel.store.kubernetes.failures import NodeMissing, NotRegistered, Unus
 log = get_logger(__name__)
 
 WORTH_TELLING_S: Final = 1.0
-"""A wait that lasted so long is said to be over."""
+"""The end of a wait that lasted this long is logged."""
 _KINDS: Final[tuple[tuple[type[Exception], StoreFault], ...]] = (
     (NodeMissing, StoreFault.NODE_MISSING),
     (NotRegistered, StoreFault.NODE_MISSING),
@@ -28,16 +28,16 @@ _KINDS: Final[tuple[tuple[type[Exception], StoreFault], ...]] = (
 
 
 def fault_of(error: Exception | None) -> StoreFault:
-    """What an operator can do something about, as a kind."""
+    """Kinds of trouble that an operator can do something about."""
     return next((fault for kind, fault in _KINDS if isinstance(error, kind)), StoreFault.NONE)
 
 
 class StoreTrouble:
-    """The one thing that is waited for, or fails, at a time.
+    """The one thing that the store waits for, or that fails, at a time.
 
     Args:
         clock: the time.
-        tell: told in words what is being waited for, and `""` when that is over.
+        tell: called with what the store waits for, in words, and with `""` when that is over.
     """
 
     def __init__(self, clock: Clock, tell: Callable[[str], None]) -> None:
@@ -47,7 +47,7 @@ class StoreTrouble:
         self.fault = StoreFault.NONE
         """Its kind."""
         self.failing = ""
-        """Why the lease cannot be kept as it should be."""
+        """Why the lease cannot be maintained."""
         self.since: float | None = None
         """When that began, in seconds since the epoch."""
 
@@ -55,10 +55,10 @@ class StoreTrouble:
         """There is no lease yet.
 
         Args:
-            text: what is waited for, and what to do.
+            text: what the store waits for, and what to do.
             kind: as in `TroubleLog`.
             error: why.
-            quiet: whether that is usual at a start, and not worth a line.
+            quiet: whether that is usual at a start, so that it is not logged.
         """
         self.fault = fault_of(error)
         self._tell(text)
@@ -67,14 +67,14 @@ class StoreTrouble:
             log.warning("waiting", reason=text)
 
     def over(self) -> None:
-        """Nothing is waited for any more."""
+        """The wait is over."""
         self.fault = StoreFault.NONE
         lasted = self._waiting.over(self._clock.monotonic())
         if lasted is not None and lasted >= WORTH_TELLING_S:
             log.info("waiting is over", after_s=round(lasted, 1))
 
     def fails(self, error: Exception | None) -> None:
-        """The lease cannot be kept as it should be, or can again."""
+        """The lease cannot be maintained, or can be again."""
         reason = str(error) if error is not None else ""
         self.fault = fault_of(error)
         if bool(reason) != bool(self.failing):

@@ -1,8 +1,8 @@
 """The API server's JSON: node objects, events of a watch, bodies of patches. Pure.
 
-Of a node object, which has 5 to 20 KB, a few hundred bytes are kept; the rest is given up as soon
-as it is parsed. Whatever does not look as it should raises `StoreUnavailable`, never `KeyError`:
-between us and the API server may stand a proxy with a page of its own.
+A node object has 5 to 20 KB. A few hundred bytes are kept, the rest is dropped as soon as it is
+parsed. Unexpected JSON raises `StoreUnavailable`, never `KeyError`: a proxy before the API server
+may answer with a page of its own.
 """
 
 from __future__ import annotations
@@ -21,25 +21,26 @@ from pyflannel.store.kubernetes.failures import failure
 Json: TypeAlias = Mapping[str, object]
 
 MERGE: Final = "application/strategic-merge-patch+json"
-"""Keys conditions by their type; a plain merge patch replaces the list of them, `Ready` as well."""
+"""Merges conditions by their type. A plain merge patch would replace the whole list, `Ready`
+too."""
 END_OF_LIST: Final = "k8s.io/initial-events-end"
 UNAVAILABLE: Final = "NetworkUnavailable"
 IS_UP: Final = "False/FlannelIsUp"
 """Status and reason of that condition when all is well, as upstream writes them."""
 MAX_LINE_BYTES: Final = 4 << 20
-"""Longest event: etcd takes objects of 1.5 MiB, which JSON may spell longer."""
+"""Longest event: etcd takes objects of 1.5 MiB, and their JSON may be longer."""
 MANAGER: Final = "pyflannel"
 """Our name in `managedFields`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """What tells our annotations, and our node, from others."""
+    """Identifies our annotations and our node."""
 
     prefix: str
     """As `normal_prefix` gives it."""
     own: str
-    """Of this node; only of it more than the annotations is read."""
+    """This node's name. Of other nodes only the annotations are read."""
 
     def full(self, annotation: str) -> str:
         """An annotation with its prefix."""
@@ -48,14 +49,14 @@ class Names:
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """A node is there, or is another than before."""
+    """A node was added or has changed."""
 
     node: KubeNode
 
 
 @dataclass(frozen=True, slots=True)
 class Deleted:
-    """A node is gone."""
+    """A node was deleted."""
 
     name: str
     version: str
@@ -76,7 +77,7 @@ def parse_object(text: bytes) -> Json:
     """A JSON object.
 
     Raises:
-        StoreUnavailable: it is none.
+        StoreUnavailable: it is not one.
     """
     try:
         value = json.loads(text)
@@ -88,10 +89,10 @@ def parse_object(text: bytes) -> Json:
 
 
 def parse_node(value: Json, ours: Names) -> KubeNode:
-    """What matters of a node object.
+    """The fields of a node object that matter to us.
 
     Raises:
-        StoreUnavailable: it is none.
+        StoreUnavailable: it is not one.
     """
     metadata = _object(value, "metadata")
     name, uid = _text(metadata, "name"), _text(metadata, "uid")
@@ -122,7 +123,7 @@ def parse_node(value: Json, ours: Names) -> KubeNode:
 
 
 def parse_list(body: bytes, ours: Names) -> tuple[list[KubeNode], str, str]:
-    """A page of a list: its nodes, the list's version, and what to ask for the next page with."""
+    """A page of a list: its nodes, the list's version, and the token of the next page."""
     value = parse_object(body)
     items = value.get("items")
     metadata = _object(value, "metadata")
@@ -138,8 +139,8 @@ def parse_event(line: bytes, ours: Names) -> Event:
     """One line of a watch.
 
     Raises:
-        StoreError: it is an error, as `failure` has it; also as the first line of a good answer.
-        StoreUnavailable: it is no event.
+        StoreError: it is an error (see `failure`), even as the first line of a good answer.
+        StoreUnavailable: it is not an event.
     """
     event = parse_object(line)
     kind, value = event.get("type"), _object(event, "object")
@@ -210,7 +211,7 @@ def _condition(status: Json) -> str:
 
 
 def _writer(metadata: Json, ours: Names) -> str:
-    """Who wrote last to an annotation of those that this node publishes, other than us."""
+    """The last other client that wrote one of the annotations that this node publishes."""
     wanted = {f"f:{ours.full(name)}" for name in names.PUBLISHED}
     fields = metadata.get("managedFields")
     found: list[tuple[str, str]] = []

@@ -78,7 +78,11 @@ def test_nodes_that_agree_have_no_finding_and_one_that_is_silent_is_none():
             [witness(1, {2: "up", 3: "down"}), witness(2, {1: "up", 3: "down"}), AWAY],
             "2 of 2 nodes do not hear 10.5.3.0/24",
         ),
-        (finding.LEASE_UNKNOWN, [ONE, witness(2, {1: "up"}), THREE], "n2 knows no lease of n3"),
+        (
+            finding.LEASE_UNKNOWN,
+            [ONE, witness(2, {1: "up"}), THREE],
+            "n2 does not know the lease of n3",
+        ),
         (
             finding.VERSIONS_DIFFER,
             [ONE, TWO, witness(3, {1: "up", 2: "up"}, version="1.3")],

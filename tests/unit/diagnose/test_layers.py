@@ -22,9 +22,9 @@ def asked(**outcomes: str) -> list[Layer]:
     ("layers", "words"),
     [
         (asked(BESIDE="ok", TUNNEL="lost", BRIDGE="no"), "drops UDP port 8472"),
-        (asked(BESIDE="lost", TUNNEL="lost", BRIDGE="no"), "the node is away"),
+        (asked(BESIDE="lost", TUNNEL="lost", BRIDGE="no"), "the node is down"),
         (asked(BESIDE="ok", TUNNEL="ok", LARGE="lost", BRIDGE="ok"), "passed had 1300 bytes"),
-        (asked(BESIDE="ok", TUNNEL="ok", BRIDGE="ok", POD="lost"), "the way ends on the peer"),
+        (asked(BESIDE="ok", TUNNEL="ok", BRIDGE="ok", POD="lost"), "packets are lost on the peer"),
         (asked(TUNNEL="ok", POD="ok", POD_LARGE="lost"), "large ones do not"),
         (asked(BESIDE="ok", TUNNEL="ok", LARGE="ok", POD="ok", TCP="lost"), "TCP does not"),
     ],
