@@ -10,16 +10,10 @@ import time
 
 import pytest
 
-from tests.interop.matrix import (
-    KINDS,
-    UNDERLAYS,
-    Cell,
-    all_cells,
-    kinds,
-    pairwise,
-    try_cell,
-    wrong_checksum,
-)
+from tests.interop.matrix import Cell, all_cells, pairwise, try_cell
+from tests.interop.nodes import KINDS, kinds
+from tests.interop.traffic import wrong_checksum
+from tests.interop.underlays import UNDERLAYS
 
 CELLS = 3
 """Chosen anew for each run: a few seconds each on a machine that does nothing else."""
