@@ -10,7 +10,8 @@ is a thread of this process in a namespace, with the data path on a TUN and a so
 backend opens them. The kind `plain` is a sender and receiver of our own that behaves like
 upstream's: a read, a look-up, TTL - 1, a send. With PYFLANNEL_UPSTREAM, the path of upstream's
 daemon, that daemon is a kind as well, with an etcd of its own in its namespace. Where wireguard-go
-and wg are installed, a WireGuard tunnel between the pods is one more kind of traffic.
+and wg are installed, a WireGuard tunnel between the pods is one more kind of traffic. A kernel
+that has them adds VLAN and bond as underlays, and IPIP and GRE tunnels between the pods.
 
 What a cell proves: each payload arrives as it was sent; the capture in the receiving pod has no
 wrong checksum; TTL, TOS and IP options are right; each node has received as many packets and bytes

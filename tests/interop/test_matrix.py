@@ -12,8 +12,9 @@ import pytest
 
 from tests.interop.matrix import Cell, all_cells, pairwise, try_cell
 from tests.interop.nodes import KINDS, kinds
-from tests.interop.traffic import wrong_checksum
+from tests.interop.traffic import TRAFFIC, wrong_checksum
 from tests.interop.underlays import UNDERLAYS
+from tests.support.guests import need_devices
 
 CELLS = 3
 """Chosen anew for each run: a few seconds each on a machine that does nothing else."""
@@ -62,6 +63,24 @@ def test_all_traffic_arrives_unchanged_whatever_meets_whatever() -> None:
     seed = time.time_ns() % 2**32
     print(f"seed {seed}")
     for cell in pairwise(all_cells(), random.Random(seed), CELLS):
+        assert try_cell(cell) == {}, f"seed {seed}: {cell}"
+
+
+STACKED = 6
+"""Cells in a guest, whose processor is emulated: a minute each."""
+
+
+@pytest.mark.root
+@pytest.mark.slow
+@pytest.mark.guest
+@pytest.mark.timeout(1800)
+def test_all_traffic_arrives_over_vlan_and_bond_and_in_tunnels_of_the_pods() -> None:
+    need_devices("vlan", "bond", "ipip", "gre")
+    assert {"IPIP inside", "GRE inside"} <= TRAFFIC.keys()
+    stacked = [cell for cell in all_cells() if cell.underlay.name in {"veth", "vlan", "bond"}]
+    seed = time.time_ns() % 2**32
+    print(f"seed {seed}")
+    for cell in pairwise(stacked, random.Random(seed), STACKED):
         assert try_cell(cell) == {}, f"seed {seed}: {cell}"
 
 

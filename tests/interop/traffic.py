@@ -24,6 +24,7 @@ from typing import Any, Final
 
 from tests.contract.datapath_rigs import Namespace
 from tests.interop.nodes import DEADLINE_S, IP_MTU_DISCOVER, IP_PMTUDISC_DONT, Trouble
+from tests.support.guests import has_device
 
 TCP_BYTES: Final = 300_000
 TTL_LEFT: Final = 60
@@ -293,6 +294,23 @@ def nested(source: Pod, target: Pod) -> None:
             pod.space.ip("link del vx0")
 
 
+def tunnel(kind: str, network: str) -> Callable[[Pod, Pod], None]:
+    """TCP in a tunnel of the pods' own that is IP in IP, or GRE: no port, no checksum."""
+
+    def go(source: Pod, target: Pod) -> None:
+        with ExitStack() as undo:
+            for number, (here, there) in enumerate(((source, target), (target, source)), 1):
+                here.space.ip(
+                    f"link add in0 type {kind} local {here.address} remote {there.address}",
+                    f"addr add {network}.{number}/24 dev in0",
+                    "link set in0 up",
+                )
+                undo.callback(here.space.ip, "link del in0")
+            _stream(source, target, f"{network}.2")
+
+    return go
+
+
 def wireguard(source: Pod, target: Pod) -> None:
     """TCP in a WireGuard tunnel of the pods' own, by the implementation in user space."""
     names = [f"wg{os.getpid() % 10**6}x{number}" for number in (1, 2)]
@@ -361,4 +379,11 @@ TRAFFIC: Final[dict[str, Callable[[Pod, Pod], None]]] = {
     "IPv4 options": options,
     "VXLAN inside": nested,
     "multicast": multicast,
-} | ({"WireGuard inside": wireguard} if shutil.which("wireguard-go") and shutil.which("wg") else {})
+}
+# Where the programs, or the kernel's devices, are there.
+if shutil.which("wireguard-go") and shutil.which("wg"):
+    TRAFFIC["WireGuard inside"] = wireguard
+if has_device("ipip"):
+    TRAFFIC["IPIP inside"] = tunnel("ipip", "10.99.9")
+if has_device("gre"):
+    TRAFFIC["GRE inside"] = tunnel("gre", "10.99.10")

@@ -14,6 +14,7 @@ from typing import Final
 from pyflannel.kernel.tun import open_tun
 from tests.contract.datapath_rigs import Namespace
 from tests.interop.nodes import TUN_READ
+from tests.support.guests import has_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,8 @@ UNDERLAYS: Final = (
     Underlay("bridge", "bridge"),
     Underlay("macvlan", "macvlan"),
     Underlay("tun", "tun"),
+    # Where the kernel has them: in the guests of `make kernels`.
+    *(Underlay(shape, shape) for shape in ("vlan", "bond") if has_device(shape)),
 )
 
 
@@ -92,6 +95,17 @@ def wire(
                     f"link add m{number} link base type macvlan mode bridge",
                     f"link set m{number} netns {node.path} name eth0",
                 )
+        case "vlan":
+            nodes[0].ip(f"link add base type veth peer name base netns {nodes[1].path}")
+            for node in nodes:
+                node.ip("link set base up", "link add link base name eth0 type vlan id 7")
+        case "bond":
+            for node in nodes:
+                node.ip("link add eth0 type bond mode active-backup miimon 100")
+            for port in ("port0", "port1"):
+                nodes[0].ip(f"link add {port} type veth peer name {port} netns {nodes[1].path}")
+                for node in nodes:
+                    node.ip(f"link set {port} master eth0", f"link set {port} up")
         case "tun":
             fds = []
             for node in nodes:
