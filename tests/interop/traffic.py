@@ -6,6 +6,7 @@ Each kind of traffic is a function of the pod that sends and the pod that receiv
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import select
@@ -44,6 +45,8 @@ class Pod:
     space: Namespace
     address: str
     tap: socket.socket
+    finishes: bool = False
+    """Whether its device finishes checksums (`tx off`)."""
     unfinished: int = 0
     checked: int = 0
     wrong: list[str] = field(default_factory=list)
@@ -131,7 +134,7 @@ def attach(
     tap.setsockopt(SOL_PACKET, PACKET_AUXDATA, 1)
     tap.bind(("eth0", ETH_P_ALL))
     tap.setblocking(False)
-    return Pod(pod, address, tap)
+    return Pod(pod, address, tap, finishes)
 
 
 def _receive(source: socket.socket, count: int, ancillary: int = 0) -> list[Any]:
@@ -227,7 +230,13 @@ def udp_gso(source: Pod, target: Pod) -> None:
     with target.socket(socket.SOCK_DGRAM) as sink, source.socket(socket.SOCK_DGRAM) as out:
         sink.bind((target.address, 0))
         out.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 1000)
-        out.sendto(data, sink.getsockname())
+        try:
+            out.sendto(data, sink.getsockname())
+        except OSError as error:
+            # Before Linux 6.11 not out of a device without checksum offload (net/ipv4/udp.c).
+            if source.finishes and error.errno == errno.EIO:
+                return
+            raise
         _require(_receive(sink, len(sent)), sent, "datagrams of UDP_SEGMENT")
 
 
