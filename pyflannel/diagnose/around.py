@@ -58,7 +58,9 @@ class Around:
     conntrack: tuple[int, int] | None = None
     """Entries, and how many there may be."""
     arp: tuple[int, int] | None = None
-    """The same of the neighbour table of IPv4."""
+    """The same of the neighbour table of IPv4, of what counts against its limit."""
+    ndisc: tuple[int, int] | None = None
+    """And of IPv6."""
     managed: tuple[str, ...] = ()
     """Devices that NetworkManager manages."""
     nameservers: tuple[IPAddress, ...] = ()

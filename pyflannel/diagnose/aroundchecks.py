@@ -345,6 +345,11 @@ def _files(facts: NodeFacts, around: Around) -> Iterator[Finding]:
         )
 
 
+def _larger_table(place: str) -> str:
+    sizes = ((3, 16384), (2, 8192), (1, 4096))
+    return "sysctl -w " + " ".join(f"{place}.gc_thresh{number}={size}" for number, size in sizes)
+
+
 def _tables(facts: NodeFacts, around: Around) -> Iterator[Finding]:
     del facts
     for what, pair, code, remedy in (
@@ -355,10 +360,16 @@ def _tables(facts: NodeFacts, around: Around) -> Iterator[Finding]:
             "raise net.netfilter.nf_conntrack_max; conntrack -L shows who opens so many",
         ),
         (
-            "the neighbour table",
+            "the neighbour table of IPv4",
             around.arp,
             codes.NEIGHBOURS_FULL,
-            "sysctl -w net.ipv4.neigh.default.gc_thresh3=16384 gc_thresh2=8192 gc_thresh1=4096",
+            _larger_table("net.ipv4.neigh.default"),
+        ),
+        (
+            "the neighbour table of IPv6",
+            around.ndisc,
+            codes.NEIGHBOURS_FULL,
+            _larger_table("net.ipv6.neigh.default"),
         ),
     ):
         if pair is None or pair[0] < NEARLY * pair[1]:

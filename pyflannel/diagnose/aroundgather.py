@@ -19,16 +19,20 @@ from pyflannel.diagnose.facts import NodeFacts
 from pyflannel.diagnose.waygather import lookup
 from pyflannel.kernel import process
 from pyflannel.kernel.base import Netlink
+from pyflannel.kernel.limits import linux_version
 from pyflannel.kernel.sysctl import read_sysctl
 from pyflannel.report.model import PeerReport
 
 CHILD_S: Final = 5.0
+_ALL_NEIGHBOURS: Final = ("neigh", "show", "nud", "all")
 MOST_PEERS: Final = 8
 """Whose routes are asked for; each costs three processes of some milliseconds."""
 NETWORK_MANAGER: Final = Path("/run/NetworkManager/devices")
 RESOLV_CONF: Final = Path("/etc/resolv.conf")
 SYSTEMD: Final = Path("/run/systemd/system")
-ARP_STATISTICS: Final = Path("/proc/net/stat/arp_cache")
+STATISTICS: Final = {4: Path("/proc/net/stat/arp_cache"), 6: Path("/proc/net/stat/ndisc_cache")}
+FREE_SINCE: Final = (5, 0)
+"""Before, every entry counted against the limit (commit 58956317c8de)."""
 _STA_UNSYNC: Final = 0x40
 """linux/timex.h."""
 _TIMEX_SIZE: Final = 208
@@ -55,7 +59,8 @@ async def gather_around(netlink: Netlink, kinds: Kinds, node: NodeFacts, state_d
         rules=await _rules(),
         ra_defaults=await _ra_defaults(),
         conntrack=_pair("net.netfilter.nf_conntrack_count", "net.netfilter.nf_conntrack_max"),
-        arp=_arp(),
+        arp=await _neighbours(4),
+        ndisc=await _neighbours(6),
         managed=_managed(links),
         nameservers=_nameservers(),
         unit=unit,
@@ -161,14 +166,28 @@ def _pair(count: str, limit: str) -> tuple[int, int] | None:
     return (int(here), int(most)) if here and most and int(most) > 0 else None
 
 
-def _arp() -> tuple[int, int] | None:
-    """One table for all namespaces; its limit can be read in the first one alone."""
-    limit = _sysctl("net.ipv4.neigh.default.gc_thresh3")
+async def _neighbours(version: int) -> tuple[int, int] | None:
+    """One table for all namespaces; its limit can be read in the first one alone.
+
+    What is there for good does not count against it (net/core/neighbour.c, neigh_update_gc_list),
+    and the overlay has such an entry for each peer. Those of other namespaces are not seen.
+    """
+    limit = _sysctl(f"net.ipv{version}.neigh.default.gc_thresh3")
     try:
-        entries = int(ARP_STATISTICS.read_text().splitlines()[1].split()[0], 16)
+        entries = int(STATISTICS[version].read_text().splitlines()[1].split()[0], 16)
     except (OSError, IndexError, ValueError):
         return None
-    return (entries, int(limit)) if limit else None
+    if not limit:
+        return None
+    if linux_version() >= FREE_SINCE:
+        entries -= sum(map(is_free, await _json(["ip", "-j", f"-{version}", *_ALL_NEIGHBOURS])))
+    return max(0, entries), int(limit)
+
+
+def is_free(entry: Mapping[str, object]) -> bool:
+    """Whether an entry, as `ip -j neigh` tells it, does not count against the table's limit."""
+    state = entry.get("state")
+    return "extern_learn" in entry or (isinstance(state, list) and "PERMANENT" in state)
 
 
 def _managed(links: Mapping[str, LinkSeen]) -> tuple[str, ...]:

@@ -185,6 +185,7 @@ WELL = Around(
     rules=((0, "local"), (32766, "main"), (32767, "default")),
     conntrack=(100, 65_536),
     arp=(20, 1024),
+    ndisc=(20, 1024),
     nameservers=(ip_address("192.0.2.53"),),
     enabled="enabled",
     synchronised=True,
@@ -285,7 +286,8 @@ AROUND = [
     (finding.DISK_FULL, WARNING, HEALTHY, well(free=100), "100 bytes"),
     (finding.CONNTRACK_FULL, WARNING, HEALTHY, well(conntrack=(55_000, 65_536)), "55000 of 65536"),
     (finding.CONNTRACK_FULL, ERROR, HEALTHY, well(conntrack=(65_536, 65_536)), "table of conn"),
-    (finding.NEIGHBOURS_FULL, ERROR, HEALTHY, well(arp=(1024, 1024)), "neighbour table"),
+    (finding.NEIGHBOURS_FULL, ERROR, HEALTHY, well(arp=(1024, 1024)), "table of IPv4"),
+    (finding.NEIGHBOURS_FULL, WARNING, HEALTHY, well(ndisc=(900, 1024)), "table of IPv6"),
     (
         *(finding.DNS_INSIDE, WARNING, HEALTHY),
         *(well(nameservers=(ip_address("10.5.77.53"),)), "10.5.77.53 lies inside"),
