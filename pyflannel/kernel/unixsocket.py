@@ -144,9 +144,19 @@ def _bound(path: str, group: int | None) -> socket.socket:
 
 
 def _give_to(path: str, group: int) -> None:
-    """Gives a socket that was made just now to a group; it had our own user's until here."""
+    """Gives a socket that was made just now to a group; it had our own user's until here.
+
+    Then the mode once more: a umask such as our unit's has taken the group's part away. By a
+    descriptor, because chmod(2) follows a link that somebody puts in the socket's place.
+    """
     try:
         os.chown(path, -1, group, follow_symlinks=False)
+        file = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            if stat.S_ISSOCK(os.fstat(file).st_mode):
+                Path(f"/proc/self/fd/{file}").chmod(MODES[1])
+        finally:
+            os.close(file)
     except OSError as error:
         Path(path).unlink(missing_ok=True)
         hint = (

@@ -135,9 +135,11 @@ def test_nothing_there_is_nothing_to_remove(path: Path) -> None:
     assert not unixsocket.remove_dead(path)
 
 
-def test_a_group_may_be_let_in(path: Path) -> None:
+@pytest.mark.parametrize("umask", [0, 0o022, 0o077])
+def test_a_group_may_be_let_in(path: Path, umask: int) -> None:
+    """The last one is our unit's."""
     group = os.getgid()
-    former = os.umask(0)
+    former = os.umask(umask)
     try:
         with unixsocket.listen(str(path), purpose="x", option="-x", group=group):
             found = path.stat()
