@@ -16,7 +16,7 @@ from pyflannel.core.errors import SubnetsExhausted, SubnetsOverlap
 from pyflannel.core.fields import Problem
 from pyflannel.core.ip import SubnetKey
 from pyflannel.core.lease import Lease, LeaseAttrs
-from pyflannel.core.overlap import CHANGE_NETWORK, DELETE_LEASE, Judge, Kind, Obstacles
+from pyflannel.core.overlap import CHANGE_NETWORK, MOVE_PEER, Judge, Kind, Obstacles
 from pyflannel.records import dataclass
 
 MOST_NAMED: Final = 20
@@ -112,7 +112,7 @@ def _peers(config: NetworkConfig, judge: Judge, peers: Iterable[Lease]) -> Itera
         and (conflict := judge.subnet(subnet)) is not None
     ]
     for carried, verdict, remedy in (
-        (False, "left out", DELETE_LEASE),
+        (False, "left out", MOVE_PEER),
         (True, "carried all the same", CHANGE_NETWORK),
     ):
         of_kind = [(lease, conflict) for inside, lease, conflict in found if inside is carried]

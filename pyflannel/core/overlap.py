@@ -37,8 +37,12 @@ from pyflannel.records import dataclass
 
 CHANGE_NETWORK: Final = "choose a Network that overlaps nothing which this node reaches otherwise"
 """The way out of an overlap."""
-DELETE_LEASE: Final = f"delete its lease, or {CHANGE_NETWORK}"
-"""The way out where it is a peer's subnet."""
+MOVE_PEER: Final = (
+    "have the peer take another subnet (stop pyflanneld there, `pyflannel cleanup`, delete its "
+    f"lease, start it again), or {CHANGE_NETWORK}"
+)
+"""The way out where it is a peer's subnet. A daemon that runs takes a deleted lease back, and one
+that is started asks for the subnet that its files name."""
 ANOTHER_SUBNET: Final = f"restart pyflanneld, which then takes another subnet, or {CHANGE_NETWORK}"
 """The way out where it is the own subnet of a node that runs."""
 

@@ -115,3 +115,29 @@ def test_a_restart_keeps_the_subnet_whatever_uses_it():
         found = json.loads(node.exec(["pyflannel", "status", "--json"], check=False).stdout)
         assert not [one for one in found["problems"] if one["code"] == "PF136"]
         lab.wait(lambda: lab.ping_all(count=1).ok, 15, what="all pods")
+
+
+def test_a_peer_in_the_way_takes_another_subnet_as_its_problem_says():
+    with Lab(LabSpec(nodes=2, backend="host-gw", name="peer-overlap")) as lab:
+        first, second = lab.nodes
+        former = second.subnet_env()["FLANNEL_SUBNET"]
+        network = former.replace(".1/24", ".0/24")
+        first.exec(["ip", "link", "add", "lan0", "type", "bridge"])
+        first.exec(["ip", "addr", "add", former.replace(".1/24", ".77/25"), "dev", "lan0"])
+        first.exec(["ip", "link", "set", "lan0", "up"])
+
+        def problem() -> str:
+            shown = first.exec(["pyflannel", "status", "--json"], check=False).stdout
+            found = [one for one in json.loads(shown)["problems"] if one["code"] == "PF133"]
+            return found[0]["text"] if found else ""
+
+        lab.wait(problem, 20, what="a peer that is left out")
+        way = "stop pyflanneld there, `pyflannel cleanup`, delete its lease, start it again"
+        assert way in problem()
+        second.stop_daemon()
+        second.exec(["pyflannel", "cleanup"])
+        lab.etcd.delete(f"{SUBNETS}/{network.replace('/', '-')}")
+        second.start_daemon()
+        lab.wait(second.is_ready, START_S, what="the peer to be ready")
+        assert second.subnet_env()["FLANNEL_SUBNET"] != former
+        lab.wait(lambda: not problem(), 20, what="the end of the problem")

@@ -18,7 +18,7 @@ from pyflannel.backend.engine.tables import Key, Owner, table_id
 from pyflannel.backend.plan import PeerObjects, TableEntry
 from pyflannel.core.ip import SubnetKey, family_of
 from pyflannel.core.lease import Lease
-from pyflannel.core.overlap import CHANGE_NETWORK, DELETE_LEASE, Conflict
+from pyflannel.core.overlap import CHANGE_NETWORK, MOVE_PEER, Conflict
 from pyflannel.kernel.base import Route
 from pyflannel.logs import get_logger
 
@@ -149,7 +149,7 @@ class Claims:
                 replace(lease, key=left), self._state.view
             ).objects
         reason = "; ".join(str(conflict) for conflict in bad)
-        return PeerObjects(objects, f"{reason}; {DELETE_LEASE}")
+        return PeerObjects(objects, f"{reason}; {MOVE_PEER}")
 
     def _say_of_peer(
         self, say: Callable[..., None], event: str, owner: Owner, **fields: object
