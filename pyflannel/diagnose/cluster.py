@@ -167,8 +167,8 @@ def _one_way(heard: Sequence[Witness]) -> Iterator[Finding]:
                     f"{fine.name}",
                     evidence=(f"pyflannel peers on {deaf.name}",),
                     consequence="connections from one side fail; or one has just come back",
-                    remedy=f"pyflannel doctor on {deaf.name}; a firewall that lets replies in and "
-                    "nothing new does this",
+                    remedy=f"pyflannel doctor on {fine.name}, then on {deaf.name}; a firewall on "
+                    f"{fine.name} that lets replies in and nothing new does this",
                 )
 
 

@@ -238,7 +238,9 @@ GUIDES: Final[dict[str, Guide]] = {
         "restart the daemons that started before the change",
     ),
     "PF403": Guide(
-        "connections from one side fail", "`pyflannel doctor` on the one that does not hear"
+        "connections from one side fail",
+        "`pyflannel doctor` on the one that hears (its firewall may let only replies in), then on "
+        "the other",
     ),
     "PF404": Guide("one node's containers cannot be reached", "look at that node"),
     "PF405": Guide("the same from one node", "it may use another etcd or prefix"),

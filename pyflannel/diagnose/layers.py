@@ -121,5 +121,13 @@ def _faults(lost: dict[Ask, Layer], answered: set[Ask], carrier: str) -> Iterato
             remedy="try another --port; then ethtool -K DEVICE tx-checksum-ip-generic off for the "
             "tunnel's device, on both nodes; with vxlan TxChecksumOffload in Backend keeps it so",
         )
+    if Ask.TUNNEL in lost and behind:
+        yield Verdict(
+            well=True,
+            text="what is behind the peer's overlay address answers, and the address does not: "
+            "the tunnel works. Something on the peer drops ping to that address, most often its "
+            "firewall; pyflannel status says of such a peer that it is down",
+            remedy="let ping in on the peer, from the overlay's network",
+        )
     if Ask.BESIDE in lost and not carrier:
         yield Verdict(well=False, text="the node does not answer ping", remedy="look at that node")

@@ -204,4 +204,8 @@ class TestCollecting:
         assert cluster.show([ONE, witness(2, {1: "down"}), AWAY], str, as_json=True) == 1
         said = check_printed("doctor-cluster", capsys.readouterr().out)
         assert said["unknown"] == {"n3": "connection refused"}
-        assert [one["code"] for one in said["findings"]] == ["PF403"]
+        (one_way,) = said["findings"]
+        assert one_way["code"] == "PF403"
+        # It is the node that hears which lets nothing new in.
+        assert "n1 hears n2, and" in one_way["text"]
+        assert "doctor on n1, then on n2; a firewall on n1 that" in one_way["remedy"]

@@ -51,6 +51,15 @@ def test_what_answers_is_well_and_what_need_not_answer_is_no_fault(layers):
     assert verdict(layers, UDP).well
 
 
+@pytest.mark.parametrize("behind", ["BRIDGE", "POD", "TCP"])
+def test_a_tunnel_that_works_is_told_though_the_peers_own_address_is_silent(behind):
+    """The answer to a status that calls the peer down."""
+    found = verdict(asked(BESIDE="ok", TUNNEL="lost", **{behind: "ok"}), UDP)
+    assert found.well
+    assert "the tunnel works" in found.text
+    assert "drops ping" in found.text
+
+
 def test_without_a_tunnel_a_silent_node_is_the_fault():
     assert not verdict(asked(BESIDE="lost", BRIDGE="lost"), "").well
     assert verdict(asked(BESIDE="lost", BRIDGE="ok"), "").well is False
