@@ -15,6 +15,7 @@ ABILITIES: Final[Mapping[str, Mapping[str, str]]] = {
         "gro": "the pair `flannelgro0`/`flannelgro1` can be made, on which TCP segments are joined",
         "finish": "packets to peers in user space are finished in the kernel, not in the daemon",
         "strip": "super packets that come in stay whole",
+        "card_gro": "TCP segments are joined at the card already (`CardGRO` of the network config)",
         "pinned": "programs and peers stay over a restart of the daemon",
     },
     "native": {

@@ -147,6 +147,8 @@ class DatapathConfig:
     it (`--udp-accept any-port`)."""
     accept_any: bool = False
     """Upstream's behaviour: accept datagrams from any sender (`--udp-accept any`)."""
+    card_gro: bool = False
+    """Whether segments are to be joined at the card, by a FOU port beside the socket (ebpf)."""
     vnet_hdr: bool = False
     """Whether the TUN was opened with IFF_VNET_HDR: 10 bytes of virtio-net header per packet."""
     pin_dir: str = ""

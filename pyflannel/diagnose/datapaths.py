@@ -19,7 +19,7 @@ from typing import Final
 from pyflannel.core.errors import DatapathError, FlannelError
 from pyflannel.datapath import select
 from pyflannel.datapath.base import Capabilities, DatapathConfig
-from pyflannel.datapath.ebpf import attachment, pins
+from pyflannel.datapath.ebpf import attachment, cardgro, pins
 from pyflannel.kernel import netns
 from pyflannel.kernel.tun import open_tun
 from pyflannel.kernel.udp import open_udp
@@ -124,6 +124,7 @@ def _start(name: str, probed: Capabilities) -> dict[str, str]:
         # Here nothing is pinned; and which way was taken is among the ways.
         for way in attachment.probe_all():
             granted.pop(way, None)
+        granted["card_gro"] = cardgro.ability()
         lasting = pins.is_bpffs(pins.BPFFS)
         granted["pinned"] = "on" if lasting else f"off (no BPF file system at {pins.BPFFS})"
     return granted

@@ -1,4 +1,4 @@
-"""One rtnetlink request, sent and acknowledged synchronously.
+"""One netlink request, sent and acknowledged synchronously.
 
 For the few who need one or two of them as part of something else (the eBPF data path, at its
 start); everything that is reconciled goes through `kernel.netlink`.
@@ -19,19 +19,27 @@ _RECEIVE_BYTES: Final = 1 << 16
 """A dump's datagrams are at most 32 KB (net/netlink/af_netlink.c, `netlink_dump`)."""
 
 
-def transact(request: rtnl.Request, operation: str, subject: str) -> None:
+def transact(
+    request: rtnl.Request,
+    operation: str,
+    subject: str,
+    *,
+    protocol: int = socket.NETLINK_ROUTE,
+) -> None:
     """Sends one request and waits for its acknowledgement.
 
     Args:
         request: with NLM_F_ACK.
         operation: for the error, such as `link add`.
         subject: for the error: the object.
+        protocol: NETLINK_*, which part of the kernel is asked.
 
     Raises:
         NotPermitted: EPERM, EACCES.
         KernelError: anything else the kernel answers.
+        OSError: it does not know the protocol.
     """
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol) as netlink:
         netlink.settimeout(_TIMEOUT_S)
         netlink.bind((0, 0))
         netlink.send(rtnl.pack(request, 1))
@@ -43,19 +51,27 @@ def transact(request: rtnl.Request, operation: str, subject: str) -> None:
         raise KernelError(operation, subject, code)
 
 
-def query(request: rtnl.Request, operation: str, subject: str) -> list[bytes]:
+def query(
+    request: rtnl.Request,
+    operation: str,
+    subject: str,
+    *,
+    protocol: int = socket.NETLINK_ROUTE,
+) -> list[bytes]:
     """Sends a request for objects and gives the body of each.
 
     Args:
         request: with NLM_F_DUMP, or with NLM_F_ACK for one object.
         operation: for the error, such as `rule list`.
         subject: for the error: what is listed.
+        protocol: as for `transact`.
 
     Raises:
         KernelError: what the kernel answers.
+        OSError: it does not know the protocol.
     """
     found: list[bytes] = []
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol) as netlink:
         netlink.settimeout(_TIMEOUT_S)
         netlink.bind((0, 0))
         netlink.send(rtnl.pack(request, 1))

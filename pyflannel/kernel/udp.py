@@ -9,11 +9,13 @@ import os
 import socket
 import struct
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from pyflannel.core.errors import DeviceUnavailable, KernelError, NotPermitted
 from pyflannel.core.ip import IPAddress
+from pyflannel.kernel import fou
 from pyflannel.kernel.sockopts import (
     IP_MTU_DISCOVER,
     IPV6_MTU_DISCOVER,
@@ -50,6 +52,7 @@ def open_udp(
     *,
     buffer_bytes: int = BUFFER_BYTES,
     mtu_discover: int | None = None,
+    beside_fou: bool = False,
 ) -> socket.socket:
     """A non-blocking UDP socket bound to one address and port.
 
@@ -61,6 +64,8 @@ def open_udp(
             is too long is refused with EMSGSIZE; with `IP_PMTUDISC_PROBE` too long means longer
             than the interface's MTU, whatever is known about the path. `None` leaves the system's
             default.
+        beside_fou: whether there is a FOU port at this address and port, bound to a device; else it
+            would be in the way. What comes in by that device is the FOU port's.
 
     Raises:
         DeviceUnavailable: the port is in use (by whom, if /proc tells), or the address is not here.
@@ -85,11 +90,40 @@ def open_udp(
                 sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, mtu_discover)
             else:
                 sock.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, mtu_discover)
-        sock.bind((str(address), port))
+        with aside(sock) if beside_fou else contextlib.nullcontext():
+            sock.bind((str(address), port))
     except OSError as error:
         sock.close()
         raise _refused(address, port, error.errno or 0) from error
     return sock
+
+
+@contextlib.contextmanager
+def aside(sock: socket.socket) -> Iterator[None]:
+    """Has a socket be in the way of none that is bound to another device than `lo`.
+
+    The kernel looks for conflicts of an address and port when a socket is bound to them, and not
+    when it is bound to a device or to none.
+
+    Raises:
+        OSError: EPERM, without CAP_NET_RAW, when the socket is to be bound to no device again.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo\0")
+    try:
+        yield
+    finally:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"\0")
+
+
+def can_step_aside() -> bool:
+    """Whether `aside` has the right to what it does; tried with a socket of its own."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as trying:
+        try:
+            with aside(trying):
+                pass
+        except OSError:
+            return False
+    return True
 
 
 def adopt_udp(fd: int, address: IPAddress, port: int, *, mtu_discover: int) -> socket.socket | None:
@@ -131,7 +165,7 @@ def _enlarge(sock: socket.socket, forced: int, plain: int, size: int) -> None:
 def _refused(address: IPAddress, port: int, code: int) -> KernelError:
     where = f"udp port {port} on {address}"
     if code == errno.EADDRINUSE:
-        holder = find_holder(address, port)
+        holder = find_holder(address, port) or _find_fou_port(address, port)
         hint = f"{where} is in use" + (f" by {holder}" if holder else "")
         return DeviceUnavailable("bind", where, code, hint)
     if code == errno.EADDRNOTAVAIL:
@@ -159,6 +193,14 @@ def find_holder(address: IPAddress, port: int) -> str:
         if process.name.isdigit() and _has_open(process, links):
             with contextlib.suppress(OSError):
                 return f"{(process / 'comm').read_text().strip()} (pid {process.name})"
+    return ""
+
+
+def _find_fou_port(address: IPAddress, port: int) -> str:
+    """In words, if one is in the way: such a port is no process's, and /proc does not list it."""
+    with contextlib.suppress(KernelError):
+        if any(each.port == port and each.local in (None, address) for each in fou.ports()):
+            return f"a FOU port of the kernel's (ip fou show; ip fou del port {port} ...)"
     return ""
 
 

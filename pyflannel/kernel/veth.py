@@ -121,18 +121,12 @@ def read_end(name: str) -> End | None:
     Raises:
         KernelError: the kernel does not say.
     """
-    header = IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
-    request = Request(RTM_GETLINK, NLM_F_REQUEST | NLM_F_ACK, header + _name(name))
-    try:
-        (body,) = query(request, "link get", name)
-    except KernelError as error:
-        if error.errno == errno.ENODEV:
-            return None
-        raise
+    body = _read(name)
+    if body is None:
+        return None
     _, _, index, flags, _ = IFINFOMSG.unpack_from(body)
     found = link_attributes(body)
-    kind = nested_attributes(found.get(IFLA_LINKINFO, b"")).get(IFLA_INFO_KIND, b"")
-    is_veth = kind.rstrip(b"\0") == b"veth"
+    is_veth = _kind(body) == "veth"
     elsewhere = IFLA_LINK_NETNSID in found or IFLA_LINK not in found
     return End(
         index=index,
@@ -142,6 +136,33 @@ def read_end(name: str) -> End | None:
         mtu=_number(found[IFLA_MTU]),
         mac=found.get(IFLA_ADDRESS, b""),
     )
+
+
+def kind_of(name: str) -> str:
+    """The kind of a link (`veth`, `vlan`); empty for a card, and where there is no such link.
+
+    Raises:
+        KernelError: the kernel does not say.
+    """
+    body = _read(name)
+    return _kind(body) if body is not None else ""
+
+
+def _read(name: str) -> bytes | None:
+    header = IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
+    request = Request(RTM_GETLINK, NLM_F_REQUEST | NLM_F_ACK, header + _name(name))
+    try:
+        (body,) = query(request, "link get", name)
+    except KernelError as error:
+        if error.errno == errno.ENODEV:
+            return None
+        raise
+    return body
+
+
+def _kind(body: bytes) -> str:
+    info = nested_attributes(link_attributes(body).get(IFLA_LINKINFO, b""))
+    return info.get(IFLA_INFO_KIND, b"").rstrip(b"\0").decode("ascii", "replace")
 
 
 def _number(value: bytes) -> int:

@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 from itertools import product
 from pathlib import Path
@@ -33,7 +33,9 @@ from pyflannel.datapath.base import (
     Datapath,
     DatapathConfig,
 )
+from pyflannel.datapath.ebpf.cardplan import FIRST_LINUX
 from pyflannel.datapath.select import IMPLEMENTATIONS
+from pyflannel.kernel.limits import linux_version
 from tests.contract.datapath_cases import (
     AT_A,
     AT_B,
@@ -53,6 +55,7 @@ from tests.contract.datapath_cases import (
     sum16,
 )
 from tests.contract.datapath_rigs import DeviceRig, PairRig, Rig, Wire
+from tests.support.guests import GUEST, need_fou
 from tests.support.packets import IPv4View
 
 pytestmark = pytest.mark.guest
@@ -69,10 +72,16 @@ class Stand:
     kind: str
     on_device: bool
     vnet_hdr: bool
+    at_card: bool = False
+    """With a FOU port that joins what comes in (`CardGRO`)."""
 
     def make(self, config: DatapathConfig) -> Datapath:
         """A data path of this kind."""
-        return IMPLEMENTATIONS[self.kind].make(config)
+        return IMPLEMENTATIONS[self.kind].make(replace(config, card_gro=self.at_card))
+
+    def in_fragments(self, counter: str) -> str:
+        """What counts a datagram that came in fragments, instead of `counter`."""
+        return "udp_write_error" if self.at_card else counter
 
 
 def _stands(
@@ -89,6 +98,9 @@ def _stands(
                 marks.append(pytest.mark.skip(reason=f"data path {kind}: {found}"))
             name = f"{kind}-{'device' if device else 'pair'}{'+vnet' if vnet_hdr else ''}"
             stands.append(pytest.param(Stand(kind, device, vnet_hdr), id=name, marks=marks))
+    if GUEST and True in on_device and False in headers and linux_version() >= FIRST_LINUX:
+        at_card = Stand("ebpf", on_device=True, vnet_hdr=False, at_card=True)
+        stands.append(pytest.param(at_card, id="ebpf-device+card", marks=pytest.mark.root))
     return stands
 
 
@@ -117,6 +129,8 @@ def wires() -> Iterator[Callable[[Stand], Wire]]:
 @pytest.fixture
 def new_rig(stand: Stand, wires: Callable[[Stand], Wire]) -> Callable[[], Rig]:
     """Makes test stands, one at a time."""
+    if stand.at_card:
+        need_fou()
 
     def make() -> Rig:
         return DeviceRig(wires(stand)) if stand.on_device else PairRig(vnet_hdr=stand.vnet_hdr)
@@ -201,9 +215,13 @@ def test_what_is_no_whole_packet_is_dropped(running: Rig, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("data", MALFORMED_DATAGRAMS.values(), ids=MALFORMED_DATAGRAMS.keys())
-def test_a_datagram_that_is_no_whole_packet_is_dropped(running: Rig, data: bytes) -> None:
+def test_a_datagram_that_is_no_whole_packet_is_dropped(
+    stand: Stand, running: Rig, data: bytes
+) -> None:
     running.deliver("a", data)
-    assert outcome(running) == ({"udp_malformed": 1}, [], [])
+    is_whole = not stand.on_device or len(data) <= MTU
+    counter = "udp_malformed" if is_whole else stand.in_fragments("udp_malformed")
+    assert outcome(running) == ({counter: 1}, [], [])
 
 
 def test_an_empty_datagram_is_malformed(running: Rig) -> None:
@@ -427,12 +445,12 @@ def test_a_checksum_is_finished_behind_the_ip_header_alone(
 # --- UDP → TUN
 
 
-def test_a_datagram_longer_than_the_mtu_is_dropped_whole(running: Rig) -> None:
+def test_a_datagram_longer_than_the_mtu_is_dropped_whole(stand: Stand, running: Rig) -> None:
     fits = packet(AT_A, OURS, payload=bytes(MTU - 20))
     too_long = packet(AT_A, OURS, payload=bytes(MTU - 19))
     running.deliver("a", fits, too_long)
     assert outcome(running) == (
-        {"udp_packets": 1, "udp_bytes": MTU, "udp_oversize": 1},
+        {"udp_packets": 1, "udp_bytes": MTU, stand.in_fragments("udp_oversize"): 1},
         [one_hop_later(fits)],
         [],
     )

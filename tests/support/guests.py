@@ -21,6 +21,8 @@ from typing import Final
 
 import pytest
 
+from pyflannel.kernel import fou
+
 GUEST: Final = os.environ.get("PYFLANNEL_GUEST", "")
 """The series of the guest's kernel (`6.1`); empty outside of guests."""
 
@@ -56,3 +58,20 @@ def need_devices(*kinds: str) -> None:
     if GUEST:
         pytest.fail(reason)
     pytest.skip(f"{reason}; `make kernels` runs it where there are")
+
+
+@functools.cache
+def has_fou() -> bool:
+    """Whether the kernel has FOU ports. Nobody loads their module by itself; in a guest we do."""
+    if GUEST:
+        subprocess.run(["modprobe", "-q", "fou"], timeout=30, check=False)
+    return fou.is_there()
+
+
+def need_fou() -> None:
+    """Skips the test where the kernel has no FOU ports; in a guest that is a failure."""
+    if has_fou():
+        return
+    if GUEST:
+        pytest.fail("this kernel has no FOU")
+    pytest.skip("this kernel has no FOU; `make kernels` runs it where there is")

@@ -37,7 +37,7 @@ from pyflannel.backend import routes
 from pyflannel.backend.base import BackendContext, BackendKind, Network
 from pyflannel.backend.plan import Device, PeerObjects, Table, TableEntry, View
 from pyflannel.core.config import NetworkConfig
-from pyflannel.core.fields import Problem, integer
+from pyflannel.core.fields import Problem, boolean, integer
 from pyflannel.core.ip import Family, IPAddress, IPNetwork, SubnetKey
 from pyflannel.core.kind import MAX_PORT, DevicePattern, Probed
 from pyflannel.core.lease import Lease, LeaseAttrs
@@ -67,6 +67,13 @@ class UdpSettings(Settings):
         effect="UDP port of this node and of every peer; it is not part of the lease",
         within=_PORTS,
         together=True,
+    )
+    card_gro: bool = setting(
+        "CardGRO",
+        boolean,
+        default=False,
+        effect="whether TCP segments of peers are joined at the network card, as vxlan's are: by a "
+        "FOU port beside the socket (data path `ebpf`, Linux 6.12, module `fou`)",
     )
 
     def tunnel_port(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -43,6 +44,7 @@ class UdpNetwork:
         self._context = context
         self._kind = kind
         self._port = context.config.settings(UdpSettings).port
+        self._card_gro = context.config.settings(UdpSettings).card_gro
         self._underlay = context.underlay
         self._lease = lease
         self._peers: dict[SubnetKey, Peer] = {}
@@ -199,11 +201,17 @@ class UdpNetwork:
             datapath=DatapathReport(
                 name=self._runner.name,
                 why=self._runner.why,
-                offloads=self._runner.offloads(),
+                offloads=self._offloads(),
                 counters=self._runner.counters(),
                 restarts=self._runner.restarts,
             ),
         )
+
+    def _offloads(self) -> Mapping[str, str]:
+        found = self._runner.offloads()
+        if self._card_gro and "card_gro" not in found and self._runner.running:
+            return {**found, "card_gro": "off (data path ebpf alone has it)"}
+        return found
 
     def peer_counters(self, lease: Lease) -> Mapping[str, int] | None:
         """As in `Network`: what the data path counted, by the peer's public IP."""
@@ -282,14 +290,32 @@ class UdpNetwork:
                 await self._context.netlink.delete_link(link.index)
 
     def _ensure_socket(self) -> None:
-        """Opens it if it is missing."""
+        """Opens it if it is missing; a FOU port that an earlier run has left goes, or is kept."""
+        beside_fou = self._socket is None and self._keeps_fou_port()
         kept = self._context.fd_store.take(SOCKET)
         if kept is not None:
             self._socket = adopt_udp(
                 kept, self._local(), self._port, mtu_discover=IP_PMTUDISC_PROBE
             )
         if self._socket is None:
-            self._socket = open_udp(self._local(), self._port, mtu_discover=IP_PMTUDISC_PROBE)
+            self._socket = open_udp(
+                self._local(),
+                self._port,
+                mtu_discover=IP_PMTUDISC_PROBE,
+                beside_fou=beside_fou,
+            )
+
+    def _keeps_fou_port(self) -> bool:
+        """Whether a killed daemon has left the FOU port that this one wants; others of ours go."""
+        from pyflannel.datapath.ebpf import cardgro, cardplan
+
+        chosen = self._runner.chosen
+        keep = None
+        if self._card_gro and chosen is not None and chosen.name == "ebpf":
+            with contextlib.suppress(OSError):  # the interface is gone
+                index = socket.if_nametoindex(self._underlay.name)
+                keep = cardplan.wanted_port(self._local(), self._port, index)
+        return cardgro.keep_only(keep)
 
     async def _ensure_datapath(self) -> None:
         """Starts the data path if it is missing; TUN and socket are there."""
@@ -320,6 +346,7 @@ class UdpNetwork:
             pin_dir=BPFFS,
             accept_any=self._context.accept_any,
             any_port=self._context.accept_any_port,
+            card_gro=self._card_gro,
             vnet_hdr=tun.vnet_hdr,
         )
 

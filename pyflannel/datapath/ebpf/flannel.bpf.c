@@ -9,6 +9,7 @@
  *
  *   overlay_out   egress of flannel0       look the destination up, TTL - 1, wrap, send to the peer
  *   underlay_in   ingress of the underlay  check the sender as user space does, unwrap, TTL - 1
+ *   underlay_at_card  in its place where segments are joined at the card, see there
  *   pair_in       ingress of flannelgro0   send on what has been cut or finished; drop what is not ours
  *   gro_in        ingress of flannelgro1   hand joined packets on to flannel0
  *   strip_out     egress of flannelgro1    the same for packets that have lost the tunnel's mark
@@ -85,6 +86,7 @@
 #define OUTER_TTL 64     /* a socket's default (net.ipv4.ip_default_ttl) */
 #define DF 0x4000        /* upstream's datagrams carry it */
 #define OFFSET_AND_MF 0x3fff
+#define OFFSET_ONLY 0x1fff
 #define BELIEVED_BYTES 1280 /* see datapath/base.py: smaller path MTUs are not believed */
 #define TAG_BYTES 4      /* IEEE 802.1Q */
 #define BARE 0xff        /* XORed into a token's last byte before a packet is wrapped */
@@ -132,7 +134,7 @@ struct settings {
 	__u8 strip_mac[6];  /* of flannelgro0 */
 	__u8 token[12];     /* marks our frames on the pair; not a group address */
 	__u8 any_port;      /* accept any source port: a NAT between the nodes may change it */
-	__u8 unused;
+	__u8 at_card;       /* a FOU port joins what comes in: our port's datagrams are handed over here */
 };
 
 struct prefix {
@@ -175,6 +177,10 @@ struct map_definition counters SEC("maps") = {
 /* By number; MOST_COUNTED of datapath/base.py, and number 0. */
 struct map_definition traffic SEC("maps") = {
 	BPF_MAP_TYPE_PERCPU_ARRAY, sizeof(__u32), sizeof(struct traffic), 1024 + 1, 0};
+
+/* The socket of user space, for underlay_at_card alone. */
+struct map_definition slow SEC("maps") = {
+	BPF_MAP_TYPE_SOCKMAP, sizeof(__u32), sizeof(__u32), 1, 0};
 
 static __always_inline void add(enum counter which, __u64 n)
 {
@@ -580,10 +586,9 @@ static __always_inline int is_no_source(__be32 address, const struct settings *c
 	return first == 0 || first == 127 || first >= 224 || address == conf->local;
 }
 
-SEC("tcx/underlay_in")
-int underlay_in(struct __sk_buff *skb)
+/* The body of underlay_in; `at_card`: of underlay_at_card. */
+static __always_inline int take(struct __sk_buff *skb, const struct settings *conf, int at_card)
 {
-	const struct settings *conf = get_settings();
 	struct hop *sender;
 	struct {
 		struct iphdr ip;
@@ -618,8 +623,9 @@ int underlay_in(struct __sk_buff *skb)
 	longest = datagram_bytes(skb, &packet.inner, ETH_HLEN + OUTER_BYTES);
 	if (!longest || longest > (__u32)conf->mtu + OUTER_BYTES)
 		return NOT_OURS;
-	/* A socket's datagram: see above for BEYOND_BYTES. */
-	beyond = packet.udp.check ? BEYOND_BYTES : 0;
+	/* A socket's datagram: see above for BEYOND_BYTES. Of those that GRO has joined it has verified
+	 * the checksum, and what is unfinished since is the inner one (tcp_gro_complete). */
+	beyond = packet.udp.check && !(at_card && skb->gso_size) ? BEYOND_BYTES : 0;
 	if (beyond && skb->gso_size)
 		return NOT_OURS;
 	sender = find_peer(packet.inner.saddr);
@@ -631,7 +637,7 @@ int underlay_in(struct __sk_buff *skb)
 	if (beyond && !sums_up(skb, &packet.ip, &packet.udp))
 		return NOT_OURS;
 	now = now_ticks();
-	saw_datagram(sender, !beyond, now);
+	saw_datagram(sender, !packet.udp.check, now);
 	if (skb->gso_size)
 		saw_super(sender, now);
 	strips = (skb->gso_size || (sender && is_recent(sender->super_at, now, SUPER_TICKS))) &&
@@ -663,6 +669,55 @@ int underlay_in(struct __sk_buff *skb)
 		return bpf_redirect(conf->gro_if, 0);
 	}
 	return bpf_redirect(conf->overlay_if, BPF_F_INGRESS);
+}
+
+SEC("tcx/underlay_in")
+int underlay_in(struct __sk_buff *skb)
+{
+	return take(skb, get_settings(), 0);
+}
+
+/* Hands a datagram for our port to the socket of user space. The kernel's own look-up would find the FOU
+ * port, which is bound to the device as well. */
+static __always_inline int to_user(struct __sk_buff *skb, const struct settings *conf)
+{
+	__u32 zero = 0;
+	struct bpf_sock *sk;
+	struct iphdr ip;
+	__be16 ports[2];
+	long failed;
+
+	if (skb->protocol != bpf_htons(ETH_P_IP) || skb->vlan_present ||
+	    bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)) || ip.version != 4 ||
+	    ip.protocol != IPPROTO_UDP || ip.daddr != conf->local ||
+	    ip.frag_off & bpf_htons(OFFSET_ONLY) ||
+	    bpf_skb_load_bytes(skb, ETH_HLEN + ip.ihl * 4, ports, sizeof(ports)) ||
+	    ports[1] != conf->port)
+		return NOT_OURS;
+	/* Put together again it would be past this program: the FOU port would have it. Likewise without
+	 * a socket: the daemon has died. */
+	sk = ip.frag_off & bpf_htons(OFFSET_AND_MF) ? NULL : bpf_map_lookup_elem(&slow, &zero);
+	if (!sk) {
+		add(UDP_ERRORS, 1);
+		return TC_ACT_SHOT;
+	}
+	failed = bpf_sk_assign(skb, sk, 0);
+	bpf_sk_release(sk);
+	if (!failed)
+		return NOT_OURS;
+	add(UDP_ERRORS, 1);
+	return TC_ACT_SHOT;
+}
+
+/* In the place of underlay_in where a FOU port at our address and port has GRO join what comes in. */
+SEC("tcx/underlay_at_card")
+int underlay_at_card(struct __sk_buff *skb)
+{
+	const struct settings *conf = get_settings();
+	int at_card = conf && conf->at_card;
+	int verdict = take(skb, conf, at_card);
+
+	return at_card && verdict == NOT_OURS ? to_user(skb, conf) : verdict;
 }
 
 /* Whether the twelve bytes there are the token. */

@@ -19,6 +19,7 @@ from pyflannel.datapath.base import (
 )
 from pyflannel.datapath.ebpf import attachment, bpf, gropair, pins
 from pyflannel.datapath.ebpf.attachment import Attachment
+from pyflannel.datapath.ebpf.cardgro import CardGro
 from pyflannel.datapath.ebpf.programs import PROGRAMS, Programs
 from pyflannel.datapath.ebpf.traffic import PeerTraffic
 from pyflannel.datapath.python import PythonDatapath
@@ -26,7 +27,7 @@ from pyflannel.logs import get_logger
 
 log = get_logger(__name__)
 
-SETTINGS: Final = struct.Struct("=4s4s4sIIII16s16sHHBB6s6s12sBx")
+SETTINGS: Final = struct.Struct("=4s4s4sIIII16s16sHHBB6s6s12sBB")
 """`struct settings` in flannel.bpf.c; addresses and port in network byte order."""
 PREFIX: Final = struct.Struct("=I4s")
 HOP: Final = struct.Struct("=4sI20x")
@@ -52,6 +53,7 @@ class EbpfDatapath:
         self._config = config
         self._slow: Datapath = PythonDatapath(config)
         self._pins = self._pin_directory()
+        self._card = CardGro(config, self._pins)
         self._loaded: Programs | None = None
         self._attachment: Attachment | None = None
         self._way = "tcx"
@@ -83,6 +85,7 @@ class EbpfDatapath:
                     else "off (no veth pair: to peers in user space by the slow path)"
                 ),
                 "strip": f"off ({self._why_not})" if self._why_not else "on",
+                "card_gro": self._card.state,
                 "pinned": str(self._pins) if self._pins is not None else "off (no bpffs)",
             },
             devices=(gropair.SENDER, gropair.RECEIVER),
@@ -103,6 +106,7 @@ class EbpfDatapath:
             if self._loaded is None:
                 self._attach()
             self._slow.start()
+            self._card.ensure(self._write_settings)
 
     @contextlib.contextmanager
     def _whole(self) -> Iterator[None]:
@@ -127,7 +131,7 @@ class EbpfDatapath:
         except OSError as error:
             names = f"{config.underlay_name}, {config.tun_name}"
             raise DatapathError(f"ebpf data path: no interface of {names}") from error
-        self._loaded = loaded = Programs(self._pins)
+        self._loaded = loaded = self._card.load()
         self._attachment = attachment.attach(loaded.programs, PROGRAMS, self._pins)
         self._way = self._attachment.name
         self._overlay, self._underlay = overlay, underlay
@@ -174,7 +178,7 @@ class EbpfDatapath:
             self._write_peers(self._given)
         self._before = self._read_counters(loaded.maps["counters"])
         found = loaded.maps["config"].get(ZERO_KEY, SETTINGS.size) or bytes(SETTINGS.size)
-        *_, strips, _gro, _strip, token, _any_port = SETTINGS.unpack(found)
+        *_, strips, _gro, _strip, token, _any_port, _at_card = SETTINGS.unpack(found)
         self._why_not = "" if strips else "not tried yet"
         self._token = token if any(token) else gropair.new_token()
         return any(found)
@@ -232,6 +236,7 @@ class EbpfDatapath:
                 "ebpf data path cannot be repaired, user space carries more", reason=trouble
             )
         self._trouble = trouble
+        mended += self._card.ensure(self._write_settings, attached=not trouble)
         if mended:
             log.info("ebpf data path repaired", what=", ".join(mended))
         if not self._completed:
@@ -353,6 +358,8 @@ class EbpfDatapath:
 
     def stop(self) -> None:
         """Stops the user-space path; the programs stay if they are pinned."""
+        if self._loaded is not None:
+            self._card.stop(self._write_settings)
         self._slow.stop()
         if self._attachment is not None:
             self._attachment.close()
@@ -402,6 +409,7 @@ class EbpfDatapath:
             gro.sender_mac if gro is not None else bytes(6),
             self._token,
             config.any_port,
+            self._card.on,
         )
 
     def _tests_arrived(self) -> int:

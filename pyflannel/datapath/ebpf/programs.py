@@ -19,6 +19,10 @@ PROGRAMS: Final = {
     "strip_out": bpf.TCX_EGRESS,
 }
 """Each program, and the side of its device."""
+AT_CARD: Final = {"underlay_in": "underlay_at_card"}
+"""Programs with another code where segments are joined at the card (`cardgro.py`): its section."""
+SLOW: Final = "slow"
+"""The map that this code needs, and no other: the socket of user space."""
 
 
 def shape(name: str, definition: bpf.MapDefinition) -> str:
@@ -36,9 +40,10 @@ class Programs:
 
     Args:
         directory: where maps of an earlier run may be pinned, and where ours will be pinned.
+        at_card: whether segments are to be joined at the card.
     """
 
-    def __init__(self, directory: Path | None) -> None:
+    def __init__(self, directory: Path | None, *, at_card: bool = False) -> None:
         self._directory = directory
         self.maps: dict[str, bpf.Map] = {}
         self._pins: dict[str, Path] = {}
@@ -47,10 +52,12 @@ class Programs:
         self._object = bpf.BpfObject(data)
         try:
             for name, definition in self._object.maps.items():
-                self.maps[name] = self._map(name, definition)
+                if name != SLOW or at_card:
+                    self.maps[name] = self._map(name, definition)
             fds = {name: each.fd for name, each in self.maps.items()}
             for name, where in PROGRAMS.items():
-                code = self._object.instructions(f"tcx/{name}", fds)
+                section = AT_CARD.get(name, name) if at_card else name
+                code = self._object.instructions(f"tcx/{section}", fds)
                 self.programs[name] = bpf.load_program(name, code, self._object.license, where)
         except BaseException:
             self.close()

@@ -6,7 +6,7 @@ import contextlib
 
 from pyflannel.core.errors import FlannelError, KernelError
 from pyflannel.datapath.base import Capabilities
-from pyflannel.datapath.ebpf import attachment, clsact, gropair, pins
+from pyflannel.datapath.ebpf import attachment, cardgro, clsact, gropair, pins
 from pyflannel.datapath.ebpf.pins import BPFFS
 from pyflannel.datapath.ebpf.programs import Programs, shape
 
@@ -50,15 +50,22 @@ def leftovers(base: str = BPFFS) -> list[str]:
     found = [f"eBPF programs and maps in {directory}"] if pins.is_there(directory) else []
     with contextlib.suppress(KernelError):
         found += [f"filter {each}" for each in clsact.leftovers()]
+    with contextlib.suppress(KernelError):
+        found += cardgro.find()
     return found + ([f"rule iif {gropair.SENDER}"] if gropair.has_rule() else [])
 
 
 def remove_leftovers(base: str = BPFFS) -> bool:
-    """Detaches what an earlier run left in this network namespace; whether there was anything."""
+    """Detaches what an earlier run left in this network namespace; whether there was anything.
+
+    Raises:
+        KernelError: a FOU port cannot be deleted, so the programs have to stay.
+    """
     directory = pins.pin_directory(base)
-    found = False
+    # Before the programs that keep everything from it.
+    found = cardgro.remove()
     with contextlib.suppress(KernelError):
-        found = bool(clsact.remove(directory if pins.is_there(directory) else None))
+        found |= bool(clsact.remove(directory if pins.is_there(directory) else None))
     found |= pins.remove(directory)
     with contextlib.suppress(KernelError):
         found |= gropair.remove()

@@ -21,11 +21,11 @@ from pyflannel.datapath.ebpf.path import (
     SETTINGS,
     STRIP_TESTS,
 )
-from pyflannel.datapath.ebpf.programs import OBJECT, PROGRAMS
+from pyflannel.datapath.ebpf.programs import AT_CARD, OBJECT, PROGRAMS, SLOW
 from pyflannel.datapath.ebpf.traffic import TRAFFIC
 
 ROOT = Path(__file__).parents[3]
-SECTIONS = [f"tcx/{name}" for name in PROGRAMS]
+SECTIONS = [f"tcx/{name}" for name in (*PROGRAMS, *AT_CARD.values())]
 
 
 def shipped() -> bytes:
@@ -35,7 +35,7 @@ def shipped() -> bytes:
 def test_the_maps_are_as_the_loader_fills_them():
     """Sizes of keys and values agree between C and Python."""
     maps = bpf.BpfObject(shipped()).maps
-    assert set(maps) == {"peers", "config", "counters", "traffic"}
+    assert set(maps) == {"peers", "config", "counters", "traffic", SLOW}
     assert maps["peers"].key_bytes == PREFIX.size
     assert maps["peers"].value_bytes == HOP.size
     assert maps["config"].value_bytes == SETTINGS.size
@@ -44,10 +44,20 @@ def test_the_maps_are_as_the_loader_fills_them():
     assert maps["counters"].entries == len(COUNTED) + 1 == STRIP_TESTS + 1
 
 
+def test_no_program_but_the_one_at_the_card_needs_the_map_of_the_socket():
+    """Kernels that lack this kind of map run the others, and those do not load it."""
+    maps = {"peers": 1, "config": 2, "counters": 3, "traffic": 4}
+    found = bpf.BpfObject(shipped())
+    for name in PROGRAMS:
+        found.instructions(f"tcx/{name}", maps)
+    with pytest.raises(KeyError, match=SLOW):
+        found.instructions("tcx/underlay_at_card", maps)
+
+
 def test_map_references_become_descriptors():
     """Every 64-bit load that the compiler left open carries the map's descriptor afterwards."""
     found = bpf.BpfObject(shipped())
-    maps = {"peers": 101, "config": 102, "counters": 103, "traffic": 104}
+    maps = {"peers": 101, "config": 102, "counters": 103, "traffic": 104, SLOW: 105}
     for section in SECTIONS:
         code = found.instructions(section, maps)
         loads = [
@@ -72,7 +82,7 @@ def test_the_object_is_what_its_source_compiles_to(tmp_path):
     assert clang is not None, "clang is missing: tools/bootstrap.sh installs it"
     output = tmp_path / OBJECT
     subprocess.run([str(ROOT / "tools" / "build-ebpf.sh"), str(output)], check=True, cwd=tmp_path)
-    maps = {"peers": 1, "config": 2, "counters": 3, "traffic": 4}
+    maps = {"peers": 1, "config": 2, "counters": 3, "traffic": 4, SLOW: 5}
     ours, again = bpf.BpfObject(shipped()), bpf.BpfObject(output.read_bytes())
     assert again.maps == ours.maps
     for section in SECTIONS:

@@ -1,0 +1,145 @@
+"""Policies of IPsec's database (xfrm), used as a bolt: what comes for a UDP port is dropped.
+
+The kernel asks this database before a socket gets a datagram, a socket of the kernel's own included
+(net/ipv4/udp.c, `udp_queue_rcv_one_skb`). A policy that blocks needs no IPsec, no firewall and no
+process. For a socket that has a policy of its own that one counts instead.
+
+Source: linux/xfrm.h; net/xfrm/xfrm_policy.c, `__xfrm_policy_check`; net/xfrm/xfrm_user.c,
+`xfrm_compile_policy`.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from ipaddress import IPv4Address
+from typing import Final
+
+from pyflannel.core.errors import KernelError
+from pyflannel.kernel.request import query, transact
+from pyflannel.kernel.rtnl import AF_INET, CREATE_FLAGS, DELETE_FLAGS, DUMP_FLAGS, Request
+from pyflannel.records import dataclass
+
+NETLINK_XFRM: Final = 6
+IP_XFRM_POLICY: Final = 17
+"""linux/in.h."""
+_NEW_POLICY: Final = 0x13
+_DELETE_POLICY: Final = 0x14
+_GET_POLICY: Final = 0x15
+_IN: Final = 0
+"""`XFRM_POLICY_IN`; a socket's own policy is listed with another direction."""
+_ALLOW: Final = 0
+_BLOCK: Final = 1
+_SELECTOR: Final = struct.Struct("=16s16s2s2s2s2sHBBB3xiI")
+"""`struct xfrm_selector`: addresses of destination and source, their ports with masks in network
+byte order, family, prefix lengths, protocol, ifindex, user."""
+_LIMITS: Final = struct.pack("=12Q", *(2**64 - 1,) * 4, *(0,) * 8)
+"""`struct xfrm_lifetime_cfg`, `xfrm_lifetime_cur`: no end by bytes, packets or time; unused yet."""
+_POLICY: Final = struct.Struct("=56s96sIIBBBB4x")
+"""`struct xfrm_userpolicy_info`: selector, limits, priority, index, direction, action, flags,
+share."""
+_POLICY_ID: Final = struct.Struct("=56sIB3x")
+_PRIORITY: Final = 0x666C616E
+"""\"flan\" in ASCII: by this number a bolt is known as ours."""
+_WHOLE: Final = b"\xff\xff"
+_ADDRESS_BITS: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A policy for what comes in."""
+
+    index: int
+    """By which it is deleted."""
+    selector: bytes
+    priority: int
+    blocks: bool
+
+    @property
+    def bolted(self) -> tuple[IPv4Address, int] | None:
+        """Address and port, if it is one that `bolt` adds."""
+        if not self.blocks or self.priority != _PRIORITY:
+            return None
+        to, _, port, *_ = _SELECTOR.unpack(self.selector)
+        found = IPv4Address(to[:4]), int.from_bytes(port, "big")
+        return found if self.selector == _selector(*found) else None
+
+
+def _selector(address: IPv4Address, port: int) -> bytes:
+    to = address.packed.ljust(16, b"\0")
+    ports = (port.to_bytes(2, "big"), _WHOLE, bytes(2), bytes(2))
+    return _SELECTOR.pack(
+        to, bytes(16), *ports, AF_INET, _ADDRESS_BITS, 0, socket.IPPROTO_UDP, 0, 0
+    )
+
+
+def _packed(address: IPv4Address, port: int, action: int) -> bytes:
+    """For datagrams that come in for an address and port."""
+    return _POLICY.pack(_selector(address, port), _LIMITS, _PRIORITY, 0, _IN, action, 0, 0)
+
+
+def _unpack(body: bytes) -> tuple[int, Policy]:
+    """Direction and policy."""
+    selector, _, priority, index, direction, action, _, _ = _POLICY.unpack_from(body)
+    return direction, Policy(index, selector, priority, action == _BLOCK)
+
+
+def policies() -> list[Policy]:
+    """All for what comes in, but for those of single sockets; none where the kernel has no xfrm.
+
+    Raises:
+        KernelError: what the kernel answers.
+    """
+    asking = Request(_GET_POLICY, DUMP_FLAGS, bytes(_POLICY_ID.size))
+    try:
+        listed = query(asking, "list", "xfrm policies", protocol=NETLINK_XFRM)
+    except OSError as error:
+        if error.errno == errno.EPROTONOSUPPORT:
+            return []
+        raise KernelError("list", "xfrm policies", error.errno or 0) from error
+    return [policy for direction, policy in map(_unpack, listed) if direction == _IN]
+
+
+def bolt(address: IPv4Address, port: int) -> None:
+    """Has datagrams for an address and port dropped, whoever's socket is bound there.
+
+    Raises:
+        NotPermitted: CAP_NET_ADMIN is missing.
+        KernelError: EEXIST if there is a policy for just these; EPROTONOSUPPORT without xfrm.
+    """
+    request = Request(_NEW_POLICY, CREATE_FLAGS, _packed(address, port, _BLOCK))
+    _change(request, "add", f"xfrm policy for {address} udp port {port}")
+
+
+def delete(policy: Policy) -> None:
+    """Deletes a policy; one that is not there counts as deleted.
+
+    Raises:
+        KernelError: anything else.
+    """
+    body = _POLICY_ID.pack(policy.selector, policy.index, _IN)
+    try:
+        _change(Request(_DELETE_POLICY, DELETE_FLAGS, body), "delete", "xfrm policy")
+    except KernelError as error:
+        if error.errno != errno.ENOENT:
+            raise
+
+
+def exempt(sock: socket.socket, address: IPv4Address, port: int) -> None:
+    """Has a socket get datagrams for an address and port, whatever the policies are.
+
+    Raises:
+        KernelError: EPERM without CAP_NET_ADMIN, ENOPROTOOPT without xfrm.
+    """
+    try:
+        sock.setsockopt(socket.IPPROTO_IP, IP_XFRM_POLICY, _packed(address, port, _ALLOW))
+    except OSError as error:
+        raise KernelError("set", "xfrm policy of a socket", error.errno or 0) from error
+
+
+def _change(request: Request, operation: str, subject: str) -> None:
+    try:
+        transact(request, operation, subject, protocol=NETLINK_XFRM)
+    except OSError as error:
+        raise KernelError(operation, subject, error.errno or 0) from error
