@@ -78,6 +78,16 @@ class Underlay:
         node.set_up()
         return node
 
+    def pair(self, conf: NetworkConfig, state_dir: Path) -> tuple[Node, Node]:
+        """Two nodes that reach each other."""
+        a, b = (self.node(conf, state_dir) for _ in range(2))
+        for node in (a, b):
+            node.start()
+            node.drive()
+        self.introduce()
+        eventually(lambda: a.pings(b) and b.pings(a), 3, "first ping")
+        return a, b
+
     def introduce(self) -> None:
         """Tells every node of all others."""
         for node in self.nodes:

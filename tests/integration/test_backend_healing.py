@@ -32,14 +32,7 @@ def underlay() -> Iterator[Underlay]:
 
 
 def pair(underlay: Underlay, backend: dict[str, object], state: Path, **options: bool):
-    """Two nodes that reach each other."""
-    a, b = (underlay.node(config(backend, **options), state) for _ in range(2))
-    for node in (a, b):
-        node.start()
-        node.drive()
-    underlay.introduce()
-    eventually(lambda: a.pings(b) and b.pings(a), 3, "first ping")
-    return a, b
+    return underlay.pair(config(backend, **options), state)
 
 
 def state_of(node: Node) -> dict[str, object]:

@@ -15,7 +15,6 @@ from contextlib import AbstractAsyncContextManager, aclosing
 from pathlib import Path
 
 import pytest
-import uvloop
 
 from pyflannel.core.errors import StoreCompacted, StoreConflict, StoreUnavailable
 from pyflannel.core.options import EtcdOptions
@@ -23,6 +22,7 @@ from pyflannel.lab.etcdprogram import find_etcd
 from pyflannel.store.etcd.base import PutEvent
 from pyflannel.store.etcd.store import EtcdStore
 from pyflannel.testing.etcdserver import EtcdServer
+from tests.support.coroutines import on_both_loops
 from tests.support.stores import closing
 
 pytestmark = pytest.mark.slow
@@ -38,19 +38,6 @@ pytestmark = pytest.mark.slow
 def server(request, tmp_path_factory) -> Iterator[EtcdServer]:
     with EtcdServer(tmp_path_factory.mktemp("etcd"), binary=request.param) as running:
         yield running
-
-
-LOOPS = pytest.mark.parametrize("loop", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
-
-
-@pytest.fixture
-def loop():
-    return asyncio.run
-
-
-@pytest.fixture(autouse=True)
-def runner(loop):
-    return lambda main: loop(main())
 
 
 def opened(server: EtcdServer, *, idle: float = 5.0) -> AbstractAsyncContextManager[EtcdStore]:
@@ -69,7 +56,7 @@ async def events(stream, count: int) -> list:
     return seen
 
 
-@LOOPS
+@on_both_loops
 async def test_a_response_larger_than_any_line_buffer_arrives_whole(store, server):
     """One transaction of 2 MiB: base64 makes a line of 2.7 MiB, far above aiohttp's 512 KiB."""
     pairs = {f"/big/{n:02}".encode(): os.urandom(64 * 1024) for n in range(20)}
@@ -82,7 +69,7 @@ async def test_a_response_larger_than_any_line_buffer_arrives_whole(store, serve
     assert {e.kv.key: e.kv.value for e in response.events} == pairs
 
 
-@LOOPS
+@on_both_loops
 async def test_a_burst_of_a_thousand_leases_arrives_complete_and_in_order(store, server):
     start = (await store.get(b"/burst")).header.revision + 1
     value = b'{"PublicIP":"10.99.0.1","PublicIPv6":null,"BackendType":"vxlan"}'
@@ -201,7 +188,7 @@ def sockets() -> set[str]:
     return {target for target in found if target.startswith("socket")}
 
 
-@LOOPS
+@on_both_loops
 async def test_nothing_is_left_after_close(server):
     """No thread, no socket, no task; warnings about unclosed ones are errors here."""
     before = sockets()

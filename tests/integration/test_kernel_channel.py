@@ -7,27 +7,16 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-import uvloop
 
 from pyflannel.core.errors import KernelError
 from pyflannel.kernel import channel, rtnl
 from pyflannel.kernel.base import Topic
 from pyflannel.kernel.channel import Channel, Subscription
 from pyflannel.kernel.rtnl import Answer, Request
+from tests.support.coroutines import on_both_loops
 
 DUMP = Request(rtnl.RTM_GETROUTE, rtnl.NLM_F_REQUEST | rtnl.NLM_F_DUMP, b"")
 SET = Request(rtnl.RTM_NEWROUTE, rtnl.NLM_F_REQUEST | rtnl.NLM_F_ACK, b"")
-LOOPS = pytest.mark.parametrize("loop", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
-
-
-@pytest.fixture
-def loop():
-    return asyncio.run
-
-
-@pytest.fixture(autouse=True)
-def runner(loop):
-    return lambda main: loop(main())
 
 
 class Peer:
@@ -116,7 +105,7 @@ async def test_answers_are_matched_by_their_numbers(peer: Peer) -> None:
     await link.close()
 
 
-@LOOPS
+@on_both_loops
 async def test_an_answer_that_comes_late_is_waited_for(peer: Peer) -> None:
     """With the event loop running."""
     link = Channel()
@@ -130,7 +119,7 @@ async def test_an_answer_that_comes_late_is_waited_for(peer: Peer) -> None:
     await link.close()
 
 
-@LOOPS
+@on_both_loops
 async def test_an_answer_that_never_comes_is_an_error(
     peer: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,6 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 from pathlib import Path
 
 import pytest
-import uvloop
 
 from pyflannel.core.errors import DeviceUnavailable, KernelError, NotPermitted
 from pyflannel.core.ip import Family
@@ -30,16 +29,11 @@ from pyflannel.kernel.base import (
 from pyflannel.kernel.channel import Channel
 from pyflannel.kernel.netlink import KernelNetlink
 from pyflannel.kernel.ownership import LISTED
+from tests.support.coroutines import on_both_loops
 from tests.support.netns import in_new_netns, without_fallback
 
 pytestmark = [pytest.mark.root, pytest.mark.guest]
 NOBODY = 65534
-LOOPS = pytest.mark.parametrize("loop", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
-
-
-@pytest.fixture
-def loop():
-    return asyncio.run
 
 
 @pytest.fixture(autouse=True)
@@ -130,7 +124,7 @@ async def test_the_kernel_itself_picks_routes_out() -> None:
 
 
 @pytest.mark.slow
-@LOOPS
+@on_both_loops
 async def test_a_listener_that_is_too_slow_is_told_so() -> None:
     """What the kernel dropped is made up for by one notice; whatever changes after it is heard."""
     netlink = KernelNetlink()

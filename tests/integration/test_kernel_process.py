@@ -12,18 +12,7 @@ import uvloop
 from pyflannel.core.errors import CommandError
 from pyflannel.kernel import process
 from pyflannel.kernel.process import Completed
-
-LOOPS = pytest.mark.parametrize("loop", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
-
-
-@pytest.fixture
-def loop():
-    return asyncio.run
-
-
-@pytest.fixture(autouse=True)
-def runner(loop):
-    return lambda main: loop(main())
+from tests.support.coroutines import on_both_loops
 
 
 def _children() -> list[str]:
@@ -46,7 +35,7 @@ def nothing_is_left(loops_are_warm: None):
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
-@LOOPS
+@on_both_loops
 async def test_output_and_exit_status_are_told() -> None:
     """Both streams by themselves; a status that is not 0 is no error."""
     script = "cat; echo oops >&2; exit 3"
@@ -54,7 +43,7 @@ async def test_output_and_exit_status_are_told() -> None:
     assert done == Completed(3, b"in\n", b"oops\n")
 
 
-@LOOPS
+@on_both_loops
 async def test_big_input_and_output_pass_each_other() -> None:
     """More than any pipe holds, both ways at once."""
     data = b"0123456789abcdef" * 65536
@@ -63,14 +52,14 @@ async def test_big_input_and_output_pass_each_other() -> None:
     assert done.stdout == data
 
 
-@LOOPS
+@on_both_loops
 async def test_a_child_need_not_read_its_input() -> None:
     """A broken pipe is its own affair."""
     done = await process.run(["true"], stdin=b"x" * 1_000_000, timeout_s=5)
     assert done.returncode == 0
 
 
-@LOOPS
+@on_both_loops
 async def test_the_environment_is_what_is_given() -> None:
     """All of it, or ours."""
     env = {"SUBNET": "10.5.1.0/24"}
@@ -80,7 +69,7 @@ async def test_the_environment_is_what_is_given() -> None:
     assert b"PATH=" in done.stdout
 
 
-@LOOPS
+@on_both_loops
 async def test_a_child_that_takes_too_long_is_killed_with_all_it_started() -> None:
     """The error names the command and the deadline."""
     start = time.monotonic()
@@ -90,7 +79,7 @@ async def test_a_child_that_takes_too_long_is_killed_with_all_it_started() -> No
     assert time.monotonic() - start < 5
 
 
-@LOOPS
+@on_both_loops
 async def test_a_grandchild_that_keeps_the_output_open_is_killed_at_the_deadline(
     tmp_path: Path,
 ) -> None:
@@ -116,7 +105,7 @@ def _alive(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] != "Z"
 
 
-@LOOPS
+@on_both_loops
 async def test_a_child_in_a_session_of_its_own_cannot_hold_us_up() -> None:
     """It escapes the kill and keeps the pipe; the call ends all the same."""
     start = time.monotonic()
@@ -125,7 +114,7 @@ async def test_a_child_in_a_session_of_its_own_cannot_hold_us_up() -> None:
     assert time.monotonic() - start < 1.5
 
 
-@LOOPS
+@on_both_loops
 async def test_a_cancelled_call_kills_its_child() -> None:
     """And reaps it."""
     call = asyncio.create_task(process.run(["sleep", "60"], timeout_s=60))
@@ -138,7 +127,7 @@ async def test_a_cancelled_call_kills_its_child() -> None:
         await call
 
 
-@LOOPS
+@on_both_loops
 @pytest.mark.parametrize("program", ["/nonexistent/program", "/etc/passwd", "nul\0byte"])
 async def test_a_program_that_cannot_be_started_is_named(program: str) -> None:
     """Missing, not executable, or no name at all."""

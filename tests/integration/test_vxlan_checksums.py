@@ -39,14 +39,7 @@ def underlay() -> Iterator[Underlay]:
 def pair(
     underlay: Underlay, state: Path, *, ipv6: bool = False, **settings: object
 ) -> tuple[Node, Node]:
-    conf = config({"Type": "vxlan", **settings}, ipv6=ipv6)
-    a, b = (underlay.node(conf, state) for _ in range(2))
-    for node in (a, b):
-        node.start()
-        node.drive()
-    underlay.introduce()
-    eventually(lambda: a.pings(b) and b.pings(a), 3, "first ping")
-    return a, b
+    return underlay.pair(config({"Type": "vxlan", **settings}, ipv6=ipv6), state)
 
 
 def offload(node: Node) -> bool:

@@ -11,11 +11,33 @@ import asyncio
 import inspect
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import pytest
+import uvloop
 
 Main = Callable[[], Coroutine[Any, Any, None]]
+
+
+Test = TypeVar("Test", bound=Callable[..., Any])
+
+
+def on_both_loops(test: Test) -> Test:
+    """Marks a test to run under asyncio's own loop and under uvloop's."""
+    loops = pytest.mark.parametrize("loop", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+    return pytest.mark.usefixtures("runner")(loops(test))
+
+
+@pytest.fixture
+def loop() -> Callable[..., Any]:
+    """What runs a coroutine: asyncio's own loop, unless `on_both_loops` says otherwise."""
+    return asyncio.run
+
+
+@pytest.fixture
+def runner(loop: Callable[..., Any]) -> Callable[[Main], None]:
+    """Runs a test under `loop`; a module may have its own."""
+    return lambda main: loop(main())
 
 
 def plainly(main: Main) -> None:

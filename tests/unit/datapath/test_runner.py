@@ -14,16 +14,8 @@ from pyflannel.core.lpm import Peer, RouteTable
 from pyflannel.datapath import runner, select
 from pyflannel.datapath.base import Capabilities, DatapathConfig
 from pyflannel.datapath.runner import Runner
+from tests.support.datapaths import CONFIG
 
-CONFIG = DatapathConfig(
-    tun_fd=-1,
-    udp_fd=-1,
-    tun_name="flannel0",
-    tun_address=IPv4Address("10.5.1.0"),
-    network=IPv4Network("10.5.0.0/16"),
-    mtu=1472,
-    port=8285,
-)
 TABLE = RouteTable([Peer(IPv4Network("10.5.2.0/24"), IPv4Address("192.0.2.2"))])
 
 

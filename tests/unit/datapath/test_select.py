@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import sys
-from ipaddress import IPv4Address, IPv4Network
 from types import ModuleType
 
 import pytest
 
 from pyflannel.core.errors import DatapathError
-from pyflannel.datapath.base import Capabilities, DatapathConfig
+from pyflannel.datapath.base import Capabilities
 from pyflannel.datapath.python import PythonDatapath
 from pyflannel.datapath.select import IMPLEMENTATIONS, Implementation, create, probe_all
-
-CONFIG = DatapathConfig(
-    tun_fd=-1,
-    udp_fd=-1,
-    tun_name="flannel0",
-    tun_address=IPv4Address("10.5.1.0"),
-    network=IPv4Network("10.5.0.0/16"),
-    mtu=1472,
-    port=8285,
-)
+from tests.support.datapaths import CONFIG
 
 
 @pytest.fixture

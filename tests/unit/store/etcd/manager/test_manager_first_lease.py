@@ -28,6 +28,15 @@ from tests.unit.store.etcd.manager.node import (
 )
 
 
+def losing_the_last_subnet(etcd, make):
+    """Begins to acquire the last free subnet, which another node takes first."""
+    for third in (1, 2):
+        etcd.put(key(third), value(f"192.0.2.{100 + third}"))
+    node = make()
+    node.store.before_next("put", lambda: etcd.put(key(3), value("192.0.2.103")))
+    return asyncio.create_task(node.acquire())
+
+
 class TestWinning:
     async def test_a_free_subnet_is_created_with_a_lease_of_a_day(self, etcd, make):
         """Upstream's bytes, upstream's TTL, one etcd lease."""
@@ -165,11 +174,7 @@ class TestWinning:
         self, etcd, make
     ):
         """Granted, lost the race for the last subnet, waited for a day: then one is freed."""
-        for third in (1, 2):
-            etcd.put(key(third), value(f"192.0.2.{100 + third}"))
-        node = make()
-        node.store.before_next("put", lambda: etcd.put(key(3), value("192.0.2.103")))
-        acquiring = asyncio.create_task(node.acquire())
+        acquiring = losing_the_last_subnet(etcd, make)
         await etcd.clock.advance(60)
         assert not acquiring.done()
         for unused in etcd.leases:
@@ -182,11 +187,7 @@ class TestWinning:
 
     async def test_an_etcd_lease_that_was_granted_a_while_ago_is_counted_from_now(self, etcd, make):
         """Else it could end hours before the node thinks of renewing it."""
-        for third in (1, 2):
-            etcd.put(key(third), value(f"192.0.2.{100 + third}"))
-        node = make()
-        node.store.before_next("put", lambda: etcd.put(key(3), value("192.0.2.103")))
-        acquiring = asyncio.create_task(node.acquire())
+        acquiring = losing_the_last_subnet(etcd, make)
         await etcd.clock.advance(300)
         etcd.delete(key(3))
         await etcd.clock.advance(10)
@@ -199,11 +200,7 @@ class TestWinning:
         self, etcd, make
     ):
         """The id that was granted before means nothing to the new cluster."""
-        for third in (1, 2):
-            etcd.put(key(third), value(f"192.0.2.{100 + third}"))
-        node = make()
-        node.store.before_next("put", lambda: etcd.put(key(3), value("192.0.2.103")))
-        acquiring = asyncio.create_task(node.acquire())
+        acquiring = losing_the_last_subnet(etcd, make)
         await etcd.clock.advance(3)
         etcd.replace()
         etcd.put(codec.config_key(PREFIX), CONFIG)
