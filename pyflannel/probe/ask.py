@@ -21,12 +21,12 @@ _LOOK_S: Final = 0.005
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
-    """What became of a few echoes."""
+    """The result of a few echoes."""
 
     sent: int
     rtts_s: tuple[float, ...]
     refused: str = ""
-    """What the kernel said when the last one could not be sent."""
+    """The kernel's error for the last one that could not be sent."""
 
     @property
     def lost(self) -> int:
@@ -45,10 +45,10 @@ async def ask(
     """Sends echoes one after the other.
 
     Args:
-        address: whom to ask.
+        address: where they go.
         size: bytes of the whole IP packet; 0 for a small one.
         count: of echoes.
-        first_ends: whether an answer ends it.
+        first_ends: whether to stop at the first answer.
 
     Raises:
         KernelError: there is no raw socket.
@@ -90,7 +90,7 @@ async def ask(
 
 
 async def connect(address: IPAddress, port: int, timeout_s: float = 3.0) -> tuple[bool, str]:
-    """Whether TCP reaches a port, and what became of it. A refusal is an answer, too."""
+    """Whether TCP reaches a port, and the result in words. A refusal counts as an answer."""
     started = time.monotonic()
     try:
         async with asyncio.timeout(timeout_s):

@@ -1,10 +1,10 @@
-"""Whether packets arrive whose checksum is left to the device, where others do.
+"""Detects that packets are lost if their checksum is left to the device.
 
-On some kernels, cards and NAT rules they do not: ping passes, TCP hangs. A peer that answers echoes
-is sent two datagrams to a port where nothing listens, alike but for who computed the checksum. It
-refuses both, or neither (a firewall): then nothing is wrong, or nothing is known. One that refuses
-only what was written whole has not got the other, which may be chance; several times in a row it is
-not.
+Some kernels, cards and NAT rules lose them: ping works, TCP hangs. The probe sends two datagrams to
+a peer that answers echoes, to a port where nothing listens. They differ only in who computes the
+checksum, we or the device. If the peer refuses both, all is well; if it refuses neither (a
+firewall), nothing is known. If it refuses only ours, the other was lost. Once may be chance;
+several times in a row is not.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from pyflannel.records import dataclass
 log = get_logger(__name__)
 
 WAIT_S: Final = 1.0
-"""For an answer. Linux answers one a second of these to an address, after a burst of six."""
+"""Time for an answer. Linux sends one such answer a second to an address, after a burst of six."""
 EVERY_S: Final = 2.0
-"""Between two peers; 1,000 have their turn within an hour, for a packet a second."""
+"""Between two peers. With 1,000 peers each is probed once an hour, at a packet a second."""
 ROUNDS: Final = 5
-"""Where one packet of ten is lost on the way or back, it takes 100,000 turns to fail so often."""
+"""Losses in a row. If one packet of ten is lost on the path, that happens by chance once in 100,000
+turns."""
 
 
 class Knocks(Protocol):
@@ -51,20 +52,20 @@ class Outcome(enum.Enum):
 
     ARRIVES = enum.auto()
     LOST = enum.auto()
-    """What was written whole arrived, and the other did not."""
+    """The datagram with our checksum arrived, and the other did not."""
     UNKNOWN = enum.auto()
 
 
 @dataclass(slots=True)
 class LostChecksums:
-    """What is known of them; written by the probe, read by the backend."""
+    """What is known about checksums; written by the probe, read by the backend."""
 
     text: str = ""
-    """A sentence about the peer where checksums are lost; empty while none is known."""
+    """A sentence about the peer that loses such packets; empty while none is known."""
 
 
 class ChecksumProbe:
-    """Asks one peer after the other until it has found something. `run` once.
+    """Probes one peer after the other until it has found a loss. Call `run` once.
 
     Args:
         clock: the time.
@@ -86,7 +87,7 @@ class ChecksumProbe:
         self._lost = lost
 
     async def run(self) -> None:
-        """Returns when something was found; until then it goes on."""
+        """Returns when it has found a loss."""
         while True:
             for address in self._answering():
                 if await self._loses(address):
@@ -100,14 +101,15 @@ class ChecksumProbe:
 
     async def _loses(self, address: IPAddress) -> bool:
         for number in range(ROUNDS):
-            # In turn: where answers are rationed it is not always the second that gets none.
+            # The order alternates: if the peer limits its answers, it is not always the second that
+            # gets none.
             if await self._round(address, written_first=bool(number % 2)) is not Outcome.LOST:
                 return False
         return True
 
     async def _round(self, address: IPAddress, *, written_first: bool) -> Outcome:
         try:
-            # A socket each, so that a late answer is not taken for the other's.
+            # Each has its own socket, so that a late answer is not taken for the other's.
             with closing(self._open(address)) as left, closing(self._open(address)) as written:
                 for knock in (written, left) if written_first else (left, written):
                     if knock.send(written=knock is written):

@@ -1,4 +1,4 @@
-"""The text of an echo: what tells an answer to our probe from everybody else's.
+"""The content of an echo, by which we recognise the answers to our probes.
 
 `Echo` is ICMP's and ICMPv6's (RFC 792, RFC 4443 §4.1), without the IP header. The data begin with
 a secret of this process and the probe's number; the rest is zero.
@@ -51,7 +51,7 @@ def answer(family: Family, message: bytes, secret: bytes) -> int | None:
 
 
 def _checksum(message: bytes) -> int:
-    """RFC 1071, of an even number of bytes; zeros behind them change nothing."""
+    """RFC 1071, for an even number of bytes. Zeros at the end change nothing."""
     total: int = sum(struct.unpack(f"!{len(message) // 2}H", message))
     total = (total & 0xFFFF) + (total >> 16)
     return ~(total + (total >> 16)) & 0xFFFF

@@ -1,16 +1,16 @@
-"""What answers, and the want of them, say of a peer. Pure: told what happened and when.
+"""What answers and missing answers say about a peer. Pure: it is given events and their times.
 
-Never answered is `unknown`, which is no problem: a firewall may drop echoes, the bridge may not be
-there yet. Only what once worked can fail, and it fails with the fourth miss in a row, the later
-three sent as soon as the one before is lost.
+A peer that has never answered is `unknown`, which is no problem: a firewall may drop echoes, the
+bridge may not be there yet. Only a peer that has answered can fail. It fails with the fourth miss
+in a row; the last three probes are each sent as soon as the one before is lost.
 
-Beside the tunnel the node itself is asked. So a peer that is `down` is one of three things: it is
-away (its underlay address answered once and does not now), the tunnel to it is broken (it answers),
-or that cannot be told (it never answered there).
+The node itself is also probed, outside the tunnel. So a peer that is `down` has one of three
+causes: the node is away (its underlay address has answered before and does not now), the tunnel to
+it is broken (that address answers), or unknown (that address has never answered).
 
-Sizes: a peer that answers small packets is now and then sent one of the tunnel's whole MTU. If
-three of those are lost while small ones pass, the peer is `small-only`, and the largest size that
-passes is searched by halves.
+Sizes: a peer that answers small packets gets one of the tunnel's full MTU from time to time. If
+three of those are lost while small ones pass, the peer is `small-only`, and a binary search finds
+the largest size that passes.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from typing import Final
 from pyflannel.records import dataclass
 
 FAILS_AT: Final = 4
-"""Misses in a row. At 5 % of random loss a peer that is well is called down once in 160,000
-rounds."""
+"""Misses in a row. With 5 % random loss a healthy peer is called down once in 160,000 rounds."""
 AWAY_AT: Final = 3
 """Misses in a row of the underlay address; as many as are sent while the tunnel is tried again."""
 SIZE_FAILS_AT: Final = 3
 WINDOW: Final = 20
-"""Probes over which the loss is told."""
+"""Number of probes over which the loss is computed."""
 PRECISION: Final = 8
 """Bytes between the largest size that passes and the smallest that does not; MTUs of links are
 multiples of it or nearly so."""
 _RTT_WEIGHT: Final = 0.25
-"""Of a new round trip in the mean, as RFC 6298's is half of it: a step shows after a few rounds."""
+"""Weight of a new round trip in the mean; RFC 6298 has half of it. A step shows after a few
+rounds."""
 
 
 class State(enum.StrEnum):
-    """Of a peer, by its probes."""
+    """The state of a peer, by its probes."""
 
     UNKNOWN = "unknown"
     UP = "up"
@@ -46,15 +46,15 @@ class State(enum.StrEnum):
 
 
 class Cause(enum.StrEnum):
-    """Of a peer that is down."""
+    """Why a peer is down."""
 
     NONE = ""
     AWAY = "away"
-    """The node answers on the underlay no more."""
+    """The node no longer answers on the underlay."""
     TUNNEL = "tunnel"
     """The node answers on the underlay."""
     UNCLEAR = "unclear"
-    """The node never answered ping on the underlay."""
+    """The node has never answered ping on the underlay."""
 
 
 @dataclass(slots=True)
@@ -79,7 +79,7 @@ class Way:
         self._note(1)
 
     def missed(self) -> None:
-        """None came in time."""
+        """No answer came in time."""
         self.misses += 1
         self._note(0)
 
@@ -97,12 +97,12 @@ class Way:
 
 @dataclass(slots=True)
 class Sizes:
-    """What sizes of packets pass. Bytes of the whole IP packet."""
+    """Which packet sizes pass. Bytes of the whole IP packet."""
 
     passed: int | None = None
-    """The largest that did."""
+    """The largest that passed."""
     failed: int | None = None
-    """The smallest that did not, while smaller ones passed; `None` if all did."""
+    """The smallest that did not pass while smaller ones did; `None` if all passed."""
     misses: int = 0
     """In a row, of one size."""
 
@@ -114,7 +114,7 @@ class Sizes:
             self.failed = None
 
     def missed(self, size: int) -> None:
-        """A packet of this size was not, though small ones were."""
+        """A packet of this size was not answered, although small ones were."""
         self.misses += 1
         if self.misses >= SIZE_FAILS_AT:
             self.misses = 0
@@ -126,8 +126,8 @@ class Sizes:
         """The size to try next.
 
         Args:
-            smallest: of a probe that passes anyway.
-            largest: what the tunnel promises.
+            smallest: of a small probe, which passes.
+            largest: the tunnel's MTU.
         """
         if self.failed is None or self.failed > largest:
             return largest
@@ -135,7 +135,7 @@ class Sizes:
         return largest if self.failed - low <= PRECISION else (low + self.failed) // 2
 
     def searching(self, smallest: int) -> bool:
-        """Whether the border is not known yet."""
+        """Whether the largest size that passes is still unknown."""
         if self.failed is None:
             return self.misses > 0
         return self.misses > 0 or self.failed - max(self.passed or 0, smallest) > PRECISION
@@ -146,18 +146,18 @@ class Track:
     """One peer in one family: all that its probes have said."""
 
     has_underlay: bool
-    """Whether it is asked beside the tunnel."""
+    """Whether its node is also probed outside the tunnel."""
     tunnel: Way = field(default_factory=Way)
     underlay: Way = field(default_factory=Way)
     sizes: Sizes = field(default_factory=Sizes)
     state: State = State.UNKNOWN
     since: float | None = None
-    """When the state became what it is."""
+    """When the current state began."""
     refused: str = ""
-    """What the kernel said when the last probe could not even be sent."""
+    """The kernel's error if the last probe could not be sent."""
 
     def settle(self, now: float) -> bool:
-        """Draws the conclusion from what was noted; whether the state is another one."""
+        """Derives the state from the answers so far; whether it has changed."""
         found = self._state()
         if found is self.state:
             return False
@@ -189,5 +189,5 @@ _WORST: Final = (State.DOWN, State.SMALL_ONLY, State.UP, State.UNKNOWN)
 
 
 def worst(states: list[State]) -> State:
-    """Of a peer's families; one that never answered says nothing of the others."""
+    """The worst of the states of a peer's families; `unknown` only if all are unknown."""
     return next((state for state in _WORST if state in states), State.UNKNOWN)

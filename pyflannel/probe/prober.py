@@ -1,12 +1,12 @@
-"""Asks the peers in turn and keeps what they answered.
+"""Probes the peers in turn and keeps their answers.
 
-One task, one loop: send what is due, take in what has come, judge what is late, sleep. Answers are
-not waited for one by one: the kernel notes when each came, so they are read when there is something
-else to do, which spares a node with 1,000 peers most of its wake-ups. A probe is late only if the
-socket has been emptied after its deadline; so a daemon that was slow blames no peer, and after a
-pause of the whole machine the probes of that time are void.
+One task, one loop: send what is due, read the answers, judge what is late, sleep. The loop does not
+wake for each answer: the kernel records when each arrived, so answers are read when the loop wakes
+anyway, which saves a node with 1,000 peers most of its wake-ups. A probe is late only if the socket
+has been emptied after its deadline. So a slow daemon blames no peer, and after a pause of the whole
+machine the probes of that time do not count.
 
-A probe informs and decides nothing: no route is touched for it.
+Probes only inform: no route changes because of them.
 """
 
 from __future__ import annotations
@@ -41,24 +41,25 @@ log = get_logger(__name__)
 TIMEOUT_S: Final = 1.0
 """A round trip by satellite takes 0.6 s."""
 LEAST_SLEEP_S: Final = 0.2
-"""Between two looks at sockets and schedule: what is due meanwhile leaves together."""
+"""Between two looks at sockets and schedule. All that is due meanwhile leaves together."""
 MANY_SLEEP_S: Final = 0.4
-"""The same where there are more than a few peers and something is always due. To wake up costs more
-than the probes that leave then; a whole burst of the schedule leaves in such a time."""
+"""The same with more than a few peers, when something is always due. A wake-up costs more than the
+probes that leave then; a whole burst of the schedule leaves in this time."""
 IDLE_S: Final = 60.0
 """Without a peer there is nothing to do."""
 REOPEN_S: Final = 60.0
 LATE_S: Final = 1.0
-"""Behind its time by more the loop, or the machine, stood still."""
+"""If the loop wakes later than this, it or the machine stood still."""
 UNDERLAY_EVERY: Final = 6
 LARGE_EVERY: Final = 10
 LARGE_AGAIN: Final = 3
-"""Of a peer that only small packets reach: the cure of the path should show soon."""
+"""Of a peer that only small packets reach: it should soon show that the path is repaired."""
 EAGER_TURNS: Final = 3
-"""First turns of a peer follow each other at once: its way may just be made."""
+"""The first turns of a peer follow each other at once: its route may have just been made."""
 FRESH_S: Final = 60.0
 AGAIN_S: Final = 1.0
-"""For so long after its failure a peer is asked again so soon after each miss: most come back."""
+"""For this long after its failure a peer is probed again this soon after each miss: most come
+back."""
 FEW_ILL: Final = 5
 MOST_FAILING_SHOWN: Final = 100
 
@@ -71,7 +72,7 @@ class Echoes(Protocol):
 
     @property
     def ident(self) -> int:
-        """In all of its requests."""
+        """The identifier in all of its requests."""
         ...
 
     def send(self, address: IPAddress, message: bytes) -> int:
@@ -79,7 +80,7 @@ class Echoes(Protocol):
         ...
 
     def receive(self) -> Iterator[tuple[bytes, float]]:
-        """What has come, and when."""
+        """The answers that have arrived, and when."""
         ...
 
     def close(self) -> None:
@@ -135,7 +136,7 @@ UNSEEN: Final = PeerView(
     underlay_heard=None,
     underlay_rtt_s=None,
 )
-"""Of a peer that is not probed."""
+"""The state of a peer that is not probed."""
 
 
 @dataclass(slots=True)
@@ -148,7 +149,7 @@ class _Counts:
 
 @dataclass(slots=True)
 class Prober:
-    """Probes the peers of one node. `run` once; the rest at any time, in the event loop.
+    """Probes the peers of one node. `run` once, the rest at any time in the event loop.
 
     Args:
         base_s: seconds between two turns of a peer, where there are few.
@@ -182,9 +183,9 @@ class Prober:
         self._schedule = Schedule(self.base_s, self.random, self.clock.monotonic())
 
     def update(self, changes: Mapping[SubnetKey, Sequence[Target]]) -> None:
-        """Tells what is to be asked of some peers from now on; nothing of one that is gone.
+        """Sets the targets of some peers from now on; no target for a peer that is gone.
 
-        One whose targets are as before goes on as before.
+        A peer with unchanged targets keeps its state.
         """
         self._pending |= changes
         self._changed.set()
@@ -265,7 +266,7 @@ class Prober:
         target, track = peer.target, peer.track
         small = echo.SMALLEST[target.family]
         ill = track.state is not State.UNKNOWN and track.tunnel.misses > 0
-        # Beside the tunnel first: it is judged first then, and what it says is part of the verdict.
+        # Outside the tunnel first: then it is judged first, and its result is part of the verdict.
         if target.underlay is not None and (
             ill or peer.turns % UNDERLAY_EVERY == 0 or peer.turns < EAGER_TURNS
         ):
@@ -289,7 +290,7 @@ class Prober:
         if kind == "tunnel":
             peer.track.refused = errno.errorcode.get(refused, "") if refused else ""
         if kind == "size" and refused == errno.EMSGSIZE:
-            return  # this node's device is smaller just now, which says nothing of the way
+            return  # this node's device has a smaller MTU now, which says nothing about the path
         self._counts.sent += 1
         deadline = self.clock.monotonic() + TIMEOUT_S
         self._sent[self._number] = _Sent(peer, kind, size, at, deadline)
@@ -429,7 +430,7 @@ class Prober:
         return _view(peers) if peers is not None else UNSEEN
 
     def report(self) -> ProbeReport:
-        """The probes of all peers, and who fails. Cheap, however many peers there are."""
+        """The probes of all peers, and the peers that fail. Cheap with any number of peers."""
         counts = self._counts
         return ProbeReport(
             interval_s=round(self._schedule.interval_s, 3),

@@ -1,8 +1,8 @@
-"""When which peer is probed. Pure: told the time, asked for what is due.
+"""When each peer is probed. Pure: it is given the time and returns what is due.
 
 Each peer has its turn once an interval, at a time of its own that varies by a tenth, so that nodes
 which started together do not probe together. The interval grows with the number of peers, and a
-bucket of tokens bounds what a node sends, whatever happens.
+token bucket always bounds what a node sends.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final, Generic, TypeVar
 K = TypeVar("K", bound=Hashable)
 
 FEW: Final = 20
-"""Peers up to which the interval is what was asked for."""
+"""Up to this many peers the interval is the configured one."""
 MOST_PER_S: Final = 50.0
 """Packets a node may send."""
 BURST: Final = 20.0
@@ -25,9 +25,9 @@ PACKETS_PER_TURN: Final = 1.3
 """One through the tunnel, one beside it every sixth turn, a large one every tenth; rounded up."""
 JITTER: Final = 0.1
 MOST_PASSED_OVER: Final = 1000
-"""Entries that count no more, in one search for the next turn: 1 ms."""
+"""Most outdated entries passed over in one search for the next turn: 1 ms."""
 FIRST_PER_S: Final = 25.0
-"""Peers that are probed for the first time, a second: half of the packets are for others."""
+"""Peers a second that are probed for the first time. Half of the packets are left for others."""
 
 
 def interval(base_s: float, peers: int) -> float:
@@ -56,7 +56,7 @@ class Schedule(Generic[K]):
         self._order = itertools.count()
         self._turns: list[tuple[float, int, K]] = []
         self._current: dict[K, int] = {}
-        """The one entry of each key that counts; those before are passed over."""
+        """The valid entry of each key. Older ones are passed over."""
         self._tokens = BURST
         self._filled = now
 
@@ -66,26 +66,26 @@ class Schedule(Generic[K]):
         return interval(self._base_s, len(self._current))
 
     def spread(self, new: int) -> float:
-        """Seconds in which that many new ones should have their first turn."""
+        """Seconds in which this many new peers should have their first turn."""
         return min(self.interval_s or self._base_s, 1 + new / FIRST_PER_S)
 
     def add(self, key: K, now: float, spread: float) -> None:
-        """A new one, which has its first turn within `spread`, and then once an interval."""
+        """Adds a peer, with its first turn within `spread`, and then once an interval."""
         self._enter(key, now + self._random() * spread)
 
     def remove(self, key: K) -> None:
-        """Somebody who has no turn any more."""
+        """Removes a peer."""
         self._current.pop(key, None)
 
     def soon(self, key: K, now: float) -> None:
-        """Has somebody's next turn at once."""
+        """Makes a peer's next turn due at once."""
         if key in self._current:
             self._enter(key, now)
 
     def due(self, now: float) -> K | None:
-        """Whose turn it is, with its next one entered; `None` if none is due or too many left.
+        """The peer whose turn it is, with its next turn entered; `None` if none may have one now.
 
-        The caller tells with `sent` how many packets the turn took.
+        The caller reports with `sent` how many packets the turn took.
         """
         self._fill(now)
         for _ in range(MOST_PASSED_OVER):
@@ -104,13 +104,13 @@ class Schedule(Generic[K]):
         return None
 
     def sent(self, packets: int) -> None:
-        """That many packets have left."""
+        """Takes this many packets from the bucket."""
         self._tokens -= packets
 
     def next(self) -> float | None:
-        """When there is something to do again, in monotonic seconds; `None` if never.
+        """When to ask again, in monotonic seconds; `None` if never.
 
-        It may be no more than an entry to pass over.
+        There may only be an outdated entry then.
         """
         if not self._turns:
             return None

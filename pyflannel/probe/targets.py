@@ -1,11 +1,11 @@
-"""Which addresses of a peer are probed, by what its backend makes of a lease.
+"""Which addresses of a peer are probed, by its backend and its lease.
 
-Only what stands in the lease is used, so a peer with upstream's daemon is probed alike. With a
-tunnel that is the first address of its subnet, which vxlan, udp and ipip put on their device; the
-address of its bridge, the next one, is asked as well when that one is silent. (Kernels before 5.14
-take the first address of a bridge's subnet for a broadcast, and answer no ping to it.) With plain
-routes over the underlay there is no address of the overlay that every node has: then the node
-itself is asked, at its public address, and what is told is whether that answers.
+Only data in the lease is used, so a peer with upstream's daemon is probed in the same way. With a
+tunnel the target is the first address of its subnet, which vxlan, udp and ipip put on their device.
+If it is silent, the next address is probed too, its bridge's. (Kernels before 5.14 take the first
+address of a bridge's subnet for a broadcast, and do not answer ping to it.) With plain routes over
+the underlay no overlay address exists on every node. Then the target is the node's public address,
+and the probe shows whether that answers.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from pyflannel.records import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """What is asked of one peer in one family."""
+    """The targets of one peer in one family."""
 
     key: SubnetKey
     family: Family
     overlay: tuple[IPAddress, ...]
-    """Reached through the tunnel; the second one counts as well as the first."""
+    """Reached through the tunnel. An answer from either counts."""
     underlay: IPAddress | None
-    """Reached beside it; `None` where there is no tunnel."""
+    """Reached outside the tunnel; `None` without a tunnel."""
 
 
 def targets(lease: Lease, probed: Probed, families: Collection[Family]) -> Iterator[Target]:
-    """What can be asked of a peer; nothing if its backend has nothing that answers.
+    """The targets of a peer; none if its backend has no address that answers.
 
     Args:
         lease: the peer's.
-        probed: what its kind of backend says.
+        probed: how its kind of backend is probed.
         families: those that the backend carries and the network config enables.
     """
     if probed is Probed.NOTHING:

@@ -7,7 +7,7 @@ from pyflannel.probe.targets import Target
 
 
 def sentence(target: Target, track: Track) -> str:
-    """Why a peer is not simply up; empty if it is, or if nothing is known."""
+    """Why a peer is not fully up; empty if it is, or if nothing is known."""
     if track.state is State.SMALL_ONLY:
         passed = track.sizes.passed
         most = f"; the largest that passed had {passed}" if passed is not None else ""

@@ -1,4 +1,4 @@
-"""Where the page is served, and by which names it may be asked for. Pure."""
+"""Where the page is served, and which `Host` names it accepts. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pyflannel.foreign import shown
 from pyflannel.records import dataclass
 
 PORT: Final = 8780
-"""None of flannel's (8285, 8472, 51820), and none in Debian's /etc/services."""
+"""Not one of flannel's ports (8285, 8472, 51820), and not in Debian's /etc/services."""
 _HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+)?(?::([0-9]{1,5}))?", re.ASCII)
 
 
@@ -67,9 +67,9 @@ def parse(text: str) -> Address:
 def may_ask(host: str | None) -> bool:
     """Whether a request with this `Host` is answered.
 
-    The owner of another site can have its name point to this machine's loopback, and its page reads
-    what is served there as its own (DNS rebinding). The browser sends that name along. An address
-    and `localhost` cannot be made to point elsewhere.
+    The owner of another site can point its name to this machine's loopback address, and its page
+    then reads what is served here as its own (DNS rebinding). The browser sends that name as
+    `Host`. An address and `localhost` cannot be redirected in this way.
     """
     match = _HOST.fullmatch(host or "")
     if match is None or match[1] is None:

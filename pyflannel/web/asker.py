@@ -1,9 +1,9 @@
-"""The side that asks the daemons, and the way its answers take to the one that serves the page.
+"""The process that asks the daemons, and the channel to the process that serves the page.
 
-A byte on the channel means "ask now"; what it is does not matter. An answer is a frame: four bytes
-of length (network order), then JSON, `{"node": name, "status": …}` or `{"node", "error"}`. Daemons
-are asked at the same time, and one that has not answered yet is not asked again, so a daemon that
-hangs holds up no other.
+A byte of any value on the channel means "ask now". An answer is a frame: four bytes of length
+(network order), then JSON, `{"node": name, "status": …}` or `{"node", "error"}`. All daemons are
+asked at the same time, and one that has not answered yet is not asked again. So a daemon that hangs
+does not delay the others.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ def answer_requests(channel: socket.socket, sources: Mapping[str, Ask]) -> None:
                 if name in busy:
                     continue
                 busy.add(name)
-            # Not waited for at the end, so that Ctrl-C ends a question too.
+            # Daemon threads, so that Ctrl-C also ends a pending question.
             threading.Thread(target=ask, args=(name,), name=f"ask {name}", daemon=True).start()
 
 
 def encode(name: str, ask: Ask) -> bytes:
-    """The frame with a daemon's answer, or with why there is none."""
+    """The frame with a daemon's answer, or with the reason why there is none."""
     answer: dict[str, object] = {"node": name}
     try:
         answer["status"] = ask()

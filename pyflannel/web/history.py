@@ -1,4 +1,4 @@
-"""What was measured of the peers over the last minutes: bounded rings, and rates. Pure."""
+"""Measurements of the peers over the last minutes: bounded rings, and rates. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pyflannel.report.model import PeerReport
 SAMPLES: Final = 180
 """Of each peer: six minutes at one every 2 s."""
 MOST_PEERS: Final = 512
-"""Peers with a past. 180 samples of so many are 16 MB (measured)."""
+"""Peers with a history. 180 samples of this many take 16 MB (measured)."""
 
 Sample = tuple[float, str, float | None, float | None, float | None, float | None]
 """Time, state, round trip in seconds, loss from 0 to 1, bytes per second in and out."""
@@ -30,26 +30,26 @@ UNKNOWN: Final = Rates()
 
 
 def name_of(peer: PeerReport) -> str:
-    """What a peer is known by: its subnet, which is one node's at a time."""
+    """The key of a peer: its subnet, which belongs to one node at a time."""
     return peer.subnet or peer.ipv6_subnet or peer.public_ip or peer.public_ipv6 or ""
 
 
 class History:
-    """The past of all peers of one node."""
+    """The history of all peers of one node."""
 
     def __init__(self) -> None:
         self._rings: dict[str, deque[Sample]] = {}
         self._counted: dict[str, tuple[float, int | None, int | None]] = {}
-        """Time and bytes in and out, when they were read last."""
+        """Time, and bytes in and out, of the last report."""
         self._rates: dict[str, Rates] = {}
 
     def add(self, peers: Iterable[PeerReport], now: float) -> None:
         """Takes in a report.
 
         Args:
-            peers: of the report. Those of before that are not among them are forgotten.
+            peers: of the report. Known peers that are not among them are forgotten.
             now: when it was made, in seconds since the epoch. A report that is not newer than the
-                last one changes nothing but who is known.
+                last one only changes the set of peers.
         """
         known: set[str] = set()
         for peer in peers:
@@ -88,7 +88,7 @@ class History:
 
 
 def _rate(before: int | None, after: int | None, passed: float) -> float | None:
-    """Not known either where the counter began anew, with a data path or a daemon."""
+    """Also unknown if the counter was reset, by a new data path or daemon."""
     if before is None or after is None or after < before:
         return None
     return (after - before) / passed

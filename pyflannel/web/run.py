@@ -21,8 +21,8 @@ INTERVAL_S: Final = 2.0
 """Between two questions: as `pyflannel status --watch`."""
 
 SEND_BYTES: Final = 256 * 1024
-"""Of each connection in the kernel: a page of 500 peers. Else it is up to 4 MB (tcp_wmem), which
-stays for a while behind a reader who does not read."""
+"""Send buffer of each connection: a page of 500 peers. The default is up to 4 MB (tcp_wmem), which
+a client that does not read would hold for a while."""
 
 
 def run(address: Address, sources: Mapping[str, asker.Ask], say: Callable[[str], None]) -> int:
@@ -31,7 +31,7 @@ def run(address: Address, sources: Mapping[str, asker.Ask], say: Callable[[str],
     Args:
         address: where.
         sources: how to ask each node's daemon, by the node's name; the first is shown first.
-        say: told the URL.
+        say: called with the URL.
 
     Raises:
         DeviceUnavailable: the address or the port is not available.
@@ -50,7 +50,7 @@ def run(address: Address, sources: Mapping[str, asker.Ask], say: Callable[[str],
     finally:
         ours.close()  # which ends the child
         _, status = os.waitpid(child, 0)
-    # It ends before us only by a defect or by a signal.
+    # It ends before us only after a defect or a signal.
     return EXIT_OK if os.waitstatus_to_exitcode(status) == EXIT_OK else EXIT_DEFECT
 
 
@@ -73,10 +73,10 @@ def _listen(address: Address) -> socket.socket:
 
 
 def _serve(listening: socket.socket, channel: socket.socket, names: list[str]) -> NoReturn:
-    """The child; it ends with its parent, and never returns into its code."""
+    """The child process. It ends with its parent, and never returns to the caller."""
     code = EXIT_DEFECT
     try:
-        # Ctrl-C at a terminal is for both; the parent ends, and then we.
+        # Ctrl-C at a terminal goes to both. The parent ends first, and this process follows.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         server = PageServer(map(Watched, names))

@@ -2,9 +2,9 @@
 
 `GET /` and what belongs to it; `/events?node=NAME` sends `PageState` and the nodes' briefs whenever
 something changed (server-sent events); `/history?node=NAME&peer=SUBNET` has a peer's samples. There
-is no other resource, nothing changes anything, and without a `Host` that is an address or
-`localhost` there is no answer. Connections and streams are bounded, and a reader who does not read
-is dropped.
+is no other resource, and no request changes anything. Only requests whose `Host` is an address or
+`localhost` are answered. Connections and streams are bounded, and a client that does not read is
+dropped.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ HEADERS: Final[Mapping[str, str]] = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-"""Of every answer: nothing from elsewhere, nothing inline, in no frame, in no other site's page."""
+"""In every answer: the page loads nothing from elsewhere and nothing inline, and no other site may
+frame or include it."""
 SHUTDOWN_S: Final = 0.25
 BACKLOG: Final = 128
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -51,24 +52,23 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """What clients can hold of the server."""
+    """Bounds on what clients can use of the server."""
 
     connections: Limits = Limits()
     streams: int = 16
     """Pages that are open at a time."""
     send_s: float = 10.0
-    """For a page to take what it was sent."""
+    """Time for a page to read what it was sent."""
     quiet_s: float = 15.0
-    """Between two signs of life to a page. Proxies give up on a silent connection after 60 s."""
+    """Between two keep-alive messages to a page. Proxies close a silent connection after 60 s."""
 
 
 class PageServer:
     """The server, from `start` to `cleanup`.
 
     Args:
-        nodes: the daemons that are watched, by their names; the first is shown unless another one
-            is asked for.
-        bounds: what clients can hold.
+        nodes: the watched daemons, by name; the page shows the first unless another one is chosen.
+        bounds: limits for clients.
     """
 
     def __init__(self, nodes: Iterable[Watched], bounds: Bounds | None = None) -> None:
@@ -179,7 +179,7 @@ class PageServer:
                     await answer.write(text.encode())
             except TimeoutError:
                 if request.transport is not None:
-                    request.transport.abort()  # not close: that waits for one who does not read
+                    request.transport.abort()  # close waits for a client that does not read
                 return
             self._gate.served(request.transport)
             text = ""

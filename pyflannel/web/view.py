@@ -1,8 +1,8 @@
-"""A node's report as the page's script wants it: plain JSON values, bounded. Pure.
+"""A node's report in the form that the page's script reads: plain JSON values, bounded. Pure.
 
-The words are those of `pyflannel status`. Texts that others wrote (host names, reasons, what a
-server answered) are escaped and cut here, as in the log; the script puts them into text nodes.
-Times are seconds since the epoch, and what was not measured is `None`.
+The words are those of `pyflannel status`. Foreign texts (host names, reasons, answers of a server)
+are escaped and truncated here, as in the log; the script puts them into text nodes. Times are
+seconds since the epoch, and what was not measured is `None`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pyflannel.report.text import verdict
 from pyflannel.web.history import Rates, name_of
 
 MOST_PEERS: Final = 1000
-"""In the page; more are counted. Those with trouble come in any case, as far as there is room."""
+"""Peers on the page; further ones are only counted. Peers with trouble come first."""
 MOST_PROBLEMS: Final = 50
 
 
@@ -38,7 +38,7 @@ class PeerView(TypedDict):
     """A peer, its link and its lease."""
 
     id: str
-    """Its subnet; what the past of it is asked for by."""
+    """Its subnet; the key of its history."""
     subnet: str
     public_ip: str
     host: str

@@ -1,4 +1,4 @@
-"""What is known of one daemon, answer by answer. Pure: it takes the time."""
+"""The state of one daemon, updated by each answer. Pure: it is given the time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class PageState(TypedDict):
     node: str
     silence: Silence | None
     view: View | None
-    """The last there was."""
+    """The last view."""
 
 
 class Watched:
@@ -82,7 +82,7 @@ class Watched:
         return {"name": self.name, "state": self._view["state"] if self._view is not None else ""}
 
     def samples(self, peer: str) -> list[Sample]:
-        """The past of a peer, the oldest first."""
+        """The history of a peer, the oldest first."""
         return self._history.samples(peer)
 
     def _silent(self, text: str, now: float) -> None:
