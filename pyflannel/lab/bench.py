@@ -1,8 +1,8 @@
-"""How fast a lab's overlay is, between two of its pods: a handful of honest numbers.
+"""Measures a lab's overlay between two of its pods, with a few numbers.
 
-Both pods, both nodes and both ends of the traffic share this machine's cores, so a figure is a
-cost in CPU rather than the speed of a link, and only figures of one run compare. The suite under
-`bench/` goes further (alternating order, many runs, baselines); this is for a look.
+Both pods, both nodes and both ends of the traffic share this machine's cores, so a figure is a cost
+in CPU, not the speed of a link, and only figures of one run can be compared. The suite under
+`bench/` does more (alternating order, many runs, baselines); this is for a quick look.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from pyflannel.records import dataclass
 PROGRAM: Final = Path(traffic.__file__)
 
 _MARGIN_S: Final = 30.0
-"""On top of the time the traffic takes: what a busy machine may need to start two programs."""
+"""Added to the time of the traffic: a busy machine may need this long to start two programs."""
 
 DATAGRAM_BYTES: Final = 64
-"""Payload of the small datagrams: what is counted is packets, not bytes."""
+"""Payload of the small datagrams. Packets are counted, not bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,7 @@ class Throughput:
     flows: int
     gbit_per_s: float
     seen_as: tuple[str, ...]
-    """Addresses from which the receiver saw the sender: the pod's, unless somebody rewrote it."""
+    """Source addresses that the receiver saw: the pod's, unless a node rewrote it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ class PacketRate:
     sent_kpps: float
     received_kpps: float
     loss: float
-    """Share of what was sent and did not arrive, 0 to 1."""
+    """Share of the sent packets that did not arrive, 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +106,7 @@ def run(source: Node, target: Node, *, seconds: float = 2.0) -> BenchResult:
 
 
 def tcp(source: Node, target: Node, *, flows: int = 1, seconds: float = 2.0) -> Throughput:
-    """Bulk TCP throughput, counted where it arrives."""
+    """Bulk TCP throughput, counted at the receiver."""
     arguments = [f"--flows={flows}", f"--seconds={seconds}"]
     _, sink = _pair(source, target, "tcp-source", "tcp-sink", arguments, seconds)
     elapsed = float(str(sink["seconds"])) or 1.0
@@ -138,7 +138,8 @@ def packet_rate(
     return PacketRate(
         size_bytes=size,
         sent_kpps=sent / (float(str(made["seconds"])) or 1.0) / 1e3,
-        # Both over the sender's time: what is still queued at its end arrives a little later.
+        # Both over the sender's time: packets that are still queued at its end arrive a little
+        # later.
         received_kpps=received / (float(str(made["seconds"])) or 1.0) / 1e3,
         loss=max(0.0, 1 - received / sent) if sent else 0.0,
     )

@@ -1,4 +1,4 @@
-"""The lab itself: carries out what `topology` describes, and takes all of it away again.
+"""The lab itself: makes what `topology` describes, and removes all of it again.
 
 ```python
 with Lab(LabSpec(nodes=3, backend="udp")) as lab:
@@ -8,14 +8,13 @@ with Lab(LabSpec(nodes=3, backend="udp")) as lab:
 
 Order of `up`: state directory, namespaces (all at once), underlay, etcd (which starts while the
 nodes are being cabled), network config, daemons, wait until each has written its files, bridges and
-pods from those files. Each step is a method of its own, for those who want to stop in between.
+pods from those files. Each step is a method of its own, so that a caller can stop in between.
 
-`down` needs no more than the state file: it ends every process of the lab, and the kernel takes the
-namespaces, devices, rules and mounts away with the last of them. It can run after a crash at any
-point, more than once, and by another process than the one that made the lab.
+`down` needs only the state file: it ends every process of the lab, and with the last of them the
+kernel removes the namespaces, devices, rules and mounts. It can run after a crash at any point,
+more than once, and in another process than the one that made the lab.
 
-Everything here blocks. That is what tests and a command line want; asyncio code calls it in a
-thread.
+Everything here blocks, which suits tests and a command line. asyncio code calls it in a thread.
 """
 
 from __future__ import annotations
@@ -50,8 +49,8 @@ class Lab:
     """A cluster in a box.
 
     Args:
-        spec: what it is to look like.
-        base: directory of the labs' state, should the default not suit.
+        spec: its description.
+        base: directory of the labs' state, instead of the default.
     """
 
     def __init__(self, spec: LabSpec | None = None, *, base: Path | None = None) -> None:
@@ -69,7 +68,7 @@ class Lab:
 
         Raises:
             NoSuchLab: if there is none.
-            LabError: if it is only half made; `down` takes it away.
+            LabError: if it is only half made; `down` removes it.
         """
         directory = StateDirectory(name, base)
         state = directory.load()
@@ -98,7 +97,7 @@ class Lab:
 
     @property
     def state(self) -> LabState:
-        """What the state file says."""
+        """The content of the state file."""
         if self._state is None:
             raise LabError("the lab is not up")
         return self._state
@@ -127,7 +126,7 @@ class Lab:
         raise UsageError(f"node {number}: the lab {self.spec.name!r} has {len(self.nodes)} nodes")
 
     def up(self) -> None:
-        """Makes the whole lab; if anything fails, what was made is taken away again."""
+        """Makes the whole lab. If a step fails, all of it is removed again."""
         self.create()
         try:
             with self._directory.locked():
@@ -144,7 +143,7 @@ class Lab:
             raise
 
     def create(self) -> None:
-        """Claims the name: from here on `down` has something to take away.
+        """Claims the name. From here on `down` has something to remove.
 
         Raises:
             LabExists: if the name is taken.
@@ -166,7 +165,7 @@ class Lab:
         self._switch = spaces[0]
         address = topology.underlay_address(topology.SWITCH_HOST)
         ip_batch(self._switch, topology.switch_setup(address))
-        # A switch has no firewall: with the module br_netfilter loaded, each packet would pay one.
+        # A switch has no firewall. With the module br_netfilter loaded, each packet would pass one.
         zero = [f"{name}=0" for name in topology.SWITCH_SYSCTLS]
         self._switch.run(["sysctl", "-q", "-e", "-w", *zero])
         if self.spec.store == "etcd":
@@ -185,7 +184,7 @@ class Lab:
             self.etcd.put_config(self.spec.config_text())
 
     def write_static(self, text: str) -> None:
-        """Puts a static network file on every node, whole, as those do who distribute files."""
+        """Replaces the static network file of every node by a rename."""
         for node in self.nodes:
             target = node.path(topology.STATIC_FILE)
             fresh = target.with_name(f"{target.name}.new")
@@ -201,8 +200,8 @@ class Lab:
         """Waits until every daemon has its lease and has written its files.
 
         Raises:
-            LabError: as soon as one of them has ended instead.
-            LabTimeout: if that is not so after `deadline` seconds.
+            LabError: if one of them ends instead; at once.
+            LabTimeout: if they are not ready after `deadline` seconds.
         """
         waiting = {node.number: node for node in self.nodes}
 
@@ -254,7 +253,7 @@ class Lab:
         Args:
             nodes: numbers of the nodes whose pods take part.
             count: answers wanted of each pair.
-            deadline: seconds for which those that do not answer are asked again.
+            deadline: seconds for which pods that do not answer are pinged again.
             version: of IP, 4 or 6.
         """
         chosen = self.nodes if nodes is None else [self.node(number) for number in nodes]
@@ -276,7 +275,7 @@ class Lab:
         """Waits until `predicate` is true.
 
         Raises:
-            LabTimeout: if it is not after `deadline` seconds, with `what` was waited for.
+            LabTimeout: if it is not true after `deadline` seconds; names `what` it waited for.
         """
         end = time.monotonic() + deadline
         while not predicate():
@@ -285,7 +284,7 @@ class Lab:
             time.sleep(_POLL_S)
 
     def logs(self, last: int = 10) -> str:
-        """The last lines that each daemon has written, and etcd."""
+        """The last lines of the logs of each daemon and of etcd."""
         parts: list[str] = []
         for path in (*(node.directory / "log" for node in self.nodes), self.path / "etcd.log"):
             if path.exists():
@@ -294,7 +293,7 @@ class Lab:
         return "\n".join(parts)
 
     def leave_running(self) -> None:
-        """Lets go of a lab that is to outlive this process: its processes are not ours to reap."""
+        """Detaches a lab that will outlive this process, which then does not reap its processes."""
         for holder in self._holders:
             abandon(holder)
         for node in self.nodes:
@@ -327,17 +326,17 @@ class Lab:
         return "\n".join(parts)
 
     def down(self) -> None:
-        """Takes the lab away; nothing happens if there is none.
+        """Removes the lab, if it exists.
 
-        Ends what was recorded and what bears the lab's mark, daemons first, and leaves the holders
-        of the namespaces for last, so that a daemon can still clean up behind itself.
+        Ends the recorded processes and those that carry the lab's mark: daemons first, so that they
+        can clean up, and the holders of the namespaces last.
         """
         try:
             with self._directory.locked():
                 state = self._directory.load()
                 self._take_down(state)
         except NoSuchLab:
-            # Somebody may have removed the directory of a lab that is up.
+            # The directory of a running lab may have been removed.
             if self._state is not None:
                 self._take_down(self._state)
         self._forget()
@@ -358,7 +357,8 @@ class Lab:
         end_all(daemons, grace_s=GRACE_S)
         end_all(recorded - holders, grace_s=GRACE_S)
         end_all(set(marked_with(state.lab_id)) - holders, grace_s=GRACE_S)
-        # `sleep` has nothing to say good-bye to; a second look finds what was started meanwhile.
+        # `sleep` needs no time to clean up. A second pass finds processes that were started
+        # meanwhile.
         for ref in holders:
             ref.send(signal.SIGKILL)
         end_all(marked_with(state.lab_id), grace_s=0.0)

@@ -1,9 +1,9 @@
-"""What else could carry a lab's packets: kernel vxlan and plain routes, between two of its nodes.
+"""Two other ways for a lab's packets: kernel vxlan and plain routes, between two of its nodes.
 
 Same pods, same underlay, same traffic, one after the other. The ways are made by hand beside the
-daemons' own: a route to the other pod's subnet is more exact than the one of the overlay, so the
-packets take it, and go back into the overlay when it is deleted. What is measured is a cost in CPU
-of this machine, which has both ends and the way between them.
+daemons' own objects: a route to the other pod's subnet is more specific than the overlay's, so the
+packets take it, and return to the overlay when it is deleted. The result is a cost in CPU on this
+machine, which has both ends and the path between them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pyflannel.lab.nodes import Node
 from pyflannel.records import dataclass
 
 _DEVICE: Final = "lab-vxlan"
-"""Not one of flannel's, so that no daemon takes it for its own."""
+"""Not one of flannel's names, so that no daemon takes it for its own."""
 _VNI: Final = 77
 _PORT: Final = 4789
 """IANA's; flannel's vxlan has the kernel's 8472."""
@@ -85,7 +85,7 @@ def _routes(node: Node, peer: Node, gateway: str, device: str) -> Iterator[None]
 
 @contextmanager
 def _vxlan(node: Node, peer: Node, address: str) -> Iterator[None]:
-    # With the device below it the MTU is right; without, what it sends would be fragmented.
+    # The lower device gives it the right MTU. Without one its packets would be fragmented.
     ends = ["dev", "eth0", "local", node.address, "remote", peer.address, "dstport", str(_PORT)]
     node.exec(["ip", "link", "add", _DEVICE, "type", "vxlan", "id", str(_VNI), *ends])
     try:

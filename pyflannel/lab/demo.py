@@ -1,8 +1,8 @@
 """The walk-through: from a network config in etcd to containers that reach each other.
 
-Everything shown is what really ran, where it ran, and what it really printed; the lab does in
-between only what docker would do with the options file. One glance per step: a headline with the
-time the step took, the commands, their output.
+It shows the commands that really ran, where they ran, and what they printed. In between the lab
+does only what docker would do with the options file. Each step has a headline with its time, the
+commands and their output.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pyflannel.lab.state import all_labs
 from pyflannel.lab.topology import DEMO_CONFIG, LabSpec
 
 EXIT_UNANSWERED: Final = 1
-"""Some pod did not answer; as ping(8) ends."""
+"""A pod did not answer; the exit code of ping(8)."""
 
 BULK_S: Final = 1.0
 """Seconds of bulk traffic by each way."""
@@ -47,12 +47,12 @@ _PICTURE: Final = """\
 
 
 def run(*, nodes: int = 3, datapath: str = "", picture: str = "", out: TextIO | None = None) -> int:
-    """Shows the walk-through and takes everything away again, however it ends.
+    """Shows the walk-through and always removes everything again.
 
     Args:
         nodes: how many.
-        datapath: of the daemons; empty for what they choose.
-        picture: a file for what was shown, as SVG; empty for none.
+        datapath: of the daemons; empty to let them choose.
+        picture: a file for the output as SVG; empty for none.
         out: where it is shown; stdout if `None`.
 
     Returns:
@@ -73,7 +73,7 @@ def run(*, nodes: int = 3, datapath: str = "", picture: str = "", out: TextIO | 
         error.add_note(lab.logs())
         raise
     finally:
-        # A second Ctrl-C is meant for the demo, not for the tidying up.
+        # A second Ctrl-C must not interrupt the removal.
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, signal.SIG_IGN)
         lab.down()
@@ -155,23 +155,23 @@ def _show(stage: Stage, lab: Lab) -> tuple[bool, str]:
 
 def _datapath(lab: Lab) -> str:
     command = [sys.executable, "-m", "pyflannel.cli.pyflannel", "status", "--json"]
-    # It ends with 1 where anything is wrong, which the demo shows by its pings.
+    # It exits with 1 if anything is wrong, which the demo shows by its pings.
     status = json.loads(lab.node(1).space.run(command, check=False).stdout)
     return str(status["network"]["datapath"]["name"])
 
 
 def _brief(command: Sequence[str]) -> list[str]:
-    # The program by its name, as one would type it.
+    # The program by its name, as a user types it.
     return [os.path.basename(command[0]), *command[1:]]  # noqa: PTH119 - text, not a file
 
 
 def _without_noise(lines: Sequence[str]) -> list[str]:
-    # Lifetimes, link layer and link-local addresses say nothing here.
+    # Lifetimes, link layer and link-local addresses are left out.
     return [line for line in lines if not re.search(r"valid_lft|link/|fe80::", line)]
 
 
 def _clear_up_after_the_killed() -> None:
-    """Takes away the labs of demos that were killed and could not do it themselves."""
+    """Removes the labs of demos that were killed and could not do so."""
     for name in all_labs():
         match = re.fullmatch(r"demo-(\d+)", name)
         if match and ref_of(int(match[1])) is None:

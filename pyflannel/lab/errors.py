@@ -6,7 +6,7 @@ from pyflannel.core.errors import EXIT_NOT_PERMITTED, EXIT_UNAVAILABLE, FlannelE
 
 
 class LabError(FlannelError):
-    """The lab could not do what it was asked to do."""
+    """The lab could not do what was requested."""
 
     exit_code = EXIT_UNAVAILABLE
 
@@ -20,10 +20,10 @@ class NoSuchLab(LabError):
 
 
 class LabNotPermitted(LabError):
-    """Neither are we root, nor does this system give us a user namespace."""
+    """We are not root, and this system does not allow us a user namespace."""
 
     exit_code = EXIT_NOT_PERMITTED
 
 
 class LabTimeout(LabError):
-    """What was waited for did not come true in time."""
+    """A condition did not become true in time."""

@@ -1,8 +1,8 @@
-"""The lab's etcd: a real server in the switch's namespace, and a hand on it.
+"""The lab's etcd: a real server in the switch's namespace, with control over it.
 
 One member, quick elections (it votes alone), data in memory where possible. Besides reading and
-writing it can be killed, frozen, started again on the same or on empty data, and compacted: what
-tests of a daemon's patience need.
+writing it can be killed, frozen, restarted on the same or on empty data, and compacted, as tests of
+outages need.
 
 Requests go to the JSON gateway over a socket opened in the switch's namespace. This is deliberately
 not the product's own client: a test that reads with the code under test proves little.
@@ -33,8 +33,8 @@ from pyflannel.records import dataclass
 
 _REQUEST_TIMEOUT_S: Final = 5.0
 _START_TIMEOUT_S: Final = 20.0
-"""Debian's 3.4 was measured at 0.1 s, 0.5 s with its default election timeout; the rest is for a
-machine that runs a test suite on every core."""
+"""Debian's 3.4 takes 0.1 s (measured), 0.5 s with its default election timeout. The rest is for a
+machine that runs tests on every core."""
 
 
 class EtcdError(LabError):
@@ -138,8 +138,7 @@ class LabEtcd:
             data=self.data,
             clients=(ETCD_ENDPOINT, f"http://127.0.0.1:{ETCD_PORT}"),
             peer="http://127.0.0.1:2380",
-            # The only member need not wait for others before it stands for election: the default
-            # is 1 s.
+            # The only member need not wait for others before an election; the default is 1 s.
             options=("--heartbeat-interval=10", "--election-timeout=100"),
         )
         with self._log.open("a", encoding="utf-8") as log:
@@ -184,17 +183,17 @@ class LabEtcd:
         self._reap()
 
     def kill(self) -> None:
-        """Ends the server on the spot; its data stays."""
+        """Kills the server; its data stays."""
         if self.process is not None and self._signal(signal.SIGKILL):
             wait_gone([self.process], deadline=time.monotonic() + _REQUEST_TIMEOUT_S)
         self._reap()
 
     def pause(self) -> None:
-        """Freezes the server: connections stay open and nothing answers."""
+        """Freezes the server: connections stay open without an answer."""
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Lets a frozen server go on."""
+        """Continues a frozen server."""
         self._signal(signal.SIGCONT)
 
     def restart(self, *, wipe: bool = False) -> None:
@@ -213,7 +212,7 @@ class LabEtcd:
         self._reap()
 
     def release(self) -> None:
-        """Lets go of a server that is to outlive this process."""
+        """Detaches a server that will outlive this process."""
         if self._child is not None:
             abandon(self._child)
             self._child = None
@@ -240,7 +239,7 @@ class LabEtcd:
         return lease
 
     def put_config(self, config: str | Mapping[str, object]) -> None:
-        """Writes the network config; text goes in as it is, wrong or not."""
+        """Writes the network config. Text is written unchanged, even if it is wrong."""
         text = config if isinstance(config, str) else json.dumps(config, separators=(",", ":"))
         self.put(f"{self._prefix}/config", text)
 

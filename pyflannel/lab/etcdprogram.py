@@ -1,4 +1,4 @@
-"""Which etcd is started, and how: the same for the lab, the tests and the benchmarks."""
+"""Which etcd is started, and how. The lab, the tests and the benchmarks share this."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def etcd_command(
 
 
 def etcd_environment() -> dict[str, str]:
-    """What is added to our environment for it.
+    """What is added to the environment of the server.
 
     `ETCD_*` variables stand for options that are not on the command line; empty ones do not.
     """

@@ -1,13 +1,13 @@
-"""What can be done to a node behind its daemon's back, by name.
+"""The faults that can be injected into a node, by name.
 
-A fault is something that an operator, a network manager or a crash does, complete in itself:
-nothing has to be undone by the tester. What belongs to the machine and not to the overlay (the
-underlay's address, its default route) the fault itself puts back, as what manages the machine
-would; the rest is the daemon's to restore.
+A fault is something that an operator, a network manager or a crash does, behind the daemon's back.
+It is complete: the tester undoes nothing. The fault itself restores what belongs to the machine and
+not to the overlay (the underlay's address, its default route), as the machine's network manager
+would. The daemon must restore the rest.
 
-`injecting.py` does them to a node, `snapshot.py` sees whether it has healed.
+`injecting.py` injects them, `snapshot.py` checks that a node has healed.
 
-Variables that a fault's shell lines may use (of the node itself, and of one peer):
+Variables for a fault's shell lines (about the node itself, and one peer):
 
 | variable | what it is |
 |---|---|
@@ -39,32 +39,32 @@ ip address replace $OWN_IP6 dev eth0 nodad
 ip route replace default via $GATEWAY dev eth0
 ip route replace ::/0 via $GATEWAY6 dev eth0
 """
-"""What the manager of the machine's interface does when it comes back."""
+"""What the machine's network manager does when the interface returns."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """One thing that is done to a node."""
+    """One fault of a node."""
 
     name: str
     script: str
     """Shell lines; see the module for the variables."""
     backends: Sequence[str] = ()
-    """Of what they alone keep; empty if any backend may."""
+    """The backends whose objects it changes; empty for all backends."""
     device: bool = False
-    """Only where the overlay has a device."""
+    """Only if the overlay has a device."""
     peer_routes: bool = False
-    """Only where each peer has a route."""
+    """Only if each peer has a route."""
     repair: str = ""
-    """Under which name the daemon's status counts the repair: one of `repaired` of its network, or
-    `rules`, or `files`; empty where there may be nothing to repair."""
+    """The name under which the daemon's status counts the repair: one in `repaired` of its network,
+    or `rules`, or `files`; empty if there may be nothing to repair."""
     dual_stack: bool = False
-    """Only where the overlay has IPv6 as well."""
+    """Only if the overlay has IPv6 as well."""
     manager: str = ""
-    """Only where this traffic manager keeps the rules, `iptables` or `nftables`."""
+    """Only if this traffic manager keeps the rules, `iptables` or `nftables`."""
     upheaval: bool = False
-    """It takes other objects along (those of a whole device), so that faults after it in the same
-    batch would find nothing to break: at most one of these in a batch, and last."""
+    """It also removes other objects (those of a whole device), so later faults of the same batch
+    would find nothing to break. A batch has at most one such fault, the last."""
     crash: bool = False
     """The daemon is killed in the middle of repairing it, and started again."""
 
@@ -80,17 +80,17 @@ class Fault:
 
 
 def _at_once(*commands: str) -> str:
-    """Commands of ip(8) in one process: between two of them the daemon has no time to act."""
+    """Commands of ip(8) in one process: between two the daemon has no time to act."""
     return "ip -batch - <<END\n" + "".join(f"{command}\n" for command in commands) + "END"
 
 
 def _instead_of_the_device(kind: str) -> str:
-    """Puts another device in the place of the overlay's.
+    """Replaces the overlay's device by another.
 
-    Deleting one takes the kernel some milliseconds, in which the daemon may be quicker.
+    Deleting one takes the kernel some milliseconds, and the daemon may be faster.
     """
     swap = _at_once("link del dev $DEV", f"link add dev $DEV {kind}")
-    # As a condition: where a plain command fails, "set -e" would end it all at the first try.
+    # As a condition: if a plain command fails, "set -e" ends the shell at the first try.
     return f"for _ in 1 2 3 4 5 6 7 8 9 10; do\nif {swap}\nthen exit; fi\ndone\nfalse"
 
 
@@ -420,7 +420,7 @@ def faults_for(backend: str, *, dual_stack: bool = False, manager: str = "iptabl
     """The faults that can happen on a node with this backend.
 
     Raises:
-        UsageError: there is no such backend, or its packets are none of our business.
+        UsageError: there is no such backend, or it has no faults.
     """
     kind = KINDS.get(backend)
     if kind is None or not kind.moves_packets:
@@ -434,10 +434,10 @@ def faults_for(backend: str, *, dual_stack: bool = False, manager: str = "iptabl
 
 
 def batches(faults: Sequence[Fault], size: int, rng: random.Random) -> list[list[Fault]]:
-    """Deals faults at random into batches of at most `size`.
+    """Distributes faults at random over batches of at most `size`.
 
-    No two of a batch are about the same kind of thing, so that none hides another one; at most one
-    is an upheaval, and that comes last.
+    No two of a batch change the same kind of object, so that none hides another. At most one is an
+    upheaval, and it comes last.
     """
     waiting = rng.sample(faults, len(faults))
     dealt: list[list[Fault]] = []

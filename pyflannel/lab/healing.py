@@ -1,4 +1,4 @@
-"""The demo's faults: each is made, seen, and mended before one's eyes."""
+"""The demo's faults: it injects each one and shows its effect and its repair."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def route_deleted(stage: Stage, lab: Lab, node: Node) -> None:
     """Deletes the overlay's route on a node, and shows how its daemon puts it back."""
     network = node.subnet_env()["FLANNEL_NETWORK"]
     look = f"ip route show {network}"
-    # In one shell, which is there before it begins: what is measured is the daemon.
+    # In one shell that is already running, so that only the daemon is measured.
     script = (
         f"set -e\nbegin=$(date +%s%N)\nip route del {network}\n"
         f'until [ -n "$({look})" ]; do :; done\n'
@@ -41,7 +41,7 @@ def _last_repair(node: Node) -> str:
 
 
 def daemon_killed(stage: Stage, lab: Lab, node: Node) -> bool:
-    """Kills a daemon and starts it as its unit would; whether all pods answer then."""
+    """Kills a daemon and starts it again as its unit would; whether all pods answer then."""
     before, pid = node.subnet_env(), node.pid
     with stage.step("A daemon is killed, and started again, as systemd would do"):
         begin = time.monotonic()
@@ -74,7 +74,7 @@ def etcd_away(stage: Stage, lab: Lab, node: Node) -> bool:
 
 
 def _codes(node: Node) -> set[str]:
-    """The codes of what a node says is wrong."""
+    """The codes of the problems that a node reports."""
     text = "".join(pyflannel_says(node.space, ["status", "--json"], check=False))
     return {problem["code"] for problem in json.loads(text)["problems"]}
 

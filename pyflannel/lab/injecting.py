@@ -1,4 +1,4 @@
-"""Does faults to a node: several in one shell, so that they hit the daemon together."""
+"""Injects faults into a node: several in one shell, so that they hit the daemon together."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ NOBODY_V6: Final = str(topology.underlay_address_v6(250).ip)
 def inject(
     node: Node, targets: Mapping[str, str], faults: Sequence[Fault], *, delay_s: float = 0.0
 ) -> list[str]:
-    """Does faults to a node, all in one shell; returns the names of those that had an effect.
+    """Injects faults into a node, all in one shell; returns the names of those that had an effect.
 
-    A fault that finds nothing to break (what it is about has gone with another one) has none.
+    A fault has none if its object is already gone because of another fault.
 
     Args:
-        node: whose kernel state is broken.
-        targets: what `aim` gave for it while all was well.
+        node: whose kernel state they break.
+        targets: the result of `aim` for it, from before the faults.
         faults: in this order.
         delay_s: for a crash: seconds between the damage and the end of the daemon.
     """
@@ -48,7 +48,7 @@ def inject(
 
 
 def replace_underlay(node: Node, switch: Space, *, mtu: int = 1500) -> None:
-    """Takes the external interface away and puts another of the same name in its place.
+    """Replaces the external interface by another of the same name.
 
     Args:
         node: whose interface.
@@ -73,7 +73,7 @@ def move_underlay(node: Node, host: int) -> str:
 
 
 def aim(node: Node, peer: Node) -> dict[str, str]:
-    """What the scripts' variables are for a node and one of its peers, both of them whole."""
+    """The scripts' variables for a node and one of its peers, while both are healthy."""
     config = node.network_config
     kind = KINDS.get(config.backend_type)
     assert kind is not None  # noqa: S101 - the config was parsed with these
@@ -120,6 +120,6 @@ def _network(interface: str) -> str:
 
 
 def _unleased(network: str) -> str:
-    """A /24 at the end of the network: the last one is the least likely to be leased."""
+    """The last /24 of the network, which is the least likely to be leased."""
     last = ip_interface(network).network.broadcast_address
     return f"{last - 255}/24"

@@ -1,8 +1,8 @@
 """A node of the lab: its namespaces, its daemon, its files, and the pod behind its bridge.
 
-The daemon is started with the files' default paths, for every node has a `/run` of its own. It is
-ready when it has written its files anew, which both ours and upstream's do once per start; the lab
-then does what docker would do with `docker_opts.env`: a bridge with the leased address, and behind
+The daemon uses the default paths of its files, because every node has a `/run` of its own. It is
+ready when it has rewritten its files, which both ours and upstream's do once per start. Then the
+lab does what docker would do with `docker_opts.env`: a bridge with the leased address, and behind
 it a "container", which is a network namespace.
 """
 
@@ -26,16 +26,16 @@ from pyflannel.lab.state import LabState
 from pyflannel.lab.topology import DockerOptions, LabSpec, PodNetwork
 
 GRACE_S: Final = 3.0
-"""What a daemon gets between SIGTERM and SIGKILL; ours promises to end within 2 s."""
+"""Time between SIGTERM and SIGKILL. Our daemon ends within 2 s."""
 READY_S: Final = 30.0
-"""Default patience with daemons; they are ready in a second unless something is wrong."""
+"""Default time for daemons to be ready. It takes them a second."""
 
 Stamp = tuple[int, int]
-"""Inode and modification time of a file: differs after each time it was written anew."""
+"""Inode and modification time of a file: they differ after each rewrite."""
 
 
 class Home(Protocol):
-    """What a node needs of the lab that it belongs to."""
+    """What a node needs from its lab."""
 
     spec: LabSpec
 
@@ -46,7 +46,7 @@ class Home(Protocol):
 
     @property
     def state(self) -> LabState:
-        """What is remembered of it."""
+        """Its recorded state."""
         ...
 
     @property
@@ -55,7 +55,7 @@ class Home(Protocol):
         ...
 
     def remember(self, role: str, process: ProcessRef) -> None:
-        """Notes a process, so that another command finds it."""
+        """Records a process, so that other commands find it."""
         ...
 
 
@@ -89,7 +89,7 @@ class Node:
 
     @property
     def network_config(self) -> NetworkConfig:
-        """What the lab put into etcd when it was made."""
+        """The network config of the lab."""
         return self._lab.spec.network_config()
 
     @property
@@ -139,7 +139,7 @@ class Node:
     def start_daemon(
         self, extra_args: Sequence[str] = (), *, env: Mapping[str, str] | None = None
     ) -> ProcessRef:
-        """Starts the daemon and does not wait for it; `wait_ready` does."""
+        """Starts the daemon without waiting; `wait_ready` waits."""
         if self.daemon is not None:
             raise LabError(f"{self.name}: its daemon runs already")
         self._reap()
@@ -195,7 +195,7 @@ class Node:
         return self._reap()
 
     def log(self, last: int | None = None) -> str:
-        """What its daemons have written so far, or only the `last` lines."""
+        """The log of its daemons so far, or only the `last` lines."""
         try:
             text = (self.directory / "log").read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
@@ -211,7 +211,7 @@ class Node:
         return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
 
     def docker_options(self) -> DockerOptions | None:
-        """What `/run/docker_opts.env` says to docker; `None` if it is not there or says nothing."""
+        """The options in `/run/docker_opts.env`; `None` if it is missing or empty."""
         try:
             return topology.parse_docker_options(self._docker_file.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -231,7 +231,7 @@ class Node:
         return fresh
 
     def attach_pod(self) -> None:
-        """Sets bridge and pod up as `docker_opts.env` says; again after a change of subnet."""
+        """Sets up bridge and pod as `docker_opts.env` says; again after a change of subnet."""
         if not self.is_ours:
             self.exec(mk_docker_opts())
         network = self.pod_network()
@@ -243,7 +243,7 @@ class Node:
         ip_batch(self.pod, topology.pod_setup(network))
 
     def pod_network(self) -> PodNetwork | None:
-        """What bridge and pod are to be set up with, `None` before the daemon has said so."""
+        """The settings of bridge and pod, `None` before the daemon has written them."""
         return topology.pod_network(self.docker_options(), self.subnet_env())
 
     def pod_address(self, version: int = 4) -> str | None:
@@ -252,7 +252,7 @@ class Node:
         return network.pod_address(version) if network else None
 
     def unplug(self) -> None:
-        """Pulls the node's underlay cable at the switch: no notice for anybody, only silence."""
+        """Pulls the node's underlay cable at the switch. The node gets no notification."""
         ip_batch(self._lab.switch, f"link set dev {self.name} down\n")
 
     def plug_in(self) -> None:
@@ -265,7 +265,7 @@ class Node:
             self._child.poll()
 
     def release(self) -> None:
-        """Lets go of a daemon that is to outlive this process."""
+        """Detaches a daemon that will outlive this process."""
         if self._child is not None:
             abandon(self._child)
             self._child = None

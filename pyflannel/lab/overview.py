@@ -1,4 +1,4 @@
-"""What labs there are, and how the nodes of one of them are."""
+"""Which labs there are, and the state of the nodes of one of them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from pyflannel.lab.nodes import Node
 
 _ANSWER_S: Final = 10.0
-"""How long a daemon may take to tell its status; it takes 0.3 s, most of it Python's start."""
+"""Time for a daemon's status. It takes 0.3 s, most of it Python's start."""
 
 
 class NodeState(TypedDict):
-    """How one node is."""
+    """The state of one node."""
 
     node: str
     public_ip: str
@@ -32,13 +32,13 @@ class NodeState(TypedDict):
     pod: str | None
     daemon_pid: int | None
     state: str
-    """`running`; else why not, in a few words."""
+    """`running`, or why not, in a few words."""
     problems: list[str]
-    """What the daemon itself says is wrong."""
+    """The problems that the daemon itself reports."""
 
 
 class LabEntry(TypedDict):
-    """How a lab is."""
+    """The state of a lab."""
 
     name: str
     nodes: int
@@ -87,7 +87,7 @@ def labs(base: Path | None = None) -> list[LabEntry]:
 
 
 def nodes(lab: Lab) -> list[NodeState]:
-    """How each node of a lab is; the daemons are asked all at the same time."""
+    """The state of each node of a lab. All daemons are asked at the same time."""
     asked = {node.number: _ask(node) for node in lab.nodes}
     return [_state(node, asked[node.number]) for node in lab.nodes]
 
@@ -161,7 +161,7 @@ def read_status(text: str) -> tuple[str, list[str]]:
     """State and problems, from what `pyflannel status --json` prints.
 
     Raises:
-        ValueError, KeyError, TypeError: it is anything else.
+        ValueError, KeyError, TypeError: it is not such a text.
     """
     status = json.loads(text)
     problems = [

@@ -1,7 +1,7 @@
-"""Who reaches whom: all pairs of pods, pinged at the same time.
+"""Which pods reach each other: pings all pairs at the same time.
 
-The work inside the pods is done by `pinger`; here its reports become a `PingMatrix`, which is a
-value, a JSON document and a table.
+`pinger` does the work inside the pods. This module turns its reports into a `PingMatrix`, which is
+a value, a JSON document and a table.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from pyflannel.records import dataclass
 PROGRAM: Final = Path(pinger.__file__)
 
 _WIDE: Final = 6
-"""Pods whose matrix still fits a terminal with round trip times in it."""
+"""Up to this many pods a matrix with round trip times fits a terminal."""
 
 _MARGIN_S: Final = 30.0
-"""On top of the pingers' own deadline: for dozens of them to start on a busy machine."""
+"""Added to the pingers' own deadline: time for dozens of them to start on a busy machine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PingResult:
-    """What one pod got back from another one."""
+    """The answers of one pod to another."""
 
     source: str
     """Name of the pod that asked."""
@@ -49,7 +49,7 @@ class PingResult:
         return self.received > 0
 
     def silence(self, deadline_s: float) -> str:
-        """For people: that there was no answer, to how much, and in what time."""
+        """For people: no answer, to how many requests, and in what time."""
         pair = f"{self.source} to {self.target} ({self.address})"
         if not self.sent:
             return f"{pair}: the deadline of {deadline_s:g} s passed before anything was sent"
@@ -87,8 +87,8 @@ class PingMatrix:
     pods: tuple[str, ...]
     results: tuple[PingResult, ...]
     foreign_sources: Mapping[str, tuple[str, ...]]
-    """For each pod that was asked from an address that is no pod's: those addresses. Somebody on
-    the way had rewritten them; an overlay must not."""
+    """For each pod that got requests from addresses that are no pod's: those addresses. A node on
+    the path has rewritten them, which an overlay must not do."""
 
     @property
     def ok(self) -> bool:
@@ -108,7 +108,7 @@ class PingMatrix:
         """The result of one pair.
 
         Raises:
-            KeyError: if they were not asked.
+            KeyError: if this pair was not pinged.
         """
         for result in self.results:
             if (result.source, result.target) == (source, target):

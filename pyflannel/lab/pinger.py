@@ -1,13 +1,13 @@
 """Pings many addresses at once from inside a pod, and reports what it saw as JSON.
 
 Run as a program of its own (`python -I -S pinger.py ADDRESS…`): it needs nothing but the standard
-library, so that twenty of them start in little time. Compared with ping(8) it knows the TTL of each
-answer *and* the sources of the requests that reached this pod: if a node on the way rewrote a
-source address, the other end has seen it.
+library, so that twenty of them start in little time. Unlike ping(8) it reports the TTL of each
+answer *and* the sources of the requests that reached this pod: if a node on the path rewrote a
+source address, the other end sees it.
 
-Three lines of talk keep all pods in step. `ready` on stdout when the socket is open; then a line on
-stdin starts it; `done` when all have answered or the time is over; the end of stdin asks for the
-report. As every socket is open before the first request leaves and until the last answer is in,
+A short protocol keeps all pods in step. It prints `ready` when the socket is open; then a line on
+stdin starts it; it prints `done` when all have answered or the time is over; the end of stdin asks
+for the report. Every socket is open from before the first request until after the last answer, so
 the report on foreign sources is complete.
 """
 
@@ -33,7 +33,7 @@ PAYLOAD = bytes(range(48))
 
 @dataclass(slots=True)
 class Target:
-    """One address and what came back from it."""
+    """One address and its answers."""
 
     address: str
     sent: int = 0
@@ -96,7 +96,7 @@ class Pinger:
                 self.receive()
 
     def receive(self) -> None:
-        """Takes in everything that has arrived."""
+        """Reads everything that has arrived."""
         while True:
             try:
                 data, ancillary, _, source = self._socket.recvmsg(2048, 64)
@@ -139,7 +139,8 @@ class Pinger:
         kind = REQUEST_V6 if self._six else REQUEST
         payload = struct.pack("!Q", time.monotonic_ns()) + PAYLOAD
         header = ICMP_HEADER.pack(kind, 0, 0, self._identifier, sequence)
-        # For IPv6 the kernel computes it, for it covers addresses that only the kernel knows yet.
+        # For IPv6 the kernel computes it, because it covers addresses that only the kernel knows
+        # yet.
         value = 0 if self._six else checksum(header + payload)
         return ICMP_HEADER.pack(kind, 0, value, self._identifier, sequence) + payload
 
@@ -148,7 +149,7 @@ class Pinger:
 
 
 def main() -> int:
-    """Talks as described on top; 0 whether or not the targets answered."""
+    """Follows the protocol above; 0 even if the targets did not answer."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--count", type=int, default=3)
     parser.add_argument("--interval", type=float, default=0.1)

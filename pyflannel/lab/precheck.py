@@ -1,7 +1,7 @@
-"""What can be said of a wanted lab before anything of it is made.
+"""Checks a lab's description before anything of it is made.
 
-A wrong network config, a data path that does not exist, a missing program: the daemons would
-say so too, half a minute later, in as many logs as there are nodes.
+It finds a wrong network config, a data path that does not exist, a missing program. The daemons
+would find them too, but half a minute later, each in its own log.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from pyflannel.lab.topology import LabSpec
 
 
 def check(spec: LabSpec, *, which: Callable[[str], str | None] = shutil.which) -> list[Problem]:
-    """What the network config is warned of, if the lab can be made.
+    """The warnings about the network config, if the lab can be made.
 
-    A lab whose daemons are not started may have any config: what they say to it is then the point.
+    A lab whose daemons are not started may have any config, to see what they say about it.
 
     Args:
         spec: the wanted lab.

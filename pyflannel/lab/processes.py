@@ -1,15 +1,15 @@
-"""Processes of the lab: named so that no other process can be taken for one of them.
+"""Processes of the lab, identified so that no other process can be mistaken for one of them.
 
-The lab outlives the command that made it, so a later `down` ends processes it has never seen
-before. A pid alone is not a name for that: pids are reused. Two things are:
+The lab outlives the command that made it, so a later `down` ends processes that it has not started.
+A pid does not identify them, because pids are reused. Two things do:
 
 * a pid *and* the process's start time (`ProcessRef`), kept in the lab's state file;
 * the variable `PYFLANNEL_LAB_ID` in the environment of everything the lab starts, the random id of
-  the lab. It is inherited by the children of those processes, and it finds what was started in the
-  instant before a crash, when the state file did not know of it yet.
+  the lab. Children of those processes inherit it. It also finds a process that was started just
+  before a crash and is not in the state file yet.
 
-Signals go through a pidfd that was opened *before* the name was checked, so between the check and
-the signal nothing can take the pid's place.
+Signals go through a pidfd that was opened *before* the check, so between the check and the signal
+the pid cannot be reused.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _PROC: Final = Path("/proc")
 
 @dataclass(frozen=True, slots=True)
 class ProcessRef:
-    """One process and no later one: a pid together with the time at which it started."""
+    """Identifies one process: its pid with the time at which it started."""
 
     pid: int
     start: int
@@ -77,7 +77,7 @@ def ref_of(pid: int) -> ProcessRef | None:
 def marked_with(lab_id: str) -> list[ProcessRef]:
     """Every process of the lab with this id, except ourselves and those we descend from.
 
-    The exception matters inside `pyflannel lab exec … -- pyflannel lab down`.
+    The exception is for `pyflannel lab exec … -- pyflannel lab down`.
     """
     mark = f"{LAB_ID_VARIABLE}={lab_id}".encode()
     kin = set(_ancestry())
@@ -89,31 +89,31 @@ def marked_with(lab_id: str) -> list[ProcessRef]:
         try:
             environment = (entry / "environ").read_bytes()
         except OSError:
-            continue  # gone meanwhile, or another user's: not one of ours in either case
+            continue  # gone, or another user's: in both cases not ours
         if ref is not None and mark in environment.split(b"\0"):
             found.append(ref)
     return found
 
 
 def end_all(processes: Iterable[ProcessRef], *, grace_s: float) -> list[ProcessRef]:
-    """Ends processes, politely and after `grace_s` seconds for good; returns those killed.
+    """Ends processes with SIGTERM, and after `grace_s` seconds with SIGKILL; returns those killed.
 
-    Children of ours become zombies; what started them reaps them.
+    Children of ours become zombies; their parent reaps them.
     """
     asked = [ref for ref in processes if ref.send(signal.SIGTERM)]
     for ref in asked:
-        ref.send(signal.SIGCONT)  # a stopped process takes its SIGTERM only when it goes on
+        ref.send(signal.SIGCONT)  # a stopped process handles SIGTERM only after SIGCONT
     stubborn = wait_gone(asked, deadline=time.monotonic() + grace_s)
     for ref in stubborn:
         ref.send(signal.SIGKILL)
-    # SIGKILL needs no consent; five seconds are for a machine that is very busy.
+    # SIGKILL cannot be ignored; five seconds are for a very busy machine.
     wait_gone(stubborn, deadline=time.monotonic() + 5.0)
     return stubborn
 
 
 def abandon(child: subprocess.Popen[str]) -> None:
-    """Makes a child somebody else's: this process will end before it, and never wait for it."""
-    # What Popen looks at when it is collected, to warn that it was not waited for.
+    """Detaches a child: this process will end before it, and never wait for it."""
+    # Popen checks this when it is collected, to warn that it was not waited for.
     child.returncode = 0
 
 

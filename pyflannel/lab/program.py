@@ -1,4 +1,4 @@
-"""What to type for `pyflannel`, where it was not installed into a directory of PATH."""
+"""What to type for `pyflannel` if it is not installed in a directory of PATH."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 def program(
     executable: str = sys.executable, *, path: str | None = None, directory: Path | None = None
 ) -> str:
-    """The command that starts this `pyflannel`, to be pasted into a shell: as short as may be.
+    """The shortest command that starts this `pyflannel`, to be pasted into a shell.
 
     Args:
         executable: the Python that runs, beside which the command was installed.
         path: directories of commands; `PATH` if not given.
-        directory: where the shell stands; where we are if not given.
+        directory: the shell's working directory; ours if not given.
     """
     beside = Path(executable).parent / "pyflannel"
     found = shutil.which("pyflannel", path=os.environ.get("PATH") if path is None else path)

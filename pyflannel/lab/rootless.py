@@ -1,12 +1,12 @@
-"""The lab without root: a user namespace in which we are root over nothing but the lab.
+"""The lab without root: a user namespace in which we are root over the lab only.
 
-Making network namespaces takes CAP_SYS_ADMIN. A user who has none can make a *user* namespace and
-has it there, over what belongs to that namespace: exactly the lab. `up` starts itself again inside
-a new one; the other commands start themselves again inside the one that the lab's switch is in.
-From there on nothing knows the difference.
+Making network namespaces takes CAP_SYS_ADMIN. A user without it can make a *user* namespace and has
+it there, over all that belongs to that namespace: exactly the lab. `up` starts itself again inside
+a new one; the other commands start themselves again inside that of the lab's switch. The rest of
+the code sees no difference.
 
-What stays impossible is what the machine keeps for itself: `/dev/net/tun` must be open to all, as
-it is on Debian (0666), for the backend udp; kernel modules must be there already.
+Two limits remain: for the backend udp `/dev/net/tun` must be open to all users, as it is on Debian
+(0666), and kernel modules must be loaded already.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def require_rights() -> None:
     """Does nothing if this process may make a lab.
 
     Raises:
-        LabNotPermitted: otherwise, with the ways out.
+        LabNotPermitted: otherwise; with what to do.
     """
     if not has_rights():
         raise LabNotPermitted(
@@ -64,7 +64,7 @@ def enter_new(module: str, argv: Sequence[str]) -> NoReturn:
     """Starts `python -m module argv` in the place of this process, inside a new user namespace.
 
     Raises:
-        LabNotPermitted: if this system does not give us one, with what it lacks.
+        LabNotPermitted: if this system does not allow one; with the reason.
     """
     trial = subprocess.run(
         ["unshare", "--user", "--map-root-user", "--net", "--mount", "true"],
@@ -80,7 +80,7 @@ def enter_new(module: str, argv: Sequence[str]) -> NoReturn:
 
 def enter_of(holder: ProcessRef, module: str, argv: Sequence[str]) -> NoReturn:
     """As `enter_new`, but inside the user namespace that a lab was made in."""
-    # The credentials stay: the mapping knows our own uid only, and calls it 0.
+    # The credentials stay: the mapping has only our own uid, as 0.
     command = ["nsenter", "--target", str(holder.pid), "--user", "--preserve-credentials"]
     _become([*command, "--", sys.executable, "-m", module, *argv])
 
@@ -98,7 +98,7 @@ def _become(command: Sequence[str]) -> NoReturn:
 
 
 def reason() -> str:
-    """Why there is no user namespace for us, in parentheses; empty if that cannot be told."""
+    """Why there is no user namespace for us, in parentheses; empty if unknown."""
     for knob, wanted in _KNOBS.items():
         path = Path(knob)
         if path.exists() and (found := path.read_text(encoding="ascii").strip()) != wanted:

@@ -1,7 +1,7 @@
 """All that the overlay keeps on a node, in a form that is equal again once a node has healed.
 
-Interface indexes, counters and what the kernel adds by itself are left out. What is not ours is
-left in, for a repair must not take it along.
+Interface indexes, counters and what the kernel adds by itself are left out. Objects of others are
+included, because a repair must not remove them.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ STATE_COMMANDS: Final = (
     ("nft6", "nft list table ip6 flannel-ipv6 2>/dev/null"),
     ("files", "cat /run/flannel/subnet.env /run/docker_opts.env 2>/dev/null"),
 )
-"""What `state` reads, by name. Ours and the machine's, so that a repair that hurts the latter
-shows as well."""
+"""What `state` reads, by name: our objects and the machine's, so that a repair that damages the
+latter shows as well."""
 
 NETWORK: Final = ("links", "addresses", "routes", "routes6", "neighbours", "neighbours6", "fdb")
 """The part that packets between nodes depend on."""
 RULES: Final = ("iptables", "ip6tables", "nft4", "nft6", "files")
-"""The rest: what stands at the border of the overlay, and what others read."""
+"""The rest: rules at the border of the overlay, and files that others read."""
 
 State = Mapping[str, object]
 """By the names of `STATE_COMMANDS`; two are equal if nothing that counts differs."""
@@ -50,7 +50,7 @@ def state(node: Node) -> State:
 
 
 def difference(before: State, now: State, *, only: Iterable[str] = ()) -> dict[str, object]:
-    """What differs, by name: what is missing and what is too much.
+    """What differs, by name: what is missing and what is extra.
 
     Args:
         before: as it should be.
@@ -80,7 +80,7 @@ def _tidy(name: str, text: str) -> object:
                 f"{link['ifname']} {a['local']}/{a['prefixlen']}"
                 for link in _rows(text)
                 for a in link.get("addr_info", ())
-                # The kernel makes link-local ones as it likes.
+                # The kernel makes link-local ones by itself.
                 if a["scope"] != "link"
             )
         case "routes" | "routes6":
@@ -118,7 +118,7 @@ _ROUTE_KEYS: Final = (
 
 
 def _word(key: str, value: object) -> str:
-    # "linkdown" and the like say how the device is doing, not what the route is.
+    # "linkdown" and similar flags are about the device, not the route.
     if key == "flags" and isinstance(value, list):
         return ",".join(f for f in value if f == "onlink")
     return str(value)
@@ -135,7 +135,7 @@ def _link(link: Mapping[str, object]) -> str:
     kept = [link["ifname"], f"mtu {link['mtu']}", f"qlen {link.get('txqlen')}"]
     flags = link.get("flags")
     kept.append("up" if isinstance(flags, list) and "UP" in flags else "down")
-    # The inner device of the eBPF data path is made anew with it, with whatever MAC.
+    # The inner device of the eBPF data path is made again with it, with a new MAC.
     if link.get("link_type") == "ether" and not str(link["ifname"]).startswith("flannelgro"):
         kept.append(str(link.get("address")))
     if isinstance(data, dict):

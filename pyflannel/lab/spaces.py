@@ -1,13 +1,12 @@
-"""Namespaces of the lab, and how to do things inside them.
+"""Namespaces of the lab, and how to run programs inside them.
 
 A *space* is a set of namespaces of its own (network, host name, for nodes also mounts) held open by
-a process that does nothing but sleep. Nothing is mounted under `/run/netns`, no file refers to it:
-when the holder and everything else inside has ended, the kernel takes the space away with all its
-devices, routes and rules. So there is one way to leave nothing behind, and it cannot be forgotten:
-end the processes.
+a process that does nothing but sleep. Nothing is mounted under `/run/netns` and no file refers to
+it: when the holder and all other processes inside have ended, the kernel removes the space with all
+its devices, routes and rules. So to clean up it is enough to end the processes.
 
-Programs are started inside with `nsenter`, sockets are opened inside by a thread that moves there
-(network namespaces belong to threads) and does not come back.
+`nsenter` starts programs inside. A thread that enters the namespace (network namespaces belong to
+threads) and does not return opens sockets inside.
 """
 
 from __future__ import annotations
@@ -56,7 +55,8 @@ class Space:
             raise LabError(f"{self.name} is gone: the process that held it open has ended")
         command = ["nsenter", "--target", str(self.holder.pid), "--net", "--uts"]
         if self.own_mounts:
-            # With a mount namespace one gets its root, which is not ours if we are in a chroot.
+            # With a mount namespace nsenter takes its root, which is not ours if we are in a
+            # chroot.
             command += ["--mount", "--root", "--wd"]
         if cwd is not None:
             # nsenter's own --wd=DIR would be a directory of the outer mount namespace.
@@ -67,7 +67,7 @@ class Space:
     def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
         """Our environment, marked as the lab's, plus `extra`; our own commands are in its PATH.
 
-        At the end of it: the system's `python3` stays the system's.
+        They are at its end, so that `python3` stays the system's.
         """
         path = f"{os.environ.get('PATH', os.defpath)}:{Path(sys.executable).parent}"
         return {**os.environ, "PATH": path, LAB_ID_VARIABLE: self.lab_id, **(extra or {})}
@@ -90,7 +90,7 @@ class Space:
             stdout: as for `subprocess.Popen`; a pipe by default.
             stderr: as for `subprocess.Popen`; ours by default.
             env: added to our environment.
-            detach: give it a session of its own, so that Ctrl-C at our terminal is not for it.
+            detach: give it a session of its own, so that Ctrl-C at our terminal does not reach it.
         """
         return subprocess.Popen(
             self.enter(argv),
@@ -141,8 +141,8 @@ class Space:
     def call(self, function: Callable[[], _T]) -> _T:
         """Calls a function in the network namespace and gives its result.
 
-        It runs in a thread of its own, for which alone the namespace is changed; file descriptors
-        that it opens stay with the process, sockets stay in the namespace.
+        It runs in a thread of its own, and only that thread changes its namespace. File descriptors
+        that it opens belong to the process; sockets stay in the namespace.
         """
         outcome: list[_T] = []
         trouble: list[BaseException] = []
@@ -168,11 +168,12 @@ class Space:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpacePlan:
-    """What a space is to be made of."""
+    """The description of a space."""
 
     name: str
     setup: str = ""
-    """Shell lines run inside before the space counts as ready; it is not made if one fails."""
+    """Shell lines that run inside before the space is ready. If one fails, the space is not
+    made."""
     own_mounts: bool = False
 
 
@@ -184,8 +185,8 @@ def open_spaces(
     Args:
         plans: what to make.
         lab_id: the mark of their holders.
-        children: gets the holders, each as soon as it runs, so that the caller can end them even
-            if one of them fails.
+        children: receives each holder as soon as it runs, so that the caller can end them even if
+            one fails.
     """
     started: list[subprocess.Popen[str]] = []
     for plan in plans:
@@ -206,7 +207,7 @@ def need(program: str) -> str:
     Raises:
         LabError: if it is missing, with the package that has it.
     """
-    # Not everybody has /usr/sbin in PATH.
+    # Some users do not have /usr/sbin in PATH.
     path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
     found = shutil.which(program, path=path)
     if found is None:

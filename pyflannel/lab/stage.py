@@ -1,4 +1,4 @@
-"""What the demo is shown on: headlines with times, commands, output; in colour on a terminal."""
+"""The demo's output: headlines with times, commands, their output; in colour on a terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pyflannel.lab import svg
 from pyflannel.lab.spaces import Space
 
 WIDTH: Final = 79
-"""Columns: one less than a terminal has, for some begin a new line in the last one."""
+"""Columns: one less than a terminal has, because some wrap in the last one."""
 
 INDENT: Final = "   "
 
@@ -33,11 +33,11 @@ class Stage:
 
     @contextmanager
     def step(self, title: str) -> Iterator[None]:
-        """A headline, finished with the time that the enclosed work took; output goes after it."""
+        """A headline that ends with the time of the enclosed work; its output follows."""
         self._number += 1
         text = f"{self._number}  {title}"
         head = f"\n{self._paint(text, '1')}"
-        # Without a terminal it is not watched, and a broken headline is ugly in a file.
+        # Without a terminal no user watches, and a split headline is hard to read in a file.
         if self._colors:
             self._write(head)
         begin = time.monotonic()
@@ -68,7 +68,7 @@ class Stage:
         self.line("\n" + self._paint(text, "32;1" if good else "31;1"))
 
     def picture(self) -> str:
-        """All that was shown so far, as SVG."""
+        """The output so far, as SVG."""
         return svg.render("".join(self._shown), "What pyflannel lab demo prints")
 
     def _write(self, text: str) -> None:
@@ -82,9 +82,9 @@ class Stage:
 
 
 def folded(command: str, width: int) -> list[str]:
-    """A command in lines of at most `width` columns, where there is a blank to cut it at.
+    """A command in lines of at most `width` columns, cut at blanks.
 
-    Each but the last ends with a backslash, so that it may still be pasted.
+    Each line but the last ends with a backslash, so that the command can be pasted.
     """
     lines = [""]
     for word in command.split(" "):
@@ -100,7 +100,7 @@ def folded(command: str, width: int) -> list[str]:
 def pyflannel_says(
     space: Space, arguments: Sequence[str], *, stdin: str = "", check: bool = True
 ) -> list[str]:
-    """What our command prints there, by lines.
+    """The output of our command there, by lines.
 
     Args:
         space: where it runs.

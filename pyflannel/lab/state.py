@@ -1,13 +1,13 @@
-"""Where a lab is written down, so that later commands can find it and take it away.
+"""The record of a lab, so that later commands can find and remove it.
 
 One directory per lab, `<base>/<name>/`, with `state.json` and the nodes' files. The base is
 `/run/pyflannel-lab` for root and `$XDG_RUNTIME_DIR/pyflannel-lab` for others: both are empty after
 a reboot, as the labs themselves are.
 
-The directory appears whole (made under another name, then renamed), so two `up` at the same time
-cannot both win, and a directory with a lab's name always has a state file. The file knows the lab's
-id from the first moment and is written again after each process that is started: a lab whose `up`
-was killed half way can be taken down like any other.
+The directory appears complete (made under another name, then renamed), so two `up` at the same time
+cannot both win, and a directory with a lab's name always has a state file. The file has the lab's
+id from the start and is written again after each process that is started. So `down` can remove a
+lab whose `up` was killed half way.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ from pyflannel.lab.topology import LabSpec, spec_from_json
 from pyflannel.records import dataclass
 
 BASE_VARIABLE: Final = "PYFLANNEL_LAB_DIR"
-"""Environment variable with the base directory, should the default not suit."""
+"""Environment variable with the base directory, instead of the default."""
 
 ROOTS: Final = Path("/run/pyflannel-lab")
-"""Where root's labs are; others may look."""
+"""Root's labs. Other users may read it."""
 
 _SHM: Final = Path("/dev/shm")  # noqa: S108 - etcd's directory in it is random and private
 _ETCD_SPACE: Final = 512 * 1024 * 1024
-"""Bytes that must be free for etcd's data: it lays out two log segments of 64 MB at once (123 MB
-were measured after the start), and there is to be room for a second lab beside it."""
+"""Bytes that must be free for etcd's data. It allocates two log segments of 64 MB at once
+(measured: 123 MB after the start), and there must be room for a second lab."""
 
 _LOCK_WAIT_S: Final = 5.0
-"""How long a command waits for another one that is building or taking down the same lab."""
+"""How long a command waits for another that is making or removing the same lab."""
 
 _REMOVALS: Final = 10
-"""How often a directory is removed again in which something was written meanwhile."""
+"""Attempts to remove a directory in which a process still writes."""
 
 
 @dataclass(slots=True)
 class LabState:
-    """What is known about a lab beyond its processes' own existence."""
+    """What the state file records about a lab."""
 
     lab_id: str
     spec: LabSpec
     etcd_data: Path
-    """Directory of etcd's data; outside the lab's own where there is memory-backed space."""
+    """Directory of etcd's data; outside the lab's own if there is memory-backed space."""
     processes: dict[str, ProcessRef] = field(default_factory=dict)
     """By role: `switch`, `etcd`, and for each node K `nodeK`, `podK` (holders) and `daemonK`."""
 
@@ -120,10 +120,10 @@ class StateDirectory:
         return self.path / "state.json"
 
     def create(self, spec: LabSpec) -> LabState:
-        """Makes the directory and the first state file, in one step for all others.
+        """Makes the directory and the first state file, atomically for other processes.
 
         Raises:
-            LabExists: if there is a lab of this name; it is left alone.
+            LabExists: if there is a lab of this name; it is not changed.
         """
         self._make_base()
         lab_id = uuid.uuid4().hex
@@ -160,7 +160,7 @@ class StateDirectory:
             raise LabError(f"{self._file}: {error}; left alone") from error
 
     def is_roots(self) -> bool:
-        """Whether root has a lab of this name where we, who are not root, have none."""
+        """Whether root has a lab of this name, we are not root, and have none."""
         theirs = ROOTS / self.name / "state.json"
         return os.geteuid() != 0 and not self._file.exists() and theirs.exists()
 
@@ -170,32 +170,31 @@ class StateDirectory:
         return f"no lab named {self.name!r} is up; `pyflannel lab up --name {self.name}` makes one"
 
     def save(self, state: LabState) -> None:
-        """Writes the state file anew, whole or not at all."""
+        """Replaces the state file atomically."""
         draft = self.path / ".state.json"
         draft.write_text(state.to_json(), encoding="utf-8")
         draft.rename(self._file)
 
     def remove(self, state: LabState) -> None:
-        """Removes what the lab has on disk; what is gone already is no error."""
-        # The name is random and ours alone; a symbolic link put there is not followed by rmtree.
+        """Removes the lab's files. Missing ones are no error."""
+        # The name is random and only ours; rmtree does not follow a symbolic link put there.
         if state.lab_id in state.etcd_data.name:
             shutil.rmtree(state.etcd_data, ignore_errors=True)
-        # Away from the name first, as it came. Removed in place, a directory in which a node's last
-        # process still wrote something stayed behind without its state file: neither a lab, nor a
-        # free name.
+        # Rename it first. If it were removed in place while a node's last process still writes, a
+        # directory without a state file could stay: neither a lab nor a free name.
         doomed = self._base / f".{self.name}.{state.lab_id}"
         with contextlib.suppress(OSError):
             self.path.rename(doomed)
         _remove_tree(doomed)
         with contextlib.suppress(OSError):
-            self._base.rmdir()  # only succeeds for the last lab
+            self._base.rmdir()  # succeeds only after the last lab
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the lab against other commands that build or remove it.
+        """Locks the lab against other commands that make or remove it.
 
         Raises:
-            LabError: if another command holds it for longer than a few seconds.
+            LabError: if another command holds the lock for longer than a few seconds.
         """
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -227,7 +226,7 @@ class StateDirectory:
             raise LabError(f"{self._base} is not a directory of ours; set {BASE_VARIABLE}")
 
     def _place_for_etcd(self, lab_id: str) -> Path:
-        # etcd waits for the disk with every write; in memory a start takes 0.1 s instead of 0.3.
+        # etcd waits for the disk at every write. In memory a start takes 0.1 s instead of 0.3 s.
         try:
             free = shutil.disk_usage(_SHM).free
         except OSError:
@@ -238,7 +237,7 @@ class StateDirectory:
 
 
 def _remove_tree(path: Path) -> None:
-    """Removes a directory into which somebody may still be writing."""
+    """Removes a directory to which a process may still write."""
     for _ in range(_REMOVALS):
         shutil.rmtree(path, ignore_errors=True)
         if not path.exists():
@@ -251,5 +250,5 @@ def all_labs(base: Path | None = None) -> list[str]:
     where = base if base is not None else base_directory()
     if not where.is_dir():
         return []
-    # Hidden ones are on their way in or out.
+    # Hidden ones are being made or removed.
     return sorted(entry.parent.name for entry in where.glob("[!.]*/state.json"))

@@ -1,7 +1,7 @@
 """A terminal as a picture: text with its colours, as SVG.
 
-Every run of text says how wide it is, so that columns stay columns whatever fixed-width font there
-is. Nothing is loaded from anywhere.
+Every run of text has its width, so that columns stay aligned with any fixed-width font. The picture
+loads nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MARGIN: Final = 16
 COLUMNS: Final = 80
 _CODE: Final = re.compile("\x1b\\[([0-9;]*)m")
 CLASSES: Final = {"0": "", "1": "b", "2": "d", "36": "c", "32;1": "g", "31;1": "r"}
-"""Of the codes that are known (ECMA-48 SGR); others are shown plain."""
+"""The known codes (ECMA-48 SGR); others are shown plain."""
 STYLE: Final = (
     "rect{fill:#1c2128}"
     "text{font:14px ui-monospace,SFMono-Regular,Menlo,Consolas,'DejaVu Sans Mono',monospace;"
@@ -33,7 +33,7 @@ def render(text: str, title: str) -> str:
 
     Args:
         text: lines, with colours as a terminal gets them.
-        title: for those who do not see it.
+        title: for screen readers.
     """
     lines = text.strip("\n").split("\n")
     columns = max([COLUMNS, *(len(_CODE.sub("", line)) for line in lines)])
@@ -69,7 +69,7 @@ def runs(line: str) -> Iterator[tuple[int, str, str]]:
         if at % 2:
             code = "" if part in {"", "0"} else part
             continue
-        # Between columns that are far apart there is nothing to draw.
+        # A wide gap between columns is not drawn.
         for piece in re.finditer(r"\S+(?: {1,2}\S+)*", part):
             yield column + piece.start(), piece[0], code
         column += len(part)

@@ -1,4 +1,4 @@
-"""What a lab looks like, computed without touching anything.
+"""The layout of a lab, computed without side effects.
 
 ```
    pod1          pod2          pod3        10.0.x.2, default route via the bridge
@@ -12,13 +12,12 @@
                 etcd                       192.0.2.254:2379
 ```
 
-Node K is told by its addresses: 192.0.2.K and 2001:db8::K on the underlay, host name nodeK, its pod
-podK. Both prefixes are set aside for documentation (RFC 5737, RFC 3849), so nothing real is hidden
-by them, and a capture can be read without a table beside it.
+Node K has the addresses 192.0.2.K and 2001:db8::K on the underlay, the host name nodeK, and the pod
+podK. Both prefixes are reserved for documentation (RFC 5737, RFC 3849), so they hide no real hosts,
+and a capture can be read without a table.
 
-Everything here is a plain function or a frozen value; `nodes` carries it out. The kernel's work is
-written as input for `ip -batch`, one batch per namespace, because one process for twenty commands
-is much quicker than twenty.
+Everything here is a plain function or a frozen value; `nodes` carries it out. Commands are written
+as input for `ip -batch`, one batch per namespace, because one process is much faster than twenty.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ from pyflannel.core.ip import Family, IPNetwork
 from pyflannel.records import dataclass
 
 UNDERLAY: Final = IPv4Network("192.0.2.0/24")
-"""TEST-NET-1 of RFC 5737: on no real machine, so the lab's addresses collide with none."""
+"""TEST-NET-1 of RFC 5737: no real machine has these addresses."""
 UNDERLAY_V6_BASE: Final = int(IPv6Address("2001:db8::"))
 """The documentation prefix of RFC 3849."""
 UNDERLAY_V6_PREFIX_LENGTH: Final = 64
@@ -55,7 +54,7 @@ UNDERLAY_V6_PREFIX_LENGTH: Final = 64
 SWITCH_HOST: Final = 254
 """Last usable host number of the underlay: the switch, which is default gateway and has etcd."""
 MAX_NODES: Final = 200
-"""What fits before the switch's own number, with room; two sleeping processes hold a node."""
+"""Fits below the switch's own number. Each node costs two sleeping processes."""
 
 ETCD_PORT: Final = 2379
 ETCD_ENDPOINT: Final = f"http://{UNDERLAY[SWITCH_HOST]}:{ETCD_PORT}"
@@ -73,14 +72,14 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,31}")
 
 
 class Underlay(StrEnum):
-    """How much the underlay helps with segmentation.
+    """Segmentation offloads of the underlay.
 
-    A veth pair passes packets of 64 KB whole, which flatters every path that can make them. A
-    network card in the real world stands somewhere between `plain` and `as-it-comes`.
+    A veth pair passes packets of 64 KB whole, which makes every data path that sends them look
+    faster. A real network card is between `plain` and `as-it-comes`.
     """
 
     AS_IT_COMES = "as-it-comes"
-    """veth as the kernel makes it: nothing is ever cut into MTU-sized packets on the way."""
+    """veth as the kernel makes it: no packet is cut to the MTU on the path."""
     PLAIN = "plain"
     """TSO, GSO and UDP segmentation off, GRO on: a card without segmentation offload."""
     BARE = "bare"
@@ -101,10 +100,10 @@ STATIC_FILE: Final = "/var/lib/pyflannel/network.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabSpec:
-    """What lab is wanted."""
+    """The description of a lab."""
 
     name: str = "default"
-    """Tells labs of one machine apart."""
+    """The name of the lab, unique on this machine."""
     nodes: int = 3
     backend: str = "udp"
     """`Backend.Type` of the network config, unless `config` gives all of it."""
@@ -120,18 +119,18 @@ class LabSpec:
     datapath: str = ""
     """`--datapath` for our daemons; empty leaves the choice to them."""
     daemon_args: tuple[str, ...] = ()
-    """More arguments for our daemons."""
+    """Further arguments for our daemons."""
     daemon_env: Mapping[str, str] = field(default_factory=dict)
     """Environment of all daemons, added to ours."""
     start_daemons: bool = True
-    """Without, `up` stops once etcd holds the config: for those who start daemons by hand."""
+    """If false, `up` stops once etcd has the config, so that daemons can be started by hand."""
     underlay: Underlay = Underlay.AS_IT_COMES
     underlay_mtu: int = 1500
     tx_checksums: bool = True
     """Whether checksums may stay unfinished across the underlay: a veth pair, unlike a card, never
     finishes them."""
     store: str = "etcd"
-    """Who keeps the leases: `etcd`, or `static` for a file on each node."""
+    """Where the leases are kept: `etcd`, or `static` for a file on each node."""
     etcd: str = ""
     """Path of the etcd program; empty looks beside our Python and then in PATH."""
 
@@ -160,7 +159,7 @@ class LabSpec:
         return json.dumps(config, separators=(",", ":"))
 
     def runs_commands(self) -> bool:
-        """Whether the network config holds commands that our daemons do not run unasked."""
+        """Whether the network config has commands, which our daemons run only with a flag."""
         config = parse_network_config(self.config_text(), KINDS).config
         return config is not None and config.backend.RUNS_COMMANDS
 
@@ -168,7 +167,7 @@ class LabSpec:
         """The same, as the daemons understand it.
 
         Raises:
-            ConfigError: they do not.
+            ConfigError: it is wrong.
         """
         return load_network_config(self.config_text(), KINDS)
 
@@ -281,7 +280,8 @@ def node_number(text: str) -> int:
 SWITCH_SYSCTLS: Final = tuple(
     f"net.bridge.bridge-nf-call-{program}" for program in ("iptables", "ip6tables", "arptables")
 )
-"""What must be 0 in the switch's namespace; these are there only with the module br_netfilter."""
+"""Sysctls that must be 0 in the switch's namespace. They exist only with the module
+br_netfilter."""
 
 
 def switch_setup(etcd_address: IPv4Interface) -> str:
@@ -324,7 +324,7 @@ def node_setup(number: int) -> str:
 def node_mounts(run: str, state: str, overlay: str) -> str:
     """Shell lines that give a node a `/run` and a `/var/lib/pyflannel` of its own.
 
-    So every path inside a node is the real default one, and still no two nodes share a file.
+    So every path inside a node is the real default one, yet no two nodes share a file.
 
     Args:
         run: directory that becomes `/run`.
@@ -348,10 +348,10 @@ echo 1 > /proc/sys/net/ipv6/conf/all/forwarding"""
 
 @dataclass(frozen=True, slots=True)
 class DockerOptions:
-    """What docker would take from `docker_opts.env` for its bridge.
+    """The bridge settings that docker would take from `docker_opts.env`.
 
-    `--ip-masq` is not among it: Docker's own masquerade concerns traffic that leaves the overlay,
-    and a lab has no outside.
+    `--ip-masq` is not among them: docker's masquerade is for traffic that leaves the overlay, and a
+    lab has no outside.
     """
 
     bip: IPv4Interface
@@ -380,7 +380,7 @@ def parse_docker_options(text: str) -> DockerOptions | None:
 
 @dataclass(frozen=True, slots=True)
 class PodNetwork:
-    """What a node's bridge and the pod behind it are set up with."""
+    """The addresses and MTU of a node's bridge and its pod."""
 
     gateways: tuple[IPv4Interface | IPv6Interface, ...]
     """The bridge's addresses, at most one of each family."""
@@ -389,7 +389,7 @@ class PodNetwork:
     def pod_interface(
         self, gateway: IPv4Interface | IPv6Interface
     ) -> IPv4Interface | IPv6Interface:
-        """The first address that would be given away behind this bridge: the one after its own."""
+        """The first address for a pod behind this bridge: the one after its own."""
         return ip_interface((gateway.ip + 1, gateway.network.prefixlen))
 
     def pod_address(self, version: int) -> str | None:
@@ -403,8 +403,8 @@ class PodNetwork:
 def pod_network(docker: DockerOptions | None, subnet_env: Mapping[str, str]) -> PodNetwork | None:
     """The pods' network of a node, `None` if it has none yet.
 
-    IPv4 is docker's business. For IPv6 `mk-docker-opts` has no option; those who use it with
-    flannel give the bridge the address from `subnet.env` themselves.
+    docker sets up IPv4. For IPv6 `mk-docker-opts` has no option; operators who use it with flannel
+    give the bridge the address from `subnet.env` themselves.
     """
     gateways: list[IPv4Interface | IPv6Interface] = [docker.bip] if docker else []
     if subnet := subnet_env.get("FLANNEL_IPV6_SUBNET"):
@@ -474,7 +474,7 @@ def daemon_command(spec: LabSpec, number: int, ours: Sequence[str]) -> list[str]
     if spec.datapath:
         command.append(f"--datapath={spec.datapath}")
     if spec.runs_commands():
-        command.append("--allow-extension")  # who makes a lab writes its config
+        command.append("--allow-extension")  # the user who makes the lab writes its config
     return [*command, *spec.daemon_args]
 
 

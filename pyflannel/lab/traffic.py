@@ -1,4 +1,4 @@
-"""Makes traffic inside a pod, or takes it in, and reports what came through as JSON.
+"""Sends or receives traffic inside a pod, and reports the result as JSON.
 
 Run as a program of its own (`python -I -S traffic.py ROLE …`), like `pinger`. Three kinds, each
 with a role at both ends:
@@ -10,7 +10,7 @@ with a role at both ends:
 * `udp-sink` / `udp-source`: small datagrams, with or without a limit. One call per datagram would
   measure Python, so 64 go with one `sendmmsg`, and as many come with one `recvmmsg`.
 
-The end that takes in says `ready` first, then its report when the other end has finished.
+The receiving end prints `ready` first, and its report when the other end has finished.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from collections.abc import Callable, Mapping
 BULK_BYTES = 1 << 20
 """Size of the buffers for bulk TCP: 2^20 bytes make a few hundred calls per second at 1 Gbit/s."""
 BATCH = 64
-"""Datagrams per call; from there on the call itself hardly shows in the cost of one."""
+"""Datagrams per call. With this many the call adds little to the cost of one."""
 IDLE_S = 0.5
-"""A sink that has heard nothing for this long takes the traffic to be over."""
+"""After this much silence a sink takes the traffic to be over."""
 CONNECT_S = 10.0
 SOCKET_BUFFER_BYTES = 4 << 20
-"""Asked for at both UDP ends (the kernel grants what `rmem_max` allows): what is to be measured is
-the overlay's loss, not that of a reader that had no time slice for a moment."""
+"""Requested at both UDP ends (the kernel grants up to `rmem_max`), so that the overlay's loss is
+measured, and not that of a reader without a time slice."""
 
 
 class _IoVec(ctypes.Structure):
@@ -58,13 +58,13 @@ class _MsgHdr(ctypes.Structure):
 
 
 class _MMsgHdr(ctypes.Structure):
-    """`struct mmsghdr`: a message, and how much of it went or came."""
+    """`struct mmsghdr`: a message, and how many of its bytes were transferred."""
 
     _fields_ = (("header", _MsgHdr), ("length", ctypes.c_uint))
 
 
 class Batch:
-    """`BATCH` messages of the same size, all over the same buffer: what is in them is no matter."""
+    """`BATCH` messages of one size over one buffer; their content does not matter."""
 
     def __init__(self, size: int) -> None:
         self._buffer = ctypes.create_string_buffer(max(size, 1))
@@ -76,11 +76,11 @@ class Batch:
         self._libc = ctypes.CDLL(None, use_errno=True)
 
     def send(self, fd: int, count: int) -> int:
-        """Sends up to `count` datagrams on a connected socket; how many went."""
+        """Sends up to `count` datagrams on a connected socket; how many were sent."""
         return self._result(self._libc.sendmmsg(fd, self._messages, count, 0))
 
     def receive(self, fd: int) -> int:
-        """Takes in what is there, at least nothing; how many datagrams came."""
+        """Receives the datagrams that have arrived; how many."""
         return self._result(self._libc.recvmmsg(fd, self._messages, BATCH, 0, None))
 
     @staticmethod
@@ -88,7 +88,7 @@ class Batch:
         if outcome >= 0:
             return outcome
         code = ctypes.get_errno()
-        # No buffer space is what a full queue says; refused is an ICMP answer to an earlier one.
+        # ENOBUFS means a full queue, ECONNREFUSED an ICMP answer to an earlier datagram.
         if code in _TRANSIENT:
             return 0
         raise OSError(code, os.strerror(code))
@@ -98,7 +98,7 @@ _TRANSIENT = frozenset((errno.EAGAIN, errno.ENOBUFS, errno.ECONNREFUSED))
 
 
 def tcp_sink(options: argparse.Namespace) -> Mapping[str, object]:
-    """Takes `--flows` connections, reads until all are closed."""
+    """Accepts `--flows` connections and reads until all are closed."""
     total = 0
     peers: set[str] = set()
     buffer = bytearray(BULK_BYTES)
@@ -124,7 +124,7 @@ def tcp_sink(options: argparse.Namespace) -> Mapping[str, object]:
 
 
 def tcp_source(options: argparse.Namespace) -> Mapping[str, object]:
-    """Sends as much as goes through `--flows` connections for `--seconds`."""
+    """Sends as much as possible over `--flows` connections for `--seconds`."""
     sockets = [_connect(options) for _ in range(options.flows)]
     end = time.monotonic() + options.seconds
     block = memoryview(bytes(BULK_BYTES))
@@ -144,7 +144,7 @@ def tcp_source(options: argparse.Namespace) -> Mapping[str, object]:
 
 
 def echo(options: argparse.Namespace) -> Mapping[str, object]:
-    """Sends back what one connection brings until it is closed."""
+    """Echoes the data of one connection until it is closed."""
     with _listener(options.port) as listener:
         _ready()
         connection, _ = listener.accept()
@@ -195,7 +195,7 @@ def udp_sink(options: argparse.Namespace) -> Mapping[str, object]:
 
 
 def udp_source(options: argparse.Namespace) -> Mapping[str, object]:
-    """Sends datagrams of `--size` bytes for `--seconds`, `--rate` per second or as many as go."""
+    """Sends datagrams of `--size` bytes for `--seconds`, `--rate` a second (0: no limit)."""
     batch = Batch(options.size)
     sent = 0
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as source:

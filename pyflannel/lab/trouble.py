@@ -1,10 +1,10 @@
-"""Something is broken in a lab, on purpose: what stays broken until it is found, and its cure.
+"""Faults of a lab that stay until an operator repairs them, and their repair.
 
-`faults` has what a daemon mends by itself, in a fraction of a second. Here is the rest of an
-operator's day: what no daemon can mend, because it is the underlay's, a firewall's, or the daemon's
-own end. `break_it` does one thing of either kind, `heal` undoes everything of the second and waits
-until the daemons have undone the first. What was done is written into the lab's directory, so that
-`heal` can tell what it was, also of what was hidden.
+`faults` has the faults that a daemon repairs by itself in a fraction of a second. This module has
+those that no daemon can repair, because they are in the underlay, in a firewall, or end the daemon.
+`break_it` injects one fault of either kind. `heal` undoes all of the second kind and waits until
+the daemons have repaired the first. A record in the lab's directory lets `heal` say which faults
+there were, also hidden ones.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _TABLE: Final = "pyflannel_lab"
 """The nftables table, of family inet, with the rules that break something on a node."""
 
 _PORTS: Final = "8285, 8472"
-"""Where the overlay's packets go: upstream's default ports of udp and vxlan."""
+"""Ports of the overlay's packets: upstream's defaults of udp and vxlan."""
 
 _NARROW: Final = 1300
 """MTU of the narrow cable: below what the overlay's packets have on a cable of 1500."""
@@ -44,7 +44,7 @@ _RECORD: Final = "broken.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trouble:
-    """One thing that stays broken until `heal`, told as what happened."""
+    """A fault that stays until `heal`; its text says what happened."""
 
     name: str
     summary: str
@@ -57,7 +57,7 @@ class Trouble:
     etcd: int = 0
     """Signal for etcd."""
     backends: Sequence[str] = ()
-    """Only where the overlay's packets are those of these backends; empty if any may be."""
+    """Only with these backends; empty for all."""
 
 
 def _drop(chain: str, rule: str) -> str:
@@ -78,42 +78,40 @@ TROUBLES: Final = {
         ),
         Trouble(
             name="narrow underlay",
-            summary=f"the cable to the node takes {_NARROW} bytes, and does not say so",
+            summary=f"the cable to the node takes only {_NARROW} bytes, without an ICMP error",
             switch=f"ip link set dev $NODE mtu {_NARROW}",
         ),
         Trouble(
             name="forwarding off",
-            summary="somebody's sysctl.conf has turned IP forwarding off",
+            summary="a sysctl.conf has turned IP forwarding off",
             node="sysctl -q -w net.ipv4.ip_forward=0",
         ),
         Trouble(
             name="firewall drops the overlay",
-            summary="a firewall on the node drops what other nodes send it",
+            summary="a firewall on the node drops packets from other nodes",
             node=_drop("input", f"udp dport {{ {_PORTS} }}"),
             backends=("udp", "vxlan"),
         ),
         Trouble(
             name="firewall drops the pods",
-            summary="a firewall on the node drops what it forwards to its pod",
+            summary="a firewall on the node drops packets to its pod",
             node=_drop("forward", 'oifname "docker0"'),
         ),
         Trouble(name="daemon killed", summary="the node's daemon is gone", daemon=signal.SIGKILL),
         Trouble(
             name="daemon frozen",
-            summary="the node's daemon is there and does nothing",
+            summary="the node's daemon runs but does nothing",
             daemon=signal.SIGSTOP,
         ),
-        Trouble(
-            name="etcd frozen", summary="etcd is there and does not answer", etcd=signal.SIGSTOP
-        ),
+        Trouble(name="etcd frozen", summary="etcd runs but does not answer", etcd=signal.SIGSTOP),
     )
 }
-"""What stays broken, by name."""
+"""The faults that stay, by name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """One thing that was broken, as the lab's directory remembers it."""
+    """One injected fault, as recorded in the lab's directory."""
 
     node: int
     name: str
@@ -140,10 +138,10 @@ def slugs() -> list[str]:
 
 
 def named(text: str) -> str:
-    """The name that is meant, with blanks or dashes, in any case.
+    """The fault of this name, written with blanks or dashes, in upper or lower case.
 
     Raises:
-        UsageError: none is; with a guess.
+        UsageError: there is none; with a guess.
     """
     name = _BY_SLUG.get(slug(text))
     if name is None:
@@ -154,17 +152,17 @@ def named(text: str) -> str:
 
 
 def listing(names: Iterable[str] | None = None) -> list[str]:
-    """All faults for people, what stays broken first."""
+    """All faults for people, first those that stay."""
     wanted = list(_BY_SLUG.values()) if names is None else list(names)
     width = max(map(len, map(slug, TROUBLES)))
-    lines = ["Broken until `pyflannel lab heal`, or until you mend it:"]
+    lines = ["Stay until `pyflannel lab heal`, or until you repair them:"]
     lines += [f"  {slug(n):<{width}}  {TROUBLES[n].summary}" for n in wanted if n in TROUBLES]
-    lines += ["", "The daemon mends these by itself; its log says how:"]
+    lines += ["", "The daemon repairs these by itself; its log says how:"]
     return [*lines, *(f"  {slug(n)}" for n in wanted if n in FAULTS)]
 
 
 def fitting(backend: str, *, with_etcd: bool) -> list[str]:
-    """The names of what can stay broken in such a lab."""
+    """The names of the faults that stay and are possible in such a lab."""
     return [
         trouble.name
         for trouble in TROUBLES.values()
@@ -173,23 +171,23 @@ def fitting(backend: str, *, with_etcd: bool) -> list[str]:
 
 
 def choose(lab: Lab, rng: random.Random) -> tuple[str, int]:
-    """Something that stays broken, and the node it happens to."""
+    """A fault that stays, and its node."""
     names = fitting(_backend(lab), with_etcd=lab.spec.store == "etcd")
     return rng.choice(names), rng.choice([node.number for node in lab.nodes])
 
 
 def break_it(lab: Lab, name: str, number: int, *, hidden: bool = False) -> Broken:
-    """Breaks one thing in a lab.
+    """Injects one fault into a lab.
 
     Args:
         lab: which is up.
         name: of `TROUBLES` or `faults.FAULTS`.
-        number: of the node it is done to.
+        number: of its node.
         hidden: `lab status` does not tell what it was.
 
     Raises:
-        UsageError: this lab has nothing of the kind.
-        LabError: it found nothing to break, or could not be done.
+        UsageError: this lab cannot have this fault.
+        LabError: there was nothing to break, or it failed.
     """
     node = lab.node(number)
     broken = Broken(number, name, hidden)
@@ -205,7 +203,7 @@ def break_it(lab: Lab, name: str, number: int, *, hidden: bool = False) -> Broke
 
 
 def recorded(lab: Lab) -> list[Broken]:
-    """What was broken since the last `heal`."""
+    """The faults injected since the last `heal`."""
     try:
         rows = json.loads((lab.path / _RECORD).read_text(encoding="utf-8"))
         return [Broken(int(row["node"]), str(row["name"]), bool(row["hidden"])) for row in rows]
@@ -216,7 +214,7 @@ def recorded(lab: Lab) -> list[Broken]:
 
 
 def heal(lab: Lab, *, deadline: float = READY_S) -> PingMatrix | None:
-    """Undoes everything that `TROUBLES` does, on every node, and waits until all pods answer.
+    """Undoes all of `TROUBLES` on every node, and waits until all pods answer.
 
     Returns:
         The answers of the pods, also if some are missing; `None` for a lab without pods.
@@ -240,7 +238,7 @@ def heal(lab: Lab, *, deadline: float = READY_S) -> PingMatrix | None:
 
 
 def _mend(lab: Lab, node: Node) -> bool:
-    """Undoes what can be broken on one node; whether its daemon was started again."""
+    """Undoes all faults of one node; whether its daemon was started again."""
     lab.switch.run(["ip", "link", "set", "dev", node.name, "mtu", str(lab.spec.underlay_mtu), "up"])
     variables = {
         "OWN_IP": topology.underlay_address(node.number),
