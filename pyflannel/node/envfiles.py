@@ -259,8 +259,10 @@ class EnvFiles:
                 log.error(f"environment file not written, retrying: {error}", path=path)
         else:
             self._failed.pop(path, None)
+            # Another program may have written since: the next look reads it before it counts as good.
+            self._good.pop(path, None)
             if (stamp := self._disk.stamp(path)) is not None:
-                self._good[path] = stamp
+                self._suspect[path] = stamp
             if path == self._primary:
                 log.info(f"Wrote subnet file to {path}", path=path)
                 if self.ready_since is None:

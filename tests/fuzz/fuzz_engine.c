@@ -254,6 +254,10 @@ static void one_batch(unsigned long long done[OUTCOMES_COUNT])
         }
         made = count[COUNT_icmp_unreachable] + count[COUNT_icmp_time_exceeded] +
                count[COUNT_icmp_frag_needed];
+        /* Bytes are counted a moment after their packet. */
+        if (count[COUNT_tun_bytes] < expected[COUNT_tun_bytes] ||
+            count[COUNT_udp_bytes] < expected[COUNT_udp_bytes])
+            all = 0;
         /* How many errors are made depends on the time. */
         if (all >= wanted && made + count[COUNT_icmp_suppressed] >= errors &&
             got >= count[COUNT_tun_packets] + count[COUNT_udp_packets] + made)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 from functools import partial
+from pathlib import Path
 
 import pytest
 
 from pyflannel.core.cni import conflist_problem
 from pyflannel.node.cniconf import conflist
-from pyflannel.node.envfiles import EnvFiles
+from pyflannel.node.envfiles import EnvFiles, RealDisk
 from pyflannel.testing.fakeclock import FakeClock
 
 SUBNET_ENV = b"""\
@@ -30,8 +31,8 @@ DOCKER_OPTS=" --bip=10.0.7.1/24 --ip-masq=true --mtu=1450"
 class Kept:
     """Both files in a directory, and a keeper that has written them."""
 
-    def __init__(self, directory) -> None:
-        self.files = EnvFiles(FakeClock())
+    def __init__(self, directory, disk=None) -> None:
+        self.files = EnvFiles(FakeClock(), disk)
         self.subnet, self.docker = directory / "subnet.env", directory / "docker_opts.env"
         self.files.set(str(self.subnet), SUBNET_ENV, str(self.docker), DOCKER_ENV)
 
@@ -78,6 +79,27 @@ def test_a_damaged_subnet_env_is_written_again(kept, damage):
     assert kept.looks() == 1
     assert kept.subnet.read_bytes() == SUBNET_ENV
     assert kept.looks() == 0
+
+
+class HastyDisk(RealDisk):
+    """Where another program writes a file right after us, before anything else is done."""
+
+    damage = b""
+
+    def write(self, path: Path, content: bytes) -> None:
+        super().write(path, content)
+        if self.damage:
+            path.write_bytes(self.damage)
+            self.damage = b""
+
+
+def test_damage_right_after_the_writing_is_seen(tmp_path):
+    disk = HastyDisk()
+    kept = Kept(tmp_path, disk)
+    disk.damage = SUBNET_ENV.replace(b"1450", b"1500")
+    kept.subnet.unlink()
+    assert kept.looks() == 2
+    assert kept.subnet.read_bytes() == SUBNET_ENV
 
 
 def test_what_is_still_being_written_is_waited_for(kept):
