@@ -61,6 +61,8 @@ RETRY_FIRST_S: Final = 0.25
 RETRY_MAX_S: Final = RESYNC_INTERVAL_S
 HANDED_AT_ONCE: Final = 200
 """Lease events that a network takes at a time, before others may have their turn: 1 ms."""
+WHOLE: Final = "kernel"
+"""What a pass failed with as a whole is told under."""
 NAMED_FAILURES: Final = 20
 """New failures of one pass that get a log line each; the rest is a number, and in the status."""
 
@@ -337,7 +339,7 @@ class Driver:
                 self._account(error.applied)
             await self._report({**self._refused, **error.failures})
         except FlannelError as error:
-            await self._report({**self._refused, "kernel": error})
+            await self._report({**self._refused, WHOLE: error})
         except Exception as error:
             # A task's border: a defect must not end the loop.
             self.stats.defects += 1
@@ -443,7 +445,13 @@ class Driver:
         stats = self.stats
         shown = self._network.report()
         # A network may also know of failures outside our passes (extension's commands).
-        failing = {**shown.failing, **stats.failing}
+        failing, since = {**shown.failing, **stats.failing}, dict(stats.failing_since)
+        whole = stats.failing.get(WHOLE)
+        if whole is not None and whole in shown.failing.values():
+            # The network names what it failed with: one failure, under the better name.
+            del failing[WHOLE]
+            began = since.pop(WHOLE)
+            since |= {name: began for name, text in shown.failing.items() if text == whole}
         return replace(
             shown,
             ignored_count=len(shown.ignored),
@@ -452,7 +460,7 @@ class Driver:
             changed=stats.changed,
             repaired=dict(stats.repaired),
             failing=failing,
-            failing_since=dict(stats.failing_since),
+            failing_since=since,
             last_error=stats.last_error,
             last_pass_s=round(stats.last_pass_s, 6),
             longest_pass_s=round(stats.longest_pass_s, 6),

@@ -300,6 +300,20 @@ async def test_a_failure_is_a_warning_once_and_its_end_is_told(caplog):
     assert messages.count("recovered") == 1
 
 
+async def test_what_the_network_names_itself_is_told_once_with_its_begin():
+    class Naming(FakeNetwork):
+        def report(self) -> NetworkReport:
+            return NetworkReport(backend="fake", failing={"flannel0": str(REFUSED)})
+
+    network = Naming()
+    network.outcomes = [REFUSED]
+    async with Stand(network) as stand:
+        told = stand.driver.report()
+        assert told.failing == {"flannel0": str(REFUSED)}
+        assert told.failing_since == {"flannel0": stand.driver.stats.failing_since["kernel"]}
+        assert told.failing_count == 1
+
+
 async def test_a_thousand_failures_are_a_handful_of_lines(caplog):
     network = FakeNetwork()
     network.outcomes = [ApplyError({f"peer {n}": REFUSED for n in range(1000)})]
