@@ -7,13 +7,13 @@
 
 BIN := .venv/bin
 # A minute and more each: `make system` runs them, and `make book` the second.
-BY_SYSTEM := book.py containers.py docker_newest.py docker_order.py first_run.py image.py \
-	install.py instances.py migration.py operations.py reproducible.py sandbox.py shells.py \
-	upgrade.py web_page.py wheels.py
+BY_SYSTEM := book.py containers.py docker_newest.py docker_order.py drop_ins.py first_run.py image.py \
+	install.py instances.py migration.py monitoring.py operations.py reproducible.py sandbox.py \
+	shells.py upgrade.py web_page.py wheels.py
 # Of the integration tests, those of half a minute and more.
 LONG := alerts.py bad_input.py bundle.py do_no_harm_everywhere.py doctor_faults.py \
 	doctor_kubernetes.py etcd_failover.py etcd_names.py every_backend.py follow_machines.py \
-	lab_trouble.py ping_and_trace.py probes.py quiet_day.py vxlan_auto.py
+	lab_trouble.py ping_and_trace.py probes.py quiet_day.py readme.py vxlan_auto.py
 # An hour, so neither's.
 HOUR := real_hour.py
 ARGS ?=

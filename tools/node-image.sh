@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the file tree of a minimal Debian node with systemd, for the tests that boot one:
 #
-#     tools/node-image.sh base|docker|docker-newest|guest
+#     tools/node-image.sh base|ssh|docker|docker-newest|guest
 #
 # prints the tree's directory. Its packages come from where this machine's own apt gets them;
 # docker-newest is of Debian's unstable suite. It is built once and kept outside of the repository, below
@@ -11,7 +11,7 @@
 # the test suite calls. Needs root and mmdebstrap.
 set -euo pipefail
 
-variant=${1:?base, docker, docker-newest or guest}
+variant=${1:?base, ssh, docker, docker-newest or guest}
 release=$(. /etc/os-release && printf '%s' "${VERSION_CODENAME:?of Debian}")
 suite=$release
 [[ $variant != docker-newest ]] || suite=sid
@@ -41,6 +41,7 @@ packages=(
 )
 case $variant in
 base) ;;
+ssh) packages+=(openssh-server openssh-client) ;;
 docker) packages+=(docker.io busybox-static) ;;
 docker-newest) packages+=(docker.io docker-cli busybox-static) ;;
 guest)
@@ -56,7 +57,7 @@ guest)
     )
     ;;
 *)
-    echo "node-image: $variant: base, docker, docker-newest or guest" >&2
+    echo "node-image: $variant: base, ssh, docker, docker-newest or guest" >&2
     exit 2
     ;;
 esac

@@ -139,7 +139,7 @@ def _command(parser: Parser) -> Iterator[str]:
         names = ", ".join(f"`--{flag.name}`" for flag in table)
         yield f"\n{sentence(title)[:-1]}: {names}; see [flags](flags.md).\n"
     lines = "".join(f"{example}\n" for example in parser.examples)
-    yield f"\n```\n{lines}```\n"
+    yield f"\n```sh\n{lines}```\n"
 
 
 def _flat(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,8 @@ from pyflannel.lab.nodes import Node
 from tests.support.guests import need_devices
 from tests.support.prometheus import program
 
-RULES = Path(__file__).parents[2] / "contrib/prometheus"
+PAGE = Path(__file__).parents[2] / "contrib/README.md"
+RULES = PAGE.parent / "prometheus"
 ASK = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:9090/api/v1/{}').read().decode())"
 
 
@@ -31,6 +33,14 @@ def promtool(*words: str) -> str:
 def test_promtool_finds_nothing_wrong_with_the_rules_and_their_tests_pass():
     assert "15 rules found" in promtool("check", "rules", "pyflannel.rules.yml")
     assert "SUCCESS" in promtool("test", "rules", "tests.yml")
+
+
+@pytest.mark.slow
+def test_promtool_takes_the_configuration_that_the_page_shows(tmp_path):
+    (block,) = re.findall(r"^```yaml\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    (tmp_path / "prometheus.yml").write_text(block)
+    shutil.copy(RULES / "pyflannel.rules.yml", tmp_path)
+    assert "15 rules found" in promtool("check", "config", str(tmp_path / "prometheus.yml"))
 
 
 def firing(node: Node) -> set[str]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +16,7 @@ from pyflannel.lab.topology import LabSpec
 
 pytestmark = [pytest.mark.slow, pytest.mark.root]
 
+PAGE = Path(__file__).parents[2] / "docs/static-network.md"
 FOLLOWED_S = 2.0
 """A second for the file, and one for a busy machine."""
 
@@ -30,6 +34,27 @@ def test_nodes_find_each_other_by_a_file_alone(backend):
         assert report["problems"] == []
         assert report["lease"]["reservation"] is True
         assert len(report["peers"]) == 2
+
+
+def test_the_pages_file_and_commands_work_as_they_stand_there(tmp_path):
+    found = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    ((_, text), (_, start), (_, check)) = found
+    (tmp_path / "network.json").write_text(text)
+    start = start.replace("/etc/pyflannel", str(tmp_path))
+    with Lab(LabSpec(nodes=1, name="static-page", start_daemons=False)) as lab:
+        node = lab.node(1)
+        node.exec(["sh", "-ec", f"cd {tmp_path}; {check}"])
+        child = node.space.popen(
+            ["sh", "-c", f"exec {start}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            lease = {"subnet": "10.244.1.0/24", "public_ip": "192.0.2.1"}
+            env = node.path("/run/flannel/subnet.env")
+            lab.wait(env.exists, 20, what="the lease of the file")
+            assert status(node)["lease"].items() >= lease.items()
+        finally:
+            child.terminate()
+            child.wait(20)
 
 
 def test_the_file_is_followed_and_a_broken_one_changes_nothing():

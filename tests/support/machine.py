@@ -381,12 +381,18 @@ class Node:
         """Runs a shell script inside, with `-e`."""
         return self.run("sh", "-ec", script, check=check, timeout=timeout)
 
-    def popen(self, *command: str) -> subprocess.Popen[str]:
-        """Starts a command inside; the caller ends it, and signals reach the command itself."""
+    def popen(self, *command: str, stdin: int | None = None) -> subprocess.Popen[str]:
+        """Starts a command inside; the caller ends it, and signals reach the command itself.
+
+        Args:
+            command: the words.
+            stdin: as `subprocess` has it; the caller's own if left out.
+        """
         entered = ("nsenter", "-t", str(self._leader), *self._namespaces(), "--root", "--wd")
         return subprocess.Popen(
             # Without a fork between them: nsenter would pass no signal on.
             [*entered, "--no-fork", "--", *command],
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -1,4 +1,4 @@
-"""`make demo` on a bare Debian: what it downloads and leaves, and once more without a network."""
+"""README.md's `make demo` on a bare Debian: what it downloads and leaves, and once more offline."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -25,6 +26,12 @@ def test_a_sample_parses_without_any_problem_and_names_its_backend(path: Path) -
     assert parsed.problems == ()
     assert parsed.config is not None
     assert parsed.config.backend_type == path.stem
+
+
+def test_the_reference_shows_these_samples() -> None:
+    page = (SAMPLES[0].parents[1] / "docs/reference/network-config.md").read_text()
+    shown = re.findall(r"^```json\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert [json.loads(block) for block in shown] == [json.loads(p.read_text()) for p in SAMPLES]
 
 
 def test_samples_of_dual_stack_backends_show_dual_stack() -> None:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
+import yaml
+
+from pyflannel import __version__ as VERSION
+from pyflannel.cli import pyflannel
 from pyflannel.core.kube import annotations
 from pyflannel.core.options import FLAGS
 from pyflannel.gocompat.flags import Mode
@@ -20,6 +25,34 @@ def test_every_flag_exists_and_every_flag_of_kubernetes_is_there() -> None:
     named = set(re.findall(r"--([a-z][a-z-]+)", TEXT)) - OTHERS
     assert named <= {flag.name for flag in FLAGS}
     assert {flag.name for flag in KUBE_FLAGS} <= named
+
+
+COMMANDS = [
+    line
+    for block in re.findall(r"^```sh\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+    for line in block.splitlines()
+]
+
+
+def test_every_command_is_one_that_there_is(tmp_path, monkeypatch, capsys) -> None:
+    """What they name as well."""
+    manifest = yaml.safe_load_all((ROOT / "kubernetes/pyflannel.yaml").read_text())
+    data = [each["data"] for each in manifest if each["kind"] == "ConfigMap"]
+    (tmp_path / "net-conf.json").write_text(data[0]["net-conf.json"])
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    for line in COMMANDS:
+        program, *words = shlex.split(line)
+        if program == "kubectl":
+            assert words[words.index("-n") + 1] == "kube-flannel"
+            program, *words = words[words.index("--") + 1 :]
+            assert [program, *words] in [["pyflannel", name] for name in pyflannel.COMMANDS]
+        elif program == "pyflannel":
+            assert pyflannel.run(words) == 0, capsys.readouterr()
+        else:
+            assert words[-1] == f"pyflannel-image-{VERSION}-amd64.tar"
+        seen.append(program)
+    assert seen == ["ctr", "docker", *["pyflannel"] * 4]
 
 
 def test_every_variable_is_one_of_its_flags() -> None:

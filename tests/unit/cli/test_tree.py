@@ -1,4 +1,7 @@
-"""The whole command line, by machine: every order, every help page, every example."""
+"""The whole command line, by machine: every order, every help page, every example.
+
+The examples are those of docs/reference/commands.md as well, which is made of the parsers.
+"""
 
 from __future__ import annotations
 
