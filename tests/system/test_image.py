@@ -30,6 +30,9 @@ BUILD_S = 1500
 EPOCH = "1750000000"
 IMAGE = f"pyflannel:{pyflannel.__version__}"
 API = f"http://{HUB}:8080"
+PAGE = (ROOT / "docs/kubernetes.md").read_text()
+IMPORT, LOAD = re.findall(r"^(?:ctr|docker) .*\.tar$", PAGE, re.MULTILINE)
+"""As the page has an operator do it."""
 NEEDED = re.compile(r"\(NEEDED\).*\[(.+)\]")
 CONFIG = {"Network": "10.244.0.0/16", "EnableNFTables": False, "Backend": {"Type": "vxlan"}}
 
@@ -177,8 +180,8 @@ def cluster(image) -> Iterator[tuple[Site, list[Node]]]:
             until("the API server answers", lambda: _answers(site), 20)
             nodes = [site.add_node() for _ in range(2)]
             for number, node in enumerate(nodes, 1):
-                shutil.copy(image, node.root / "var/tmp/image.tar")
-                node.run("docker", "load", "-q", "-i", "/var/tmp/image.tar", timeout=180)
+                shutil.copy(image, node.root / "var/tmp")
+                node.shell(f"cd /var/tmp; {LOAD}", timeout=180)
                 node.write("/etc/kube-flannel/net-conf.json", json.dumps(CONFIG))
                 node.write("/etc/kube-flannel/cni-conf.json", CONFLIST.decode())
                 node.shell("touch /run/xtables.lock; mkdir -p /run/flannel /etc/cni/net.d")
@@ -280,10 +283,11 @@ def test_containerd_takes_the_same_archive(cluster):
     first.write("/run/ctr.toml", 'version = 2\nroot = "/var/lib/docker/ctr"\nstate = "/run/ctr"\n')
     words = "--config /run/ctr.toml --address /run/ctr.sock"
     first.shell(f"containerd {words} >/run/ctr.log 2>&1 & echo $! >/run/ctr.pid")
-    ctr = "ctr --address /run/ctr.sock -n k8s.io"
+    ours = "ctr --address /run/ctr.sock"
+    ctr = f"{ours} -n k8s.io"
     try:
         until("containerd", lambda: "Server" in first.shell(f"{ctr} version", check=False), 30)
-        first.shell(f"{ctr} image import /var/tmp/image.tar", timeout=180)
+        first.shell(f"cd /var/tmp; {IMPORT.replace('ctr', ours, 1)}", timeout=180)
         names = first.shell(f"{ctr} image list -q").split()
         (name,) = [each for each in names if each.endswith(f"/{IMAGE}")]
         first.shell(f"{ctr} image mount {name} /mnt")
