@@ -70,6 +70,6 @@ def test_every_command_does_what_the_page_says(nodes):
         return second.shell(script)
 
     hosts = {"node1": first.shell, "laptop": laptop}
-    assert follow(ROOT / "docs/monitoring.md", hosts) >= 1
+    assert follow(ROOT / "docs/monitoring.md", hosts) == 2
     # Nothing goes on serving when the operator has left.
     until("its end", lambda: not first.run("pgrep", "-fa", "pyflannel web", check=False))
