@@ -22,6 +22,7 @@ from tests.integration.test_ebpf_datapath import (
     counters,
     has_peers,
     network_status,
+    nudge,
     received,
     start,
     with_bpffs,
@@ -249,6 +250,7 @@ def test_what_others_take_away_is_put_back(lab: Lab) -> None:
     node = lab.node(2)
     node.exec(["ip", "fou", "del", "port", str(PORT), "local", node.address, "dev", "eth0"])
     node.exec(["ip", "xfrm", "policy", "flush"])
+    nudge(lab, 2)
     lab.wait(lambda: len(fou_ports(node)) == 1, 20, what="the port is back")
     assert policies(node).count("action block") == 1
     assert network_status(lab, 2)["repaired"]["fou port"] == 1
@@ -258,10 +260,12 @@ def test_policies_of_ipsec_close_it_while_they_are_there(lab: Lab) -> None:
     node = lab.node(2)
     policy = ["dir", "in", "src", "198.51.100.1", "dst", "198.51.100.2", "proto", "tcp"]
     node.exec(["ip", "xfrm", "policy", "add", *policy, "action", "block"])
+    nudge(lab, 2)
     lab.wait(lambda: fou_ports(node) == [], 20, what="the port is gone")
     assert "IPsec" in state(lab, 2)
     assert lab.ping_all().ok
-    node.exec(["ip", "xfrm", "policy", "del", *policy[:6], *policy[6:]])
+    node.exec(["ip", "xfrm", "policy", "del", *policy])
+    nudge(lab, 2)
     lab.wait(lambda: state(lab, 2) == "on", 20, what="it is open again")
 
 
