@@ -269,31 +269,6 @@ def test_policies_of_ipsec_close_it_while_they_are_there(lab: Lab) -> None:
     lab.wait(lambda: state(lab, 2) == "on", 20, what="it is open again")
 
 
-def test_ports_of_others_stay(lab: Lab) -> None:
-    """Of another number, and of ours: the second is a reason to do without."""
-    node = lab.node(2)
-    node.stop_daemon()
-    others = (["port", "9999", "ipproto", "4"], ["port", str(PORT), "ipproto", "4", "dev", "lo"])
-    for other in others:
-        node.exec(["ip", "fou", "add", *other])
-    try:
-        come_back(lab, 2)
-        assert state(lab, 2) == "on"
-        node.kill()
-        node.wait_exit()
-        done = json.loads(node.exec(["pyflannel", "cleanup", "--json"]).stdout)
-        assert f"FOU port {PORT} on {node.address}" in done["found"]
-        assert done["failed"] == {}
-        left = fou_ports(node)
-        assert len(left) == 2
-        assert all("local" not in each for each in left)
-        assert policies(node) == ""
-    finally:
-        for other in others:
-            node.exec(["ip", "fou", "del", *other], check=False)
-        come_back(lab, 2)
-
-
 @pytest.mark.parametrize("datapath", ["native", "python"])
 def test_another_data_path_takes_a_port_that_was_left(lab: Lab, datapath: str) -> None:
     node = lab.node(2)
@@ -315,6 +290,34 @@ def starts_killed(lab: Lab, number: int, *arguments: str) -> None:
     come_back(lab, number, *arguments)
 
 
+def test_ports_of_others_stay(lab: Lab) -> None:
+    """Also one of our number: the kernel takes one of each, so it is a reason to do without."""
+    node = lab.node(2)
+    other = ["port", "9999", "ipproto", "4"]
+    ours = ["port", str(PORT), "ipproto", "4", "local", "127.0.0.1"]
+    node.exec(["ip", "fou", "add", *other])
+    try:
+        node.kill()
+        node.wait_exit()
+        done = json.loads(node.exec(["pyflannel", "cleanup", "--json"]).stdout)
+        assert f"FOU port {PORT} on {node.address}" in done["found"]
+        assert done["failed"] == {}
+        (left,) = fou_ports(node)
+        assert "9999" in left
+        assert policies(node) == ""
+        node.exec(["ip", "fou", "add", *ours])
+        come_back(lab, 2)
+        assert "not ours" in state(lab, 2)
+        node.stop_daemon()
+        assert len(fou_ports(node)) == 2
+    finally:
+        for each in (other, ours):
+            node.exec(["ip", "fou", "del", *each], check=False)
+        come_back(lab, 2)
+        lab.attach_pods()
+    assert state(lab, 2) == "on"
+
+
 @pytest.mark.parametrize("command", [NATIVE, PYTHON], ids=["native", "python"])
 @pytest.mark.parametrize("underlay", [Underlay.PLAIN, Underlay.AS_IT_COMES], ids=str)
 def test_beside_a_node_in_user_space(command: str, underlay: Underlay) -> None:
@@ -326,7 +329,11 @@ def test_beside_a_node_in_user_space(command: str, underlay: Underlay) -> None:
         assert state(made, 2) == "on"
         for source, target in ((1, 2), (2, 1)):
             flow = bench.tcp(made.node(source), made.node(target), seconds=0.3)
-            assert flow.gbit_per_s > 0.005
+            # Broken datagrams were seen to leave 0.006.
+            assert flow.gbit_per_s > 0.02
+        # As one datagram of 64 KB it would be too long for user space.
+        dropped = counters(made, 2)
+        assert dropped["udp_oversize"] == dropped["udp_malformed"] == 0
         large = ["ping", "-c", "3", "-i", "0.2", "-s", "4000", "-W", "2"]
         for source, target in ((1, 2), (2, 1)):
             made.node(source).exec([*large, made.node(target).pod_address()], pod=True)

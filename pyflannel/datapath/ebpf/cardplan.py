@@ -78,11 +78,7 @@ def obstacle(wanted: FouPort, found: Surroundings) -> str:
         return f"{found.unchecked[0]} is set, so nothing would keep others out of the FOU port"
     if any(each.bolted is None for each in found.policies):
         return "there are policies of IPsec: what they let in does not come past the programs"
-    if any(_is_in_the_way(port, wanted, found.policies) for port in found.ports):
+    # Of each number the kernel takes one, whatever the addresses (`fou_add_to_port_list`).
+    if any(port.port == wanted.port and not is_ours(port, found.policies) for port in found.ports):
         return f"there is a FOU port {wanted.port} that is not ours"
     return ""
-
-
-def _is_in_the_way(port: FouPort, wanted: FouPort, policies: Iterable[Policy]) -> bool:
-    same = port.port == wanted.port and port.local in (None, wanted.local)
-    return same and port.ifindex in (0, wanted.ifindex) and not is_ours(port, policies)
