@@ -4,8 +4,8 @@ Two stands have one interface. `PairRig` needs no privileges: a socket pair is t
 underlay. `DeviceRig` is the real thing in two network namespaces: a TUN into which packets are put,
 and from which they are taken, with a packet socket; and a veth pair to the namespace of the peers.
 
-The namespaces have no name: they end with the last descriptor on them, so that nothing stays behind
-whatever happens to the test.
+The namespaces have no name: they end with the last descriptor on them, so that no test leaves one
+behind.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Namespace:
 
 @contextmanager
 def _at_home() -> Iterator[None]:
-    """Whatever happens, this thread is back where it was."""
+    """Always returns this thread to its namespace."""
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         yield
@@ -317,7 +317,7 @@ class PairRig(Rig):
                         for name in ("a", "b", "stranger")
                     }
                 except DeviceUnavailable:
-                    continue  # somebody else has this port on another loopback address
+                    continue  # another process has this port on another loopback address
                 self.cleanup.push(sockets.pop_all())
                 return ours
         raise AssertionError("no port that is free on four loopback addresses")

@@ -237,7 +237,8 @@ class TestOthersFilters:
 
     @pytest.fixture
     def theirs(self, space: Namespace) -> int:
-        """Somebody has the qdisc, with a filter that has our preference and one that has none."""
+        """Another program has the qdisc, with a filter at our preference and one without a
+        preference."""
         space.run("tc", "qdisc", "add", "dev", "dev0", "clsact")
         add = ["tc", "filter", "add", "dev", "dev0", "ingress"]
         space.run(*add, "prio", str(clsact.PREFERENCE), "protocol", "arp", *DROP_ALL)

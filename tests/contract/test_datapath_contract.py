@@ -759,7 +759,7 @@ def test_what_is_dropped_is_counted_for_the_peer_by_reason(running: Rig) -> None
 
 
 def test_a_peer_keeps_its_counters_while_it_is_in_the_table(running: Rig) -> None:
-    """Whatever becomes of the others; one that comes again begins anew."""
+    """Even if other peers change. A peer that returns starts at zero."""
     both, alone = running.table(), RouteTable([Peer(SUBNETS["b"], running.addresses["b"])])
     running.inject(packet(destination=AT_A), packet(destination=AT_B))
     running.settle()
@@ -1028,7 +1028,7 @@ def test_a_frame_that_the_kernel_would_drop_is_dropped(
     accept_any=st.booleans(),
 )
 @pytest.mark.slow
-def test_whatever_comes_what_goes_out_is_what_the_model_says(
+def test_any_input_gives_the_models_output(
     stand: Stand,
     new_rig: Callable[[], Rig],
     out: list[bytes],

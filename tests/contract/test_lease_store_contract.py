@@ -40,7 +40,7 @@ PREFIX = "/coreos.com/network"
 ADDRESS = "192.0.2.1"
 US = LeaseAttrs(public_ip=IPv4Address(ADDRESS), backend_type="host-gw")
 SOON_S = 15.0
-"""By then a store that was away has answered again, whatever its back-off."""
+"""By then a store that was away has answered again, with any back-off."""
 
 
 class EtcdRig:

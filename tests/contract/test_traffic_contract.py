@@ -125,7 +125,7 @@ async def test_at_rest_no_more_than_one_process_a_minute_is_spent(manager, monke
 
 
 async def test_rules_of_others_are_left_alone_and_not_waited_upon(manager):
-    """A firewall that somebody else changes all the time does not keep us busy."""
+    """A firewall that another program changes all the time does not keep us busy."""
     await manager.ensure(rules())
     sh("nft add table ip theirs; nft add chain ip theirs c")
     await manager.ensure(rules())
@@ -440,7 +440,7 @@ SEND = (
 
 PORTS = itertools.count(40_000)
 """A source port for each datagram. One by chance may be that of a datagram before, and then the
-packet belongs to that one's connection, and is masqueraded as it was, whatever its mark."""
+packet belongs to that one's connection, and is masqueraded as it was, with any mark."""
 
 
 def source(sender: int | None, receiver: int, to: str, *, bind: str = "0.0.0.0", mark=False) -> str:

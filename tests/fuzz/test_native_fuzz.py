@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
     ("harness", "longest"), [("fuzz_packet.c", 4096), ("fuzz_join.c", 6 * 256)]
 )
 def test_no_input_breaks_the_pure_functions(harness: str, longest: int, tmp_path: Path) -> None:
-    """Parsing, cutting and joining survive whatever comes, and lose or change no byte."""
+    """Parsing, cutting and joining survive any input, and lose or change no byte."""
     fuzzer = build(tmp_path / "fuzzer", harness, PURE, "-fsanitize=fuzzer,address,undefined")
     run = subprocess.run(
         [fuzzer, f"-max_total_time={FUZZ_S}", f"-max_len={longest}", "-print_final_stats=1"],

@@ -1,4 +1,4 @@
-"""Whatever is broken on a running node is as it was within two seconds, and packets flow again."""
+"""Every fault on a running node is repaired within two seconds, and packets flow again."""
 
 from __future__ import annotations
 

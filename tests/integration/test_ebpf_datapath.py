@@ -419,7 +419,7 @@ class TestStrangersOnTheThirdWay:
     @pytest.mark.parametrize("link_layer", ["ff:ff:ff:ff:ff:ff", "flannelgro0"])
     @pytest.mark.parametrize("by_hand", [False, True], ids=["", "with a route by hand"])
     def test_do_not_get_past_the_firewall(self, lab, heard, link_layer, by_hand):
-        """Nor with a route like ours in the main table, as somebody may have it for his own."""
+        """Nor with a route like ours in the main table, which others may have."""
         node = lab.node(2)
         if link_layer == "flannelgro0":
             (link,) = json.loads(node.exec(["ip", "-j", "link", "show", "dev", link_layer]).stdout)
@@ -717,7 +717,7 @@ class TestBesideUserSpace:
             node.exec(["ethtool", "-K", port, "tx", "on"])
             node.exec(["ethtool", "-K", "eth0", "tx", "on"], pod=True)
 
-    def test_a_datagram_for_nobody_is_answered(self, mixed):
+    def test_a_datagram_for_an_unleased_address_is_answered(self, mixed):
         """It goes back into flannel0, where the kernel finishes checksums for the TUN's reader."""
         source, node = mixed.node(1), mixed.node(2)
         before = counters(mixed, 2)
@@ -752,7 +752,7 @@ class TestBesideUserSpace:
 
     @pytest.mark.parametrize("name", ["flannelgro0", "flannelgro1"])
     def test_without_a_pair_user_space_finishes_the_packets(self, mixed, name):
-        """A device of somebody else that has the name of one end is left alone."""
+        """Another program's device with the name of one end is not touched."""
         with without_pair(mixed, 2, name):
             offloads = network_status(mixed, 2)["datapath"]["offloads"]
             assert offloads["finish"].startswith("off (no veth pair")
@@ -801,7 +801,7 @@ def test_cleanup_finds_what_a_killed_daemon_left_without_bpffs():
 
 
 @pytest.mark.parametrize("datapath", ["ebpf", "native", "python"])
-def test_nobody_speaks_as_the_node_itself_though_all_are_accepted(datapath):
+def test_no_sender_speaks_as_the_node_itself_though_all_are_accepted(datapath):
     """Upstream's way, `--udp-accept any`: its kernel drops such packets as martians."""
     spec = LabSpec(
         nodes=1,

@@ -229,7 +229,7 @@ async def test_writes_go_on_within_seconds_when_the_leader_dies(cluster):
 
 
 async def test_a_creation_during_an_election_is_never_reported_lost_though_it_was_ours(cluster):
-    """Frozen leader, conditional write: whatever happens inside, winner and store agree."""
+    """Frozen leader, conditional write: in every case winner and store agree."""
     store = store_for(*cluster.endpoints)
     async with within(store):
         await store.get(b"warm-up")

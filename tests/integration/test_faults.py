@@ -1,4 +1,4 @@
-"""Whatever is done to nodes behind their daemons' backs heals: at random, with a fixed seed.
+"""Nodes heal from every fault behind their daemons' backs: at random, with a fixed seed.
 
 More than a hundred faults over whole daemons, several at once, on two of three nodes at a time.
 After each batch all pods reach each other again within two seconds, the kernel holds exactly what

@@ -157,7 +157,7 @@ route del default via 192.0.2.254 dev eth0 metric 0
 
 
 @pytest.mark.parametrize("what", BESIDE)
-def test_the_start_finds_the_card_beside_whatever_is_there(what):
+def test_the_start_finds_the_card_beside_other_devices(what):
     spec = LabSpec(nodes=2, backend="vxlan", name="startbeside", start_daemons=False)
     with Lab(spec) as lab:
         ip_batch(lab.node(1).space, BESIDE[what])

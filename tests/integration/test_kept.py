@@ -81,7 +81,7 @@ def test_a_device_renamed_while_the_daemon_is_down_is_ours_still(kept):
         )
 
 
-def test_somebody_elses_device_with_our_vni_ends_the_start_and_is_named(kept):
+def test_another_programs_device_with_our_vni_ends_the_start_and_is_named(kept):
     node = kept.node
     node.stop_daemon()
     kept.do(

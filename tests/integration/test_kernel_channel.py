@@ -95,7 +95,7 @@ async def test_a_dump_that_never_succeeds_is_an_error(peer: Peer) -> None:
 
 
 async def test_answers_are_matched_by_their_numbers(peer: Peer) -> None:
-    """Late answers to somebody else's request are skipped, the order does not matter."""
+    """Late answers to another request are skipped, in any order."""
     link = Channel()
     peer.prepared.append(
         [ack(77, errno.EPERM), ack(2, errno.EEXIST), message(24, 1), ack(1), ack(3)]

@@ -236,7 +236,7 @@ def test_a_look_at_the_lock_keeps_no_daemon_out(tmp_path: Path) -> None:
         timer.join()
 
 
-def test_a_stale_pid_in_a_file_that_somebody_holds_is_not_blamed(tmp_path: Path) -> None:
+def test_a_stale_pid_in_a_file_that_another_process_locks_is_not_blamed(tmp_path: Path) -> None:
     lock = SingleInstance(tmp_path / "subnet.env")
     with subprocess.Popen(["true"]) as child:
         pass

@@ -126,7 +126,7 @@ async def test_the_kernel_itself_picks_routes_out() -> None:
 @pytest.mark.slow
 @on_both_loops
 async def test_a_listener_that_is_too_slow_is_told_so() -> None:
-    """What the kernel dropped is made up for by one notice; whatever changes after it is heard."""
+    """One notice stands for what the kernel dropped; later changes are heard."""
     netlink = KernelNetlink()
     index = await overlay(netlink)
     stream = netlink.notifications()

@@ -97,7 +97,7 @@ async def test_a_grandchild_that_keeps_the_output_open_is_killed_at_the_deadline
 
 
 def _alive(pid: int) -> bool:
-    """Whether a process runs. Somebody else's zombie (init has not reaped it yet) does not."""
+    """Whether a process runs. A zombie that init has not reaped yet does not."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except FileNotFoundError:

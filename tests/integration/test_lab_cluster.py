@@ -188,7 +188,7 @@ class TestLifeOnTheCommandLine:
         assert pairs == {("pod1", "pod2"): False, ("pod2", "pod1"): False}
         cli(base, "down", check=0)
 
-    def test_what_somebody_left_running_inside_goes_with_the_lab(self, base):
+    def test_processes_left_running_inside_end_with_the_lab(self, base):
         cli_up(base, nodes=1)
         traces = Traces(base)
         cli(base, "exec", "1", "--pod", "--", "sh", "-c", "sleep 1000 >&- 2>&- & exit 0", check=0)

@@ -58,7 +58,7 @@ def test_the_page_shows_what_is_so(page, commands, tmp_path):
             timeout=60,
             check=False,
         )
-        assert done.returncode in (0, 1), script  # 1: somebody does not answer, which is shown
+        assert done.returncode in (0, 1), script  # 1: a pod does not answer, as shown
         return done.stdout
 
     try:

@@ -29,7 +29,7 @@ def share(tmp_path_factory) -> Path:
 
 
 def shown(page: Path) -> str:
-    """A page as man shows it; whatever troff or its macros complain about is an error."""
+    """A page as man shows it. Any complaint of troff or its macros is an error."""
     command = ["groff", "-ww", "-man", "-Tutf8", "-P-cbou", "-rLL=200n", page]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stderr == ""

@@ -1,4 +1,4 @@
-"""A node knows its own lease: over a change of address, a restart, and somebody's mistake."""
+"""A node knows its own lease: over a change of address, a restart, and an operator's mistake."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def routes(node) -> dict[str, str]:
 
 @pytest.mark.parametrize("backend", ["host-gw", "vxlan", "udp"])
 def test_a_key_overwritten_for_a_moment_costs_the_node_nothing(backend):
-    """Somebody writes another PublicIP to it, sees the mistake, and puts the old value back."""
+    """An operator writes another PublicIP to it, sees the mistake, and restores the old value."""
     with Lab(LabSpec(nodes=2, backend=backend, name="mistake")) as lab:
         node = lab.node(1)
         lab.wait(lambda: lab.ping_all(count=1).ok, 10, what="all pods")
@@ -79,7 +79,7 @@ def test_a_key_overwritten_for_longer_does_not_cut_off_the_containers_that_are_t
         assert routes(node)[bridge] == "docker0"
 
 
-def test_a_key_with_our_vtep_mac_is_ours_whatever_address_was_written_to_it():
+def test_a_key_with_our_vtep_mac_is_ours_with_any_address():
     """No other node can have our device's MAC; after a sign of life is not given it is ours."""
     with Lab(LabSpec(nodes=2, backend="vxlan", name="ourmac")) as lab:
         node = lab.node(1)

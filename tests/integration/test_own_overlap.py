@@ -101,7 +101,7 @@ for device in shim router; do ip link set $device up; done
 service for all containers on `lo`, a router for some."""
 
 
-def test_a_restart_keeps_the_subnet_whatever_uses_it():
+def test_a_restart_keeps_the_subnet_even_if_it_is_in_use():
     spec = LabSpec(nodes=2, backend="vxlan", name="own-uses")
     with Lab(spec) as lab:
         node = lab.node(1)

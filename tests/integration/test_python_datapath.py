@@ -241,7 +241,7 @@ def test_a_socket_that_gives_nothing_but_errors_ends_the_data_path(
 
 
 @pytest.mark.parametrize("direction", ["out", "back"])
-def test_a_flood_is_moved_in_slices_with_everybody_elses_turn_between(
+def test_a_flood_is_moved_in_slices_with_turns_for_others_between(
     loop: asyncio.AbstractEventLoop, direction: str
 ) -> None:
     """On a clock that runs 1 ms a look, a slice of 2 ms is over after two batches."""
@@ -266,7 +266,7 @@ def test_a_flood_is_moved_in_slices_with_everybody_elses_turn_between(
         assert sum(moved) == 200
 
 
-def test_a_defect_ends_the_data_path_instead_of_repeating_for_ever(
+def test_a_defect_ends_the_data_path_instead_of_repeating_without_end(
     pair: PairRig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(_: PythonDatapath) -> bool:

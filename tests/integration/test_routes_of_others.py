@@ -1,7 +1,7 @@
 """Whole daemons among routes of others: none is replaced, and what is left out is said.
 
-What one key in the store can do to every node at once, and what a network that is somebody's
-already does to the node that it is configured on.
+What one key in the store can do to every node at once, and what a network that is already in use
+does to the node that it is configured on.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ async def test_it_goes_with_the_daemon(tmp_path):
     assert not path.exists()
 
 
-async def test_somebody_elses_socket_of_that_name_is_not_taken_along(tmp_path):
+async def test_another_programs_socket_of_that_name_is_not_removed(tmp_path):
     path = tmp_path / "s.sock"
     with socket.socket(socket.AF_UNIX) as other:
         async with keep(path):

@@ -85,7 +85,7 @@ def sends(a: Node, b: Node) -> bool:
 def test_off_it_is_kept_off_and_nothing_leaves_without_a_checksum(
     underlay: Underlay, tmp_path: Path
 ) -> None:
-    """Over somebody's `ethtool -K`, and over a device that is made anew."""
+    """After another program's `ethtool -K`, and on a device that is made again."""
     a, b = pair(underlay, tmp_path, TxChecksumOffload=False)
     lose_open_checksums(b, "10.5.2.1", "10.5.1.1", PORT, len(TEXT))
     assert not offload(a)

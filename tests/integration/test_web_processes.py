@@ -74,7 +74,7 @@ def lives(pid):
         return False
 
 
-async def test_the_page_is_served_by_nobody_over_a_socket_that_is_for_root_alone(tmp_path):
+async def test_the_user_nobody_serves_the_page_over_a_socket_for_root_only(tmp_path):
     path = tmp_path / "s.sock"
     daemon = await serve_status(Saying(report(4)), str(path))
     async with page(path) as (web, url), aiohttp.ClientSession() as client:
@@ -97,7 +97,7 @@ async def test_the_page_is_served_by_nobody_over_a_socket_that_is_for_root_alone
     await stop_serving(daemon, str(path))
 
 
-async def test_where_there_is_no_nobody_it_says_which_rights_it_keeps(tmp_path):
+async def test_without_a_user_nobody_it_says_which_rights_it_keeps(tmp_path):
     namespace = ("unshare", "--user", "--map-root-user")
     async with page(tmp_path / "s.sock", before=namespace) as (web, url):
         async with aiohttp.ClientSession() as client, client.get(url) as answer:

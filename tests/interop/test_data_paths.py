@@ -1,7 +1,7 @@
 """Every data path of backend udp with every other, and with upstream's daemon: pings and bulk TCP.
 
 On each underlay. A veth pair as it comes is the hardest: it finishes no checksum and cuts nothing,
-so whatever one kernel leaves to it reaches the other node half done.
+so work that one kernel leaves to it reaches the other node unfinished.
 """
 
 from __future__ import annotations

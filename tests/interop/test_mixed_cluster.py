@@ -135,7 +135,7 @@ class TestRules:
         # Of the tunnel ports; flannel has no such rule (docs/differences.md).
         return [line for line in ours if "FLANNEL-GUARD" not in line]
 
-    def test_iptables_rules_are_the_same_whoever_made_them(self):
+    def test_iptables_rules_are_the_same_from_both_daemons(self):
         spec = LabSpec(
             nodes=1,
             backend="vxlan",

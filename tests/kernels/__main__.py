@@ -155,7 +155,7 @@ class Run:
         self.wanted = wanted
         self._images = images
         self._kernels = kernels
-        # Once, so that all guests run the same whatever is edited meanwhile.
+        # Once, so that all guests run the same code even if it is edited meanwhile.
         self._stop = threading.Event()
         self._checkout, self._commit = scratch / "checkout.tar", commit()
         pack_checkout(self._checkout)

@@ -18,7 +18,7 @@ class DnsServer:
     """Answers over UDP until it is closed.
 
     Args:
-        bound: a socket that is bound already, in whatever namespace.
+        bound: a socket that is bound already, in any namespace.
     """
 
     def __init__(self, bound: socket.socket) -> None:

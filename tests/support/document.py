@@ -4,7 +4,7 @@ In blocks fenced as `console`, a line `HOST# COMMAND` is a command for that host
 its own with `-e`; lines that begin with `> ` belong to the command before them. The lines behind it
 are what it prints. In them `...` stands for any text, of several lines if it is a line of its own;
 how much blank there is between two words does not matter. A command without such lines may print
-what it likes. Whatever ends with another code than 0 fails.
+what it likes. A command that ends with another code than 0 fails.
 
 `HOST# NAME=$(COMMAND)` gives a variable to all later commands, of other hosts as well: the reader
 would type the value.

@@ -19,7 +19,7 @@ class FakeEchoes:
         self.answers = True
         """Whether any peer does."""
         self.looks = 0
-        """How often somebody asked for what has come."""
+        """How often the answers were asked for."""
         self.carries: dict[str, int] = {}
         """By address: bytes of the largest packet that arrives."""
         self.refuses = 0

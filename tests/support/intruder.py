@@ -105,7 +105,7 @@ def look_into(pid):
 
 
 def foreign_pin():
-    """Somebody else's map, which a BPF file system would hand to any process of root."""
+    """Another program's map, which a BPF file system gives to any root process."""
     path = ctypes.create_string_buffer(b"/sys/fs/bpf/foreign")
     attr = ctypes.create_string_buffer(struct.pack("<QII", ctypes.addressof(path), 0, 0), 64)
     descriptor = LIBC.syscall(SYS_BPF[os.uname().machine], OBJ_GET, attr, 64)

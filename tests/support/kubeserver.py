@@ -24,7 +24,7 @@ from pyflannel.store.kubernetes.base import Reply, Request
 from tests.support.kubeapi import KubeCluster
 
 PIECE = int(os.environ.get("KUBESERVER_PIECE", "700"))
-"""Bytes of a piece: less than one event, unless somebody measures."""
+"""Bytes of a piece: less than one event, except in measurements."""
 
 
 def application(cluster: KubeCluster) -> web.Application:

@@ -194,7 +194,7 @@ class Site:
         return name
 
     def on_exit(self, *command: str | Path) -> None:
-        """A command for the end, whatever happens; the latest comes first."""
+        """A command that always runs at the end; the latest comes first."""
         self._stack.callback(run, *command, check=False)
 
     def on_exit_call(self, function: Callable[[Path], None], path: Path) -> None:

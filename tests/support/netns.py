@@ -31,7 +31,7 @@ Documentation/admin-guide/sysctl/net.rst)."""
 
 
 def without_fallback(links: Iterable[Link]) -> list[Link]:
-    """The links that somebody has made, and `lo`."""
+    """The links that were made here, and `lo`."""
     return [link for link in links if link.name not in FALLBACK_DEVICES]
 
 

@@ -243,7 +243,7 @@ class WholeNode:
         await self.advance(0)
 
     async def advance(self, seconds: float) -> None:
-        """Lets time pass; whatever the node raised meanwhile is raised here."""
+        """Lets time pass. Raises what the node has raised meanwhile."""
         await self.clock.advance(seconds)
         if self.task is not None and self.task.done():
             self.task.result()

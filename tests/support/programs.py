@@ -1,4 +1,4 @@
-"""Programs of tcx in a network namespace: shows them, or attaches one of somebody else's.
+"""Programs of tcx in a network namespace: shows them, or attaches one of another program.
 
 Run by itself inside: `python -m tests.support.programs show`, or `plant`, which pins link and
 program below `/sys/fs/bpf/theirs`, so that they stay.

@@ -3,8 +3,8 @@
 Every turn of the loop that takes `WORTH_S` of CPU time or more is a line of the file: the turn's
 seconds, those of its longest callback, of the garbage collector and of the kernel, and which one
 that callback was. CPU time does not depend on who else uses the machine. Imports are left out: they
-cost a start the same whatever is in the store. uvloop's turns cannot be looked into, so the daemon
-runs on asyncio's own loop.
+cost a start the same with any content of the store. uvloop's turns cannot be looked into, so the
+daemon runs on asyncio's own loop.
 """
 
 from __future__ import annotations

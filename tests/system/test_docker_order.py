@@ -183,7 +183,7 @@ def test_an_upgrade_of_an_enabled_one_keeps_docker_starting_it(upgraded):
     assert not node.exists(WANT)
 
 
-def test_a_want_that_somebody_took_away_does_not_come_back_with_an_upgrade(node, package):
+def test_a_want_that_was_removed_does_not_come_back_with_an_upgrade(node, package):
     node.run("systemctl", "enable", "pyflannel")
     node.run("rm", WANT)
     node.install(package)

@@ -94,7 +94,7 @@ def test_systemd_finds_nothing_wrong_with_the_unit_and_rates_it_well(site):
 
 
 def test_network_managers_keep_off_the_device(site):
-    """Whatever else matches it: people have files for all devices, with low numbers."""
+    """Even if other files match it: people have files for all devices, with low numbers."""
     node = site.nodes[0]
     node.run("systemctl", "start", "pyflannel")
     everything = "/etc/systemd/network/10-all.network"
@@ -274,7 +274,7 @@ def test_the_doctor_tells_a_unit_that_is_not_enabled_or_has_failed(site):
         node.run("systemctl", "reset-failed", "pyflannel")
 
 
-def test_the_doctor_tells_a_clock_that_nobody_keeps(site):
+def test_the_doctor_tells_a_clock_that_is_not_synchronised(site):
     """The nodes have this machine's clock, which is not theirs to set."""
     node = site.nodes[0]
     start(node)
@@ -379,7 +379,7 @@ def test_an_upgrade_keeps_config_subnet_and_traffic(site, package):
 
 
 def test_what_systemd_keeps_of_backend_udp_is_used_again_and_ends_with_a_stop(site):
-    """Whatever data path or backend the next daemon has."""
+    """With any data path or backend of the next daemon."""
     configure(site, "udp")
     node = site.nodes[0]
     index = "cat /sys/class/net/flannel0/ifindex"

@@ -50,7 +50,7 @@ APPLY: dict[str, Callable[[Path, str], None]] = {"python": write, "diff": change
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory) -> Path:
-    """pyflannel after somebody has done all that the page shows."""
+    """pyflannel after a contributor has done all that the page shows."""
     path = tmp_path_factory.mktemp("tree")
     skip = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "pyflannel", path / "pyflannel", ignore=skip)

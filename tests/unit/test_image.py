@@ -61,7 +61,7 @@ def test_what_apt_would_install_is_read():
     ]
 
 
-def test_a_layer_is_sorted_and_of_one_owner_and_date_whatever_the_tree_is(tree):
+def test_a_layer_is_sorted_and_of_one_owner_and_date_for_any_tree(tree):
     plain = image.layer(tree, DATE)
     os.utime(tree / "etc/passwd", (1, 1))
     assert image.layer(tree, DATE) == plain

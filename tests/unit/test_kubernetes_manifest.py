@@ -63,7 +63,7 @@ def test_the_configs_are_right_and_the_conflist_is_flannels(objects):
     assert json.loads(data["cni-conf.json"]) == json.loads(CONFLIST)
 
 
-def test_whatever_the_daemon_writes_is_mounted_and_the_rest_is_read_only(pod, options):
+def test_all_that_the_daemon_writes_is_mounted_and_the_rest_is_read_only(pod, options):
     (container,) = pod["containers"]
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
     mounts = [mount["mountPath"] for mount in container["volumeMounts"]]

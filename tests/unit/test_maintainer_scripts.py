@@ -15,7 +15,7 @@ WAITING = re.compile(
 
 
 @pytest.mark.parametrize("name", ["preinst", "postinst", "prerm", "postrm"])
-def test_whatever_may_wait_has_a_time_out(name: str) -> None:
+def test_every_command_that_may_wait_has_a_time_out(name: str) -> None:
     for line in (SCRIPTS / name).read_text().splitlines():
         code = re.sub(r"'[^']*'", "''", line)
         if code.lstrip().startswith("#") or (found := WAITING.search(code)) is None:

@@ -112,7 +112,7 @@ class TestBatches:
             await counter
 
     async def test_a_cancelled_batch_leaves_the_netlink_usable(self, w: World) -> None:
-        """Whatever answers were still to come."""
+        """With any number of answers outstanding."""
         routes = [w.route(f"10.{6 + i // 250}.{i % 250}.0/24") for i in range(1000)]
         for _ in range(5):
             batch = asyncio.create_task(w.netlink.apply([Set(route) for route in routes]))

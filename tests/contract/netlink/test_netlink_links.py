@@ -22,7 +22,7 @@ from tests.contract.netlink.world import MAC, OTHER_MAC, World
 from tests.support.netns import without_fallback
 
 PERIOD_S = 5.0
-"""Deadline of whatever is waited for."""
+"""Deadline of every wait."""
 
 
 class TestLinks:
@@ -110,7 +110,7 @@ class TestLinks:
 
     @pytest.mark.parametrize("name", ["nope", "", "a-name-too-long-for-it", "ünïcödé-näme"])
     async def test_a_link_that_is_not_there_is_none(self, w: World, name: str) -> None:
-        """Whatever the name looks like."""
+        """With any spelling of the name."""
         assert await w.netlink.link(name) is None
 
     async def test_set_link_changes_what_is_given_and_nothing_else(self, w: World) -> None:

@@ -27,7 +27,7 @@ from tests.contract.netlink.world import MAC, World, address
 PROTO_STATIC = 4
 PROTO_BIRD = 12
 PERIOD_S = 5.0
-"""Deadline of whatever is waited for."""
+"""Deadline of every wait."""
 
 
 async def _collect(

@@ -42,7 +42,7 @@ class TestRoutes:
     async def test_set_replaces_gateway_device_and_type(
         self, w: World, dst: str, one: str, two: str
     ) -> None:
-        """One route stands under the key, whatever stood there before."""
+        """One route has the key afterwards, with any number before."""
         variants = [
             w.route(dst, one),
             w.route(dst, two),

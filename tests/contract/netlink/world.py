@@ -1,7 +1,7 @@
 """What the contract of `pyflannel/kernel/base.py` is tested in.
 
-An underlay bridge and vxlan devices over it, in memory or in a network namespace. What "somebody
-else" does is done through the fake's own doors, or with `ip` and `bridge`.
+An underlay bridge and vxlan devices over it, in memory or in a network namespace. Changes by
+another program are made with the fake's own methods, or with `ip` and `bridge`.
 """
 
 import socket
@@ -33,7 +33,7 @@ OTHER_MAC = "0e:00:00:00:00:03"
 
 
 class Others(Protocol):
-    """What somebody else does to the tables."""
+    """Changes of the tables by another program."""
 
     def append_route(self, route: Route) -> None: ...
     def add_multipath(self, dst: IPNetwork, hops: Sequence[Hop]) -> None: ...

@@ -66,7 +66,7 @@ def test_a_late_answer_is_no_loss():
 
 @pytest.mark.root
 @pytest.mark.slow
-def test_every_node_has_its_lease_again_whatever_happens(tmp_path):
+def test_every_node_has_its_lease_again_after_any_faults(tmp_path):
     given = os.environ.get("PYFLANNEL_SEED")
     seed = int(given) if given else random.SystemRandom().randrange(1_000_000)
     release = RELEASES[seed % len(RELEASES)]

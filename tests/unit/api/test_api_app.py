@@ -45,7 +45,7 @@ def ready_answer(*, ready: bool, trouble: str = "") -> tuple[int, str]:
     return asyncio.run(main())
 
 
-def test_readyz_is_upstreams_unless_somebody_has_more_to_say():
+def test_readyz_is_upstreams_unless_there_is_more_to_say():
     assert ready_answer(ready=False) == (503, "flanneld is not ready yet")
     assert ready_answer(ready=False, trouble="x") == (503, "flanneld is not ready yet")
     assert ready_answer(ready=True) == (200, "flanneld is ready")

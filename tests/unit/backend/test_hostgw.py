@@ -78,7 +78,7 @@ async def test_a_new_interface_of_the_same_name_gets_the_routes(tmp_path):
     assert wanted in await machine.state()
 
 
-async def test_leftovers_are_swept_once_and_what_somebody_adds_later_stays(tmp_path):
+async def test_leftovers_are_swept_once_and_what_others_add_later_stays(tmp_path):
     machine = Machine()
     stray = Route(dst=IPv4Network("10.5.9.0/24"), gateway=IPv4Address("192.0.2.9"),
                   oif=machine.eth0.index)  # fmt: skip

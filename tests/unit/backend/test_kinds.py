@@ -191,7 +191,7 @@ def test_a_name_that_could_not_be_asked_for_is_refused(name):
         replace(FOO, name=name)
 
 
-def test_a_device_whose_name_is_like_anybodys_is_refused():
+def test_a_device_with_a_common_name_is_refused():
     with pytest.raises(ValueError, match="starts with flannel"):
         replace(FOO, devices=(DevicePattern(r"tun\d+", "tun"),))
 

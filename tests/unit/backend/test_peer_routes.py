@@ -60,7 +60,7 @@ def test_a_route_as_one_of_the_backends_writes_it_is_ours(route):
     ],
     ids=str,
 )
-def test_any_other_route_is_somebody_elses(foreign):
+def test_any_other_route_is_another_programs(foreign):
     assert not routes.is_stray(foreign, CONFIG, key(1, ipv6=True), ETH0)
 
 
@@ -84,7 +84,7 @@ class TestWithoutAllotment:
         assert routes.is_stray(route, self.CONFIG, key(1, ipv6=True), ETH0)
 
     @pytest.mark.parametrize("cidr", ["10.5.7.0/25", "10.6.7.0/24", "10.5.1.0/24"])
-    def test_another_length_or_network_is_somebody_elses(self, cidr):
+    def test_another_length_or_network_is_another_programs(self, cidr):
         route = replace(OURS, dst=IPv4Network(cidr))
         assert not routes.is_stray(route, self.CONFIG, key(1, ipv6=True), ETH0)
 

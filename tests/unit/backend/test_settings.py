@@ -143,7 +143,7 @@ def test_a_negative_vxlan_port_is_the_kernels_own_as_upstream_never_sends_it() -
     assert decode_backend("vxlan", {"Port": -1})[0] == VxlanSettings(port=0)
 
 
-def test_of_duplicate_keys_the_last_wins_whatever_its_case() -> None:
+def test_of_duplicate_keys_the_last_wins_in_any_case() -> None:
     members = loads_go('{"Port":1,"port":2,"PORT":3}')
     assert isinstance(members, JsonObject)
     config, problems = decode_backend("udp", members)

@@ -48,7 +48,7 @@ def test_drop_ins_of_others_stay(tmp_path, drop_in):
     assert list(drop_in.parent.iterdir()) == [other]
 
 
-def test_one_that_somebody_wrote_anew_stays(tmp_path, drop_in):
+def test_one_that_was_rewritten_stays(tmp_path, drop_in):
     drop_in.write_text("[Service]\nNice=5\n")
     assert clean(tmp_path) == []
     assert drop_in.exists()

@@ -52,7 +52,7 @@ def new(tmp_path):
 
 @pytest.fixture
 def terminal(monkeypatch):
-    """Makes a terminal of the standard streams, at which somebody types a text."""
+    """Makes a terminal of the standard streams, at which a user types a text."""
     outside, inside = pty.openpty()
     with os.fdopen(inside) as typed, os.fdopen(os.dup(inside), "w", buffering=1) as shown:
 
@@ -111,7 +111,7 @@ def test_the_same_config_is_not_written_again(etcd, tmp_path, capsys):
     assert etcd.get(KEY).mod_revision == revision
 
 
-def test_what_somebody_else_wrote_meanwhile_is_not_overwritten(etcd, new, monkeypatch):
+def test_what_another_user_wrote_meanwhile_is_not_overwritten(etcd, new, monkeypatch):
     def slow():
         etcd.put(KEY, b"{}")
         return True

@@ -1,4 +1,4 @@
-"""`pyflannel leases`, whatever stands in etcd."""
+"""`pyflannel leases`, with any content of etcd."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ ANSWER = encode(NodeReport(version="1", now=1.0, ready_since=1.0, phase="running
 
 
 class TestWatch:
-    """Again and again until somebody has seen enough, here with the third sleep."""
+    """Again and again until the user stops it, here at the third sleep."""
 
     @pytest.fixture
     def shown(self, monkeypatch, capsys):

@@ -94,7 +94,7 @@ def test_print_writes_nothing(root, capsys):
     assert not (root / TARGET).exists()
 
 
-def test_somebody_elses_drop_in_of_that_name_is_kept_unless_forced(root):
+def test_another_programs_drop_in_of_that_name_is_kept_unless_forced(root):
     (root / TARGET).parent.mkdir(parents=True)
     (root / TARGET).write_text("[Service]\nNice=5\n")
     with pytest.raises(ConfigError, match="--force"):
@@ -185,7 +185,7 @@ def test_a_unit_behind_a_link_out_of_the_tree_is_looked_for_inside(root, capsys)
     assert "ExecStart=/usr/bin/dockerd" in capsys.readouterr().out
 
 
-def test_a_link_in_the_place_of_the_drop_in_is_somebody_elses(root, tmp_path):
+def test_a_link_in_the_place_of_the_drop_in_is_not_ours(root, tmp_path):
     """To /dev/null it says that the operator wants no drop-in of that name."""
     (root / TARGET).parent.mkdir(parents=True)
     (root / TARGET).symlink_to("/dev/null")

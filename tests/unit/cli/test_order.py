@@ -48,7 +48,7 @@ def test_options_come_before_arguments(order):
     assert (sorted(found), found[-1], left) == (["--json", "--name", "a", "x"], "a", [])
 
 
-def test_what_comes_after_the_last_argument_is_somebody_elses():
+def test_what_comes_after_the_last_argument_is_another_programs():
     words = ["--pod", "2", "--name", "x", "ip", "--json", "route"]
     found, left = options_first(words, WITH_VALUE, arguments=1)
     assert found == ["--pod", "--name", "x", "2"]

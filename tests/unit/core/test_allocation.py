@@ -332,7 +332,7 @@ class TestPlan:
         previous=st.none() | st.integers(0, 30),
         seed=st.integers(0, 9),
     )
-    def test_whatever_is_planned_fits_and_belongs_to_no_other_node(self, slots, previous, seed):
+    def test_each_planned_subnet_fits_and_belongs_to_no_other_node(self, slots, previous, seed):
         leases = [lease(f"10.0.{slot}.0-24", attrs) for slot, attrs in dict(slots).items()]
         try:
             made = plan(
@@ -387,7 +387,7 @@ class TestRecognition:
         assert made.incompatible == (ours,)
         assert isinstance(made.step, TakeFree)
 
-    def test_a_reservation_for_our_address_holds_whatever_the_record_says(self):
+    def test_a_reservation_for_our_address_holds_with_any_record(self):
         reserved = lease("10.0.3.0-24", NOW, store_lease=0)
         assert plan(CONFIG, [reserved], NOW, former=FORMER).step == Reuse(reserved)
 
@@ -397,7 +397,7 @@ class TestRecognition:
         made = plan(CONFIG, [current], NOW, "10.0.9.0-24", former=FORMER)
         assert made.step == Reuse(current)
 
-    def test_our_former_subnet_under_our_address_is_ours_on_whatever_etcd_lease(self):
+    def test_our_former_subnet_under_our_address_is_ours_on_any_etcd_lease(self):
         """Upstream's daemon ran here meanwhile, and a reboot took subnet.env away."""
         current = lease("10.0.7.0-24", NOW, store_lease=8)
         assert plan(CONFIG, [current], NOW, former=FORMER).step == Reuse(current)
@@ -425,7 +425,7 @@ class TestRecognition:
         ],
         ids=["another address than we ever published", "another etcd lease"],
     )
-    def test_what_somebody_else_wrote_under_our_old_key_is_not_ours(self, held, more):
+    def test_what_another_node_wrote_under_our_old_key_is_not_ours(self, held, more):
         made = plan(CONFIG, [lease("10.0.7.0-24", held, **more)], NOW, former=FORMER)
         assert isinstance(made.step, TakeFree)
         assert "is leased as 10.0.7.0/24 by" in made.previous_refused
@@ -531,7 +531,7 @@ class TestObstacles:
             "10.0.7.0/26 of eth0"
         )
 
-    def test_none_is_left_whatever_is_leased(self):
+    def test_none_is_left_with_any_leases(self):
         tiny = replace(CONFIG, subnet_max=IPv4Address("10.0.2.0"))
         with pytest.raises(SubnetsOverlap) as told:
             plan(tiny, [], obstacles=lan("10.0.1.0/24", "10.0.2.7/32"))

@@ -32,7 +32,7 @@ def test_what_was_withheld_is_said_later() -> None:
     assert said.worth(LINES, "bad", PERIOD_S)
 
 
-def test_memory_is_bounded_whatever_comes() -> None:
+def test_memory_is_bounded_with_any_input() -> None:
     said: Announcer[bytes] = Announcer()
     tracemalloc.start()
     try:

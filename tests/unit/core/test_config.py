@@ -138,7 +138,7 @@ class TestDerivedValues:
 
     @pytest.mark.parametrize("value", ["31", '"nonsense"', "null", "-1", "[]"])
     @pytest.mark.parametrize("key", ["SubnetLen", "SubnetMin", "SubnetMax"])
-    def test_with_kubernetes_a_podcidr_is_the_subnet_whatever_stands_here(self, key, value) -> None:
+    def test_with_kubernetes_a_podcidr_is_the_subnet_with_any_value_here(self, key, value) -> None:
         """Upstream ignores all of it, nonsense too."""
         text = f'{{"Network":"10.3.0.0/16","{key}":{value},"Backend":{{"Type":"alloc"}}}}'
         parsed = parse_network_config(text, KINDS, allots=False)

@@ -71,7 +71,7 @@ STEPS = st.one_of(
 
 @given(st.lists(STEPS, max_size=30))
 def test_pending_is_always_the_difference_of_the_two_maps(steps):
-    """Against the naive model: two dictionaries, compared whenever somebody asks."""
+    """Against the naive model: two dictionaries, compared at each query."""
     delta: DeltaMap[str, int] = DeltaMap()
     desired: dict[str, int] = {}
     actual: dict[str, int] = {}

@@ -221,7 +221,7 @@ def test_reading_a_key_never_raises(text: str) -> None:
 
 @settings(deadline=None, max_examples=30)
 @given(st.lists(_keys, max_size=8))
-def test_keys_have_an_order_whatever_parts_they_lack(keys: list[SubnetKey]) -> None:
+def test_keys_have_an_order_without_any_of_their_parts(keys: list[SubnetKey]) -> None:
     ordered = sorted(keys)
     assert all(not b < a for a, b in itertools.pairwise(ordered))
     keys.reverse()

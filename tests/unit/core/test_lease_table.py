@@ -398,7 +398,7 @@ def test_an_address_that_we_take_ends_a_peer_and_one_that_we_give_up_makes_one()
 
 
 def test_our_key_under_another_address_and_back_again_makes_no_peer() -> None:
-    """Somebody writes it by mistake; a second later the old value stands there again."""
+    """An operator writes it by mistake, and restores the old value a second later."""
     peers = table()
     peers.set_own(OURS)
     peers.apply(Changes([LeasePut(lease(1, host=99))], 1))

@@ -40,7 +40,7 @@ def test_a_default_route_and_a_host_route_are_prefixes_like_others() -> None:
     assert find(table, "255.255.255.255") == "0.0.0.0/0"
 
 
-def test_tables_are_equal_whatever_the_order_and_repetition_of_their_rows() -> None:
+def test_tables_are_equal_with_any_order_and_repetition_of_their_rows() -> None:
     a, b = peer("10.5.1.0/24"), peer("10.5.2.0/24", "192.0.2.2")
     assert RouteTable([a, b, a]) == RouteTable([b, a])
     assert hash(RouteTable([a, b])) == hash(RouteTable([b, a]))

@@ -464,7 +464,7 @@ def test_an_instance_has_files_of_its_own_and_no_docker_options() -> None:
         assert options.docker_opts_file == ""
 
 
-def test_a_path_that_is_given_is_taken_whatever_the_instance() -> None:
+def test_a_path_that_is_given_is_taken_for_any_instance() -> None:
     options = of_instance(
         "-instance=b", "-subnet-file=/srv/x", env={"FLANNELD_STATE_DIR": "/srv/y"}
     )

@@ -129,7 +129,7 @@ def whole(**changes):
         (b"\x4f" + whole()[1:], True),
     ],
 )
-def test_malformed_is_whatever_is_not_one_whole_packet(packet, malformed):
+def test_all_but_one_whole_packet_is_malformed(packet, malformed):
     assert is_malformed(packet, len(packet)) is malformed
 
 

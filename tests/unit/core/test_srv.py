@@ -28,7 +28,7 @@ def test_the_services_are_etcds(name, tls, asked):
     assert service("example.com.", name, tls=tls) == asked
 
 
-def test_lower_priorities_come_first_whatever_their_weight():
+def test_lower_priorities_come_first_with_any_weight():
     records = [
         record("c", priority=20, weight=65535),
         record("a", priority=5, weight=0),

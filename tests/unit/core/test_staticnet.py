@@ -151,7 +151,7 @@ def test_a_misspelt_key_is_told_and_the_rest_used():
 
 
 @given(st.text(max_size=200) | st.binary(max_size=200))
-def test_no_content_whatever_makes_it_raise(text):
+def test_no_content_makes_it_raise(text):
     assert parse_static(text, KINDS).network is None
 
 

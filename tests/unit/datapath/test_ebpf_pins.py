@@ -74,14 +74,14 @@ def test_a_directory_that_others_may_write_is_not_used(directory: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives a directory away")
-def test_a_directory_of_somebody_else_is_not_used(directory: Path) -> None:
+def test_a_directory_of_another_user_is_not_used(directory: Path) -> None:
     assert pins.make(directory) == ""
     os.chown(directory.parent, 65534, 65534)
     assert "belongs to user 65534" in pins.make(directory)
     assert not pins.is_there(directory)
 
 
-def test_without_the_sticky_bit_anybody_could_rename_it(base: Path, directory: Path) -> None:
+def test_without_the_sticky_bit_any_user_could_rename_it(base: Path, directory: Path) -> None:
     base.chmod(0o777)
     assert "everybody may rename" in pins.make(directory)
 

@@ -99,7 +99,7 @@ def test_auto_with_nothing_that_works_is_an_error(module):
         create("auto", {"fast": module("fast", "broken")})
 
 
-def test_a_forced_kind_is_taken_whatever_is_faster(module):
+def test_a_forced_kind_is_taken_even_if_another_is_faster(module):
     choice = create(
         "slow",
         {

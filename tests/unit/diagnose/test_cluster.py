@@ -185,7 +185,7 @@ class TestCollecting:
         assert here.report is not None
         assert all("--via" in each.reason for each in others)
 
-    def test_without_a_daemon_here_nobody_is_known(self, monkeypatch):
+    def test_without_a_daemon_here_no_peer_is_known(self, monkeypatch):
         def refuse(*_: object) -> None:
             raise DeviceUnavailable("connect to", "/run/x", 2)
 

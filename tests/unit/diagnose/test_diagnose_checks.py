@@ -422,7 +422,7 @@ class TestModule:
         assert [has_module(name, root) for name in ("tun", "vxlan", "ipip")] == [True] * 3
         assert has_module("geneve", root) is False
 
-    def test_without_a_list_nobody_knows(self, root):
+    def test_without_a_list_it_is_unknown(self, root):
         assert has_module("vxlan", root) is None
 
 

@@ -99,7 +99,7 @@ def test_one_that_only_knows_the_variable_gets_that(name: str) -> None:
     assert "--allow-direct-routing" not in whole.command_line
 
 
-def test_the_options_file_has_upstreams_bytes_whatever_docker_knows() -> None:
+def test_the_options_file_has_upstreams_bytes_for_every_docker() -> None:
     assert "allow-direct-routing" not in docker_options.render({"FLANNEL_MTU": "1450"}).decode()
 
 

@@ -227,7 +227,7 @@ class TestShellAssignments:
             parse_shell(text)
 
     @given(st.text(alphabet=st.characters(exclude_characters="\0'", exclude_categories=["Cs"])))
-    def test_whatever_is_within_single_quotes_comes_back_unchanged(self, value):
+    def test_text_within_single_quotes_comes_back_unchanged(self, value):
         assert parse_shell(f"A='{value}'\n") == {"A": value}
 
     @given(st.text(alphabet=string.ascii_letters + " =\t\n'\"\\$`;|&()<>~*#\0", max_size=30))

@@ -152,7 +152,7 @@ def test_unpaired_surrogates_become_replacement_characters() -> None:
     assert loads_go('"\ud800"') == "\ufffd"
 
 
-def test_keys_are_found_in_any_case_and_the_last_one_wins_whatever_its_case() -> None:
+def test_keys_are_found_in_any_case_and_the_last_one_wins() -> None:
     value = loads_go('{"Type":1,"TYPE":2,"type":3,"Other":4}')
     assert isinstance(value, JsonObject)
     assert value.find("Type") == 3
@@ -195,7 +195,7 @@ _json = st.recursive(
 
 @settings(deadline=None)
 @given(_json, st.booleans(), st.sampled_from([None, 1]))
-def test_whatever_python_writes_is_read_back(
+def test_all_that_python_writes_is_read_back(
     value: object, ascii_only: bool, indent: int | None
 ) -> None:
     text = json.dumps(value, ensure_ascii=ascii_only, indent=indent)

@@ -216,7 +216,7 @@ class TestAddresses:
         assert self.deleted(found_address(self.HOST, peer="10.7.0.1"), Set(self.HOST))
 
     def test_those_of_other_links_are_left_alone(self) -> None:
-        """Whatever they are."""
+        """Of any kind."""
         other = found_address(replace(self.HOST, index=4, scope=253))
         assert not self.deleted(other, Set(self.HOST))
         assert not self.deleted(other, Delete(self.HOST))

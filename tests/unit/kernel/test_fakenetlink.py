@@ -82,7 +82,7 @@ async def test_operations_are_counted_and_recorded(fake: FakeNetlink) -> None:
 
 
 async def test_meddling_is_announced_but_not_counted(fake: FakeNetlink) -> None:
-    """It is somebody else's doing."""
+    """Another program has done it."""
     nic = fake.add_link("eth0")
     stream = fake.notifications()
     fake.fail_next("route_replace", errno.ENOMEM)

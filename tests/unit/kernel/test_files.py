@@ -307,7 +307,7 @@ def test_what_is_no_file_is_not_replaced(tmp_path: Path, place: str) -> None:
     assert len(list(tmp_path.iterdir())) <= 2
 
 
-def test_a_private_file_is_for_us_alone_whatever_it_was(tmp_path: Path) -> None:
+def test_a_private_file_is_for_us_alone_with_any_mode_before(tmp_path: Path) -> None:
     path = tmp_path / "state" / "lease.json"
     write_atomically(path, b"1", private=True)
     assert mode_of(path) == 0o600

@@ -83,7 +83,7 @@ class TestStateDirectory:
             directory.load()
         assert directory.path.is_dir()
 
-    def test_a_base_that_is_somebody_elses_is_refused(self, tmp_path):
+    def test_a_base_of_another_user_is_refused(self, tmp_path):
         (tmp_path / "real").mkdir()
         (tmp_path / "labs").symlink_to(tmp_path / "real")
         with pytest.raises(LabError, match="not a directory of ours"):

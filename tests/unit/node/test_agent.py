@@ -167,7 +167,9 @@ class TestTakenSubnet:
             await node.stop()
 
     @pytest.mark.parametrize("subnet", ["10.5.8.1/24", "10.5.9.129/25"])
-    async def test_but_not_what_somebody_wrote_there_meanwhile(self, tmp_path, subnet):
+    async def test_but_not_a_file_that_another_program_wrote_there_meanwhile(
+        self, tmp_path, subnet
+    ):
         node = WholeNode(tmp_path, config=self.FULL, left=self.LEFT)
         node.put_peer(9)
         theirs = {
@@ -515,7 +517,7 @@ class TestRulesBesideTheBackend:
 
 @pytest.mark.parametrize("turns", range(0, 60, 3))
 async def test_a_stop_is_honoured_at_each_point_of_the_start(tmp_path, turns):
-    """Whatever was begun is undone or left whole; no task and no watch stays."""
+    """Every step that was begun is undone or left complete; no task and no watch stays."""
     node = WholeNode(tmp_path)
     task = asyncio.create_task(node._run())
     for _ in range(turns):

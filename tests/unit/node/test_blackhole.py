@@ -14,7 +14,7 @@ from tests.support.overlay import Machine, key
 
 
 async def test_when_our_subnet_changes_the_route_of_the_former_goes():
-    """And nothing that somebody else put for another subnet."""
+    """And no route that another program has set for another subnet."""
     netlink = Machine().netlink
     theirs = Route(dst=IPv4Network("10.5.9.0/24"), type=RTN_BLACKHOLE)
     netlink.meddle(Set(theirs))

@@ -125,7 +125,7 @@ def test_what_says_the_same_stays(kept, harmless):
     assert kept.subnet.read_bytes() == harmless
 
 
-def test_docker_options_that_somebody_made_otherwise_stay(kept):
+def test_docker_options_of_another_program_stay(kept):
     """mk-docker-opts was run with `-c -m -k DOCKER_NETWORK_OPTIONS`, as a unit of theirs says."""
     theirs = b'DOCKER_NETWORK_OPTIONS=" --bip=10.0.7.1/24 --mtu=1400"\n'
     kept.docker.write_bytes(theirs)
@@ -165,7 +165,7 @@ def test_files_that_are_taken_back_are_gone_until_they_are_set_again(kept):
     assert kept.subnet.read_bytes() == SUBNET_ENV
 
 
-def test_what_somebody_else_has_put_in_their_place_is_not_taken_away(kept):
+def test_what_another_program_has_put_in_their_place_is_not_removed(kept):
     theirs = SUBNET_ENV.replace(b"10.0.7.1", b"10.0.8.1")
     kept.subnet.write_bytes(theirs)
     kept.files.withdraw("the subnet is another node's")

@@ -105,7 +105,7 @@ def test_nothing_else_is_taken_for_it(answers):
     assert found(Peers(answers), turns=5) == ""
 
 
-def test_where_there_is_nobody_to_ask_it_waits():
+def test_without_a_peer_to_ask_it_waits():
     peers = Peers(lambda _address, written, _number: written, there=[])
     assert found(peers, turns=3) == ""
     assert peers.asked == []

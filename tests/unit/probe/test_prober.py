@@ -179,7 +179,7 @@ async def test_a_size_that_the_own_device_refuses_says_nothing_of_the_way(node: 
     assert (node.view().state, node.view().mtu) == (State.UP, None)
 
 
-async def test_a_machine_that_stood_still_blames_nobody(node: Node):
+async def test_a_machine_that_stood_still_blames_no_peer(node: Node):
     node.add(1, 2, 3)
     await node.clock.advance(60)
     node.net.silent = {each for _, each, _ in node.net.sent}

@@ -61,7 +61,7 @@ def test_nodes_that_start_together_do_not_probe_together():
 
 
 @pytest.mark.parametrize("packets", [1, 3])
-def test_no_more_packets_leave_than_are_allowed_whatever_happens(packets):
+def test_no_more_packets_leave_than_are_allowed_in_any_case(packets):
     schedule: Schedule[int] = Schedule(1, random.Random(1).random, 0.0)
     add(schedule, range(5_000), 0.0)
     for key in range(5_000):

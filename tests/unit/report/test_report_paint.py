@@ -1,4 +1,4 @@
-"""Colours repeat what the words say, and only where somebody sees them."""
+"""Colours only repeat the words, and only on a terminal."""
 
 from __future__ import annotations
 

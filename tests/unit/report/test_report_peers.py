@@ -72,7 +72,7 @@ def test_nothing_a_lease_says_reaches_the_terminal_raw(text):
     assert is_fit("\n".join(table([peer], NOW, width=500)))
 
 
-def test_nobody_is_no_table():
+def test_no_peers_are_no_table():
     assert table([], NOW) == []
     assert "peers:" not in page(NodeReport(now=NOW))
 

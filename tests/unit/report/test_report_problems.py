@@ -219,7 +219,7 @@ class TestKubernetes:
 
 
 class TestAStoreThatIsAway:
-    """Somebody is on call at three in the morning and has only this page."""
+    """An operator is on call at three in the morning and has only this page."""
 
     REPORT = broken(store=AWAY)
 

@@ -36,6 +36,6 @@ def test_before_and_after():
     assert left(100.0, 160.0) == "1 min ago"
 
 
-def test_since_nobody_knows_when_says_nothing():
+def test_an_unknown_since_says_nothing():
     assert since(None, 100.0) == ""
     assert since(100.0, 142.0).endswith("(42 s)")

@@ -105,7 +105,7 @@ WORDS = ("pyflannel_node_info", "pyflannel_config_info", "pyflannel_peer_info", 
 @example(
     ['pyflannel_node_info{subnet="x"} 1', f'pyflannel_config_info{{backend="{"[" * 9999}"}} 1']
 )
-def test_whatever_a_stranger_answers_is_read_or_refused(lines):
+def test_any_answer_of_a_stranger_is_read_or_refused(lines):
     try:
         scraped("\n".join(lines))
     except NotTold:

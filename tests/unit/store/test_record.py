@@ -1,4 +1,4 @@
-"""What a node remembers of its own lease over a restart; whatever lies there, a start goes on."""
+"""What a node remembers of its own lease over a restart. With any content a start goes on."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 The claims of `core/holding.py`, on real nodes: none says "held" for longer than one check after its
 key has become another's or is gone, so no two nodes hold one subnet for longer than that. No daemon
-ends. Packets between pods that keep their subnets are not lost, whatever happens to etcd.
+ends. Packets between pods that keep their subnets are never lost, with any fault of etcd.
 """
 
 from __future__ import annotations

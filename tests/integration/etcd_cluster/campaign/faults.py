@@ -1,8 +1,8 @@
 """How each kind of fault is done and healed. All of it runs in the members' namespace.
 
-`begin` does a fault; `heal` undoes it, whatever else was done meanwhile, and may be called for a
-fault whose ground another one has taken away (users of a cluster that lost its data). `settle` is
-for what comes after the recovery: authentication is switched off under nodes that are well.
+`begin` does a fault; `heal` undoes it, even after other faults, and may be called for a fault whose
+ground another one has taken away (users of a cluster that lost its data). `settle` is for what
+comes after the recovery: authentication is switched off under nodes that are well.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ class Ground:
     def _start(self) -> None:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.cluster)
-            stack.pop_all()  # ended by `up`, in whatever state it is then
+            stack.pop_all()  # ended by `up`, in any state
         self.put_config()
         for node in self.lab.nodes:
             self.start_daemon(node)

@@ -46,7 +46,7 @@ def lose(node: Node) -> None:
 
 
 def slow_down(node: Node) -> None:
-    """Whatever the node and etcd say to each other takes its time."""
+    """All traffic between the node and etcd is delayed."""
     ways = "".join(
         f"ip daddr {host} tcp dport {PORT} dnat to {RELAY}:{RELAY_PORT + n};\n"
         for n, host in enumerate(HOSTS)

@@ -79,7 +79,7 @@ async def test_our_device_under_another_name_makes_room_for_itself():
     assert await machine.netlink.link("other0") is None
 
 
-async def test_somebody_elses_device_with_our_vni_stays_and_is_named():
+async def test_another_programs_device_with_our_vni_stays_and_is_named():
     machine = Machine()
     await Keeper(machine).keep(vxlan("theirs0", number=9))
     await Keeper(machine).keep(vxlan("flannel-v6.1", 2, IPv6Address("2001:db8::1")))

@@ -496,7 +496,7 @@ async def test_our_own_writes_are_no_news_and_the_same_change_by_others_is():
 
 
 async def test_a_write_that_the_kernel_is_silent_about_hides_no_change_by_others():
-    """Somebody was quicker to put back what we then write again: there is no echo of that."""
+    """Another program has restored it before we write it again, so our write has no echo."""
 
     node = await watched()
     route = next(o for o in node.objects(2) if isinstance(o, Route))

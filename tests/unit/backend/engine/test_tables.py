@@ -125,7 +125,7 @@ RANKED_CLAIMS = st.lists(
 
 @given(RANKED_CLAIMS)
 def test_of_several_the_one_with_the_highest_rank_has_the_key(claims):
-    """A naive model looks at all claims that stand, whatever their order was."""
+    """A naive model looks at all current claims, in any order."""
     table = TableState()
     model: dict[object, tuple[int, FdbEntry]] = {}
     for owner, thing, rank in claims:

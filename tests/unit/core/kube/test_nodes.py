@@ -92,7 +92,7 @@ def test_a_podcidr_that_comes_late_is_followed_though_no_annotation_changes():
     assert peers.nodes.trouble("n2") == ""
 
 
-def test_a_node_that_was_created_again_while_nobody_looked_is_another_one():
+def test_a_node_that_was_created_again_unseen_is_another_one():
     """Same name, same annotations, another podCIDR: flannel keeps the old route for good."""
     peers = Peers(node(2))
     peers.list(node(2, "10.244.9.0/24", uid="another"))
@@ -155,7 +155,7 @@ def test_nothing_outside_the_network_is_ever_routed(cidr):
 
 
 class TestOverlaps:
-    def test_our_own_podcidr_is_nobodys(self):
+    def test_our_own_podcidr_is_no_peers(self):
         for cidr in ("10.244.1.0/24", "10.244.1.64/26", "10.244.0.0/23"):
             peers = Peers(node(2, cidr, created="2020"), node(1))
             own = peers.nodes.node("n1")
@@ -229,7 +229,7 @@ class TestDualStack:
         ]
 
 
-def test_whatever_happens_events_lead_where_a_list_leads():
+def test_any_events_lead_where_a_list_leads():
     """A model: a table that follows events knows what one knows that reads the end alone."""
     rng = random.Random(7)
     for _ in range(30):

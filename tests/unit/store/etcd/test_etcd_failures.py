@@ -191,7 +191,7 @@ class TestMisfits:
         assert failure.misfit
         assert "--enable-grpc-gateway" in str(failure)
 
-    def test_somebody_elses_404_is_waited_out(self):
+    def test_another_servers_404_is_waited_out(self):
         assert not not_etcd(404, "<html>nginx</html>").misfit
 
     def test_only_if_all_endpoints_are_such_the_configuration_is_wrong(self):

@@ -36,7 +36,7 @@ def put(etcd: FakeEtcd, *thirds: int) -> None:
 
 
 class Follower:
-    """Somebody who follows the feed."""
+    """A consumer of the feed."""
 
     def __init__(self, etcd: FakeEtcd) -> None:
         self.store = FakeStore(etcd)

@@ -169,7 +169,7 @@ def test_a_lost_creation_is_recognised_as_ours_by_value_and_lease():
 @pytest.mark.parametrize(
     "there", [kv(b"k", b"other", lease=5), kv(b"k", b"v", lease=6), kv(b"k", b"v")]
 )
-def test_a_creation_that_somebody_else_won_is_a_conflict(there):
+def test_a_creation_that_another_node_won_is_a_conflict(there):
     store = Scripted(("a", gateway.TXN, SILENT), ("b", gateway.TXN, lost(there)))
     with pytest.raises(StoreConflict):
         play(store, lambda s: s.put(b"k", b"v", lease=5, if_mod_revision=0))
@@ -376,7 +376,7 @@ class TestBackOffOfAuthentications:
         return Tokens("flannel", self.password, post, lambda: self.now)
 
     def spend(self, tokens, seconds, *, step=0.5):
-        """Somebody asks twice a second."""
+        """A caller asks twice a second."""
 
         async def main():
             end = self.now + seconds
@@ -572,7 +572,7 @@ def test_the_endpoints_are_described_without_secrets():
 
 
 class TestListings:
-    """In pages at one revision, whatever their number and size."""
+    """In pages at one revision, of any number and size."""
 
     @staticmethod
     def page(*kvs, more=False):

@@ -223,7 +223,7 @@ class Cluster:
 )
 @settings(max_examples=12, deadline=None)
 @given(events=st.lists(EVENTS, min_size=1, max_size=25))
-def test_whatever_happens_every_node_has_its_lease_again(tmp_path_factory, events):
+def test_every_node_has_its_lease_again_after_any_events(tmp_path_factory, events):
     async def go() -> None:
         cluster = Cluster(str(tmp_path_factory.mktemp("state")))
         cluster.tasks_of_writes = []

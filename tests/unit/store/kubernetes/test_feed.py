@@ -1,4 +1,4 @@
-"""The nodes are followed without gaps, whatever the API server does."""
+"""The nodes are followed without gaps, with any behaviour of the API server."""
 
 from __future__ import annotations
 
@@ -248,7 +248,7 @@ async def test_a_server_that_ends_every_watch_at_once_is_not_stormed(node, clust
     assert cluster.count("watch") < 40
 
 
-async def test_whatever_the_server_does_in_the_end_the_truth_is_known(node, cluster):
+async def test_in_the_end_the_truth_is_known_with_any_behaviour_of_the_server(node, cluster):
     rng = random.Random(4)
     kinds = [
         cluster.cut,

@@ -358,7 +358,7 @@ class TestOwnNode:
         assert cluster.annotations("n1") == PUBLISHED
         assert "rancher" in str([r.__dict__ for r in caplog.records])
 
-    async def test_somebody_who_fights_back_is_answered_ever_more_slowly(self, node, cluster):
+    async def test_a_client_that_fights_back_is_answered_ever_more_slowly(self, node, cluster):
         cluster.patches.clear()
         for _ in range(300):
             cluster.annotate("n1", "importer", public_ip=None)
@@ -367,7 +367,7 @@ class TestOwnNode:
         await node.clock.advance(managers.IDLE_S * 2 + 60)
         assert cluster.annotations("n1") == PUBLISHED
 
-    async def test_our_own_writes_are_not_taken_for_somebody_elses(self, node, cluster, caplog):
+    async def test_our_own_writes_are_not_taken_for_another_clients(self, node, cluster, caplog):
         for last in range(2, 12):
             attrs = replace(US, public_ip=IPv4Address(f"192.0.2.{last}"))
             publishing = asyncio.create_task(node.store.publish(attrs))
@@ -520,7 +520,7 @@ class TestPeers:
             await node.clock.advance(0)
             assert node.peers == {"10.244.3.0/24": "192.0.2.3"}
 
-    async def test_heartbeats_are_nothing_to_anybody(self, tmp_path, cluster):
+    async def test_heartbeats_cause_no_update(self, tmp_path, cluster):
         peer(cluster, 2)
         async with started(tmp_path, cluster) as node:
             before = len(node.updates)
@@ -542,7 +542,7 @@ class TestPeers:
             await node.clock.advance(10)
             assert node.peers == {"10.244.7.0/24": "192.0.2.2"}
 
-    async def test_a_bad_one_holds_nobody_up_and_is_reported(self, tmp_path, cluster, caplog):
+    async def test_a_bad_one_delays_no_other_and_is_reported(self, tmp_path, cluster, caplog):
         peer(cluster, 2, backend_data="{")
         async with started(tmp_path, cluster) as node:
             peer(cluster, 3)

@@ -1,4 +1,4 @@
-"""A lease is won in upstream's order, whatever else happens meanwhile."""
+"""A lease is won in upstream's order, also if the store changes meanwhile."""
 
 from __future__ import annotations
 

@@ -197,7 +197,7 @@ class TestKeeping:
     async def test_a_new_address_whose_confirmation_got_lost_is_not_taken_for_another_node(
         self, etcd, make
     ):
-        """The write was carried out: seen in the store it is ours, not somebody's who took over."""
+        """The write was carried out: in the store it is ours, not of a node that took over."""
         node = make()
         lease = await node.start()
         attrs = LeaseAttrs(public_ip=IPv4Address("192.0.2.77"))

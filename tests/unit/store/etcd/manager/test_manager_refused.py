@@ -54,7 +54,7 @@ class TestRefusedWhileRunning:
         assert etcd.get(codec.lease_key(PREFIX, node.lease.key)).value == value("192.0.2.1")
 
     async def test_even_reading_may_be_refused(self, etcd, make):
-        """Whatever the request is that is refused, it is tried again."""
+        """Any refused request is tried again."""
         node = make()
         lease = await node.start()
         node.store.refuse(self.DENIED, "get", "range_prefix", "time_to_live", *self.WRITES)
