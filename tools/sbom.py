@@ -5,7 +5,7 @@
 Prints a software bill of materials (CycloneDX 1.5, JSON), or the stanzas about the libraries for
 `debian/copyright`. Both follow from what is installed and from SOURCE_DATE_EPOCH alone, so the same
 packages give the same bytes. Licences are SPDX expressions; a library without one that can be read
-ends the build, because somebody has to look.
+ends the build, because a person has to look.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ def is_there(node: Node) -> bool:
 
 
 def heal_s(node: Node) -> float | None:
-    """How long the peer's route is away after somebody has deleted it."""
+    """How long the peer's route is away after its deletion."""
     node.exec(["ip", "route", "del", PEER])
     start = time.perf_counter()
     while not is_there(node):

@@ -1,4 +1,4 @@
-"""alloc: a subnet for this node and nothing else; somebody else carries the packets.
+"""alloc: a subnet for this node and nothing else; another program carries the packets.
 
 No device, no route, nothing per peer. The lease carries no backend type, as upstream's.
 
@@ -106,7 +106,7 @@ class AllocBackend:
 KIND: Final = BackendKind(
     name=BACKEND_TYPE,
     lease_type="",
-    summary="a subnet and nothing else; somebody else carries the packets",
+    summary="a subnet and nothing else; another program carries the packets",
     overhead=OVERHEAD,
     moves_packets=False,
     route_per_peer=False,

@@ -82,7 +82,7 @@ class Applied:
     changed: int = 0
     """Objects set or deleted because leases or config changed."""
     repaired: Mapping[str, int] = field(default_factory=dict)
-    """Objects put right because somebody else had changed the kernel, by kind: `route`,
+    """Objects put right because another program had changed the kernel, by kind: `route`,
     `neighbour`, `fdb`, `address`, `link`, `mtu`, `mac`, `offload`, `device`."""
 
 

@@ -96,7 +96,7 @@ def ipip_difference(link: Link, wanted: IpipAttrs) -> str:
     """Why an existing `flannel.ipip` cannot be used, empty if it can.
 
     Raises:
-        ConfigError: it is no ipip device, so somebody else's.
+        ConfigError: it is no ipip device, so it is another program's.
     """
     if link.kind != "ipip" or link.ipip is None:
         raise ConfigError(

@@ -170,7 +170,7 @@ def address_operations(device: Device, index: int, present: Sequence[Address]) -
     """What must happen to the addresses of a device: ours added, those in its way removed.
 
     Another address inside the cluster network is a former one of ours and goes; an address outside
-    is somebody else's and stays. One exception: in IPv6 an address that a router advertised goes,
+    is another program's and stays. One exception: in IPv6 an address that a router advertised goes,
     since no host in the overlay may configure this node. Ours is added before others are removed: a
     device that loses its last address loses its routes.
     """

@@ -262,7 +262,7 @@ async def _docker_traces(state_dir: str) -> list[Trace]:
 
 async def _remove_drop_in(file: OwnFile) -> None:
     await file.remove()
-    with contextlib.suppress(OSError):  # somebody else's drop-ins are in it
+    with contextlib.suppress(OSError):  # drop-ins of others are in it
         Path(file.path).parent.rmdir()
 
 

@@ -1,4 +1,4 @@
-"""`pyflannel config set|get|check`: the network config, checked before anybody depends on it."""
+"""`pyflannel config set|get|check`: the network config, checked before a node depends on it."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def run(
         dry_run: write nothing.
 
     Raises:
-        ConfigError: somebody else wrote another one meanwhile.
+        ConfigError: another user wrote another one meanwhile.
         StoreError: etcd failed.
     """
     key = codec.config_key(options.prefix)
@@ -75,7 +75,7 @@ def run(
         with_store(options, lambda store: store.put(key, raw, if_mod_revision=revision))
     except StoreConflict:
         raise ConfigError(
-            f"{shown(key)} was written by somebody else meanwhile; look at it, then try again"
+            f"{shown(key)} was written by another user meanwhile; look at it, then try again"
         ) from None
     print(f"written to {shown(key)}")
     return EXIT_OK
@@ -120,7 +120,7 @@ def _value(value: object) -> str:
 
 
 def _confirmed() -> bool:
-    """Asks where somebody sits at a terminal; a script goes on."""
+    """Asks if a user is at a terminal; a script goes on."""
     if not sys.stdout.isatty():
         return True
     if sys.stdin.isatty():

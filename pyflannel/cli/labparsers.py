@@ -202,7 +202,7 @@ def _break() -> Parser:
     parser = _parser(
         "break",
         "break something in a lab, to see it heal or to find it",
-        "Some faults the daemons mend at once; others stay, and somebody has to find them.",
+        "The daemons repair some faults at once; others stay until they are found.",
         "break route-deleted --node 2",
         "break --random --hide",
         "break --list",

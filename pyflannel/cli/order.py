@@ -51,7 +51,7 @@ def options_first(
     Args:
         words: what stands behind the command.
         with_value: as for `command_first`.
-        arguments: how many arguments there are; what comes after so many belongs to somebody else
+        arguments: how many arguments there are; what comes after so many belongs to another program
             and is left as it is. `None`: all of them.
     """
     options: list[str] = []

@@ -104,7 +104,7 @@ def in_our_directory(
 ) -> Sequence[str]:
     """The arguments, with docker's options where the unit's sandbox lets them be written.
 
-    Somebody who named the usual place means what he finds there, which is the unit's link.
+    A user who names the usual place means its content, which is the unit's link.
     """
     from pyflannel.core.commandline import RunDaemon, parse_daemon
     from pyflannel.docker import options as docker_options

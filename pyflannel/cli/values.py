@@ -1,7 +1,7 @@
 """What may stand in a place of the command line: for completion.
 
 A place is known by its metavar. Values that are looked up come quickly or not at all: nothing that
-fails here is worth a word on somebody's half typed line.
+fails here is worth a word on a half-typed line.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ these steps: a lease of ours is given back then, and a reservation left to its a
 every lease), 3 and 4 are upstream's.
 
 Everything here is a function of the config and of the leases read; nothing is written. Between the
-decision and the write somebody else may take the subnet: the write is conditional, and after a lost
+decision and the write another node may take the subnet: the write is conditional, and after a lost
 race the caller reads and plans again.
 """
 

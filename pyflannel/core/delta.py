@@ -1,9 +1,9 @@
 """`DeltaMap`: what should be, what is, and the difference between the two, kept up to date.
 
 Everything that reconciles keeps two maps: *desired*, which we know exactly because we decide it,
-and *actual*, which somebody else may change and which we therefore read back now and then. The work
-to do is their difference, and it is asked for far more often than either map changes as a whole; so
-the difference is kept beside them and touched by every change:
+and *actual*, which other programs may change and which we therefore read back now and then. The
+work to do is their difference, and it is asked for far more often than either map changes as a
+whole; so the difference is kept beside them and touched by every change:
 
     want / unwant     one desired key changes         O(1)
     replace_actual    a new listing of what is there  O(n)

@@ -42,8 +42,9 @@ STALE_S: Final = CHECK_S + 15.0
 JITTER: Final = 0.5
 """Share of each back-off that is left to chance, so that many nodes do not come in step."""
 WAKE_SPREAD_S: Final = 1.0
-"""After news that end everybody's wait (a subnet was freed, the config was widened) each waiting
-node looks within this time: a hundred nodes come spread over a second instead of in one instant."""
+"""After news that end the wait of all nodes (a subnet was freed, the config was widened) each
+waiting node looks within this time: a hundred nodes come spread over a second instead of in one
+instant."""
 
 
 class Do(enum.Enum):

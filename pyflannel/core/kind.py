@@ -1,7 +1,7 @@
 """What a kind of backend is, as values: its settings, what it fits, what it leaves on a node.
 
 A *kind* is what the network config names in `Backend.Type`: `vxlan`, `udp`. All that can be said of
-one without running it is its `Kind`, which the backend's own file declares; everybody else (the
+one without running it is its `Kind`, which the backend's own file declares; all others (the
 parser of the network config, the daemon, `config check`, `--help`, `cleanup`, the lab, the tables
 in the documents) asks a registry of them, `Kinds`.
 
@@ -120,7 +120,7 @@ class Kind:
     overhead: Mapping[Family, int]
     """Bytes it adds to a packet, by the family of the underlay."""
     moves_packets: bool = True
-    """Whether its packets are our business; with alloc and extension they are somebody else's."""
+    """Whether its packets are our business; not so with alloc and extension."""
     probed: Probed = Probed.NOTHING
     """What of a peer is asked whether it answers."""
     route_per_peer: bool = True

@@ -56,7 +56,7 @@ class EtcdOptions:
     password: str = option(
         "",
         "password of the etcd user; better given with -etcd-password-file, "
-        "for a command line can be read by everybody on the machine",
+        "for a command line can be read by every user of the machine",
         mode=Mode.ETCD,
         secret=True,
     )
@@ -163,7 +163,7 @@ class DaemonOptions:
     udp_accept: str = option(
         "peers",
         "whose datagrams backend udp accepts: those of known peers from the backend's port, "
-        "from any port (a NAT between the nodes), or anybody's",
+        "from any port (a NAT between the nodes), or from any sender",
         ours=True,
         choices=("peers", "any-port", "any"),
     )

@@ -209,7 +209,7 @@ class Obstacles:
     """What keeps a subnet from being this node's own."""
 
     new: Judge
-    """Of subnets that this node does not have: everything counts, somebody's bridge as well."""
+    """Of subnets that this node does not have: everything counts, also another program's bridge."""
     kept: Judge
     """Of those that it has already: without what leads to containers of this machine, or nowhere,
     which is in it rightly."""
@@ -226,8 +226,8 @@ class Obstacles:
 
 
 _FORBIDDEN_HERE: Final = frozenset({Kind.CONNECTED, Kind.ADDRESS, Kind.STORE})
-"""What an own subnet must not take away. A next hop in it is somebody's route into the containers,
-and a route for exactly it gives way to the bridge's."""
+"""What an own subnet must not take away. A next hop in it is another program's route into the
+containers, and a route for exactly it gives way to the bridge's."""
 
 
 def _points(around: Surroundings) -> Iterator[_Point]:

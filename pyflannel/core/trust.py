@@ -41,7 +41,7 @@ def check_commands(config: NetworkConfig, origin: ConfigOrigin, *, allowed: bool
             return
         raise ConfigError(
             f"backend {config.backend_type} runs commands of the network config as root, and this"
-            f" config comes from {origin}: nothing was run; if everybody who may write it may be"
+            f" config comes from {origin}: nothing was run; if every user who may write it may be"
             f" root here, start with {OPT_IN}"
         )
 

@@ -69,6 +69,6 @@ class Around:
     enabled: str = ""
     """`enabled`, `disabled`, as `systemctl is-enabled` says; empty without systemd."""
     synchronised: bool | None = None
-    """Whether the kernel's clock is kept by somebody."""
+    """Whether the kernel's clock is synchronised."""
     free: int | None = None
     """Bytes left where the daemon keeps its state."""

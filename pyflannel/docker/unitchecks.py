@@ -118,7 +118,7 @@ def _unit(facts: DockerFacts) -> Iterator[Checked]:
 
 
 def _want(facts: DockerFacts, unit: Unit) -> Iterator[Checked]:
-    """Starting docker may start us only where somebody enabled us."""
+    """Starting docker may start us only where we are enabled."""
     pulled = [name for name in _PULLING if AGENT in unit.words("Unit", name)]
     if pulled and facts.enabled is False:
         ours = [path for path in unit.sources if path.endswith(f"/{DROP_IN}")]

@@ -1,4 +1,4 @@
-"""JSON by the rules of Go's `encoding/json`, as far as anybody can tell the difference.
+"""JSON by the rules of Go's `encoding/json`, as far as a difference can be seen.
 
 The network config and the leases are read by upstream with `encoding/json`, so what that accepts,
 ignores and refuses is part of the interface. Python's `json` differs: it takes `NaN` and a byte

@@ -46,7 +46,7 @@ REQUEST_BUFFER_BYTES: Final = 1 << 20
 """Receive buffer for answers: a batch of acknowledgements with explanations, many times over."""
 NOTIFICATION_BUFFER_BYTES: Final = 8 << 20
 """Receive buffer for notifications. The kernel doubles it, and counts about 1 KB for each: room for
-16,000, which is three objects for each of 5,000 peers set by somebody else in one go."""
+16,000, which is three objects for each of 5,000 peers set by another program in one go."""
 
 _RECEIVE_BYTES: Final = 1 << 16
 """The largest datagram: the kernel builds dumps in pieces of up to 32 KB."""
@@ -392,7 +392,7 @@ class Subscription:
             await waiter
         finally:
             self._waiter = None
-            # Once closed, the descriptor's number may be somebody else's already.
+            # Once closed, the descriptor's number may be another file's already.
             if self._socket is not None:
                 loop.remove_reader(sock.fileno())
 

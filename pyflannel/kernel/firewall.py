@@ -1,4 +1,4 @@
-"""Notices that somebody changed the firewall, without spawning a process.
+"""Notices that another program changed the firewall, without spawning a process.
 
 nf_tables (the `nft` command and the nft flavour of iptables) announces every change to the
 multicast group NFNLGRP_NFTABLES (linux/netfilter/nfnetlink.h); each message names its table in

@@ -89,7 +89,7 @@ class SingleInstance:
             if not locked and last and not (loose and not _holder(fd)):
                 raise self._held(_holder(fd))
             if loose and (locked or last):
-                # No daemon holds it: we do, or somebody whose process id is not in it.
+                # No daemon holds it: we do, or a process whose id is not in it.
                 former, (fd, locked) = fd, self._replace()
                 os.close(former)
             if not locked or not _is_at(fd, self.path):
@@ -187,7 +187,7 @@ class SingleInstance:
         hint = f"{who} runs with {what} {self.subnet_file}"
         if holder and not _lives(int(holder)):
             hint = (
-                f"somebody holds it, but not pyflanneld with the pid in it ({holder}), which is"
+                f"it is held, but not by the pyflanneld whose pid is in it ({holder}), which is"
                 " gone; `lslocks` shows who, and if that is no pyflanneld, remove the file"
             )
         return DeviceUnavailable("lock", str(self.path), errno.EWOULDBLOCK, hint)

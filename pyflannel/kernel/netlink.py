@@ -218,7 +218,7 @@ class KernelNetlink:
             raise _error("link add", subject, answer)
         link = await self.link(spec.name)
         if link is None:
-            hint = "it was created, and deleted or renamed at once by somebody else"
+            hint = "it was created, and deleted or renamed at once by another program"
             raise DeviceUnavailable("link add", subject, errno.ENODEV, hint)
         return link
 
@@ -282,9 +282,9 @@ class KernelNetlink:
         """Carries the operations out in order; one that fails does not stop the rest."""
         numbered = {n: operation async for n, operation in paced(enumerate(operations))}
         failures = await self._apply(numbered)
-        # Two refusals are worth another look: somebody was quicker between our dump and our request
-        # (EEXIST), or an IPv6 gateway needs a stepping stone. What came after it in the batch about
-        # the same object is done again as well, so that the last word stays the last.
+        # Two refusals are worth another look: another program was faster between our dump and our
+        # request (EEXIST), or an IPv6 gateway needs a stepping stone. What came after it in the
+        # batch about the same object is done again as well, so that the last word stays the last.
         stones = {
             p
             async for p, error in paced(failures.items())

@@ -1,7 +1,7 @@
 """A BPF program as a filter of tc (`cls_bpf`, direct action), synchronously.
 
-Filters hang on a qdisc that queues nothing: `clsact`, one for each device, which everybody shares;
-or `ingress`, which has the receiving side alone. There they are asked in the order of their
+Filters hang on a qdisc that queues nothing: `clsact`, one for each device, which all programs
+share; or `ingress`, which has the receiving side alone. There they are asked in the order of their
 *preference*, the smallest first, until one answers with something else than TC_ACT_UNSPEC. Among
 those with one preference (all of one kind and protocol) each has its *handle*.
 

@@ -147,7 +147,7 @@ def _give_to(path: str, group: int) -> None:
     """Gives a socket that was made just now to a group; it had our own user's until here.
 
     Then the mode once more: a umask such as our unit's has taken the group's part away. By a
-    descriptor, because chmod(2) follows a link that somebody puts in the socket's place.
+    descriptor, because chmod(2) follows a link that another user puts in the socket's place.
     """
     try:
         os.chown(path, -1, group, follow_symlinks=False)

@@ -102,7 +102,7 @@ def policies() -> list[Policy]:
 
 
 def bolt(address: IPv4Address, port: int) -> None:
-    """Has datagrams for an address and port dropped, whoever's socket is bound there.
+    """Has datagrams for an address and port dropped, whichever socket is bound there.
 
     Raises:
         NotPermitted: CAP_NET_ADMIN is missing.

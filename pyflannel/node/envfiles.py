@@ -164,7 +164,7 @@ class EnvFiles:
         """Takes them back: what they say is not true any more, and nothing else is.
 
         The node is not ready until they are written again. What does not say what we wrote is
-        somebody else's, and stays.
+        another program's, and stays.
         """
         contents, self._contents = self._contents, {}
         for path, content in contents.items():
@@ -300,7 +300,7 @@ class EnvFiles:
 
 
 def read_former(path: str) -> SubnetEnv:
-    """What a former run left in `subnet.env`; whatever is wrong with it is said and passed over."""
+    """What a former run left in `subnet.env`; a fault in it is logged and passed over."""
     content = read_text_if_exists(path)
     if isinstance(content, FileUnreadable):
         log.warning(f"former subnet file not usable, going on without: {content.reason}")

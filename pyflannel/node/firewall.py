@@ -39,7 +39,7 @@ class Firewall:
         self._trouble = Trouble(clock)
         self._networks = rules.networks
         self.repairs = 0
-        """How often rules were restored that somebody else had removed."""
+        """How often rules were restored that another program had removed."""
 
     def report(self) -> RulesReport:
         """What fails, and how often rules were restored."""
@@ -61,7 +61,7 @@ class Firewall:
             log.info("traffic rules are in place again")
         if applied.repaired:
             self.repairs += 1
-            log.warning("traffic rules were removed by somebody else, restored them")
+            log.warning("traffic rules were removed by another program, restored them")
         return True
 
     async def replace(self, rules: RuleSet) -> None:

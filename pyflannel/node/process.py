@@ -21,7 +21,8 @@ STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """The loop of uvloop, or `None` for asyncio's own where uvloop is missing.
 
-    Not `uvloop.install()`, which changes the policy for everybody and breaks pyroute2 (measured).
+    Not `uvloop.install()`, which changes the policy of the whole process and breaks pyroute2
+    (measured).
     """
     try:
         import uvloop

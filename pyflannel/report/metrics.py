@@ -109,7 +109,7 @@ def _node(report: NodeReport) -> Iterator[Family]:
         heals["rules"] = report.rules.repairs
     yield Family(
         "pyflannel_heals_total",
-        "Objects put right because somebody else had changed them.",
+        "Objects put right because another program had changed them.",
         [({"object": kind}, float(count)) for kind, count in sorted(heals.items())],
         ("object",),
     )

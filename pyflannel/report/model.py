@@ -219,7 +219,7 @@ class NetworkReport:
     """By reason: `leases`, `notification`, `retry`, `resync`."""
     changed: int = 0
     repaired: Mapping[str, int] = field(default_factory=dict)
-    """Objects put right because somebody else had changed them, by kind."""
+    """Objects put right because another program had changed them, by kind."""
     last_error: str = ""
     """The last failure there was, also if it is over."""
     last_pass_s: float = 0.0
@@ -234,7 +234,7 @@ class RulesReport:
     """Masquerade and forward rules."""
 
     repairs: int = 0
-    """How often rules were restored that somebody else had removed."""
+    """How often rules were restored that another program had removed."""
     failing: str = ""
     failing_since: float | None = None
 
@@ -246,7 +246,7 @@ class FilesReport:
     states: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     """Each file with `written`, or why it could not be."""
     restored: int = 0
-    """How often one was written again because somebody had deleted or changed it."""
+    """How often one was written again because another program had deleted or changed it."""
     failing_since: Mapping[str, float] = field(default_factory=dict)
     """When the writing of a file began to fail."""
 

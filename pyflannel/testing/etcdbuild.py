@@ -25,7 +25,7 @@ BUILT: Final = {"3.6": "v3.6.5"}
 """What is built, by release: the version of the Go module."""
 MODULE: Final = "go.etcd.io/etcd/server/v3"
 """Its package main is the server; it cannot be installed by its version because of its `replace`
-lines, but built as somebody's dependency."""
+lines, but built as a dependency."""
 BUILD_S: Final = 900.0
 """For a machine that is slow and busy; the download is 60 MB."""
 

@@ -465,7 +465,7 @@ class EtcdCluster:
 
     def stop(self) -> None:
         """Ends every member."""
-        # Killed, because each would spend a second looking for somebody to hand its duties to.
+        # Killed, because each would spend a second looking for a member to take over its duties.
         for member in self.members:
             member.kill()
 

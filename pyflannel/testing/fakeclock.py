@@ -97,7 +97,7 @@ class FakeClock:
 
     @property
     def sleepers(self) -> int:
-        """Timers that are waiting, for tests that want to see somebody asleep."""
+        """Timers that are waiting, for tests that want to see a task asleep."""
         return sum(1 for _, _, timer in self._timers if not timer.cancelled)
 
     async def advance(self, seconds: float) -> None:

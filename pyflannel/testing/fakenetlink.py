@@ -196,7 +196,7 @@ class FakeNetlink:
         )
 
     def meddle(self, *operations: Operation) -> None:
-        """Somebody else's changes: neither counted nor made to fail, but announced.
+        """Changes by another program: neither counted nor made to fail, but announced.
 
         Raises:
             KernelError: as the kernel would refuse it.

@@ -23,7 +23,7 @@ class RulesApplied:
     changed: bool = False
     """Whether anything was written."""
     repaired: bool = False
-    """Whether what was written had been there before and was removed by somebody else."""
+    """Whether what was written had been there before and was removed by another program."""
 
 
 class TrafficManager(Protocol):
@@ -48,7 +48,7 @@ class TrafficManager(Protocol):
         """Waits until the rules should be looked at again.
 
         Returns:
-            `True` if somebody changed them, `False` if it is just time.
+            `True` if another program changed them, `False` if it is just time.
         """
         ...
 

@@ -13,7 +13,7 @@ The last chain is not upstream's.
 
 The rules are `core.rules`, the same that iptables gets, so both managers do the same to a packet
 (upstream's list for nftables differs, and its last rule is never reached). The forward chain never
-has a drop policy: it shares the hook with everybody else's.
+has a drop policy: it shares the hook with other programs' chains.
 
 A table that holds nothing but ours is written anew as a whole. Where there are rules that are not
 ours (see `traffic.base`) ours are taken out by their handles and added again, in one transaction.

@@ -1,7 +1,7 @@
 """The reconciling engine: makes the kernel hold what a backend wants, whatever happened to it.
 
 The problem. A node's overlay consists of a device or two, and per peer of one to three objects in
-the kernel (neighbour, FDB entry, route). Everybody with root can change them, and much of the
+the kernel (neighbour, FDB entry, route). Any root process can change them, and much of the
 kernel does: a device that goes down, loses its only address or changes its MAC takes routes and
 permanent neighbours along without telling which; an underlay interface that is replaced takes the
 vxlan device with it. A daemon that only reacts to lease events never notices.
@@ -246,7 +246,7 @@ class Engine:
             failures.update(kept.failures)
             links[device.name] = kept.link
             written |= bool(kept.done)
-            # What differs because the plan is new was not broken by anybody.
+            # What differs because the plan is new was not broken by another program.
             repair = self._state.specs.get(device.name) == device
             for kind in kept.done:
                 done.count(kind, repair=repair)

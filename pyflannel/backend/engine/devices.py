@@ -149,7 +149,7 @@ class DeviceKeeper:
         """Deletes our device under another name; a former run of ours cannot have told us of it.
 
         Raises:
-            DeviceUnavailable: the one in the way is somebody else's.
+            DeviceUnavailable: the one in the way is another program's.
         """
         for link in await self._netlink.links():
             if link.vxlan is None or _place(link.vxlan) != _place(wanted):

@@ -3,7 +3,7 @@
 A notification that reports what is wanted anyway, or the end of what is not wanted, costs nothing:
 so the kernel echoes our own writes. (To expect an echo for each write, and swallow it, was tried
 and is wrong: the kernel is silent about a write that changes nothing, and the expectation then
-swallows the next change that somebody else makes.)
+swallows the next change by another program.)
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def pointed_at(state: State, notification: Notification) -> Dirty | None:
                 return Dirty(kinds={Route}, others=True)
             if notification.dst is None or state.plan.concerns(notification.dst):
                 return Dirty(kinds={Route}) if _is_news(state, notification) else None
-            # A route of somebody else may be the way to a peer, or to one that failed so far.
+            # A route of another program may be the way to a peer, or to one that failed so far.
             failing = any(table.held for table in state.tables.values())
             if state.paths or failing or _is_in_the_way(state, notification):
                 return Dirty(kinds={Route})
@@ -64,7 +64,7 @@ def _is_of_others(state: State, notification: Notification) -> bool:
 
 
 def _is_in_the_way(state: State, notification: Notification) -> bool:
-    """Whether a route of somebody else changes what the overlay must not get in the way of."""
+    """Whether a route of another program changes what the overlay must not get in the way of."""
     route = notification.object
     if not isinstance(route, Route):
         return False

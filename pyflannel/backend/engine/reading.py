@@ -88,7 +88,7 @@ class Reader:
             return list(await self._netlink.fdb(where[2]))
         if table.kind is Neighbour:
             return list(await self._netlink.neighbours(where[2], table.family))
-        # Not only what leaves through our device: a route that somebody put in the place of ours
+        # Not only what leaves through our device: a route that another program put in place of ours
         # leaves elsewhere. The way to a peer may be any program's route.
         protocols = () if self._state.plan.follows_routes else LISTED
         return list(await self._netlink.routes(table.family, protocols=protocols))

@@ -87,7 +87,7 @@ class TableState:
         self.rivals: dict[Key, dict[Owner, tuple[int, TableEntry]]] = {}
         """Owners that want something else under the same key and have to wait, with their rank."""
         self.drifted: set[Key] = set()
-        """Pending because somebody else changed the kernel."""
+        """Pending because another program changed the kernel."""
         self.held: dict[Key, KernelError] = {}
         """Failed; not tried again until there is a reason to."""
         self.surplus: list[tuple[TableEntry, bool]] = []

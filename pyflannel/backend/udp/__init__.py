@@ -24,7 +24,7 @@ upstream's, this backend sends to every lease, at its own port number.
 
 It never touches `ip_forward` or `rp_filter`. It sets `accept_local` on its own device, without
 which the kernel drops our ICMP errors as martians (upstream's never arrive, measured); but not
-where every datagram is accepted, for then anybody could speak as the node itself. IPv6 is off.
+where every datagram is accepted, for then any sender could speak as the node itself. IPv6 is off.
 """
 
 from __future__ import annotations

@@ -236,7 +236,7 @@ class UdpNetwork:
             addresses=(IPv4Interface((subnet.network_address, 32)),),
             networks=(network,),
             sysctls=(
-                # What is accepted from everybody, the kernel must not take for the node's own.
+                # What is accepted from any sender, the kernel must not take for the node's own.
                 (
                     f"net/ipv4/conf/{DEVICE}/accept_local",
                     "0" if self._context.accept_any else "1",

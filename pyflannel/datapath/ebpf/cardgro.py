@@ -4,7 +4,7 @@ Theory of operation. The kernel joins what comes in (GRO) only for UDP ports tha
 for it. A FOU port with IP in IP inside is such a registration, and the payload of a udp backend's
 datagram is just that. So the first GRO joins a stream as it does for vxlan's port, and the program
 at the external interface takes what was joined like any super packet. The port must never
-*receive*: it would let in what is inside, from everybody. Two things prevent it, each by itself:
+*receive*: it would let in what is inside, from any sender. Two things prevent it, each by itself:
 
 * `underlay_at_card`, the program in the place of `underlay_in`. What it does not take it hands to
   the socket of user space (`bpf_sk_assign`), or drops. It works while it is attached.

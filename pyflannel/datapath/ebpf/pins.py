@@ -59,7 +59,7 @@ def obstacle(directory: Path) -> str:
     except OSError as error:
         return str(error)
     if base.st_mode & _BY_OTHERS and not base.st_mode & stat.S_ISVTX:
-        return f"everybody may rename what is in {directory.parent.parent}"
+        return f"any user may rename what is in {directory.parent.parent}"
     for path in (directory.parent, directory):
         try:
             found = path.lstat()

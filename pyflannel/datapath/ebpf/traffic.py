@@ -2,7 +2,7 @@
 
 Each CPU has a place of its own for each number, and a peer's counts are found under the number that
 it has here. What is read is the sum over all CPUs that the machine may ever have: hundreds where
-a hypervisor leaves room for more. So a peer is read when somebody asks for it, in one system call.
+a hypervisor leaves room for more. So a peer is read when it is asked for, in one system call.
 """
 
 from __future__ import annotations

@@ -131,7 +131,7 @@ enum { ICMP_SOURCE_BITS = 8, ICMP_SOURCES = 1 << ICMP_SOURCE_BITS };
 struct engine {
     struct engine_config config; /* descriptors replaced by our duplicates while running */
     size_t workers;
-    int wake_fd; /* eventfd, readable for ever once set: stop, or failure */
+    int wake_fd; /* eventfd, once set always readable: stop, or failure */
     bool running;
     struct table *retired; /* under the caller's lock (the GIL): replacing is never concurrent */
     /* Under the same lock. For each number: the peer that has it (0 if free), and the counts at the

@@ -110,7 +110,7 @@ class Acquisition:
         """Reads all leases, decides, and writes once.
 
         Raises:
-            StoreConflict: somebody else was faster; try again.
+            StoreConflict: another node was faster; try again.
             SubnetsExhausted: nothing is free.
             SubnetsOverlap: each subnet would get in the way of something, the taken ones as well.
             PublicIPInUse: another live node holds a lease under our public IP.
@@ -128,7 +128,7 @@ class Acquisition:
         if listed is None:
             listed = await list_leases(self._store, self._prefix)
         self.listed = listed
-        # What is free is anybody's again. The few are looked up among the many.
+        # Any node may take a free one. The few are looked up among the many.
         self._foreign = {key for key in self._foreign if key in listed.by_key}
         written = self._carried_out(listed.leases)
         if written is not None:

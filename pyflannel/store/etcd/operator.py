@@ -55,7 +55,7 @@ async def release(
     Args:
         force: do not ask the owner.
         dry_run: write nothing, so ask nothing either.
-        timed: leave a reservation alone: somebody made it without a time limit on purpose.
+        timed: leave a reservation alone: it has no time limit on purpose.
 
     Raises:
         LeaseError: there is no such lease, or its owner is alive.
@@ -106,7 +106,7 @@ async def reserve(
 
     Raises:
         LeaseError: the subnet does not fit the network config, or another node's lease overlaps it.
-        StoreConflict: somebody else wrote meanwhile.
+        StoreConflict: another client wrote meanwhile.
         StoreError: etcd failed.
     """
     if not freesubnets.is_compatible(key, config):

@@ -319,7 +319,7 @@ class KubernetesLeaseStore:
         self._own.is_up = True
         self._own_news.set()
 
-    # Everybody's
+    # About all nodes
 
     async def watch_config(self) -> AsyncIterator[bytes | None]:
         """As in `LeaseStore`. A missing file counts as broken, not as a deleted config."""

@@ -357,7 +357,7 @@ function showTable(view) {
   });
   // What is moved loses it.
   if (document.activeElement !== focused && $("rows").contains(focused)) focused.focus({ preventScroll: true });
-  // A column that says nothing of anybody is only wide.
+  // A column without values only takes space.
   COLUMNS.forEach((_, at) => {
     const empty = wanted.every((row) => !row.children[at].textContent);
     for (const row of [$("heads"), ...wanted]) row.children[at].hidden = empty;

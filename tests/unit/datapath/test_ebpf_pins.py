@@ -83,7 +83,7 @@ def test_a_directory_of_another_user_is_not_used(directory: Path) -> None:
 
 def test_without_the_sticky_bit_any_user_could_rename_it(base: Path, directory: Path) -> None:
     base.chmod(0o777)
-    assert "everybody may rename" in pins.make(directory)
+    assert "any user may rename" in pins.make(directory)
 
 
 def test_a_place_that_may_not_be_looked_at_is_no_defect(base: Path, directory: Path) -> None:
