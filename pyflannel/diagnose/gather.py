@@ -16,9 +16,9 @@ from pyflannel.diagnose.filter import Table
 from pyflannel.kernel import process
 from pyflannel.kernel.base import Netlink
 from pyflannel.kernel.lock import our_daemons, upstream_daemons
+from pyflannel.kernel.nft import Nft
 from pyflannel.kernel.sysctl import read_sysctl
 from pyflannel.report.model import NodeReport
-from pyflannel.traffic.nftables import Nft
 
 CHILD_S: Final = 10.0
 """For the rules of a node with 10,000 services on a busy machine."""
