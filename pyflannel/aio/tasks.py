@@ -1,9 +1,8 @@
-"""Tasks with a name, a guard and a deadline.
+"""Tasks with a name and a guard.
 
 An `asyncio.TaskGroup` already sees to it that no task outlives its owner and that one failure stops
 the others. What it does not see is a loop that was meant to run without end and returned: the
-group just goes on with one duty less. `forever` makes that a defect. `deadline` turns a time-out
-into one of our errors that says what was waited for.
+group just goes on with one duty less. `forever` makes that a defect.
 """
 
 from __future__ import annotations
@@ -26,20 +25,6 @@ class TaskEnded(FlannelError):
         super().__init__(f"task {name!r} returned, but it should run without end")
 
 
-class DeadlineExceeded(FlannelError):
-    """Something did not end in time."""
-
-    def __init__(self, what: str, seconds: float) -> None:
-        self.what = what
-        self.seconds = seconds
-        super().__init__(f"{what} did not end within {seconds:g} s")
-
-
-def start(group: asyncio.TaskGroup, name: str, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    """Starts a task that may end. An exception of it carries the task's name as a note."""
-    return group.create_task(_named(name, work), name=name)
-
-
 def forever(group: asyncio.TaskGroup, name: str, work: Awaitable[object]) -> asyncio.Task[None]:
     """Starts a task that must not end but by cancellation; if it returns, the group fails.
 
@@ -60,26 +45,6 @@ async def _named(name: str, work: Awaitable[T]) -> T:
 async def _forever(name: str, work: Awaitable[object]) -> None:
     await _named(name, work)
     raise TaskEnded(name)
-
-
-@asynccontextmanager
-async def deadline(seconds: float, what: str) -> AsyncIterator[None]:
-    """Gives the body that many seconds.
-
-    A `TimeoutError` of the body itself passes through unchanged, as does a cancellation from
-    outside.
-
-    Raises:
-        DeadlineExceeded: they were not enough; `what` is its subject ("reading the config").
-    """
-    limit = asyncio.timeout(seconds)
-    try:
-        async with limit:
-            yield
-    except TimeoutError:
-        if limit.expired():
-            raise DeadlineExceeded(what, seconds) from None
-        raise
 
 
 @asynccontextmanager

@@ -43,23 +43,13 @@ async def test_a_task_that_should_run_without_end_and_returns_is_a_defect():
     assert "renew lease" in str(error)
 
 
-@pytest.mark.parametrize("starter", [tasks.start, tasks.forever])
-async def test_an_exception_carries_the_name_of_its_task(starter):
+async def test_an_exception_carries_the_name_of_its_task():
     with pytest.raises(ExceptionGroup) as caught:
         async with asyncio.TaskGroup() as group:
-            assert starter(group, "watch leases", fail()).get_name() == "watch leases"
+            assert tasks.forever(group, "watch leases", fail()).get_name() == "watch leases"
     (error,) = caught.value.exceptions
     assert isinstance(error, ValueError)
     assert error.__notes__ == ["in task 'watch leases'"]
-
-
-async def test_a_task_that_may_end_gives_its_result():
-    async def answer() -> int:
-        return 42
-
-    async with asyncio.TaskGroup() as group:
-        task = tasks.start(group, "answer", answer())
-    assert task.result() == 42
 
 
 async def test_cancelling_a_task_without_end_is_no_defect():
@@ -67,26 +57,6 @@ async def test_cancelling_a_task_without_end_is_no_defect():
         task = tasks.forever(group, "loop", for_ever())
         await asyncio.sleep(0)
         task.cancel()
-
-
-async def test_a_deadline_says_what_was_not_done():
-    with pytest.raises(tasks.DeadlineExceeded, match="reading the config did not end within 0 s"):
-        async with tasks.deadline(0, "reading the config"):
-            await for_ever()
-
-
-async def test_a_deadline_that_is_kept_changes_nothing():
-    async with tasks.deadline(60, "x"):
-        await nothing()
-    with pytest.raises(ValueError, match="broken"):
-        async with tasks.deadline(60, "x"):
-            await fail()
-
-
-async def test_a_timeout_of_the_body_itself_is_not_renamed():
-    with pytest.raises(TimeoutError, match="inner"):
-        async with tasks.deadline(60, "x"):
-            raise TimeoutError("inner")
 
 
 async def test_finishing_a_task_waits_for_its_cleanup_and_takes_its_exception():
