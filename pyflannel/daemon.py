@@ -32,9 +32,9 @@ from pyflannel.node.agent import Agent
 from pyflannel.node.claims import claim
 from pyflannel.node.envfiles import EnvFiles, read_former
 from pyflannel.node.parts import Parts, Settings
-from pyflannel.node.patience import while_starting
 from pyflannel.node.restart import is_restart
 from pyflannel.node.serving import serve_health, serve_status
+from pyflannel.node.starttimeout import while_starting
 from pyflannel.node.trouble import Trouble
 from pyflannel.node.watchdog import feed_watchdog
 from pyflannel.probe.checksums import LostChecksums

@@ -12,7 +12,7 @@ import signal
 import sys
 from ipaddress import IPv4Address, IPv4Network
 
-from pyflannel.core.lpm import Peer, RouteTable
+from pyflannel.core.lpm import Peer, PeerTable
 from pyflannel.datapath.base import DatapathConfig
 from pyflannel.datapath.native import NativeDatapath
 from pyflannel.kernel.tun import open_tun
@@ -41,7 +41,7 @@ def main() -> None:
         Peer(IPv4Network(subnet), IPv4Address(peer))
         for subnet, peer in (text.split("=") for text in peers)
     ]
-    datapath.replace_table(RouteTable(rows))
+    datapath.replace_table(PeerTable(rows))
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     datapath.start()
     signal.sigwait({signal.SIGTERM})

@@ -22,7 +22,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 import uvloop
 
-from pyflannel.core.lpm import Peer, RouteTable
+from pyflannel.core.lpm import Peer, PeerTable
 from pyflannel.core.packet import Protocol, ipv4_packet
 from pyflannel.datapath.base import DatapathConfig
 from pyflannel.datapath.python import PythonDatapath
@@ -65,7 +65,7 @@ async def measure(direction: str, size: int, seconds: float) -> float:
             port=port,
         )
         path = PythonDatapath(config)
-        path.replace_table(RouteTable([Peer(IPv4Network("10.5.2.0/24"), PEER)]))
+        path.replace_table(PeerTable([Peer(IPv4Network("10.5.2.0/24"), PEER)]))
         path.start()
         stack.callback(path.stop)
         costs = []

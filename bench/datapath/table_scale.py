@@ -16,7 +16,7 @@ import time
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
-from pyflannel.core.lpm import Peer, RouteTable
+from pyflannel.core.lpm import Peer, PeerTable
 from pyflannel.core.packet import ipv4_packet
 from pyflannel.datapath.base import DatapathConfig
 from pyflannel.datapath.native import NativeDatapath
@@ -68,7 +68,7 @@ def cost_ns(peers: int, packets: int) -> float:
                 underlay_address=LOCAL,
             )
         )
-        path.replace_table(RouteTable(rows))
+        path.replace_table(PeerTable(rows))
         path.start()
         try:
             before, sent = threads_cpu_ns(), 0

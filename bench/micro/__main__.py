@@ -17,7 +17,7 @@ from pyflannel.core import allocation, freesubnets
 from pyflannel.core.configparse import load_network_config, parse_network_config
 from pyflannel.core.ip import Family, SubnetKey
 from pyflannel.core.lease import Lease, LeaseAttrs, LeaseTable, Snapshot
-from pyflannel.core.lpm import Peer, RouteTable
+from pyflannel.core.lpm import Peer, PeerTable
 from pyflannel.records import dataclass
 from pyflannel.store.etcd import codec
 from pyflannel.store.etcd.base import KeyValue
@@ -48,7 +48,7 @@ def leases(count: int) -> list[Lease]:
 
 def lookup(count: int) -> Callable[[], object]:
     """Random hits in a table of a given size."""
-    table = RouteTable(peers(count))
+    table = PeerTable(peers(count))
     rng = random.Random(count)
     asked = [(10 << 24) + (rng.randrange(count) << 8) + 7 for _ in range(1024)]
 
@@ -90,7 +90,7 @@ def cases() -> dict[str, tuple[Callable[[], object], int]]:
         "record made, the library's": (lambda: make_as_library(1, 2, 3, 4, 5), 1),
         "record made, ours": (lambda: make(1, 2, 3, 4, 5), 1),
         **{f"peer table look-up, {n} peers": (lookup(n), 1024) for n in (1, 1000, 10000)},
-        "peer table of 1000, made": (lambda: RouteTable(peers(1000)), 1),
+        "peer table of 1000, made": (lambda: PeerTable(peers(1000)), 1),
         "lease decoded": (lambda: codec.decode_lease("/coreos.com/network", kv), 1),
         "snapshot of 1000 applied": (snapshot, 1),
         "config parsed": (lambda: parse_network_config(CONFIG, KINDS), 1),

@@ -1,7 +1,7 @@
 """The peer table of the udp backend: overlay prefix → underlay address of its owner.
 
 A table is a value: it is built once and replaced as a whole, never edited under a running packet.
-`RouteTable.lookup` is longest-prefix match, the same answer that every data path must give.
+`PeerTable.lookup` is longest-prefix match, the same answer that every data path must give.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Peer:
     address: IPv4Address
 
 
-class RouteTable:
+class PeerTable:
     """Longest-prefix match over the peers' subnets.
 
     One dictionary per prefix length in use, asked from the longest to the shortest. A network has
@@ -58,7 +58,7 @@ class RouteTable:
         return len(self.peers)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, RouteTable) and self.peers == other.peers
+        return isinstance(other, PeerTable) and self.peers == other.peers
 
     def __hash__(self) -> int:
         return hash(self.peers)

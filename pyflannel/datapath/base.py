@@ -54,7 +54,7 @@ from dataclasses import field
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final, Protocol
 
-from pyflannel.core.lpm import RouteTable
+from pyflannel.core.lpm import PeerTable
 from pyflannel.records import dataclass
 
 COUNTERS: tuple[str, ...] = (
@@ -223,7 +223,7 @@ class Datapath(Protocol):
         """
         ...
 
-    def replace_table(self, table: RouteTable) -> None:
+    def replace_table(self, table: PeerTable) -> None:
         """Puts a whole new peer table in force, atomically; cheap enough for the event loop."""
         ...
 

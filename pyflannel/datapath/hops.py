@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from typing import NamedTuple
 
-from pyflannel.core.lpm import RouteTable
+from pyflannel.core.lpm import PeerTable
 from pyflannel.datapath.base import MOST_COUNTED, PEER_COUNTERS
 
 Hop = tuple[str, int]
@@ -24,7 +24,7 @@ class Hops(NamedTuple):
     """Addresses of all peers."""
 
 
-def compiled(table: RouteTable, port: int) -> Hops:
+def compiled(table: PeerTable, port: int) -> Hops:
     """The table with ready-made socket addresses; one dictionary access if it has one level."""
     inet_ntoa = socket.inet_ntoa
     hop_of: dict[int, Hop] = {

@@ -40,7 +40,7 @@ from typing import Final
 
 from pyflannel.core.budget import FairBudget
 from pyflannel.core.errors import DatapathError, KernelError
-from pyflannel.core.lpm import RouteTable
+from pyflannel.core.lpm import PeerTable
 from pyflannel.core.packet import (
     IPV4_MAX_BYTES,
     MIN_MTU,
@@ -142,7 +142,7 @@ class PythonDatapath:
         self._loop = loop
         self._clock = clock
         self._capabilities = Capabilities(name="python")
-        self._hops = compiled(RouteTable(), config.port)
+        self._hops = compiled(PeerTable(), config.port)
         self._count = dict.fromkeys(COUNTERS, 0)
         self._peers: dict[str, dict[str, int]] = {}
         """`PEER_COUNTERS` by address."""
@@ -207,7 +207,7 @@ class PythonDatapath:
     def complete(self) -> None:
         """Nothing: all of it is there from the start."""
 
-    def replace_table(self, table: RouteTable) -> None:
+    def replace_table(self, table: PeerTable) -> None:
         """Puts a whole new peer table in force from the next batch on."""
         self._hops = compiled(table, self._config.port)
         self._peers = counted(self._peers, self._hops.senders)

@@ -12,7 +12,7 @@ from ipaddress import IPv4Address
 
 from pyflannel.aio.threads import in_thread
 from pyflannel.core.errors import DatapathError
-from pyflannel.core.lpm import RouteTable
+from pyflannel.core.lpm import PeerTable
 from pyflannel.datapath import select
 from pyflannel.datapath.base import Capabilities, Datapath, DatapathConfig
 from pyflannel.logs import get_logger
@@ -72,7 +72,7 @@ class Runner:
         self._failed[name] = str(error)
         return True
 
-    async def start(self, config: DatapathConfig, table: RouteTable | None) -> None:
+    async def start(self, config: DatapathConfig, table: PeerTable | None) -> None:
         """Starts the chosen one, with a table if that is known.
 
         Raises:
@@ -103,7 +103,7 @@ class Runner:
             self._complete = True
             await in_thread("data path", self._path.complete)
 
-    def replace_table(self, table: RouteTable) -> None:
+    def replace_table(self, table: PeerTable) -> None:
         """Puts another table in force, now and at the next start."""
         if self._path is not None:
             self._path.replace_table(table)

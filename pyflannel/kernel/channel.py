@@ -315,7 +315,7 @@ class Subscription:
 
     Nothing is read before it is asked for: the kernel's buffer is the queue, and if it runs over,
     `Topic.OVERFLOW` says so and the rest of it is forgotten. Belongs to one consumer; closing it
-    ends his iteration.
+    ends its iteration.
     """
 
     def __init__(

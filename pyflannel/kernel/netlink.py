@@ -304,13 +304,13 @@ class KernelNetlink:
         for position in again:
             failures.pop(position, None)
         failures |= await self._apply(again, stones, thorough=True)
-        stranded = {
+        stones_left = {
             position: Delete(stone_of(route))
             for position in stones & failures.keys()
             if isinstance(route := numbered[position].object, Route)
         }
-        if stranded:
-            await self._apply(stranded)
+        if stones_left:
+            await self._apply(stones_left)
         return failures
 
     async def _apply(

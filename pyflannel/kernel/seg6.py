@@ -75,7 +75,7 @@ def delete_host_route(address: IPv6Address, via: int) -> None:
 
 
 def put_frame_route(address: IPv6Address, via: int, *, frames_to: int, table: int) -> None:
-    """Sets a route of a table: what arrives for the address is undressed, its frame sent out.
+    """Sets a route of a table: packets for the address are decapsulated, their frame sent out.
 
     Args:
         address: its destination.

@@ -407,7 +407,7 @@ class Node:
 
     async def _announce_late(self) -> None:
         """Packets already flow, but units ordered after us need the files, so READY waits."""
-        from pyflannel.node.patience import while_starting
+        from pyflannel.node.starttimeout import while_starting
 
         self.phase = f"subnet {self._lease.key.describe()}, waiting: {self._parts.files.failures}"
         async with while_starting(self._parts.notifier, self._clock):

@@ -111,10 +111,10 @@ class UnderlayFollower:
     async def run(self) -> None:
         """Runs until cancelled."""
         while True:
-            patience = ANNOUNCE_INTERVAL_S if self._announcements else RECHECK_S
+            wait_s = ANNOUNCE_INTERVAL_S if self._announcements else RECHECK_S
             if self._away and (wait := self._homing.remaining(self._clock.monotonic())):
-                patience = min(patience, wait)
-            await within(self._clock, patience, self._hint.wait())
+                wait_s = min(wait_s, wait)
+            await within(self._clock, wait_s, self._hint.wait())
             if self._hint.is_set():
                 await self._clock.sleep(SETTLE_S)
             self._hint.clear()

@@ -29,7 +29,7 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Dot1Q, Ether
 
 from pyflannel.core.errors import DeviceUnavailable
-from pyflannel.core.lpm import Peer, RouteTable
+from pyflannel.core.lpm import Peer, PeerTable
 from pyflannel.core.packet import VNET_HEADER_BYTES, VnetHeader
 from pyflannel.datapath.base import Datapath, DatapathConfig
 from pyflannel.kernel import netns
@@ -157,7 +157,7 @@ class Rig(ABC):
     def start(
         self,
         make: Callable[[DatapathConfig], Datapath],
-        table: RouteTable | None = None,
+        table: PeerTable | None = None,
         **changes: object,
     ) -> None:
         """Makes a data path from our config with some changes, gives it a table and starts it."""
@@ -176,9 +176,9 @@ class Rig(ABC):
         """The usual peers: `a` and `b` with a /24 each."""
         return {name: Peer(SUBNETS[name], self.addresses[name]) for name in SUBNETS}
 
-    def table(self, *extra: Peer) -> RouteTable:
+    def table(self, *extra: Peer) -> PeerTable:
         """The usual peers and some more."""
-        return RouteTable([*self.rows().values(), *extra])
+        return PeerTable([*self.rows().values(), *extra])
 
     def inject(self, *packets: bytes) -> None:
         """The kernel routes packets into the TUN."""

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP, UDP
 
 from pyflannel.core.errors import DatapathError
-from pyflannel.core.lpm import Peer, RouteTable
+from pyflannel.core.lpm import Peer, PeerTable
 from pyflannel.core.packet import VNET_F_NEEDS_CSUM, VnetHeader
 from pyflannel.datapath.base import (
     COUNTERS,
@@ -149,7 +149,7 @@ def rig(new_rig: Callable[[], Rig]) -> Iterator[Rig]:
 def start(stand: Stand, rig: Rig) -> Callable[..., Rig]:
     """Starts the implementation under test on the stand: `start(table, **config changes)`."""
 
-    def begin(table: RouteTable | None = None, **changes: object) -> Rig:
+    def begin(table: PeerTable | None = None, **changes: object) -> Rig:
         rig.start(stand.make, table, **changes)
         return rig
 
@@ -561,7 +561,7 @@ def test_what_upstream_puts_on_the_wire_is_understood(rig: Rig, start: Callable[
     names = {IPv4Address("10.99.0.1"): "a", IPv4Address("10.99.0.2"): "b"}
     subnets = {"a": IPv4Network("10.240.35.0/24"), "b": IPv4Network("10.240.9.0/24")}
     peers = {name: Peer(subnets[name], rig.addresses[name]) for name in subnets}
-    start(RouteTable(peers.values()), network=network)
+    start(PeerTable(peers.values()), network=network)
     model = Model(rig.config, peers)
     captured = captured_datagrams(CAPTURE.read_bytes(), 8285)
     for sender, data in captured:
@@ -580,7 +580,7 @@ def test_what_upstream_puts_on_the_wire_is_understood(rig: Rig, start: Callable[
 
 
 def test_an_empty_table_knows_no_peer(start: Callable[..., Rig]) -> None:
-    rig = start(RouteTable())
+    rig = start(PeerTable())
     out = packet()
     rig.inject(out)
     rig.deliver("a", packet(AT_A, OURS))
@@ -622,7 +622,7 @@ def test_one_address_may_have_several_subnets(rig: Rig, start: Callable[..., Rig
 
 @pytest.mark.slow
 def test_a_table_is_replaced_between_two_packets_and_none_is_lost(running: Rig) -> None:
-    swapped = RouteTable(
+    swapped = PeerTable(
         [Peer(SUBNETS["a"], running.addresses["b"]), Peer(SUBNETS["b"], running.addresses["a"])]
     )
     sent = 0
@@ -760,14 +760,14 @@ def test_what_is_dropped_is_counted_for_the_peer_by_reason(running: Rig) -> None
 
 def test_a_peer_keeps_its_counters_while_it_is_in_the_table(running: Rig) -> None:
     """Even if other peers change. A peer that returns starts at zero."""
-    both, alone = running.table(), RouteTable([Peer(SUBNETS["b"], running.addresses["b"])])
+    both, alone = running.table(), PeerTable([Peer(SUBNETS["b"], running.addresses["b"])])
     running.inject(packet(destination=AT_A), packet(destination=AT_B))
     running.settle()
     running.path.replace_table(alone)
     assert of_peer(running, "a") is None
     # A newcomer may be counted in the place of the one that has gone.
     moved = Peer(SUBNETS["a"], running.addresses["stranger"])
-    running.path.replace_table(RouteTable([*alone.peers, moved]))
+    running.path.replace_table(PeerTable([*alone.peers, moved]))
     running.deliver("stranger", packet(AT_A, OURS))
     running.settle()
     assert of_peer(running, "stranger") == {"packets_in": 1, "bytes_in": len(packet(AT_A, OURS))}
@@ -781,12 +781,12 @@ def test_so_many_peers_are_counted_and_the_rest_is_carried_all_the_same(running:
         Peer(IPv4Network((0x0A058000 + 16 * n, 28)), IPv4Address(0xCB007100 + n))
         for n in range(MOST_COUNTED)
     ]
-    running.path.replace_table(RouteTable([*many, Peer(SUBNETS["b"], running.addresses["b"])]))
+    running.path.replace_table(PeerTable([*many, Peer(SUBNETS["b"], running.addresses["b"])]))
     # It was there before them. `a` has given its place back.
     assert of_peer(running, "b") == {}
     assert sum(running.path.peer_counters(each.address) is not None for each in many) == 1023
     late = Peer(SUBNETS["a"], running.addresses["a"])
-    running.path.replace_table(RouteTable([*many, late]))
+    running.path.replace_table(PeerTable([*many, late]))
     running.inject(packet(destination=AT_A))
     counters, _, to_peer = outcome(running)
     assert to_peer == [("a", one_hop_later(packet(destination=AT_A)))]

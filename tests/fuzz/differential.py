@@ -35,7 +35,7 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any, Final
 
-from pyflannel.core.lpm import Peer, RouteTable
+from pyflannel.core.lpm import Peer, PeerTable
 from pyflannel.datapath.base import COUNTERS, DatapathConfig
 from pyflannel.datapath.ebpf import bpf
 from pyflannel.datapath.select import IMPLEMENTATIONS
@@ -323,8 +323,8 @@ class Fuzz:
             tun_fd=-1, udp_fd=-1, tun_name="", mtu=MTU, port=self._place.port, **options
         )
 
-    def _table(self, rig: Rig) -> RouteTable:
-        return RouteTable([Peer(SUBNETS[name], rig.addresses[name]) for name in SUBNETS])
+    def _table(self, rig: Rig) -> PeerTable:
+        return PeerTable([Peer(SUBNETS[name], rig.addresses[name]) for name in SUBNETS])
 
     def _model(self) -> Model:
         peers = {name: Peer(SUBNETS[name], self._place.addresses[name]) for name in SUBNETS}

@@ -25,7 +25,7 @@ from pathlib import Path
 import pytest
 
 from pyflannel.core.errors import DatapathError, KernelError
-from pyflannel.core.lpm import Peer, RouteTable
+from pyflannel.core.lpm import Peer, PeerTable
 from pyflannel.core.packet import VNET_HEADER_BYTES
 from pyflannel.datapath.base import DatapathConfig
 from pyflannel.datapath.native import NativeDatapath, _native
@@ -127,7 +127,7 @@ def test_segments_longer_than_the_mtu_never_leave(pair: PairRig) -> None:
 def test_one_answer_for_a_super_packet_that_has_no_way(pair: PairRig) -> None:
     """It is counted as its segments, and the quote is the first of them."""
     start(pair)
-    pair.path.replace_table(RouteTable())
+    pair.path.replace_table(PeerTable())
     whole = Packet(payload=bytes(4000))
     pair.pair.inject(super_packet(whole, 1000))
     pair.step(lambda: pair.path.counters()["tun_no_route"] == 4, "counted")
@@ -323,7 +323,7 @@ def test_a_hundred_lives_leave_nothing_behind() -> None:
             deadline = time.monotonic() + 5
             while path.counters()["tun_packets"] < 3:
                 assert time.monotonic() < deadline
-            path.replace_table(RouteTable())
+            path.replace_table(PeerTable())
             begun = time.monotonic()
             path.stop()
             took = time.monotonic() - begun
@@ -364,7 +364,7 @@ def test_two_instances_in_one_process_do_not_meet() -> None:
     with PairRig() as one, PairRig() as two:
         one.start(NativeDatapath)
         two.start(NativeDatapath)
-        one.path.replace_table(RouteTable())
+        one.path.replace_table(PeerTable())
         for rig in (one, two):
             rig.inject(packet())
             rig.settle()
@@ -383,7 +383,7 @@ def test_tables_change_under_full_load_and_no_packet_takes_a_stale_way(pair: Pai
     """100,000 replacements while packets flow; after each of the last, the next packet obeys it."""
     path = start(pair, threads=2)
     to_a = pair.table()
-    to_b = RouteTable([Peer(IPv4Network("10.5.2.0/24"), pair.addresses["b"])])
+    to_b = PeerTable([Peer(IPv4Network("10.5.2.0/24"), pair.addresses["b"])])
     data = super_packet(Packet(payload=bytes(20_000), protocol=UDP), 500)
     pair.pair.kernel.setblocking(True)
     with open_load(pair.pair.kernel, data):
@@ -460,7 +460,7 @@ def test_every_queue_of_a_multi_queue_tun_is_served() -> None:
             threads=2,
             queues=3,
         )
-        path.replace_table(RouteTable([Peer(IPv4Network("10.5.2.0/24"), IPv4Address("127.0.0.2"))]))
+        path.replace_table(PeerTable([Peer(IPv4Network("10.5.2.0/24"), IPv4Address("127.0.0.2"))]))
         path.start()
         stack.callback(path.stop)
         wanted = ["flannel-rx3", "flannel-tx0", "flannel-tx1", "flannel-tx2"]
@@ -520,7 +520,7 @@ class Nodes:
                     **options,  # type: ignore[arg-type]
                 )
                 path.replace_table(
-                    RouteTable(
+                    PeerTable(
                         [
                             Peer(
                                 IPv4Network(f"10.5.{3 - number}.0/24"),

@@ -23,7 +23,7 @@ import pytest
 import uvloop
 
 from pyflannel.core.errors import DatapathError
-from pyflannel.core.lpm import Peer, RouteTable
+from pyflannel.core.lpm import Peer, PeerTable
 from pyflannel.datapath.base import DatapathConfig
 from pyflannel.datapath.python import BATCH, PythonDatapath
 from pyflannel.kernel.tun import open_tun
@@ -333,7 +333,7 @@ class Node:
             ),
             loop,
         )
-        path.replace_table(RouteTable([Peer(peer.subnet, peer.public_ip)]))
+        path.replace_table(PeerTable([Peer(peer.subnet, peer.public_ip)]))
         path.start()
         undo.callback(path.stop)
 

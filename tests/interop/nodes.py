@@ -20,7 +20,7 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any, Final
 
-from pyflannel.core.lpm import Peer, RouteTable
+from pyflannel.core.lpm import Peer, PeerTable
 from pyflannel.datapath.base import DatapathConfig
 from pyflannel.datapath.select import IMPLEMENTATIONS
 from pyflannel.kernel import netns
@@ -65,7 +65,7 @@ class Plain:
 
     def __init__(self, config: DatapathConfig) -> None:
         self._config = config
-        self._table = RouteTable()
+        self._table = PeerTable()
         self._count = dict.fromkeys(
             ("tun_packets", "tun_bytes", "udp_packets", "udp_bytes", "dropped"), 0
         )
@@ -79,7 +79,7 @@ class Plain:
         self._loop.add_reader(self._config.tun_fd, self._from_tun)
         self._loop.add_reader(self._socket.fileno(), self._from_udp)
 
-    def replace_table(self, table: RouteTable) -> None:
+    def replace_table(self, table: PeerTable) -> None:
         self._table = table
 
     def counters(self) -> dict[str, int]:
@@ -192,7 +192,7 @@ class Node:
             )
             self.path = (Plain if self.kind == PLAIN else IMPLEMENTATIONS[self.kind].make)(config)
             peer = Peer(IPv4Network(f"10.240.{other}.0/24"), IPv4Address(f"192.0.2.{other}"))
-            self.path.replace_table(RouteTable([peer]))
+            self.path.replace_table(PeerTable([peer]))
             self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
             self.path.start()
             if self.kind != PLAIN:

@@ -17,7 +17,7 @@ from pyflannel.core.errors import ConfigError, DatapathError
 from pyflannel.core.ip import IPNetwork, SubnetKey
 from pyflannel.core.kind import Kind
 from pyflannel.core.lease import Lease, LeaseAdded, LeaseAttrs, LeaseEvent
-from pyflannel.core.lpm import Peer, RouteTable
+from pyflannel.core.lpm import Peer, PeerTable
 from pyflannel.core.underlay import ExternalInterface
 from pyflannel.datapath.base import DatapathConfig
 from pyflannel.datapath.runner import Runner
@@ -48,7 +48,7 @@ class UdpNetwork:
         self._underlay = context.underlay
         self._lease = lease
         self._peers: dict[SubnetKey, Peer] = {}
-        self._table = RouteTable()
+        self._table = PeerTable()
         self._table_changed = False
         self._synced = False
         self._runner = Runner(context.datapath)
@@ -134,7 +134,7 @@ class UdpNetwork:
         changed = 0
         if self._table_changed:
             self._table_changed = False
-            self._table = RouteTable(self._peers.values())
+            self._table = PeerTable(self._peers.values())
             self._runner.replace_table(self._table)
             changed = 1
         failure = self._runner.failure()

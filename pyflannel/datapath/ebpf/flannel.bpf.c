@@ -20,7 +20,7 @@
  * 2. Through the veth pair, whose receiving end joins TCP segments (NAPI GRO): the kernel has no
  *    GRO for a UDP port without a registered tunnel, so a stream would pass the stack a segment at a
  *    time. For segments of a peer that is sending many (BURST).
- * 3. Through seg6local, for super packets that crossed a virtual underlay whole. They carry the
+ * 3. The SRv6 way, through seg6local, for super packets that crossed a virtual underlay whole. They carry the
  *    tunnel's mark (skb->encapsulation), because of which the next bridge would cut them. No BPF
  *    helper removes it, but the kernel's own decapsulation does (iptunnel_pull_offloads). So the
  *    packet is encapsulated as SRv6 and received on flannelgro0. The route to the target there
@@ -125,11 +125,11 @@ struct settings {
 	__u32 underlay_if;  /* ifindex of the external interface */
 	__u32 gro_if;       /* ifindex of flannelgro0; 0 = there is no pair */
 	__u32 finish_if;    /* ifindex of flannelgro1; likewise */
-	__u32 strip_from[4], strip_to[4]; /* addresses of the third way */
+	__u32 strip_from[4], strip_to[4]; /* addresses of the SRv6 way */
 	__u16 port;         /* network byte order */
 	__u16 mtu;          /* of flannel0, host byte order */
 	__u8 accept_any;    /* upstream's behaviour: from any sender */
-	__u8 strips;        /* whether the third way is open */
+	__u8 strips;        /* whether the SRv6 way is open */
 	__u8 gro_mac[6];    /* of flannelgro1 */
 	__u8 strip_mac[6];  /* of flannelgro0 */
 	__u8 token[12];     /* marks our frames on the pair; not a group address */
@@ -454,7 +454,7 @@ static __always_inline int in_burst(struct hop *sender, __u32 now, int is_long)
 	return is_recent(sender->burst_at, now, BURST_TICKS);
 }
 
-/* Whether the third way is open, that is, a look-up finds its route of seg6local. */
+/* Whether the SRv6 way is open, that is, a look-up finds its route of seg6local. */
 static __always_inline int can_strip(struct __sk_buff *skb, const struct settings *conf)
 {
 	struct bpf_fib_lookup way = {};
@@ -468,7 +468,7 @@ static __always_inline int can_strip(struct __sk_buff *skb, const struct setting
 	return bpf_fib_lookup(skb, &way, sizeof(way), 0) == BPF_FIB_LKUP_RET_UNSUPP_LWT;
 }
 
-/* Sends a packet of so many bytes, in its Ethernet frame, the third way. */
+/* Sends a packet of so many bytes, in its Ethernet frame, the SRv6 way. */
 static __always_inline int strip(struct __sk_buff *skb, const struct settings *conf, __u32 bytes)
 {
 	struct {
@@ -734,7 +734,7 @@ static __always_inline int has_token(struct __sk_buff *skb, const struct setting
 }
 
 /* Packets that overlay_out had cut or finished carry the token as their addresses. Of the others
- * only packets on the third way may pass. The route behind flannelgro0 decapsulates every packet
+ * only packets on the SRv6 way may pass. The route behind flannelgro0 decapsulates every packet
  * that reaches it, past the firewall of the external interface; a stranger's packet would enter
  * here. */
 SEC("tcx/pair_in")

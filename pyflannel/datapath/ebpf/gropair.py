@@ -2,12 +2,12 @@
 
 flannel.bpf.c says why. `flannelgro1` receives the packets to be joined (NAPI GRO). `flannelgro0`
 receives SRv6-encapsulated packets; its route for `STRIP_TO` has the kernel decapsulate them and
-send them out of `flannelgro1`. This third way depends on the node's IPv6 settings and rules (IPv6
+send them out of `flannelgro1`. This SRv6 way depends on the node's IPv6 settings and rules (IPv6
 may be switched off, a rule may drop in PREROUTING), so it is used only while a test frame of ours
 arrives. `flannelgro1` has no offload, so the kernel cuts what is sent out of it and finishes its
 checksum. Packets to nodes with a user-space data path go this way.
 
-No other packet may use the third way: it passes by the firewall of the external interface. So the
+No other packet may use the SRv6 way: it passes by the firewall of the external interface. So the
 route is in a table of its own, which a rule selects for `flannelgro0` only; the program `pair_in`
 drops packets without the token there; and neither end has an address, not even a link-local one.
 """
@@ -31,13 +31,13 @@ from pyflannel.records import dataclass
 SENDER: Final = "flannelgro0"
 RECEIVER: Final = "flannelgro1"
 MTU: Final = 65535
-"""The largest MTU of a veth. A packet on the third way may be this long (End.DX2 checks it)."""
+"""The largest MTU of a veth. A packet on the SRv6 way may be this long (End.DX2 checks it)."""
 STRIP_FROM: Final = IPv6Address("fd66:6c61:6e6e:656c::2")
 STRIP_TO: Final = IPv6Address("fd66:6c61:6e6e:656c::1")
 """Unique local addresses (RFC 4193; the prefix is "flannel" in ASCII) that never leave the node.
 The source has a route back to the incoming device, for reverse path filters."""
 TABLE: Final = 0x666C616E
-"""Routing table of the third way: "flan" in ASCII, far above numbers in use."""
+"""Routing table of the SRv6 way: "flan" in ASCII, far above numbers in use."""
 RULE_PRIORITY: Final = 1
 """It comes before rules that others have put before the main table (a VPN's default route). It does
 not affect them: no other packets come in by `flannelgro0`."""
@@ -172,7 +172,7 @@ def _forget_addresses(end: str) -> None:
 
 
 def write_settings() -> None:
-    """Sets what the third way needs of IPv6 on `flannelgro0`; may be repeated.
+    """Sets what the SRv6 way needs of IPv6 on `flannelgro0`; may be repeated.
 
     Raises:
         KernelError: the kernel lacks it, or the administrator has disabled it.
@@ -182,7 +182,7 @@ def write_settings() -> None:
 
 
 def put_routes(pair: GroPair) -> None:
-    """Adds the routes of the third way, and the rule that selects the second; may be repeated.
+    """Adds the routes of the SRv6 way, and the rule that selects the second; may be repeated.
 
     Raises:
         KernelError: this kernel does not have seg6local, or no rules for IPv6.
@@ -229,7 +229,7 @@ def test_frame(pair: GroPair, token: bytes) -> bytes:
 
 
 def send_test(pair: GroPair, token: bytes) -> None:
-    """Sends a test frame the third way. The program at its end counts it.
+    """Sends a test frame the SRv6 way. The program at its end counts it.
 
     Raises:
         KernelError: without the right to (CAP_BPF, CAP_NET_ADMIN), or without the device.
@@ -238,7 +238,7 @@ def send_test(pair: GroPair, token: bytes) -> None:
 
 
 def comes_through(pair: GroPair, token: bytes, arrived: Callable[[], int]) -> bool:
-    """Whether a test frame arrives at the end of the third way.
+    """Whether a test frame arrives at the end of the SRv6 way.
 
     It arrives within a moment: the kernel handles it like any received frame.
 

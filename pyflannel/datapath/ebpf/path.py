@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from pyflannel.core.errors import DatapathError, FlannelError, KernelError
-from pyflannel.core.lpm import RouteTable
+from pyflannel.core.lpm import PeerTable
 from pyflannel.datapath.base import (
     Capabilities,
     Datapath,
@@ -61,7 +61,7 @@ class EbpfDatapath:
         self._completed = False
         self._gro: gropair.GroPair | None = None
         self._token = bytes(gropair.TOKEN_BYTES)
-        self._why_not = "not started"
+        self._srv6_refusal = "not started"
         self._no_pair = self._refused = ""
         self._overlay = self._underlay = 0
         self._given: dict[bytes, bytes] | None = None
@@ -84,7 +84,7 @@ class EbpfDatapath:
                     if self._gro is not None
                     else "off (no veth pair: to peers in user space by the slow path)"
                 ),
-                "strip": f"off ({self._why_not})" if self._why_not else "on",
+                "strip": f"off ({self._srv6_refusal})" if self._srv6_refusal else "on",
                 "card_gro": self._card.state,
                 "pinned": str(self._pins) if self._pins is not None else "off (no bpffs)",
             },
@@ -146,7 +146,7 @@ class EbpfDatapath:
         self._trouble = ""
 
     def complete(self) -> None:
-        """Adds the veth pair: the second GRO, and the third way."""
+        """Adds the veth pair: the second GRO, and the SRv6 way."""
         if self._loaded is None or self._completed:
             return
         try:
@@ -160,7 +160,7 @@ class EbpfDatapath:
         self._completed = True  # `repair` tries again
         self._build_pair()
         self._write_settings()
-        self._use_third_way(self._try_third_way(opened=False))
+        self._use_srv6(self._try_srv6(opened=False))
         former = attachment.remove_others(self._attachment, self._pins)
         if former:
             log.info("programs were attached another way before", removed=", ".join(former))
@@ -179,12 +179,12 @@ class EbpfDatapath:
         self._before = self._read_counters(loaded.maps["counters"])
         found = loaded.maps["config"].get(ZERO_KEY, SETTINGS.size) or bytes(SETTINGS.size)
         *_, strips, _gro, _strip, token, _any_port, _at_card = SETTINGS.unpack(found)
-        self._why_not = "" if strips else "not tried yet"
+        self._srv6_refusal = "" if strips else "not tried yet"
         self._token = token if any(token) else gropair.new_token()
         return any(found)
 
     def _build_pair(self) -> list[str]:
-        """Sets up all that depends on the veth pair: its ends, the programs at them, the third way.
+        """Sets up all that depends on the veth pair: its ends, the programs at them, the SRv6 way.
 
         Returns:
             What had to be repaired.
@@ -241,9 +241,9 @@ class EbpfDatapath:
             log.info("ebpf data path repaired", what=", ".join(mended))
         if not self._completed:
             return mended
-        was_open = not self._why_not
-        self._use_third_way(self._try_third_way(opened=was_open))
-        return mended + ([] if was_open or self._why_not else ["strip"])
+        was_open = not self._srv6_refusal
+        self._use_srv6(self._try_srv6(opened=was_open))
+        return mended + ([] if was_open or self._srv6_refusal else ["strip"])
 
     def _mend_pair(self) -> list[str]:
         before = self._gro
@@ -271,8 +271,8 @@ class EbpfDatapath:
             mended.append("settings")
         return mended
 
-    def _try_third_way(self, *, opened: bool) -> str:
-        """Opens the third way; why it cannot be used, empty if it can."""
+    def _try_srv6(self, *, opened: bool) -> str:
+        """Opens the SRv6 way; why it cannot be used, empty if it can."""
         if self._gro is None:
             return "no veth pair"
         try:
@@ -286,17 +286,17 @@ class EbpfDatapath:
             return str(error)
         return "a test frame does not come through: does a rule of IPv6 drop it in PREROUTING?"
 
-    def _use_third_way(self, why_not: str) -> None:
-        if why_not and why_not != self._why_not:
-            log.info("ebpf data path cuts what arrives as super packets", reason=why_not)
-        elif not why_not and self._why_not:
+    def _use_srv6(self, refusal: str) -> None:
+        if refusal and refusal != self._srv6_refusal:
+            log.info("ebpf data path cuts what arrives as super packets", reason=refusal)
+        elif not refusal and self._srv6_refusal:
             log.debug("ebpf data path passes on super packets whole")
-        changed = bool(why_not) != bool(self._why_not)
-        self._why_not = why_not
+        changed = bool(refusal) != bool(self._srv6_refusal)
+        self._srv6_refusal = refusal
         if changed:
             self._write_settings()
 
-    def replace_table(self, table: RouteTable) -> None:
+    def replace_table(self, table: PeerTable) -> None:
         """Puts the table's entries into the map one by one. Entries that stay are never missing."""
         self._slow.replace_table(table)
         wanted = {
@@ -404,7 +404,7 @@ class EbpfDatapath:
             socket.htons(config.port),
             config.mtu,
             config.accept_any,
-            not self._why_not and gro is not None,
+            not self._srv6_refusal and gro is not None,
             gro.receiver_mac if gro is not None else bytes(6),
             gro.sender_mac if gro is not None else bytes(6),
             self._token,

@@ -30,7 +30,7 @@ from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Final
 
 from pyflannel.core.errors import DatapathError, KernelError
-from pyflannel.core.lpm import RouteTable
+from pyflannel.core.lpm import PeerTable
 from pyflannel.datapath.base import COUNTERS, PEER_COUNTERS, Capabilities, DatapathConfig
 from pyflannel.kernel.tun import IFF_MULTI_QUEUE, TunDevice, open_tun
 from pyflannel.logs import get_logger
@@ -107,7 +107,7 @@ def parse_off(text: str) -> frozenset[str]:
     return frozenset(name for word in words for name in OFF_GROUPS[word])
 
 
-def pack_rows(table: RouteTable) -> bytes:
+def pack_rows(table: PeerTable) -> bytes:
     """The table as `struct table_row` of table.h: network, prefix length, address."""
     numbers = array("I")
     for peer in table.peers:
@@ -181,7 +181,7 @@ class NativeDatapath:
         self._assume_offloads = assume_offloads
         self._native = _native
         self._engine: _native.Engine | None = None
-        self._rows = pack_rows(RouteTable())
+        self._rows = pack_rows(PeerTable())
         self._told: set[str] = set()
 
     @property
@@ -240,7 +240,7 @@ class NativeDatapath:
     def complete(self) -> None:
         """Nothing: all of it is there from the start."""
 
-    def replace_table(self, table: RouteTable) -> None:
+    def replace_table(self, table: PeerTable) -> None:
         """Puts a whole new peer table in force, from each thread's next batch on."""
         self._rows = pack_rows(table)
         if self._engine is not None:

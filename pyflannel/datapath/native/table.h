@@ -4,7 +4,7 @@
  * shortest; flannel gives every node the same length, so a look-up is one mask, one multiplication
  * and, at a load of at most one half, one or two cells of eight bytes side by side, however many
  * peers there are. If two peers claim a prefix, the one with the greater address has it, as in
- * RouteTable. The same look-up of a received packet's inner source gives the peer that may have
+ * PeerTable. The same look-up of a received packet's inner source gives the peer that may have
  * sent it. A further table holds the addresses of all peers, to tell an unknown sender from a wrong
  * source, and the number under which each is counted (engine.h).
  *

@@ -42,7 +42,7 @@ class Alive(Generic[E]):
         """It has said something."""
         self._heard[endpoint] = self._now()
 
-    def patience_s(self, endpoint: E) -> float:
+    def timeout_s(self, endpoint: E) -> float:
         """How long a watch may wait for its next answer until `check` has to be called."""
         return max(0.0, self._heard.get(endpoint, self._now()) + self._idle_s - self._now())
 
@@ -52,7 +52,7 @@ class Alive(Generic[E]):
         Raises:
             What `ask` raises.
         """
-        if self.patience_s(endpoint) > 0.0 and endpoint in self._heard:
+        if self.timeout_s(endpoint) > 0.0 and endpoint in self._heard:
             return
         question = self._asking.get(endpoint)
         if question is None:

@@ -47,13 +47,13 @@ MOST_SILENCES: Final = 8
 QUICKLY_S: Final = 0.5
 """An etcd at ease answers a question without a token in 10 ms; with a hundred bcrypts in the queue
 of a quarter of a CPU it takes seconds."""
-FIRST_PATIENCE_S: Final = 4.5
-PATIENCE_GROWS: Final = 3.0
-MOST_PATIENCE_S: Final = 120.0
+LEAST_MORE_S: Final = 4.5
+MORE_GROWS: Final = 3.0
+MOST_MORE_S: Final = 120.0
 """Added to the usual time-out of a request: a thousand bcrypts take 70 s of CPU."""
 
 Post = Callable[[Endpoint, str, gateway.Message, str, float], Awaitable[gateway.Message]]
-"""Sends one request (path, body, token) to an endpoint, with more patience by so many seconds."""
+"""Sends one request (path, body, token) to an endpoint, with this many seconds more than usual."""
 
 
 class Tokens:
@@ -76,7 +76,7 @@ class Tokens:
         self._backoff = Backoff(first=FIRST_PAUSE_S, ceiling=LONGEST_PAUSE_S)
         self._unproven = 0
         self._silences = 0
-        self._more_s = FIRST_PATIENCE_S
+        self._more_s = LEAST_MORE_S
         self._tried = ""
         self._pause_ends = float("-inf")
         self._refusal = StoreDenied("etcd rejects the tokens that it issues to us", kind="token")
@@ -213,14 +213,14 @@ class Tokens:
         began = self._now()
         try:
             answer = await self._post(endpoint, gateway.AUTHENTICATE, body, "", self._more_s)
-            self._more_s = _patience(PATIENCE_GROWS * (self._now() - began))
+            self._more_s = _more(MORE_GROWS * (self._now() - began))
             return gateway.parse_token(answer)
         except EndpointFailure as failure:
             if failure.silent:
-                self._more_s = _patience(PATIENCE_GROWS * self._more_s)
+                self._more_s = _more(MORE_GROWS * self._more_s)
             raise
         except Refused as refused:
-            self._more_s = _patience(PATIENCE_GROWS * (self._now() - began))
+            self._more_s = _more(MORE_GROWS * (self._now() - began))
             if refused.auth_is_off:
                 return ""
             raise StoreDenied(
@@ -230,5 +230,5 @@ class Tokens:
             ) from refused
 
 
-def _patience(seconds: float) -> float:
-    return min(max(FIRST_PATIENCE_S, seconds), MOST_PATIENCE_S)
+def _more(seconds: float) -> float:
+    return min(max(LEAST_MORE_S, seconds), MOST_MORE_S)

@@ -241,7 +241,7 @@ class EtcdStore:
         try:
             yield watch.first
             while True:
-                response = await watch.receive(self._alive.patience_s(endpoint))
+                response = await watch.receive(self._alive.timeout_s(endpoint))
                 if response is not None:
                     self._alive.heard(endpoint)
                     yield response

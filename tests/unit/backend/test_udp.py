@@ -17,7 +17,7 @@ from pyflannel.backend.udp import network as udp_network
 from pyflannel.core.errors import DatapathError, DeviceUnavailable, KernelError
 from pyflannel.core.ip import Family
 from pyflannel.core.lease import LeaseAdded, LeaseRemoved
-from pyflannel.core.lpm import RouteTable
+from pyflannel.core.lpm import PeerTable
 from pyflannel.datapath import select
 from pyflannel.datapath.base import Capabilities
 from pyflannel.kernel.base import Route, Set
@@ -49,7 +49,7 @@ class FakePath:
 
     def __init__(self, _config: object) -> None:
         self.started = self.stopped = 0
-        self.tables: list[RouteTable] = []
+        self.tables: list[PeerTable] = []
         self.completed: list[int] = []
         """Peers in the table whenever that was asked for."""
         self.failed: str | None = None
@@ -69,7 +69,7 @@ class FakePath:
     def stop(self) -> None:
         self.stopped += 1
 
-    def replace_table(self, table: RouteTable) -> None:
+    def replace_table(self, table: PeerTable) -> None:
         self.tables.append(table)
 
     def counters(self) -> dict[str, int]:

@@ -7,20 +7,20 @@ from ipaddress import IPv4Address, IPv4Network
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyflannel.core.lpm import Peer, RouteTable
+from pyflannel.core.lpm import Peer, PeerTable
 
 
 def peer(subnet: str, address: str = "192.0.2.1") -> Peer:
     return Peer(IPv4Network(subnet), IPv4Address(address))
 
 
-def find(table: RouteTable, destination: str) -> str | None:
+def find(table: PeerTable, destination: str) -> str | None:
     found = table.lookup(int(IPv4Address(destination)))
     return str(found.subnet) if found is not None else None
 
 
 def test_the_longest_prefix_that_contains_the_destination_wins() -> None:
-    table = RouteTable([peer("10.0.0.0/8"), peer("10.5.0.0/16"), peer("10.5.1.0/24")])
+    table = PeerTable([peer("10.0.0.0/8"), peer("10.5.0.0/16"), peer("10.5.1.0/24")])
     assert find(table, "10.5.1.7") == "10.5.1.0/24"
     assert find(table, "10.5.2.7") == "10.5.0.0/16"
     assert find(table, "10.6.0.1") == "10.0.0.0/8"
@@ -28,28 +28,28 @@ def test_the_longest_prefix_that_contains_the_destination_wins() -> None:
 
 
 def test_an_empty_table_knows_no_peer() -> None:
-    table = RouteTable()
+    table = PeerTable()
     assert find(table, "10.0.0.1") is None
     assert len(table) == 0
     assert table.levels == ()
 
 
 def test_a_default_route_and_a_host_route_are_prefixes_like_others() -> None:
-    table = RouteTable([peer("0.0.0.0/0"), peer("10.0.0.1/32")])
+    table = PeerTable([peer("0.0.0.0/0"), peer("10.0.0.1/32")])
     assert find(table, "10.0.0.1") == "10.0.0.1/32"
     assert find(table, "255.255.255.255") == "0.0.0.0/0"
 
 
 def test_tables_are_equal_with_any_order_and_repetition_of_their_rows() -> None:
     a, b = peer("10.5.1.0/24"), peer("10.5.2.0/24", "192.0.2.2")
-    assert RouteTable([a, b, a]) == RouteTable([b, a])
-    assert hash(RouteTable([a, b])) == hash(RouteTable([b, a]))
-    assert RouteTable([a]) != RouteTable([b])
-    assert RouteTable([a, b]).peers == (a, b)
+    assert PeerTable([a, b, a]) == PeerTable([b, a])
+    assert hash(PeerTable([a, b])) == hash(PeerTable([b, a]))
+    assert PeerTable([a]) != PeerTable([b])
+    assert PeerTable([a, b]).peers == (a, b)
 
 
 def test_levels_go_from_long_to_short() -> None:
-    table = RouteTable([peer("10.0.0.0/8"), peer("10.5.1.0/24")])
+    table = PeerTable([peer("10.0.0.0/8"), peer("10.5.1.0/24")])
     assert [mask for mask, _ in table.levels] == [0xFFFFFF00, 0xFF000000]
 
 
@@ -77,4 +77,4 @@ def test_lookup_agrees_with_a_search_from_end_to_end(
     destination = base | low
     matching = [p for p in peers if IPv4Address(destination) in p.subnet]
     expected = max(matching, key=lambda p: p.subnet.prefixlen, default=None)
-    assert RouteTable(peers).lookup(destination) == expected
+    assert PeerTable(peers).lookup(destination) == expected

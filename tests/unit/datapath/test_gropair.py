@@ -1,4 +1,4 @@
-"""The frame with which the data path tries its third way."""
+"""The test frame of the SRv6 way."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from pyflannel.core.errors import DatapathError
-from pyflannel.core.lpm import Peer, RouteTable
+from pyflannel.core.lpm import Peer, PeerTable
 from pyflannel.datapath.base import COUNTERS, Capabilities, DatapathConfig
 from pyflannel.datapath.native import NativeDatapath, parse_off, probe
 
@@ -62,7 +62,7 @@ def test_a_descriptor_that_is_none_is_an_error_and_nothing_runs() -> None:
     path = NativeDatapath(CONFIG)
     with pytest.raises(DatapathError, match="start the native data path on flannel0: EBADF"):
         path.start()
-    path.replace_table(RouteTable([Peer(IPv4Network("10.5.2.0/24"), IPv4Address("192.0.2.1"))]))
+    path.replace_table(PeerTable([Peer(IPv4Network("10.5.2.0/24"), IPv4Address("192.0.2.1"))]))
     assert path.counters() == dict.fromkeys(COUNTERS, 0)
     assert path.failure() is None
     path.stop()

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyflannel.core.lpm import Peer, RouteTable
+from pyflannel.core.lpm import Peer, PeerTable
 from pyflannel.core.packet import checksum
 from pyflannel.datapath.base import COUNTERS, PEER_COUNTERS
 from pyflannel.datapath.native import OFF_GROUPS, _native, pack_rows
@@ -274,7 +274,7 @@ peers = st.builds(
 )
 
 
-def look_up(table: RouteTable, wanted: list[int]) -> list[int]:
+def look_up(table: PeerTable, wanted: list[int]) -> list[int]:
     """The native table's answers."""
     result = array("I")
     result.frombytes(_native.lookup(pack_rows(table), array("I", wanted).tobytes()))
@@ -284,7 +284,7 @@ def look_up(table: RouteTable, wanted: list[int]) -> list[int]:
 @given(st.lists(peers, max_size=40), st.lists(addresses, min_size=1))
 def test_look_ups_agree_with_the_reference_table(rows: list[Peer], wanted: list[int]) -> None:
     """Longest prefix wins, and the same peer where two claim one subnet."""
-    table = RouteTable(rows)
+    table = PeerTable(rows)
     expected = [int(peer.address) if (peer := table.lookup(a)) else 0 for a in wanted]
     assert look_up(table, wanted) == expected
 
@@ -295,7 +295,7 @@ def test_each_of_ten_thousand_peers_is_found() -> None:
         Peer(IPv4Network((first + (i << 8), 24)), IPv4Address(0xC0000201 + i))
         for i in range(10_000)
     ]
-    found = look_up(RouteTable(rows), [first + (i << 8) + 9 for i in range(10_001)])
+    found = look_up(PeerTable(rows), [first + (i << 8) + 9 for i in range(10_001)])
     assert found == [0xC0000201 + i for i in range(10_000)] + [0]
 
 

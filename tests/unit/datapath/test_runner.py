@@ -10,13 +10,13 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from pyflannel.core.errors import DatapathError
-from pyflannel.core.lpm import Peer, RouteTable
+from pyflannel.core.lpm import Peer, PeerTable
 from pyflannel.datapath import runner, select
 from pyflannel.datapath.base import Capabilities, DatapathConfig
 from pyflannel.datapath.runner import Runner
 from tests.support.datapaths import CONFIG
 
-TABLE = RouteTable([Peer(IPv4Network("10.5.2.0/24"), IPv4Address("192.0.2.2"))])
+TABLE = PeerTable([Peer(IPv4Network("10.5.2.0/24"), IPv4Address("192.0.2.2"))])
 
 
 class Path:
@@ -43,7 +43,7 @@ class Path:
     def complete(self) -> None:
         self.done.append("complete")
 
-    def replace_table(self, table: RouteTable) -> None:
+    def replace_table(self, table: PeerTable) -> None:
         self.done.append(f"table of {len(table)}")
 
     def repair(self) -> Sequence[str]:

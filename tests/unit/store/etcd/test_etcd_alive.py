@@ -28,19 +28,19 @@ async def test_what_one_watch_has_heard_counts_for_the_other():
     them = Endpoints()
     them.alive.heard("a")
     them.now += 3
-    assert them.alive.patience_s("a") == 2.0
+    assert them.alive.timeout_s("a") == 2.0
     await them.alive.check("a")
     assert them.asked == []
     them.now += 2
-    assert them.alive.patience_s("a") == 0.0
+    assert them.alive.timeout_s("a") == 0.0
     await them.alive.check("a")
     assert them.asked == ["a"]
-    assert them.alive.patience_s("a") == 5.0
+    assert them.alive.timeout_s("a") == 5.0
 
 
 async def test_an_endpoint_that_was_never_heard_is_asked():
     them = Endpoints()
-    assert them.alive.patience_s("a") == 5.0
+    assert them.alive.timeout_s("a") == 5.0
     await them.alive.check("a")
     assert them.asked == ["a"]
 

@@ -362,12 +362,12 @@ class TestBackOffOfAuthentications:
         secret = EtcdOptions(username="flannel", password="secret")
         self.password = password or Password(secret)
         self.asked = []
-        self.patience = []
+        self.more_s = []
         self.now = 0.0
 
         async def post(endpoint, path, body, token, more_s):
             self.asked.append(self.now)
-            self.patience.append(more_s)
+            self.more_s.append(more_s)
             reply = replies(len(self.asked))
             if isinstance(reply, Exception):
                 raise reply
@@ -428,7 +428,7 @@ class TestBackOffOfAuthentications:
                 await tokens.get("a")
         tokens.distrust(await tokens.get("a"))
         await tokens.get("a")
-        assert self.patience == [4.5, 13.5, 40.5, *[120.0] * 8, 4.5]
+        assert self.more_s == [4.5, 13.5, 40.5, *[120.0] * 8, 4.5]
 
     async def test_how_long_an_answer_took_is_remembered(self):
         """The crowd that it waited in may be there still."""
@@ -442,7 +442,7 @@ class TestBackOffOfAuthentications:
         for _ in range(3):
             tokens.distrust(await tokens.get("a"))
             self.now += 3600
-        assert self.patience == [4.5, 36.0, 4.5]
+        assert self.more_s == [4.5, 36.0, 4.5]
 
     def test_another_password_in_the_file_is_tried_at_once(self, tmp_path):
         file = tmp_path / "password"

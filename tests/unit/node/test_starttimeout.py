@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from pyflannel.node.patience import ASK_EVERY_S, EXTENSION_S, while_starting
+from pyflannel.node.starttimeout import ASK_EVERY_S, EXTENSION_S, while_starting
 from pyflannel.systemd import Notifier
 from pyflannel.testing.fakeclock import FakeClock
 

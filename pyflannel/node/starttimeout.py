@@ -2,8 +2,8 @@
 
 A unit of `Type=notify` has failed when it is not ready after `TimeoutStartSec`, 90 seconds as a
 rule. But a node whose etcd is away, or has no network config yet, has not failed: it waits, and
-comes up by itself. So while it starts it asks for another minute every ten seconds. The asking is
-done by the event loop: a start that hangs asks no more, and then the limit does what it is for.
+comes up by itself. So while it starts it asks for another minute every ten seconds. The event
+loop asks: a start that hangs stops asking, and then the limit applies.
 """
 
 from __future__ import annotations
