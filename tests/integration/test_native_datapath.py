@@ -273,6 +273,15 @@ def test_a_deleted_device_is_reported_and_nothing_spins(device: DeviceRig) -> No
     device.path.stop()
 
 
+def test_the_sockets_buffers_stay_as_they_were_opened(pair: PairRig) -> None:
+    """`kernel.udp.BUFFER_BYTES` decides for every data path."""
+    with socket.socket(fileno=os.dup(pair.config.udp_fd)) as ours:
+        sizes = [(socket.SOL_SOCKET, name) for name in (socket.SO_RCVBUF, socket.SO_SNDBUF)]
+        before = [ours.getsockopt(*size) for size in sizes]
+        start(pair)
+        assert [ours.getsockopt(*size) for size in sizes] == before
+
+
 def test_a_stand_in_whose_other_end_is_closed_is_gone(pair: PairRig) -> None:
     path = start(pair)
     pair.pair.kernel.close()

@@ -33,8 +33,6 @@
 #endif
 
 enum {
-    /* The default, 208 KB, holds three GRO datagrams of 64 KB; a burst of a TCP window must fit. */
-    SOCKET_BUFFER = 4 << 20,
     /* At most 1000 ICMP errors a second, in bursts of 50 (datapath/base.py). */
     ICMP_INTERVAL_NS = 1000000,
     ICMP_BURST = 250,
@@ -437,7 +435,7 @@ static void tun_offloads(struct engine *e)
 /* Probes the socket's offloads and sets the options that the data path depends on. */
 static void udp_offloads(struct engine *e)
 {
-    int fd = e->config.udp_fd, zero = 0, one = 1, discover = IP_PMTUDISC_PROBE, size = SOCKET_BUFFER;
+    int fd = e->config.udp_fd, zero = 0, one = 1, discover = IP_PMTUDISC_PROBE;
 
     /* Upstream's datagrams carry DF. This sets it, with UDP_SEGMENT too, and ignores path MTUs that
      * the kernel has learned: only a datagram longer than the interface's MTU gives EMSGSIZE.
@@ -445,10 +443,6 @@ static void udp_offloads(struct engine *e)
      * call. */
     setsockopt(fd, IPPROTO_IP, IP_MTU_DISCOVER, &discover, sizeof discover);
     setsockopt(fd, IPPROTO_IP, IP_RECVERR, &zero, sizeof zero);
-    if (setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &size, sizeof size))
-        setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &size, sizeof size);
-    if (setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &size, sizeof size))
-        setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
 
     if (!offload_wanted(e, OFFLOAD_gso))
         offload_set(e, OFFLOAD_gso, OFFLOAD_OFF_FORCED, 0);
