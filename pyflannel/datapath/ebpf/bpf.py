@@ -1,6 +1,6 @@
 """bpf(2) and BPF object files, without libbpf and without a compiler on the node.
 
-Only as much as a few programs and three maps need: an ELF reader for sections, symbols and map
+Only as much as our programs and maps need: an ELF reader for sections, symbols and map
 relocations (no BTF, no CO-RE), and the system call through ctypes. Attribute layouts are those of
 `union bpf_attr` (include/uapi/linux/bpf.h); all of it little endian, as is the object.
 """
