@@ -1,4 +1,4 @@
-"""What was seen of the machine around the overlay. Every fact may be missing."""
+"""Facts about the machine around the overlay. Every fact may be missing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ IPInterface = IPv4Interface | IPv6Interface
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkSeen:
-    """A device of this network namespace, with all that checks look at."""
+    """A device of this network namespace, with the properties that the checks need."""
 
     kind: str = ""
     index: int = 0
@@ -24,12 +24,12 @@ class LinkSeen:
     carrier: bool = True
     addresses: tuple[IPInterface, ...] = ()
     ours: bool = False
-    """Whether a backend of flannel's made it, of whatever kind."""
+    """Whether one of flannel's backends made it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerRoutes:
-    """What the kernel answers about one peer, by its own rules and tables."""
+    """The kernel's route look-ups about one peer, by its rules and tables."""
 
     subnet: str
     version: int = 4
@@ -48,15 +48,15 @@ class Around:
 
     links: Mapping[str, LinkSeen] = field(default_factory=dict)
     sysctls: Mapping[str, str] = field(default_factory=dict)
-    """By dotted name, with `/` for the dots in the name of a device; those that could be read."""
+    """Those that could be read, by name with `/` between the parts."""
     routes: tuple[PeerRoutes, ...] = ()
     """Of some peers."""
     rules: tuple[tuple[int, str], ...] = ()
     """Policy rules: priority and table."""
     ra_defaults: tuple[str, ...] = ()
-    """Devices by which an IPv6 default route leads that a router advertised."""
+    """Devices of IPv6 default routes that a router has advertised."""
     conntrack: tuple[int, int] | None = None
-    """Entries, and how many there may be."""
+    """Entries of the connection table, and the most it can have."""
     arp: tuple[int, int] | None = None
     """The same of the neighbour table of IPv4, of what counts against its limit."""
     ndisc: tuple[int, int] | None = None
@@ -65,10 +65,10 @@ class Around:
     """Devices that NetworkManager manages."""
     nameservers: tuple[IPAddress, ...] = ()
     unit: str = ""
-    """What systemd says of the daemon's unit, if it does not run; empty if it does."""
+    """The unit's state in systemd, if it does not run; empty if it does."""
     enabled: str = ""
     """`enabled`, `disabled`, as `systemctl is-enabled` says; empty without systemd."""
     synchronised: bool | None = None
     """Whether the kernel's clock is synchronised."""
     free: int | None = None
-    """Bytes left where the daemon keeps its state."""
+    """Free bytes where the daemon keeps its state."""

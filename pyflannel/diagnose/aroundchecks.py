@@ -1,7 +1,7 @@
 """The doctor's checks of the machine around the overlay: facts in, findings out.
 
-One function a subject. What surely keeps packets from passing is an error, what harms in part or
-will is a warning, and what may be meant so is information.
+One function a subject. A fault that certainly stops packets is an error. One that harms in part, or
+will, is a warning. A setting that may be intended is information.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FULL: Final = 0.95
 NEARLY: Final = 0.8
 """Shares of a table of the kernel."""
 LEAST_FREE: Final = 1_000_000
-"""Bytes: a lease's record and a subnet file take less than one page each."""
+"""Bytes. The lease's record and the subnet file take less than one page each."""
 CLOUD_TABLES: Final = range(30_200, 30_500)
 """Tables of nm-cloud-setup: 30200 for one address, 30400 and up for one interface each."""
 
@@ -68,7 +68,7 @@ def _forwarding(facts: NodeFacts, around: Around) -> Iterator[Finding]:
                 "/etc/sysctl.d",
             )
         for device in {facts.tunnel_of(version), facts.bridge_of(version)} - {None}:
-            # IPv6 decides by the setting of all; the device's own is about routers' advertisements.
+            # For IPv6 the setting `all` decides; the device's own is about router advertisements.
             name = f"net/ipv4/conf/{device}/forwarding"
             if version == 4 and every != "0" and around.sysctls.get(name) == "0":
                 yield Finding(
@@ -121,7 +121,7 @@ def _routes(facts: NodeFacts, around: Around) -> Iterator[Finding]:
         yield from _ways_of_pods(facts, around, each, tunnel or "")
         underlay = facts.report.underlay if facts.report is not None else None
         out = each.to_node.device
-        # A tunnel inside another is a choice, and a loop into our own device is not.
+        # A tunnel inside another may be intended, a loop into our own device is a fault.
         if underlay is not None and out and out != underlay.interface:
             yield Finding(
                 code=codes.OTHER_UNDERLAY,
@@ -143,7 +143,7 @@ def _ways_of_pods(
     right = {tunnel, underlay.interface if underlay is not None else ""}
     lookup = each.to_pods
     if lookup.error and _forwarding_is_off(facts, around, each.version):
-        return  # the kernel has no route for what it does not forward, and that is told already
+        return  # without forwarding the kernel has no such route, and another check reports that
     if lookup.error or (lookup.device and lookup.device not in right):
         off_limits = sorted(p for p, table in around.rules if table not in _PLAIN_TABLES)
         rule = f"ip rule show pref {off_limits[0]}" if off_limits else "ip route"
@@ -159,7 +159,7 @@ def _ways_of_pods(
             f"overlay there, or ip rule add to {facts.network_of(each.version)} lookup main pref "
             "100",
         )
-        return  # rp_filter looks the same way up: one cause, one finding
+        return  # rp_filter makes the same look-up: one cause, one finding
     if _rp_filter_drops(around, each, tunnel):
         yield Finding(
             code=codes.RP_FILTER,
@@ -180,14 +180,14 @@ def _ways_of_pods(
 def _rp_filter_drops(around: Around, each: PeerRoutes, tunnel: str) -> bool:
     """Whether the kernel refuses a peer's packets for the way back to them.
 
-    Until Linux 6.13 it says so (EXDEV). Later ones answer EINVAL, as for every source that they
-    take for impossible; then the way back itself shows it, where rp_filter is strict.
+    Until Linux 6.13 the answer is EXDEV. Later kernels answer EINVAL, as for every impossible
+    source; then the route back shows it, if rp_filter is strict.
     """
     if each.from_pods.error == "Invalid cross-device link":
         return True
     modes = [around.sysctls.get(f"net/ipv4/conf/{name}/rp_filter", "0") for name in (tunnel, "all")]
     back = each.to_pods.device
-    strict = each.version == 4 and max(modes) == "1"  # the greater one counts (ip-sysctl)
+    strict = each.version == 4 and max(modes) == "1"  # the greater value counts (ip-sysctl)
     return each.from_pods.error == "Invalid argument" and strict and back not in ("", tunnel)
 
 

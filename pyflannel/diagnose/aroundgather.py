@@ -26,7 +26,7 @@ from pyflannel.report.model import PeerReport
 CHILD_S: Final = 5.0
 _ALL_NEIGHBOURS: Final = ("neigh", "show", "nud", "all")
 MOST_PEERS: Final = 8
-"""Whose routes are asked for; each costs three processes of some milliseconds."""
+"""Peers whose routes are looked up; each costs three processes of some milliseconds."""
 NETWORK_MANAGER: Final = Path("/run/NetworkManager/devices")
 RESOLV_CONF: Final = Path("/etc/resolv.conf")
 SYSTEMD: Final = Path("/run/systemd/system")
@@ -46,7 +46,7 @@ async def gather_around(netlink: Netlink, kinds: Kinds, node: NodeFacts, state_d
     Args:
         netlink: of this network namespace.
         kinds: of backends.
-        node: what is known of the node already.
+        node: the facts about the node.
         state_dir: where its daemon keeps its state.
     """
     links = await _links(netlink, kinds)
@@ -167,7 +167,7 @@ def _pair(count: str, limit: str) -> tuple[int, int] | None:
 
 
 async def _neighbours(version: int) -> tuple[int, int] | None:
-    """One table for all namespaces; its limit can be read in the first one alone.
+    """All namespaces share one table. Only the first can read its limit.
 
     What is there for good does not count against it (net/core/neighbour.c, neigh_update_gc_list),
     and the overlay has such an entry for each peer. Those of other namespaces are not seen.

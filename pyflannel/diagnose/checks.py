@@ -1,7 +1,7 @@
 """The doctor's checks of a node: facts in, findings out, one function a kind of fault.
 
-What is certain is an error or a warning; what only may be so is information, with the rule or the
-device it rests on, and makes no healthy node ill.
+A certain fault is an error or a warning. A possible one is information, with the rule or device it
+is based on, and does not make a healthy node look ill.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pyflannel.report.model import Severity
 from pyflannel.report.problems import DEVICE_DOWN, problems
 
 MOST_PEERS: Final = 16
-"""Whose packets are tried on the firewall. Rules seldom tell one peer from another."""
+"""Peers whose packets are tried on the firewall. Rules seldom differ between peers."""
 DOCKER_BRIDGE: Final = "docker0"
 _OTHERS: Final = {
     "cilium_": "Cilium",
@@ -40,7 +40,7 @@ _OTHERS: Final = {
     "ovn-k8s": "OVN-Kubernetes",
     "kube-bridge": "kube-router",
 }
-"""How other agents' devices are called."""
+"""Names of other agents' devices."""
 _ORDER: Final = (Severity.ERROR, Severity.WARNING, Severity.INFO)
 
 
@@ -58,10 +58,10 @@ def findings(
             found = without_symptoms(found + kube_findings(facts, around, kube))
     found += others
     if any(one.code == "PF310" for one in others):
-        # docker's own check knows more of it.
+        # docker's own check says more about it.
         found = [one for one in found if one.code != BRIDGE]
     if any(finding.code == DEVICE for finding in found):
-        # The kernel's word on the device is the later one.
+        # The kernel's state of the device is newer.
         found = [finding for finding in found if finding.code != DEVICE_DOWN]
     return sorted(found, key=lambda finding: _ORDER.index(finding.severity))
 

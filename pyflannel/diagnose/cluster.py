@@ -1,7 +1,7 @@
-"""What nodes say of each other, compared. Values in, values out.
+"""Compares what nodes report about each other. Values in, values out.
 
-Each node's own report is one witness. Who could not be asked is unknown, and so is what it thinks
-of others: nothing is concluded from silence.
+Each node's own report is one witness. A node that could not be asked is unknown, and so is its view
+of others: silence proves nothing.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from pyflannel.report.problems import problems
 from pyflannel.report.scraped import told_config
 
 COMPARED: Final = ("Network", "IPv6Network", "SubnetLen", "EnableIPv4", "EnableIPv6", "Backend")
-"""Of the network config, what nodes must agree on."""
+"""The parts of the network config on which nodes must agree."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Witness:
-    """What could be had of one node."""
+    """The report of one node, as far as it could be read."""
 
     name: str
     report: NodeReport | None = None
     reason: str = ""
     """Why it could not be asked."""
     codes: tuple[str, ...] | None = None
-    """Of its problems; `None` if they follow from its report. From a health port comes only a part
-    of a report, but the codes."""
+    """The codes of its problems; `None` if they follow from its report. A health port gives only a
+    part of the report, but the codes."""
     complete: bool = True
     """Whether the report has all of its peers."""
 
@@ -50,7 +50,7 @@ class Witness:
 
 
 def cluster_findings(witnesses: Sequence[Witness]) -> list[Finding]:
-    """What is wrong between nodes; each node's own problems are not repeated."""
+    """The faults between nodes. Each node's own problems are not repeated."""
     heard = [each for each in witnesses if each.report is not None]
     found = [
         *_owners(heard),
@@ -74,7 +74,7 @@ def states(witness: Witness) -> Mapping[str, str]:
 
 
 def matrix(witnesses: Sequence[Witness]) -> list[list[str]]:
-    """Who hears whom: a row for each that was asked, a column for each node. `.` is itself."""
+    """Which node hears which: a row for each one asked, a column for each; `.` is itself."""
     subnets = {each.subnet: each.name for each in witnesses if each.subnet}
     for each in witnesses:
         for subnet in states(each):
@@ -149,7 +149,7 @@ def _configs(heard: Sequence[Witness]) -> Iterator[Finding]:
 
 
 def _spelled(value: object) -> str:
-    """The same for the same, in whatever order it came."""
+    """Equal values get equal texts, in any order of their parts."""
     return str(dict(sorted(value.items()))) if isinstance(value, Mapping) else str(value)
 
 
@@ -173,7 +173,7 @@ def _one_way(heard: Sequence[Witness]) -> Iterator[Finding]:
 
 
 def _deaf(heard: Sequence[Witness]) -> Iterator[Finding]:
-    """A node that several others do not hear: the sick one is named once."""
+    """A node that several others do not hear is named once."""
     down = Counter(
         subnet for each in heard for subnet, state in states(each).items() if state == "down"
     )

@@ -1,9 +1,8 @@
-"""What each data path can and cannot do on this machine, by starting it.
+"""Finds out what each data path can do on this machine, by starting it.
 
-In a network namespace of its own, which ends with the look: there is a TUN, and a socket, and no
-packet. So what is told is what the kernel granted or refused a moment ago, and nothing of the node
-is touched. What depends on the external interface is not told: whether its driver cuts super
-packets, say.
+It does so in a new network namespace with a TUN and a socket, without a packet. So the result is
+what the kernel grants or refuses now, and the node is not touched. Abilities that depend on the
+external interface are missing, such as whether its driver cuts super packets.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ class PathFacts:
     obstacle: str = ""
     """Why it cannot be used; empty if it can."""
     can: Mapping[str, str] = field(default_factory=dict)
-    """Each thing that it may be able to do, with `on`, or `off` and why."""
+    """Each of its possible abilities, with `on`, or `off` and why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +71,7 @@ def look() -> DatapathFacts:
         except FlannelError as error:
             failed.append(error)
 
-    # The namespace is a thread's, and ends with it.
+    # The namespace belongs to a thread, and ends with it.
     thread = threading.Thread(target=inside, name="data paths")
     thread.start()
     thread.join()
@@ -98,7 +97,7 @@ async def _try_all() -> list[PathFacts]:
 
 
 def _start(name: str, probed: Capabilities) -> dict[str, str]:
-    """What it is granted when it starts."""
+    """What the kernel grants it at the start."""
     with contextlib.ExitStack() as undo:
         tun = open_tun(_DEVICE, vnet_hdr=probed.wants_vnet_hdr)
         undo.callback(tun.close)
@@ -121,7 +120,7 @@ def _start(name: str, probed: Capabilities) -> dict[str, str]:
         path.complete()
         granted = dict(path.capabilities.offloads)
     if name == _EBPF:
-        # Here nothing is pinned; and which way was taken is among the ways.
+        # Here nothing is pinned, and the ways of attaching are listed separately.
         for way in attachment.probe_all():
             granted.pop(way, None)
         granted["card_gro"] = cardgro.ability()

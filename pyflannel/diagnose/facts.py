@@ -1,4 +1,4 @@
-"""What was seen of a node. Every fact may be missing: then its checks say nothing."""
+"""Facts about a node. Every fact may be missing; then its checks report nothing."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ class LinkFact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeFacts:
-    """A node as it is now. `None` is: could not be found out, or is not there."""
+    """A node as it is now. `None` means unknown, or missing."""
 
     report: NodeReport | None = None
-    """What the daemon says of itself."""
+    """The daemon's own report."""
     silence: str = ""
     """Why no daemon answers."""
     subnet_file: str = ""
     env: SubnetEnv | None = None
-    """What the subnet file says."""
+    """The content of the subnet file."""
     ip_forward: bool | None = None
     links: Mapping[str, LinkFact] | None = None
     """By name."""
     tables: Sequence[Table] = ()
     """Of the firewall, those that IPv4 packets meet."""
     modules: Mapping[str, bool] = field(default_factory=dict)
-    """Whether the kernel has a module, loaded or to be loaded; only those that are wanted."""
+    """Whether the kernel has a module, loaded or not; only for needed modules."""
     flanneld: tuple[int, ...] = ()
     """Process ids of flannel's own daemon."""
     daemons: tuple[int, ...] = ()
     """Of `pyflanneld`."""
     unseen: Mapping[str, str] = field(default_factory=dict)
-    """What could not be looked at, with the reason."""
+    """What could not be read, with the reason."""
 
     @property
     def network(self) -> IPv4Network | None:

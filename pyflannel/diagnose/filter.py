@@ -1,7 +1,7 @@
 """Would the firewall let this packet pass? A pure function over chains, no matter who wrote them.
 
-A match says yes, no, or cannot tell; where it cannot tell, both ways are followed. So the outcome
-is a set: every way ends in a drop, none does, or some do, which is "may". As in the kernel
+A match is true, false or unknown; if unknown, both branches are followed. So there are three
+outcomes: every branch ends in a drop, none does, or some do, which is "may". As in the kernel
 (nft(8), "VERDICT STATEMENTS"), a drop ends everything, an accept only its base chain, and the
 policy decides what reaches the end of a base chain.
 """
@@ -48,7 +48,7 @@ class Packet:
     """Whether the destination is an address of this node."""
     from_us: bool | None = None
     returns: bool | None = None
-    """Whether the route back to its source leads out where it came in."""
+    """Whether the route back to its source uses the device where it came in."""
 
     @property
     def version(self) -> int:
@@ -57,7 +57,7 @@ class Packet:
         return known.version if known is not None else 4
 
     def seen(self, name: str) -> object:
-        """What a rule sees under the name of a field; `None` if that is not known."""
+        """The value of a field as a rule sees it; `None` if unknown."""
         fixed = _FIXED.get(name)
         if fixed is not None:
             return fixed
@@ -94,12 +94,13 @@ class Match:
     field: str
     """`iif`, `oif`, `source`, `destination`, `protocol`, `sport`, `dport`, `nfproto`, `icmptype`;
     of the connection `state`, `status`, `direction`, `mark`; by the routes `dtype`, `stype` (type
-    of destination and source) and `returns`; `pkttype`. Any other is one that cannot be told."""
+    of destination and source) and `returns`; `pkttype`. The result for any other field is
+    unknown."""
     values: tuple[Value, ...] = ()
     negated: bool = False
 
     def holds(self, packet: Packet) -> bool | None:
-        """Whether it does; `None` if that cannot be told."""
+        """Whether it matches; `None` if unknown."""
         found = packet.seen(self.field)
         if found is None:
             return None
@@ -125,7 +126,7 @@ def _is(found: object, value: Value) -> bool:
 
 
 class Verb(enum.Enum):
-    """What a rule does."""
+    """The verdict of a rule."""
 
     ACCEPT = enum.auto()
     DROP = enum.auto()
@@ -181,7 +182,7 @@ class Drop:
     """A place where a packet ends."""
 
     certain: bool
-    """Whether no way leads around it; else it *may* end here."""
+    """Whether every branch ends here; else the packet *may* end here."""
     rule: str
     """The rule's text, or the chain whose policy it is."""
     is_policy: bool = False
@@ -202,7 +203,7 @@ def bases(tables: Iterable[Table], hook: Hook, version: int) -> list[tuple[Chain
 def translated(tables: Iterable[Table], hook: Hook, packet: Packet) -> Packet:
     """The packet behind a hook, whose rules may have given it another destination.
 
-    Where they only may have, it is as before: a pod's address is no service.
+    If they only may have, it is unchanged: a pod's address is no service.
     """
     for chain, table in bases(tables, hook, packet.version):
         ends = _Walk(table, packet).chain(chain, 0)
@@ -219,7 +220,7 @@ def translated(tables: Iterable[Table], hook: Hook, packet: Packet) -> Packet:
 
 
 def masked(tables: Iterable[Table], packet: Packet) -> str:
-    """The rule that surely gives a packet another source on its way out; empty if none does."""
+    """The rule that certainly changes a packet's source on its way out; empty if none does."""
     for chain, table in bases(tables, Hook.POSTROUTING, packet.version):
         ends = _Walk(table, packet).chain(chain, 0)
         if ends.masks and not (ends.accepted or ends.foreign or ends.falls_through):
@@ -230,7 +231,7 @@ def masked(tables: Iterable[Table], packet: Packet) -> str:
 def drops(tables: Iterable[Table], hook: Hook, packet: Packet) -> list[Drop]:
     """Where a packet ends, or may end, at one hook. Empty: it passes.
 
-    After a drop that is certain nothing more is looked at; the packet is not there any more.
+    After a certain drop nothing more is evaluated: the packet is gone.
     """
     found: list[Drop] = []
     for chain, table in bases(tables, hook, packet.version):
@@ -265,7 +266,7 @@ class _Ends:
 
 
 class _Walk:
-    """One packet through one table. What a chain does with it is worked out once."""
+    """One packet through one table. Each chain is evaluated once."""
 
     def __init__(self, table: Table, packet: Packet) -> None:
         self._table = table
@@ -283,7 +284,7 @@ class _Walk:
         return ends
 
     def _rules(self, chain: Chain, ends: _Ends, depth: int) -> bool:
-        """Adds what the rules do; whether the packet never gets past the last one."""
+        """Adds the results of the rules; whether the packet never passes the last one."""
         for rule in chain.rules:
             holds = [match.holds(self._packet) for match in rule.matches]
             if False in holds:
@@ -294,7 +295,7 @@ class _Walk:
         return False
 
     def _rule(self, rule: Rule, ends: _Ends, depth: int) -> bool:
-        """Adds what a rule that holds does; whether it ends the chain."""
+        """Adds the result of a matching rule; whether it ends the chain."""
         if rule.masks:
             ends.masks.append(rule.text)
         elif rule.to is not None or rule.to_port is not None:

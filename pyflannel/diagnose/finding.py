@@ -1,4 +1,4 @@
-"""What a check found, and the codes of all that checks can find."""
+"""The result of a check, and the codes of all possible findings."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ CODES: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that is wrong, or may be. Severity `info` is no fault by itself."""
+    """A fault, or a possible one. Severity `info` alone is no fault."""
 
     code: str
     """`PF2…` of `CODES`, or a problem's that the daemon itself reports (`report.problems`)."""
@@ -124,13 +124,13 @@ class Finding:
     text: str
     """What is so."""
     evidence: tuple[str, ...] = ()
-    """What it was seen by: a sysctl, a rule with its chain, a device."""
+    """The evidence: a sysctl, a rule with its chain, a device."""
     consequence: str = ""
     remedy: str = ""
 
 
 def of_problem(problem: Problem) -> Finding:
-    """What the daemon says of itself, as a finding."""
+    """A problem that the daemon itself reports, as a finding."""
     return Finding(
         code=problem.code,
         severity=problem.severity,

@@ -57,7 +57,7 @@ def _overlay(facts: NodeFacts, version: int, told: set[str]) -> Iterator[Finding
                 dport=port,
                 to_us=False,
                 from_us=False,
-                # What peers have is programmed: the way back leads through the tunnel.
+                # Peers' subnets are programmed, so the route back uses the tunnel.
                 returns=True,
             )
             for source, destination, iif, oif in (
@@ -136,7 +136,7 @@ def _underlay(facts: NodeFacts, version: int, told: set[str]) -> Iterator[Findin
 
 def _on_the_way(facts: NodeFacts, hooks: Sequence[Hook], packet: Packet) -> Iterator[Drop]:
     for hook in hooks:
-        # Before the route is looked up there is no device to go out by.
+        # Before the route look-up there is no outgoing device.
         here = replace(packet, oif="") if hook is Hook.PREROUTING else packet
         for drop in drops(facts.tables, hook, here):
             yield drop
@@ -249,7 +249,7 @@ def _dropped_underlay(drop: Drop, packet: Packet, *, may: bool) -> Finding:
 
 
 def _remedy(rule: str, *, firewalld: str, ufw: str) -> str:
-    """What to type, by whose rule it is."""
+    """The command to type, by the rule's owner."""
     if " firewalld" in rule:
         return firewalld
     if "ufw-" in rule:
@@ -260,13 +260,13 @@ def _remedy(rule: str, *, firewalld: str, ufw: str) -> str:
 
 
 def _is_bypassed(facts: NodeFacts) -> bool:
-    """Whether packets may go past the firewall: eBPF programs take them before it."""
+    """Whether packets may bypass the firewall: eBPF programs take them before it."""
     network = facts.report.network if facts.report is not None else None
     return network is not None and network.datapath is not None and network.datapath.name == "ebpf"
 
 
 def _overlay_peers(facts: NodeFacts, network: IPNetwork, subnet: IPNetwork) -> Iterator[IPNetwork]:
-    """Subnets of peers; one that could be a peer's where there is none."""
+    """Subnets of peers; without peers, one that a peer could have."""
     report = facts.report
     peers = _some_peers(report, subnet.version) if report is not None else iter(())
     named = (peer.subnet if subnet.version == 4 else peer.ipv6_subnet for peer in peers)

@@ -27,7 +27,8 @@ LEGACY_TABLES: Final = {
     4: Path("/proc/net/ip_tables_names"),
     6: Path("/proc/net/ip6_tables_names"),
 }
-"""Name the tables of legacy iptables. Where they have none the tool is not run: that makes them."""
+"""They name the tables of legacy iptables. If they are empty the tool is not run, because running
+it makes tables."""
 
 
 async def gather(
@@ -95,7 +96,7 @@ def _modules(
     links: Mapping[str, LinkFact] | None,
     unseen: dict[str, str],
 ) -> dict[str, bool]:
-    """The module that the backend needs, if it is not in use before our eyes."""
+    """The module that the backend needs, unless a device shows that it is loaded."""
     try:
         kind = kinds.get(backend_of(report))
     except FlannelError as error:
@@ -128,8 +129,7 @@ def has_module(name: str, root: Path = Path("/")) -> bool | None:
 async def _tables(unseen: dict[str, str]) -> list[Table]:
     """The firewall's tables.
 
-    Those that iptables made in nf_tables are read by its own tool, which knows what its extensions
-    mean.
+    Tables that iptables made in nf_tables are read by its own tool, which knows its extensions.
     """
     found: list[Table] = []
     named: set[str] = set()

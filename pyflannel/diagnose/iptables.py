@@ -40,7 +40,7 @@ _PLAIN_MODULES: Final = frozenset(
     {"tcp", "udp", "icmp", "icmp6", "ipv6-icmp", "comment", "conntrack", "state", "multiport"}
     | {"mark", "addrtype", "iprange", "pkttype", "rpfilter"}
 )
-"""Extensions that decide by their options alone."""
+"""Extensions that only look at their options."""
 _VERDICTS: Final = {
     "ACCEPT": Verb.ACCEPT,
     "DROP": Verb.DROP,
@@ -57,11 +57,11 @@ _VERDICTS: Final = {
 
 
 def read(saved: str, tool: str = "iptables", version: int = 4) -> list[Table]:
-    """The tables of `iptables-save`. What cannot be read is a rule whose matches are unknown.
+    """The tables of `iptables-save`. A rule that cannot be read has unknown matches.
 
     Args:
         saved: its output.
-        tool: what the tables are called by: `iptables`, `iptables-legacy`, `ip6tables`.
+        tool: for the names of the tables: `iptables`, `iptables-legacy`, `ip6tables`.
         version: of the packets that meet them.
     """
     tables: list[Table] = []
@@ -116,7 +116,7 @@ def _rule(words: list[str], chains: dict[str, Chain], text: str) -> Rule | None:
 
 
 def _translation(words: list[str]) -> tuple[IPAddress | None, int | None]:
-    """The new destination and port of a DNAT; `None` for what it does not say plainly."""
+    """The new destination and port of a DNAT; `None` if they are not a single one."""
     if "--to-destination" not in words[:-1]:
         return None, None
     text = words[words.index("--to-destination") + 1]
@@ -174,7 +174,7 @@ def _values(name: str, text: str) -> Iterator[Value]:
             low, _, high = port.partition(":")
             yield int(low or 0), int(high or low) if high or ":" not in port else 65535
     elif name == "mark":
-        # Of a packet without a mark nothing is left under any mask.
+        # A packet without a mark is 0 under any mask.
         wanted = int(text.partition("/")[0], 0)
         yield wanted, wanted
     elif name in {"state", "status", "direction", "dtype", "stype"}:

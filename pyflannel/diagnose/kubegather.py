@@ -17,7 +17,7 @@ CONFIGURATIONS: Final = "/etc/cni/net.d"
 PROGRAMS: Final = "/opt/cni/bin"
 """Defaults of containerd and CRI-O."""
 ENDINGS: Final = frozenset({".conf", ".conflist", ".json"})
-"""What the runtimes take for a configuration (libcni, `ConfFiles`)."""
+"""Names that the runtimes take for a configuration (libcni, `ConfFiles`)."""
 
 
 def gather_kube(
@@ -26,7 +26,7 @@ def gather_kube(
     environment: Mapping[str, str],
     programs: Path = Path(PROGRAMS),
 ) -> KubeFacts | None:
-    """What there is of Kubernetes on this node; `None` where the daemon has another store.
+    """The facts about Kubernetes on this node; `None` if the daemon has another store.
 
     Args:
         report: the daemon's, which may write the configuration elsewhere.

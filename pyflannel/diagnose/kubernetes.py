@@ -1,7 +1,7 @@
-"""The doctor's checks of a Kubernetes node: its object, what makes pods' interfaces, services.
+"""The doctor's checks of a Kubernetes node: its object, CNI, services.
 
-Pure: `kubegather` looks, this judges. A pod sees of its node only what is mounted into it, so a
-directory that is not there is a fault outside of a pod alone.
+Pure: `kubegather` reads, this judges. A pod sees only those parts of its node that are mounted into
+it, so a missing directory is a fault only outside of a pod.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ PROXY_TABLE: Final = "kube-proxy"
 """Its table in nftables."""
 PROXY_DEVICE: Final = "kube-ipvs0"
 _IN_ITS_PLACE: Final = ("cilium_", "kube-dummy-if", "antrea-gw")
-"""Devices of what does kube-proxy's work: Cilium, kube-router, Antrea."""
+"""Devices of programs that replace kube-proxy: Cilium, kube-router, Antrea."""
 _BRIDGED: Final = "net/bridge/bridge-nf-call-iptables"
 _CALLS_OTHERS: Final = "multus"
 """A plugin that calls those of other configurations."""
 REPLACED: Final = frozenset(
     {problems.WAITING, problems.STORE, problems.LEASE_LOST, problems.LEASE_NOT_RENEWED}
 ) | {codes.NO_LEASE, codes.NO_CONFLIST}
-"""Codes whose cause is known where one of `_OF_API` is found."""
+"""Codes that one of `_OF_API` explains."""
 _OF_API: Final = frozenset({codes.NO_POD_CIDR, codes.NODE_MISSING, codes.API_DENIED})
 
 
@@ -58,7 +58,7 @@ class CniFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KubeFacts:
-    """What was seen of Kubernetes on a node."""
+    """Facts about Kubernetes on a node."""
 
     in_pod: bool = False
     directory: str = ""

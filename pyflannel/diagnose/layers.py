@@ -1,8 +1,8 @@
-"""What the answers of a peer's layers say together. Values in, values out.
+"""What the answers of a peer's layers mean together. Values in, values out.
 
-A layer is one thing that was asked: the node beside the tunnel, its overlay address through the
-tunnel, a large packet, its bridge, a pod, a port. Each needs what the ones before it need, and one
-thing more; so the first that fails names the place.
+A layer is one test: the node outside the tunnel, its overlay address through the tunnel, a large
+packet, its bridge, a pod, a port. Each needs all that the ones before it need, and one thing more.
+So the first that fails shows where the fault is.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pyflannel.records import dataclass
 
 
 class Ask(StrEnum):
-    """What is asked, in this order."""
+    """The tests, in this order."""
 
     BESIDE = "beside the tunnel"
     TUNNEL = "through the tunnel"
@@ -26,7 +26,7 @@ class Ask(StrEnum):
 
 
 class Outcome(StrEnum):
-    """What became of it."""
+    """The result of a test."""
 
     OK = "ok"
     LOST = "lost"
@@ -35,7 +35,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """One thing that was asked."""
+    """One test and its result."""
 
     ask: Ask
     target: str
@@ -56,13 +56,13 @@ class Verdict:
 
 
 def verdict(layers: Sequence[Layer], carrier: str, unprogrammed: str = "") -> Verdict:
-    """The first thing that is wrong, or that nothing is.
+    """The first fault, or that there is none.
 
     Args:
         layers: in order, without those that were not asked for.
-        carrier: what the overlay's packets look like on the way: `UDP port 8472`, `IP protocol 4`;
-            empty if there is no tunnel.
-        unprogrammed: why this node has no way to the peer; empty if it has one.
+        carrier: how the overlay's packets look on the underlay: `UDP port 8472`, `IP protocol 4`;
+            empty without a tunnel.
+        unprogrammed: why this node has no route to the peer; empty if it has one.
     """
     if unprogrammed:
         return Verdict(

@@ -11,7 +11,7 @@ from pyflannel.diagnose.filter import UNKNOWN, Chain, Hook, Match, Rule, Table, 
 from pyflannel.diagnose.protocols import icmp_type, protocol
 
 FAMILIES: Final = {"ip": 4, "ip6": 6, "inet": None}
-"""Tables that see packets on their way through the IP stack, with the version that they see."""
+"""Families whose tables see packets in the IP stack, with the IP version that they see."""
 _META: Final = {
     "iif": "iif",
     "iifname": "iif",
@@ -45,7 +45,7 @@ _IMPLIED: Final = {
     "icmpv6": ("protocol", "ipv6-icmp"),
     **{name: ("protocol", name) for name in ("icmp", "tcp", "udp", "sctp", "dccp", "esp", "ah")},
 }
-"""What a look into a header implies of the packet (nft(8), "PAYLOAD EXPRESSIONS")."""
+"""What a match on a header implies about the packet (nft(8), "PAYLOAD EXPRESSIONS")."""
 _VERDICTS: Final = {
     "accept": Verb.ACCEPT,
     "drop": Verb.DROP,
@@ -66,7 +66,7 @@ Json = Mapping[str, Any]
 
 
 def read(listing: Json) -> list[Table]:
-    """The tables that IP packets meet. What is not understood is a match that is unknown."""
+    """The tables that IP packets meet. A match that is not understood is unknown."""
     entries = [next(iter(entry.items())) for entry in listing.get("nftables", ()) if entry]
     sets: dict[tuple[str, str, str], Sequence[Any]] = {}
     chains: dict[tuple[str, str], dict[str, Chain]] = {}
@@ -156,7 +156,7 @@ class _Reader:
                 yield self._rule([*matches, *wanted], kind, inner, expressions)
 
     def _matches(self, value: Json) -> Iterator[Match]:
-        """A condition with what its look into a header implies."""
+        """A condition, with what its match on a header implies."""
         implied = _IMPLIED.get(_header(value["left"]))
         if implied is not None:
             yield Match(implied[0], (implied[1],))
@@ -224,7 +224,7 @@ def _header(left: Any) -> str:  # noqa: ANN401 - JSON
 
 
 def _translation(value: Json) -> tuple[Any, int | None]:
-    """The new destination and port of a DNAT; `None` for what it does not say plainly."""
+    """The new destination and port of a DNAT; `None` if they are not a single one."""
     address, port = value.get("addr"), value.get("port")
     try:
         to = ip_address(address) if isinstance(address, str) else None
@@ -262,7 +262,7 @@ def _values(name: str, element: Any) -> Iterator[Value]:  # noqa: ANN401 - JSON
 
 
 def words(expressions: Sequence[Json]) -> str:
-    """A rule's JSON in about nft's own words, for people."""
+    """A rule's JSON in roughly nft's own syntax, for people."""
     return " ".join(filter(None, map(_words, expressions)))
 
 

@@ -1,4 +1,4 @@
-"""One name for each protocol, whatever a tool calls it."""
+"""One name for each protocol, for all names that tools use."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""The way of one packet between two pods over this node. Values in, values out.
+"""The path of one packet between two pods through this node. Values in, values out.
 
-Hop by hop: the device that it comes in by, the chains that it meets, the route, the tunnel's
-entries, and the same for the outer packet. Each hop names the kernel's object that decides there.
-The way ends where that object drops the packet, or where there is none; and at the edge of this
-node, where the other one decides.
+Hop by hop: the incoming device, the chains, the route, the tunnel's entries, and the same for the
+outer packet. Each hop names the kernel object that decides there. The path ends where that object
+drops the packet or is missing, and at the edge of this node, after which the other node decides.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hop:
-    """One place on the way."""
+    """One place on the path."""
 
     place: str
     """`docker0`, `forward`, `route`, `FDB`."""
@@ -50,12 +49,12 @@ class Lookup:
     device: str = ""
     gateway: str = ""
     error: str = ""
-    """Why there is none."""
+    """Why there is no route."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WayFacts:
-    """What was seen along the way."""
+    """The facts along the path."""
 
     node: NodeFacts
     source: IPAddress
@@ -64,9 +63,9 @@ class WayFacts:
     """Whether the source is in this node's subnet; the same of the destination."""
     destination_here: bool
     peer_public: IPAddress | None = None
-    """Of the peer that has the other end."""
+    """Public address of the peer that has the other end."""
     peer_trouble: str = ""
-    """Why this node has no way to the peer, as the daemon says."""
+    """Why this node has no route to the peer, as the daemon reports."""
     own_public: IPAddress | None = None
     protocol: str = "icmp"
     dport: int | None = None
@@ -246,7 +245,7 @@ def _device(facts: WayFacts, name: str, what: str) -> Iterator[Hop]:
 
 
 def _chains(facts: WayFacts, hook: Hook, packet: Packet, prefix: str = "") -> Iterator[Hop]:
-    """The chains of one hook: what ends the packet, what may, or that none does."""
+    """The chains of one hook: the rule that drops the packet, one that may, or none."""
     place = f"{prefix}{hook}"
     met = [
         f"{table.name} {chain.name}"
@@ -298,12 +297,12 @@ _WHY: Final = {
     "Network is unreachable": "no route leads there",
     "No route to host": "a route says that it cannot be reached",
 }
-"""Answers of the kernel: of fib_validate_source EXDEV, or since Linux 6.14 EINVAL for whatever it
+"""Answers of the kernel: EXDEV of fib_validate_source, or since Linux 6.14 EINVAL for all that it
 refuses; ENETUNREACH, EHOSTUNREACH."""
 
 
 def _encapsulation(facts: WayFacts) -> Iterator[Hop]:
-    """How the tunnel's device finds the peer's public address."""
+    """The hops in which the tunnel's device finds the peer's public address."""
     gateway = facts.inner.gateway or str(facts.destination)
     if facts.datapath:
         yield Hop(
@@ -344,7 +343,7 @@ def _encapsulation(facts: WayFacts) -> Iterator[Hop]:
 
 
 def _gateway(facts: WayFacts) -> Iterator[Hop]:
-    """The last hop: the underlay's neighbour."""
+    """The last hop: the neighbour on the underlay."""
     last = facts.outer_route if facts.outer and facts.inner.device == facts.tunnel else facts.inner
     next_hop = last.gateway or str(facts.peer_public or facts.destination)
     mac = facts.neighbours.get((last.device, next_hop))

@@ -29,7 +29,7 @@ async def gather_way(
     protocol: str = "icmp",
     dport: int | None = None,
 ) -> WayFacts:
-    """What decides over a packet from one address to another.
+    """The facts that decide about a packet from one address to another.
 
     Args:
         netlink: of this network namespace.
@@ -72,7 +72,7 @@ async def gather_way(
 def _known(
     node: NodeFacts, report: NodeReport, source: IPAddress, destination: IPAddress
 ) -> WayFacts:
-    """What the daemon's own report says of the two ends."""
+    """The daemon's report about the two ends."""
     source_here, destination_here = (
         _in(address, _own(report)) for address in (source, destination)
     )
