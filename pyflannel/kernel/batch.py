@@ -19,9 +19,9 @@ Nor does replace ask whose the route is that it replaces: `172.17.0.0/16 dev doc
 becomes `dev flannel0`. Where a protected route stands (`ownership.py`), nothing is done and the
 operation fails with EEXIST; where none stands, the creation is exclusive.
 
-So a plan starts from what the kernel holds under the keys concerned. What is in the way is deleted
+So a batch starts from what the kernel holds under the keys concerned. What is in the way is deleted
 with precisely the attributes that the kernel reported it with, as `ip route flush` does; what is
-not there is not deleted at all. The plan follows its own effects: a later operation of the batch
+not there is not deleted at all. It follows its own effects: a later operation of the batch
 sees what an earlier one will have done. Pure: the caller reads the kernel and sends the steps.
 """
 
@@ -73,7 +73,7 @@ class FoundAddress(NamedTuple):
     body: bytes
 
 
-class Plan:
+class Batch:
     """The steps of one batch.
 
     Args:

@@ -38,9 +38,9 @@ from pyflannel.kernel.base import (
 )
 from pyflannel.kernel.batch import (
     ABSENT,
+    Batch,
     FoundAddress,
     FoundRoute,
-    Plan,
     stone_of,
     wants_stepping_stone,
 )
@@ -325,21 +325,21 @@ class KernelNetlink:
             # Replacing takes the first under the key. Whose that is, the picked ones do not tell.
             await let_go(routes)
             routes = await self._find_routes(operations.values(), thorough=True)
-        plan = Plan(routes, await self._find_addresses(operations.values()))
+        batch = Batch(routes, await self._find_addresses(operations.values()))
         failures: dict[int, KernelError] = {}
         async for position, operation in paced(operations.items()):
             try:
-                plan.add(position, operation, stepping_stone=position in stones)
+                batch.add(position, operation, stepping_stone=position in stones)
             except (ValueError, struct.error) as error:  # a MAC or number that cannot be packed
                 answer = Answer(errno.EINVAL, str(error))
                 failures[position] = _operation_error(operation, answer)
-        requests = [step.request async for step in paced(plan.steps)]
+        requests = [step.request async for step in paced(batch.steps)]
         answers = await self._channel.transact("apply", requests)
-        failures |= plan.failures
-        async for (position, _, tolerated), answer in paced(zip(plan.steps, answers, strict=True)):
+        failures |= batch.failures
+        async for (position, _, tolerated), answer in paced(zip(batch.steps, answers, strict=True)):
             if answer.errno and answer.errno not in tolerated and position not in failures:
                 failures[position] = _operation_error(operations[position], answer)
-        await let_go(requests, answers, plan.steps, routes)
+        await let_go(requests, answers, batch.steps, routes)
         return failures
 
     async def _find_routes(

@@ -29,9 +29,9 @@ from pyflannel.kernel.base import (
 )
 from pyflannel.kernel.batch import (
     ABSENT,
+    Batch,
     FoundAddress,
     FoundRoute,
-    Plan,
     stone_of,
     wants_stepping_stone,
 )
@@ -50,14 +50,14 @@ def found(route: Route) -> FoundRoute:
     return FoundRoute(route, set_request(route).body + b"\x08\0\x0b\0\x05\0\0\0")
 
 
-def plan(*standing: Route) -> Plan:
+def batch(*standing: Route) -> Batch:
     routes: dict[RouteKey, list[FoundRoute]] = {}
     for route in standing:
         routes.setdefault(key_of(route), []).append(found(route))
-    return Plan(routes, [])
+    return Batch(routes, [])
 
 
-def requests(of: Plan, *operations: Operation) -> list[rtnl.Request]:
+def requests(of: Batch, *operations: Operation) -> list[rtnl.Request]:
     for position, operation in enumerate(operations):
         of.add(position, operation)
     return [step.request for step in of.steps]
@@ -66,12 +66,12 @@ def requests(of: Plan, *operations: Operation) -> list[rtnl.Request]:
 class TestRoutes:
     def test_a_free_place_takes_one_message(self) -> None:
         """Exclusive, for one that comes in between may be anybody's; a known one is replaced."""
-        assert requests(plan(), Set(OURS)) == [create_request(OURS)]
-        assert requests(plan(FOREIGN), Set(OURS)) == [set_request(OURS)]
+        assert requests(batch(), Set(OURS)) == [create_request(OURS)]
+        assert requests(batch(FOREIGN), Set(OURS)) == [set_request(OURS)]
 
     def test_all_but_the_one_in_force_are_removed_first(self) -> None:
         """With all the attributes that they were reported with; one that is gone is no failure."""
-        of = plan(FOREIGN, DIRECT, OURS)
+        of = batch(FOREIGN, DIRECT, OURS)
         assert requests(of, Set(OURS)) == [
             delete_found_route(found(DIRECT).body),
             delete_found_route(found(OURS).body),
@@ -82,23 +82,23 @@ class TestRoutes:
     def test_a_route_that_is_not_there_is_not_deleted(self) -> None:
         """The kernel might find another one that fits."""
         for standing in ([], [FOREIGN], [replace(OURS, metric=5)], [replace(OURS, oif=4)]):
-            assert requests(plan(*standing), Delete(OURS)) == []
+            assert requests(batch(*standing), Delete(OURS)) == []
 
     @pytest.mark.parametrize("protocol", [RTPROT_KERNEL, 12, 186])
     def test_a_protected_route_is_neither_replaced_nor_deleted(self, protocol: int) -> None:
         """Wherever it stands under the key; nothing is put beside it, and the refusal names it."""
         theirs = replace(DIRECT, protocol=protocol)
         for standing in ([theirs], [theirs, FOREIGN], [FOREIGN, theirs]):
-            of = plan(*standing)
+            of = batch(*standing)
             assert requests(of, Set(OURS)) == []
             assert of.failures[0].errno == errno.EEXIST
             assert "10.5.7.0/24 dev 3 proto" in str(of.failures[0])
-        assert requests(plan(theirs), Delete(DIRECT)) == []
-        assert len(requests(plan(theirs), Delete(theirs))) == 1, "as it was listed"
+        assert requests(batch(theirs), Delete(DIRECT)) == []
+        assert len(requests(batch(theirs), Delete(theirs))) == 1, "as it was listed"
 
     def test_what_a_batch_itself_deletes_makes_room(self) -> None:
         """Delete, then create."""
-        of = plan(FOREIGN)
+        of = batch(FOREIGN)
         assert requests(of, Delete(FOREIGN), Set(OURS)) == [
             delete_found_route(found(FOREIGN).body),
             create_request(OURS),
@@ -106,19 +106,19 @@ class TestRoutes:
 
     def test_a_route_is_deleted_as_it_was_reported(self) -> None:
         """And once only."""
-        of = plan(FOREIGN, OURS)
+        of = batch(FOREIGN, OURS)
         assert requests(of, Delete(OURS), Delete(OURS)) == [delete_found_route(found(OURS).body)]
 
     def test_a_delete_that_would_hit_another_one_is_refused(self) -> None:
         """No gateway fits any gateway: there is no request that means the second one."""
-        of = plan(replace(FOREIGN, oif=3), DIRECT)
+        of = batch(replace(FOREIGN, oif=3), DIRECT)
         assert requests(of, Delete(DIRECT)) == []
         assert of.failures[0].errno == errno.ENOTUNIQ
         assert "192.0.2.9" in str(of.failures[0])
 
     def test_the_order_of_a_batch_is_followed(self) -> None:
         """What an operation leaves is what the next one finds."""
-        of = plan(FOREIGN, DIRECT)
+        of = batch(FOREIGN, DIRECT)
         assert requests(of, Set(OURS), Delete(FOREIGN), Delete(OURS), Delete(OURS)) == [
             delete_found_route(found(DIRECT).body),
             set_request(OURS),
@@ -129,10 +129,10 @@ class TestRoutes:
     def test_without_a_link_the_gateway_decides(self) -> None:
         """On delete, and for what was set without one in the same batch."""
         anywhere = replace(FOREIGN, oif=None)
-        assert requests(plan(FOREIGN), Delete(anywhere)) == [
+        assert requests(batch(FOREIGN), Delete(anywhere)) == [
             delete_found_route(found(FOREIGN).body)
         ]
-        assert requests(plan(), Set(anywhere), Delete(FOREIGN)) == [
+        assert requests(batch(), Set(anywhere), Delete(FOREIGN)) == [
             create_request(anywhere),
             delete_request(FOREIGN),
         ]
@@ -141,23 +141,23 @@ class TestRoutes:
         """They are reported without gateway and link, and deleted under that name."""
         several = Route(dst=DST)
         for one in (OURS, DIRECT, FOREIGN):
-            assert requests(plan(several), Delete(one)) == []
-        assert requests(plan(several), Delete(several)) != []
+            assert requests(batch(several), Delete(one)) == []
+        assert requests(batch(several), Delete(several)) != []
 
     def test_the_type_counts(self) -> None:
         """A blackhole is not a route through a link."""
         hole = Route(dst=DST, type=RTN_BLACKHOLE)
-        assert requests(plan(hole), Delete(DIRECT)) == []
-        assert requests(plan(DIRECT), Delete(hole)) == []
-        assert len(requests(plan(hole), Delete(hole))) == 1
+        assert requests(batch(hole), Delete(DIRECT)) == []
+        assert requests(batch(DIRECT), Delete(hole)) == []
+        assert len(requests(batch(hole), Delete(hole))) == 1
 
     def test_an_ipv6_metric_of_1024_is_none(self) -> None:
         """Set and delete mean the same route."""
-        assert len(requests(plan(OURS6), Delete(replace(OURS6, metric=1024)))) == 1
+        assert len(requests(batch(OURS6), Delete(replace(OURS6, metric=1024)))) == 1
 
     def test_a_stepping_stone_leads_through_the_same_link(self) -> None:
         """It is set right before, and has no gateway."""
-        of = plan()
+        of = batch()
         of.add(0, Set(OURS6), stepping_stone=True)
         stone = replace(OURS6, gateway=None, onlink=False)
         assert [step.request for step in of.steps] == [
@@ -196,7 +196,7 @@ class TestAddresses:
     HOST6 = Address(index=3, interface=IPv6Interface("fd00::1/128"))
 
     def deleted(self, standing: FoundAddress, operation: Operation) -> bool:
-        made = requests(Plan({}, [standing]), operation)
+        made = requests(Batch({}, [standing]), operation)
         return delete_found_address(standing.body) in made
 
     def test_an_ipv6_address_with_another_length_is_in_the_way(self) -> None:
@@ -224,7 +224,7 @@ class TestAddresses:
     def test_delete_takes_all_that_look_alike(self) -> None:
         """With a peer and without."""
         plain, with_peer = found_address(self.HOST), found_address(self.HOST, peer="10.7.0.1")
-        made = requests(Plan({}, [plain, with_peer]), Delete(self.HOST))
+        made = requests(Batch({}, [plain, with_peer]), Delete(self.HOST))
         assert made == [
             delete_found_address(plain.body),
             delete_found_address(with_peer.body),
@@ -232,11 +232,11 @@ class TestAddresses:
 
     def test_an_absent_address_is_not_deleted(self) -> None:
         """No message at all."""
-        assert requests(Plan({}, []), Delete(self.HOST)) == []
+        assert requests(Batch({}, []), Delete(self.HOST)) == []
 
     def test_the_order_of_a_batch_is_followed(self) -> None:
         """Set then delete deletes."""
-        made = requests(Plan({}, []), Set(self.HOST), Delete(self.HOST), Set(self.HOST))
+        made = requests(Batch({}, []), Set(self.HOST), Delete(self.HOST), Set(self.HOST))
         assert [request.kind for request in made] == [20, 21, 20]
 
 
@@ -247,7 +247,7 @@ def test_neighbours_and_fdb_entries_take_one_message_each() -> None:
         FdbEntry(index=3, mac="0e:00:00:00:00:02", dst=IPv4Address("192.0.2.7")),
     )
     for item in items:
-        of = plan()
+        of = batch()
         assert requests(of, Set(item), Delete(item)) == [
             set_request(item),
             delete_request(item),
@@ -258,4 +258,4 @@ def test_neighbours_and_fdb_entries_take_one_message_each() -> None:
 def test_what_cannot_be_packed_is_a_value_error() -> None:
     """The caller makes a failure of it."""
     with pytest.raises(ValueError, match="hexadecimal"):
-        plan().add(0, Set(Neighbour(index=3, ip=IPv4Address("10.5.7.0"), mac="no mac")))
+        batch().add(0, Set(Neighbour(index=3, ip=IPv4Address("10.5.7.0"), mac="no mac")))
