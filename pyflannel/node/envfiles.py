@@ -259,7 +259,7 @@ class EnvFiles:
                 log.error(f"environment file not written, retrying: {error}", path=path)
         else:
             self._failed.pop(path, None)
-            # Another program may have written since: the next look reads it before it counts as good.
+            # Another program may have written since: the next look reads it, then it is good.
             self._good.pop(path, None)
             if (stamp := self._disk.stamp(path)) is not None:
                 self._suspect[path] = stamp
