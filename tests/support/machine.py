@@ -115,6 +115,22 @@ def until(what: str, probe: Callable[[], T], timeout: float = 60.0) -> T:
 
 
 PINGS: Final = "/run/pings"
+PING_S: Final = 0.01
+
+
+def lost_after(output: str, moment: float) -> int:
+    """How many pings of an output of `pinging` were lost that had been sent after a moment.
+
+    When a lost one was sent is known from the last that was answered before it: each is sent
+    `PING_S` or more after the one before.
+    """
+    found = re.findall(r"^\[([\d.]+)\] .*icmp_seq=(\d+) .*time=([\d.]+) ms", output, re.MULTILINE)
+    sent = {int(number): float(came) - float(took) / 1000 for came, number, took in found}
+    lost, when = 0, min(sent.values())
+    for number in range(1, max(sent) + 1):
+        when = sent.get(number, when + PING_S)
+        lost += number not in sent and when > moment
+    return lost
 
 
 @contextlib.contextmanager
@@ -133,7 +149,7 @@ def pinging(source: Node, target: Node) -> Iterator[list[tuple[int, int]]]:
 
     until("the overlay carries", carries)
     # Into a file: a full pipe would stop it.
-    words = f"exec ping -n -i 0.01 -w 300 -I {near} {far} > {PINGS}"
+    words = f"exec ping -n -D -i {PING_S} -w 300 -I {near} {far} > {PINGS}"
     child = source.popen("sh", "-c", words)
     begin = time.monotonic()
     try:
