@@ -359,7 +359,9 @@ class TestUnderTraffic:
         if backend in {"udp native", "udp python"}:
             # A process that carries packets may die with some in its hands: all that it has just
             # read, where it had to wait for a processor. What comes after it waits in a queue.
-            assert lost_after(a.run("cat", PINGS), killed) == 0
+            output = a.run("cat", PINGS)
+            before = lost_after(output, 0.0) - lost_after(output, killed)
+            assert sent - received <= before
         else:
             assert received == sent
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.support.machine import lost_after
+from tests.support.machine import lost_after, no_room
 
 KILLED = 1000.035
 
@@ -31,3 +31,10 @@ def test_what_was_sent_afterwards_is_counted() -> None:
 
 def test_replies_in_another_order_are_none_lost() -> None:
     assert lost_after(output(1, 3, 2, 5, 4), KILLED) == 0
+
+
+def test_what_a_socket_had_no_room_for() -> None:
+    head = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid"
+    row = "00000000:0001 00000000:0000 07 00000000:00000000 00:00000000 00000000 0 0 2961 2 0"
+    table = f"{head}  timeout inode ref pointer drops\n    1: {row} 21\n    2: {row} 0\n"
+    assert no_room(table + table) == 42
