@@ -31,7 +31,8 @@ help:
 	@echo "make book      the textbook's installation on two of those, shown step by step"
 	@echo "make kernels   tests on Debian's kernels in virtual machines: hours on a small machine"
 	@echo "               (ARGS='6.1 tests/...' for some of it, see docs/kernels.md)"
-	@echo "make kube      tests over a real Kubernetes API server, built from its Go module: ten minutes"
+	@echo "make kube      tests over real parts of Kubernetes, built from its Go module: an hour at first,"
+	@echo "               then half of one; pods need PYFLANNEL_UPSTREAM_CNI=/path/to/flannel's plugin"
 	@echo "               of CPU the first time"
 	@echo "make check     formatter, linter, types, import contracts, dead code, sizes"
 	@echo "make bench     the benchmarks (ARGS=... goes to them)"
@@ -90,7 +91,8 @@ kernels: install
 kube: install
 	@$(BIN)/python -m tests.kube.build
 	@PYFLANNEL_KUBE=1 $(BIN)/python -m pytest tests/contract/test_kubernetes_api_contract.py \
-		tests/contract/test_lease_store_contract.py tests/kube -k "real or api-server or test_cluster" $(ARGS)
+		tests/contract/test_lease_store_contract.py tests/kube -k "real or api-server or test_cluster or test_pods" \
+		$(ARGS)
 
 deb: install
 	@tools/build-deb.sh

@@ -359,7 +359,16 @@ def walk(tree: Path) -> Iterator[Path]:
             yield from walk(path)
 
 
-def archive(tree: Path, target: Path, machine: str, date: int) -> None:
+def archive(
+    tree: Path,
+    target: Path,
+    machine: str,
+    date: int,
+    *,
+    tag: str = TAG,
+    config: Mapping[str, object] = CONFIG,
+    level: int = 9,
+) -> None:
     """Writes what `docker save` would.
 
     Args:
@@ -367,22 +376,25 @@ def archive(tree: Path, target: Path, machine: str, date: int) -> None:
         target: the file.
         machine: Debian's word for it.
         date: of everything in it, in seconds since 1970.
+        tag: its name.
+        config: what a runtime starts, and how.
+        level: of compression.
     """
     made = sbom.timestamp(date)
     plain = layer(tree, date)
-    packed = gzip.compress(plain, 9, mtime=0)
+    packed = gzip.compress(plain, level, mtime=0)
     whole = {
         "architecture": machine,
         "os": "linux",
         "created": made,
-        "config": dict(CONFIG),
+        "config": dict(config),
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(plain).hexdigest()}"]},
         "history": [{"created": made, "created_by": "tools/image.py"}],
     }
     described = json.dumps(whole, sort_keys=True).encode()
     names = [f"{hashlib.sha256(described).hexdigest()}.json"]
     names.append(f"{hashlib.sha256(packed).hexdigest()}.tar.gz")
-    manifest = [{"Config": names[0], "RepoTags": [TAG], "Layers": [names[1]]}]
+    manifest = [{"Config": names[0], "RepoTags": [tag], "Layers": [names[1]]}]
     parts = {names[0]: described, names[1]: packed, "manifest.json": json.dumps(manifest).encode()}
     half = target.with_suffix(".part")
     with tarfile.open(half, "w", format=tarfile.USTAR_FORMAT) as out:

@@ -4,11 +4,12 @@ Two tokens: `admin-token` may do everything, `flannel-token` is a service accoun
 the manifest. Clients reach it through a relay that can be shut, so that an outage takes no restart.
 What `KubeCluster` has for tests to do to a cluster has the same name here.
 
-    python -m tests.kube.server ADDRESS PORT DIRECTORY
+    python -m tests.kube.server ADDRESS PORT DIRECTORY [CONTROLLERS]
 
 runs one, with a controller manager that gives podCIDRs, on an address of the namespace that it is
 started in; PORT has `/control`, as in `tests.support.kubeserver`, and DIRECTORY gets a
-`kubeconfig.json`.
+`kubeconfig.json`. With CONTROLLERS, `*` for all of them, the controller manager does more, and
+nothing of the manifest is there.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ from pyflannel.testing.etcdserver import EtcdServer, free_ports
 from tests.kube.build import api_server
 from tests.support.kubeapi import FLANNEL, PREFIX
 
+PODCIDRS: Final = "node-ipam-controller,ttl-controller"
+SERVICE: Final = "10.96.0.1"
+"""The address by which pods reach the API server."""
 START_S: Final = 120.0
 """Ready after 4 to 11 s on a busy machine."""
 MANIFEST: Final = Path(__file__).parents[2] / "kubernetes" / "pyflannel.yaml"
@@ -43,16 +47,24 @@ MERGE: Final = "application/strategic-merge-patch+json"
 
 
 class RealCluster:
-    """etcd and kube-apiserver; a context manager."""
+    """etcd and kube-apiserver; a context manager.
 
-    def __init__(self, directory: Path, host: str = "127.0.0.1") -> None:
+    Args:
+        directory: for all that it keeps.
+        host: the address that it listens on.
+        empty: without the namespace and the role of the manifest.
+    """
+
+    def __init__(self, directory: Path, host: str = "127.0.0.1", *, empty: bool = False) -> None:
         self._directory = directory
+        self._empty = empty
         self._host = host
         self._manager: subprocess.Popen[bytes] | None = None
         self._etcd = EtcdServer(directory / "etcd", binary=etcd("3.6"))
         self._authority = Authority(directory / "pki")
+        self._account = self._authority.issue("account")
         self._server: subprocess.Popen[bytes] | None = None
-        (self._port,) = free_ports(1)
+        (self._port,) = free_ports(1, host)
         self.ca = self._authority.bundle
         self.relay = Relay(self._port, host)
 
@@ -63,9 +75,10 @@ class RealCluster:
     def __enter__(self) -> Self:
         try:
             self._etcd.start()
-            self._start()
+            self.start_server()
             self.relay.open()
-            self._allow()
+            if not self._empty:
+                self._allow()
         except BaseException:
             self.__exit__()
             raise
@@ -88,8 +101,8 @@ class RealCluster:
             child.kill()
             child.wait()
 
-    def manage(self, cluster_cidr: str) -> None:
-        """Starts a controller manager that gives podCIDRs, and does nothing else."""
+    def manage(self, cluster_cidr: str, controllers: str = PODCIDRS) -> None:
+        """Starts a controller manager that gives podCIDRs, and as a rule does nothing else."""
         program = self._directory / "kube-controller-manager"
         program.symlink_to(api_server())
         command = [
@@ -98,7 +111,9 @@ class RealCluster:
             "--leader-elect=false",
             "--allocate-node-cidrs",
             f"--cluster-cidr={cluster_cidr}",
-            "--controllers=node-ipam-controller,ttl-controller",
+            f"--controllers={controllers}",
+            f"--root-ca-file={self.ca}",
+            f"--service-account-private-key-file={self._account.key}",
             "--bind-address=127.0.0.1",
             f"--cert-dir={self._directory}",
         ]
@@ -123,8 +138,18 @@ class RealCluster:
 
     def restart(self) -> None:
         """The API server ends and comes back."""
-        self._end(self._server)
-        self._start()
+        self.end_server()
+        self.start_server()
+
+    def end_server(self) -> None:
+        """It is away, for those who do not come through the relay as well."""
+        server, self._server = self._server, None
+        self._end(server)
+
+    @property
+    def up(self) -> bool:
+        """Whether it runs."""
+        return self._server is not None
 
     def backup(self) -> None:
         """Notes what etcd holds."""
@@ -140,28 +165,35 @@ class RealCluster:
         self._swap(replace)
 
     def _swap(self, work: Callable[[Path, Path], object]) -> None:
-        self._end(self._server)
+        self.end_server()
         self._etcd.stop()
         work(self._directory / "etcd", self._directory / "etcd.kept")
         self._etcd.start()
-        self._start()
+        self.start_server()
 
-    def _start(self) -> None:
-        made = self._authority.issue("server", hosts=f"IP:127.0.0.1,IP:{self._host}")
-        account = self._authority.issue("account")
+    def start_server(self) -> None:
+        """Starts it, and waits until it is ready."""
+        names = f"IP:127.0.0.1,IP:{self._host},IP:{SERVICE},DNS:kubernetes.default.svc"
+        made = self._authority.issue("server", hosts=names)
         tokens = self._directory / "tokens.csv"
-        tokens.write_text(f'admin-token,admin,admin,"system:masters"\nflannel-token,{FLANNEL},f\n')
+        lines = ['admin-token,admin,admin,"system:masters"', f"flannel-token,{FLANNEL},f"]
+        # Kubelets, and those that are told of all nodes.
+        lines += [f'node{n}-token,system:node:node{n},node{n},"system:nodes"' for n in range(1, 4)]
+        lines += [f"{n}-token,system:{n},{n}" for n in ("kube-proxy", "kube-scheduler")]
+        tokens.write_text("\n".join([*lines, ""]))
         command = [
             str(api_server()),
             f"--etcd-servers={self._etcd.endpoint}",
-            "--bind-address=127.0.0.1",
-            "--advertise-address=127.0.0.1",
+            f"--bind-address={self._host}",
+            f"--advertise-address={self._host}",
             f"--secure-port={self._port}",
             f"--tls-cert-file={made.cert}",
             f"--tls-private-key-file={made.key}",
             "--service-account-issuer=https://kube.test",
-            f"--service-account-key-file={account.cert}",
-            f"--service-account-signing-key-file={account.key}",
+            f"--service-account-key-file={self._account.cert}",
+            f"--service-account-signing-key-file={self._account.key}",
+            "--allow-privileged",
+            "--kubelet-preferred-address-types=InternalIP",
             f"--token-auth-file={tokens}",
             "--authorization-mode=Node,RBAC",
             "--service-cluster-ip-range=10.96.0.0/16",
@@ -202,7 +234,7 @@ class RealCluster:
     ) -> tuple[int, Any]:
         context = ssl.create_default_context(cafile=str(self.ca))
         connection = http.client.HTTPSConnection(
-            "127.0.0.1", port or self._port, timeout=20, context=context
+            self._host, port or self._port, timeout=20, context=context
         )
         headers = {"Authorization": "Bearer admin-token"}
         if body is not None:
@@ -276,7 +308,7 @@ def _flannels(node: Any) -> dict[str, str]:
 
 
 class Relay:
-    """Passes connections on to a port of loopback, until it is closed."""
+    """Passes connections on to another port of its address, until it is closed."""
 
     def __init__(self, target: int, host: str) -> None:
         self._target = target
@@ -318,7 +350,7 @@ class Relay:
         self._tasks.add(task)
         far = None
         try:
-            far_reader, far = await asyncio.open_connection("127.0.0.1", self._target)
+            far_reader, far = await asyncio.open_connection(self._host, self._target)
             async with asyncio.TaskGroup() as group:
                 group.create_task(_pump(reader, far))
                 group.create_task(_pump(far_reader, writer))
@@ -350,6 +382,8 @@ def main() -> None:
         def work() -> dict[str, object]:
             if call := order.get("call"):
                 getattr(cluster, call)(*order.get("args", ()), **order.get("kwargs", {}))
+            if not cluster.up:
+                return {}
             nodes = cluster.nodes
             return {
                 "nodes": nodes,
@@ -358,8 +392,8 @@ def main() -> None:
 
         return web.json_response(await asyncio.to_thread(work))
 
-    with RealCluster(directory, address) as cluster:
-        cluster.manage("10.244.0.0/16")
+    with RealCluster(directory, address, empty=bool(sys.argv[4:])) as cluster:
+        cluster.manage("10.244.0.0/16", *sys.argv[4:])
         cluster.kubeconfig("flannel-token").rename(directory / "kubeconfig.json")
         app = web.Application()
         app.router.add_post("/control", control)

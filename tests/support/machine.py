@@ -20,13 +20,14 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self, TypeVar
@@ -141,7 +142,17 @@ def lost_after(output: str, moment: float) -> int:
 
 @contextlib.contextmanager
 def pinging(source: Node, target: Node) -> Iterator[list[tuple[int, int]]]:
-    """A hundred pings a second across the overlay meanwhile; gives a list of (sent, received).
+    """A hundred pings a second across the overlay meanwhile; gives a list of (sent, received)."""
+    near, far = source.subnet().split("/")[0], target.subnet().split("/")[0]
+    with pings(source, ("ping",), ("-I", near, far)) as result:
+        yield result
+
+
+@contextlib.contextmanager
+def pings(
+    source: Node, ping: Sequence[str], where: Sequence[str]
+) -> Iterator[list[tuple[int, int]]]:
+    """The same with a command line of its own.
 
     Counted up to the last one that was answered: what is under way when it ends is not lost, and on
     a busy machine that is more than one. Answers that `ping` had no room for have arrived: its
@@ -149,16 +160,14 @@ def pinging(source: Node, target: Node) -> Iterator[list[tuple[int, int]]]:
     processor.
     """
     result: list[tuple[int, int]] = []
-    near, far = source.subnet().split("/")[0], target.subnet().split("/")[0]
-    probe = ("ping", "-c", "1", "-W", "1", "-I", near, far)
 
     def carries() -> bool:
-        return "1 received" in source.run(*probe, check=False)
+        return "1 received" in source.run(*ping, "-c", "1", "-W", "1", *where, check=False)
 
     until("the overlay carries", carries)
     # Into a file: a full pipe would stop it.
-    words = f"exec ping -n -D -i {PING_S} -w 300 -I {near} {far} > {PINGS}"
-    child = source.popen("sh", "-c", words)
+    words = shlex.join([*ping, "-n", "-D", "-i", str(PING_S), "-w", "900", *where])
+    child = source.popen("sh", "-c", f"exec {words} > {PINGS}")
     begin = time.monotonic()
     try:
         yield result
@@ -173,7 +182,8 @@ def pinging(source: Node, target: Node) -> Iterator[list[tuple[int, int]]]:
         output = source.run("cat", PINGS)
         answered = {int(number) for number in re.findall(r"bytes from .*icmp_seq=(\d+)", output)}
         assert answered, output
-        result.append((max(answered), len(answered) + no_room(sockets)))
+        sent, received = max(answered), len(answered)
+        result.append((sent, received + min(sent - received, no_room(sockets))))
 
 
 class Site:

@@ -31,7 +31,8 @@ EPOCH = "1750000000"
 IMAGE = f"pyflannel:{pyflannel.__version__}"
 API = f"http://{HUB}:8080"
 PAGE = (ROOT / "docs/kubernetes.md").read_text()
-IMPORT, LOAD = re.findall(r"^(?:ctr|docker) .*\.tar$", PAGE, re.MULTILINE)
+(IMPORT,) = re.findall(r"^node1# (ctr .*\.tar)$", PAGE, re.MULTILINE)
+(LOAD,) = re.findall(r"`(docker load -i)`", PAGE)
 """As the page has an operator do it."""
 NEEDED = re.compile(r"\(NEEDED\).*\[(.+)\]")
 CONFIG = {"Network": "10.244.0.0/16", "EnableNFTables": False, "Backend": {"Type": "vxlan"}}
@@ -181,7 +182,7 @@ def cluster(image) -> Iterator[tuple[Site, list[Node]]]:
             nodes = [site.add_node() for _ in range(2)]
             for number, node in enumerate(nodes, 1):
                 shutil.copy(image, node.root / "var/tmp")
-                node.shell(f"cd /var/tmp; {LOAD}", timeout=180)
+                node.shell(f"cd /var/tmp; {LOAD} {IMPORT.split()[-1]}", timeout=180)
                 node.write("/etc/kube-flannel/net-conf.json", json.dumps(CONFIG))
                 node.write("/etc/kube-flannel/cni-conf.json", CONFLIST.decode())
                 node.shell("touch /run/xtables.lock; mkdir -p /run/flannel /etc/cni/net.d")

@@ -32,7 +32,7 @@ USED: Final = {
     ("docs/install.md", "ini"): ["system/test_drop_ins.py"],
     ("docs/kernels.md", "python"): ["unit/kernels/test_document.py"],
     ("docs/kernels.md", "sh"): ["unit/kernels/test_document.py"],
-    ("docs/kubernetes.md", "sh"): ["system/test_image.py", "unit/test_kubernetes_document.py"],
+    ("docs/kubernetes.md", "console"): ["kube/test_pods.py", "system/test_image.py"],
     ("docs/learn.md", "console"): ["integration/test_lab_trouble.py"],
     ("docs/migrating-from-flannel.md", "console"): ["system/test_migration.py"],
     ("docs/monitoring.md", "console"): ["system/test_monitoring.py"],
