@@ -246,7 +246,7 @@ class IptablesManager:
     def __init__(self, *, fully_random: bool = True, resync_s: float = 5.0) -> None:
         self._want_fully_random = fully_random
         self._flavours: dict[Family, Flavour] = {}
-        self._applied: set[tuple[Family, Chain]] = set()
+        self._applied: dict[tuple[Family, Chain], tuple[Rule, ...]] = {}
         self._networks: frozenset[IPNetwork] = frozenset()
         self._unguarded: dict[Family, str] = {}
         self._asking, self._restoring = asyncio.Lock(), asyncio.Lock()
@@ -279,11 +279,12 @@ class IptablesManager:
                     raise answer
                 if answer:
                     changed = True
-                    repaired = repaired or (bool(wanted) and (family, chain) in self._applied)
+                    same = bool(wanted) and self._applied.get((family, chain)) == wanted
+                    repaired = repaired or same
                 if wanted:
-                    self._applied.add((family, chain))
+                    self._applied[family, chain] = wanted
                 else:
-                    self._applied.discard((family, chain))
+                    self._applied.pop((family, chain), None)
         self._monitor.arm(
             legacy=tuple(
                 (family, chain.table)

@@ -285,7 +285,7 @@ class NftablesManager:
         self._nft = nft or Nft()
         self._want_fully_random = fully_random
         self._fully_random: bool | None = None
-        self._applied: set[Family] = set()
+        self._applied: dict[Family, dict[str, list[Any]]] = {}
         self._networks: frozenset[IPNetwork] = frozenset()
         self._monitor = ChangeMonitor(resync_s, tables=tuple(TABLE.values()))
 
@@ -320,7 +320,7 @@ class NftablesManager:
                 continue
             await self._nft.run(text)
             changed = True
-            repaired = repaired or family in self._applied
+            repaired = repaired or (bool(wanted) and self._applied.get(family) == wanted)
             self._note(family, wanted)
         # Two questions for each family, by children only where the library is missing.
         self._monitor.arm(processes=0 if self._nft.in_process else 2 * len(Family))
@@ -374,9 +374,9 @@ class NftablesManager:
 
     def _note(self, family: Family, wanted: dict[str, list[Any]]) -> None:
         if wanted:
-            self._applied.add(family)
+            self._applied[family] = wanted
         else:
-            self._applied.discard(family)
+            self._applied.pop(family, None)
 
     async def _present(self, family: Family) -> Listed:
         """What stands in our table; nothing if there is none."""

@@ -80,7 +80,9 @@ async def test_what_is_there_already_is_not_written_again(manager):
 
 async def test_another_subnet_leaves_nothing_of_the_former(manager):
     await manager.ensure(rules())
-    await manager.ensure(rules(OTHER), previous=rules())
+    applied = await manager.ensure(rules(OTHER), previous=rules())
+    assert applied.changed
+    assert not applied.repaired, "no other program had a part in it"
     assert "10.0.5.0/24" not in everything()
     assert "10.0.6.0/24" in everything()
 
