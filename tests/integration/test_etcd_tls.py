@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import gc
-import socket
-import ssl
 import subprocess
-import threading
 from collections.abc import Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -19,17 +14,11 @@ import pytest
 from pyflannel.core.errors import StoreConfigError, StoreUnavailable
 from pyflannel.core.options import EtcdOptions
 from pyflannel.lab.etcdprogram import find_etcd
-from pyflannel.store.etcd.endpoints import Endpoint
-from pyflannel.store.etcd.failures import EndpointFailure
 from pyflannel.store.etcd.store import EtcdStore
-from pyflannel.store.etcd.watch import WatchClient
-from pyflannel.store.names import Names
 from pyflannel.testing.certs import Authority, Certificate
 from pyflannel.testing.etcdserver import EtcdServer, ServerTLS
 
 pytestmark = pytest.mark.slow
-
-GONE = b"HTTP/1.1 404 Not Found\r\nConnection: close\r\nContent-Length: 2\r\n\r\nno"
 
 
 @dataclass
@@ -151,41 +140,6 @@ def test_a_missing_client_certificate_is_named_with_its_flags(mutual_server, pki
 
 def test_a_client_certificate_of_another_ca_is_not_accepted(mutual_server, pki):
     fails(options(mutual_server.endpoint, pki.ca, pki.stranger), "client certificate")
-
-
-def test_a_server_that_does_not_end_its_connections_keeps_none_of_ours(pki):
-    """Else a connection would wait half a minute for the other side's goodbye."""
-    theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    theirs.load_cert_chain(pki.server.cert, pki.server.key)
-    ours = ssl.create_default_context(cafile=str(pki.ca.bundle))
-    held: list[socket.socket] = []
-
-    def serve(listening: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                held.append(theirs.wrap_socket(listening.accept()[0], server_side=True))
-                held[-1].recv(65536)
-                held[-1].sendall(GONE)
-
-    async def main(port: int) -> None:
-        names = Names()
-        client = WatchClient(ours, names)
-        with pytest.raises(EndpointFailure):
-            await client.open(Endpoint("https", "127.0.0.1", port), {"create_request": {}}, "", 20)
-        await client.close()
-        await names.close()
-
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = threading.Thread(target=serve, args=(listening,))
-        server.start()
-        try:
-            asyncio.run(main(listening.getsockname()[1]))
-            gc.collect()  # of a transport that is not closed it warns, and so fails this test
-        finally:
-            listening.shutdown(socket.SHUT_RDWR)
-            server.join()
-            for connection in held:
-                connection.close()
 
 
 def test_an_unknown_ca_is_named_with_its_flag(tls_server, pki):

@@ -26,7 +26,6 @@ from collections.abc import Mapping
 from typing import Final, cast
 
 import aiohttp
-from aiohttp.connector import NEEDS_CLEANUP_CLOSED
 
 from pyflannel.store.etcd import gateway
 from pyflannel.store.etcd.base import WatchResponse
@@ -61,8 +60,6 @@ class WatchClient:
             resolver=Resolver(names.addresses),
             # Each watch has a connection to itself, for as long as it lasts.
             force_close=True,
-            # Else asyncio waits half a minute for the other side's end of TLS.
-            enable_cleanup_closed=context is not None and NEEDS_CLEANUP_CLOSED,
         )
         self._session = aiohttp.ClientSession(
             connector=connector,

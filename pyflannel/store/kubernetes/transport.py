@@ -20,7 +20,6 @@ from typing import Final
 from urllib.parse import urlsplit
 
 import aiohttp
-from aiohttp.connector import NEEDS_CLEANUP_CLOSED
 
 import pyflannel
 from pyflannel.aio.threads import ThreadPool
@@ -129,8 +128,6 @@ class HttpTransport:
                 connector=aiohttp.TCPConnector(
                     ssl=context if context is not None else True,
                     resolver=Resolver(in_threads(self._threads)),
-                    # Else asyncio waits half a minute for the other side's end of TLS.
-                    enable_cleanup_closed=context is not None and NEEDS_CLEANUP_CLOSED,
                 ),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
                 cookie_jar=aiohttp.DummyCookieJar(),
