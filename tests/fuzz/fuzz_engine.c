@@ -36,14 +36,6 @@ static struct told told[BATCH];
 static unsigned long long first; /* number of the batch's first input */
 static size_t batch;
 
-static void show(const char *what, const uint8_t *bytes, size_t length)
-{
-    fprintf(stderr, "%s: ", what);
-    for (size_t i = 0; i < length; i++)
-        fprintf(stderr, "%02x", bytes[i]);
-    fputc('\n', stderr);
-}
-
 /* show_oracle prints the inputs of a seed. */
 static void disagree(const char *what)
 {
@@ -183,7 +175,7 @@ static void came(enum station to, const uint8_t *p, size_t length, size_t next[S
             return;
         }
     fprintf(stderr, "to station %d\n", to);
-    show("came", p, length);
+    oracle_show("came", p, length);
     disagree("something else comes out, or in another order");
 }
 
@@ -286,13 +278,9 @@ int main(int argc, char **argv)
         return 2;
     oracle_seed(strtoull(argv[1], NULL, 0));
     total = strtoull(argv[2], NULL, 0);
-    place.base = (uint32_t)strtoul(argv[3], NULL, 16);
-    for (int i = 0; i < 6; i++)
-        place.mac[i] = (uint8_t)strtoul((char[]){argv[4][2 * i], argv[4][2 * i + 1], 0}, NULL, 16);
-    place.port = (uint16_t)atoi(argv[5]);
-    for (int i = 0; argc > 6 && i < MISTAKES; i++)
-        if (!strcmp(argv[6], mistake_names[i]))
-            mistake = (enum mistake)i;
+    oracle_read_place(&place, argv + 3);
+    if (argc > 6)
+        oracle_err(argv[6]);
     open_sockets();
     for (first = 0; first < total; first += batch) {
         if (first / SESSION >= sessions) {

@@ -31,25 +31,17 @@ static uint8_t left[LARGEST_FRAME + 256];
 static size_t left_length;
 static unsigned long long number;
 
-static void show(const char *what, const uint8_t *bytes, size_t length)
-{
-    fprintf(stderr, "%s: ", what);
-    for (size_t i = 0; i < length; i++)
-        fprintf(stderr, "%02x", bytes[i]);
-    fputc('\n', stderr);
-}
-
 static void disagree(const char *what)
 {
     fprintf(stderr, "input %llu: %s; accept_any %d, any_port %d, told %s\n", number, what,
             place.accept_any, place.any_port, outcome_names[told.outcome]);
     if (in.out)
-        show("from the TUN", in.data, in.length);
+        oracle_show("from the TUN", in.data, in.length);
     else
-        show("from the wire", in.frame, in.frame_length);
-    show("left", left, left_length);
+        oracle_show("from the wire", in.frame, in.frame_length);
+    oracle_show("left", left, left_length);
     if (told.passes)
-        show("should be", told.data, told.length);
+        oracle_show("should be", told.data, told.length);
     exit(1);
 }
 
@@ -138,16 +130,12 @@ int main(int argc, char **argv)
     programs[1] = atoi(argv[3]);
     programs[0] = atoi(argv[4]);
     ifindex = (uint32_t)atoi(argv[5]);
-    place.base = (uint32_t)strtoul(argv[6], NULL, 16);
-    for (int i = 0; i < 6; i++)
-        place.mac[i] = (uint8_t)strtoul((char[]){argv[7][2 * i], argv[7][2 * i + 1], 0}, NULL, 16);
-    place.port = (uint16_t)atoi(argv[8]);
+    oracle_read_place(&place, argv + 6);
     options = atoi(argv[9]);
     place.accept_any = options & 1;
     place.any_port = options & 2;
-    for (int i = 0; argc > 10 && i < MISTAKES; i++)
-        if (!strcmp(argv[10], mistake_names[i]))
-            mistake = (enum mistake)i;
+    if (argc > 10)
+        oracle_err(argv[10]);
     for (number = 0; number < inputs; number++) {
         int verdict;
 

@@ -1,6 +1,8 @@
 /* See oracle.h. */
 #include "oracle.h"
 
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define NETWORK 0x08000000u /* 8.0.0.0/16; why it is this one: differential.py */
@@ -18,9 +20,35 @@ const char *const outcome_names[] = {
     OUTCOMES(X)
 #undef X
 };
-const char *const mistake_names[] = {"right", "hop",    "source", "destination",
+static const char *const mistake_names[] = {"right", "hop",    "source", "destination",
                                      "sender", "length", "ttl"};
-enum mistake mistake = RIGHT;
+static enum mistake mistake = RIGHT;
+
+void oracle_read_place(struct place *place, char *const words[3])
+{
+    place->base = (uint32_t)strtoul(words[0], NULL, 16);
+    for (int i = 0; i < 6; i++) {
+        char digits[] = {words[1][2 * i], words[1][2 * i + 1], 0};
+
+        place->mac[i] = (uint8_t)strtoul(digits, NULL, 16);
+    }
+    place->port = (uint16_t)atoi(words[2]);
+}
+
+void oracle_err(const char *name)
+{
+    for (int i = 0; i < MISTAKES; i++)
+        if (!strcmp(name, mistake_names[i]))
+            mistake = (enum mistake)i;
+}
+
+void oracle_show(const char *what, const uint8_t *bytes, size_t length)
+{
+    fprintf(stderr, "%s: ", what);
+    for (size_t i = 0; i < length; i++)
+        fprintf(stderr, "%02x", bytes[i]);
+    fputc('\n', stderr);
+}
 
 static uint64_t state;
 

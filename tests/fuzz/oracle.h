@@ -78,8 +78,12 @@ struct told {
 /* Ways to be wrong, for the tests of the harnesses: each must be found out. */
 enum mistake { RIGHT, HOP, SOURCE, DESTINATION, SENDER, LENGTH, TTL, MISTAKES };
 
-extern const char *const mistake_names[MISTAKES];
-extern enum mistake mistake;
+/* From three words of a command line: BASE (hexadecimal), MAC (twelve digits), PORT. */
+void oracle_read_place(struct place *place, char *const words[3]);
+/* Makes the mistake of that name, if it is one. */
+void oracle_err(const char *name);
+/* To standard error: what it is, and its bytes. */
+void oracle_show(const char *what, const uint8_t *bytes, size_t length);
 
 void oracle_seed(uint64_t seed);
 uint32_t oracle_random(void);

@@ -30,10 +30,7 @@ int main(int argc, char **argv)
         return 2;
     oracle_seed(strtoull(argv[1], NULL, 0));
     inputs = strtoull(argv[2], NULL, 0);
-    place.base = (uint32_t)strtoul(argv[3], NULL, 16);
-    for (int i = 0; i < 6; i++)
-        place.mac[i] = (uint8_t)strtoul((char[]){argv[4][2 * i], argv[4][2 * i + 1], 0}, NULL, 16);
-    place.port = (uint16_t)atoi(argv[5]);
+    oracle_read_place(&place, argv + 3);
     place.accept_any = atoi(argv[6]) & 1;
     place.any_port = atoi(argv[6]) & 2;
     while (inputs--) {

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from pyflannel.core.lpm import Peer
+from pyflannel.core.lpm import Peer, PeerTable
 from pyflannel.datapath.base import DatapathConfig
 from pyflannel.datapath.select import IMPLEMENTATIONS
 from tests.contract.datapath_cases import MTU, Model
@@ -113,10 +113,10 @@ def test_the_oracle_says_what_the_contract_suites_model_says(
 def programs(wire: Wire, options: int) -> Iterator[tuple[tuple[object, ...], dict[str, Any]]]:
     """Loaded programs: arguments of the harness behind its seed and number, and how to start it."""
     with DeviceRig(wire) as rig:
-        rows = {name: Peer(SUBNETS[name], rig.addresses[name]) for name in SUBNETS}
-        rig.rows = lambda: rows  # type: ignore[method-assign]
+        table = PeerTable(Peer(SUBNETS[name], rig.addresses[name]) for name in SUBNETS)
         rig.start(
             IMPLEMENTATIONS["ebpf"].make,
+            table,
             network=NETWORK,
             tun_address=TUN_ADDRESS,
             accept_any=bool(options & 1),

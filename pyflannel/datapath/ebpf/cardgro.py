@@ -56,7 +56,7 @@ _DESCRIPTOR: Final = struct.Struct("=I")
 def ability() -> str:
     """Whether this kernel can do it: `on`, or `off` and why."""
     if linux_version() < cardplan.FIRST_LINUX:
-        return "off (it needs Linux {}.{})".format(*cardplan.FIRST_LINUX)
+        return f"off ({cardplan.TOO_OLD})"
     return "on" if fou.is_there() else "off (no FOU; try: modprobe fou)"
 
 
@@ -159,7 +159,7 @@ class CardGro:
                 except (FlannelError, OSError) as error:
                     self._why_not = str(error)
             else:
-                self._why_not = "it needs Linux {}.{}".format(*cardplan.FIRST_LINUX)
+                self._why_not = cardplan.TOO_OLD
             # The programs that served a port, if there is one, are about to be replaced.
             remove()
         return Programs(self._pins)

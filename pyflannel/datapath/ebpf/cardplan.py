@@ -17,6 +17,7 @@ FIRST_LINUX: Final = (6, 12)
 """The first that was measured. Before 6.9 the kernel finishes a joined packet by the addresses of
 what is inside, misses the port that is bound to an address, and leaves wrong lengths: 6 Mbit/s on
 6.1 (net/ipv4/udp_offload.c; commit 5ef31ea5d053)."""
+TOO_OLD: Final = "it needs Linux {}.{}".format(*FIRST_LINUX)
 STACKED: Final = frozenset(
     {"vlan", "bond", "team", "bridge", "openvswitch", "macvlan", "macvtap", "ipvlan", "ipvtap"}
 )
@@ -69,7 +70,7 @@ def superfluous(
 def obstacle(wanted: FouPort, found: Surroundings) -> str:
     """Why segments are not joined at the card; empty if they can be."""
     if found.linux < FIRST_LINUX:
-        return "it needs Linux {}.{}".format(*FIRST_LINUX)
+        return TOO_OLD
     if found.kind in STACKED:
         return f"packets are joined at the devices below the external interface, a {found.kind}"
     if not found.can_step_aside:
