@@ -59,16 +59,18 @@ class Chain:
     name: str
     parent: str
     comment: str
+    match: str = ""
+    """What the jump asks first, so that other packets cost no more than this; ends with a space."""
 
     @property
     def jump(self) -> str:
         """The rule in the parent chain, as `iptables-save` prints it."""
-        return f'-A {self.parent} -m comment --comment "{self.comment}" -j {self.name}'
+        return f'-A {self.parent} {self.match}-m comment --comment "{self.comment}" -j {self.name}'
 
 
 MASQUERADE: Final = Chain("nat", "FLANNEL-POSTRTG", "POSTROUTING", "flanneld masq")
 FORWARD: Final = Chain("filter", "FLANNEL-FWD", "FORWARD", "flanneld forward")
-GUARD: Final = Chain("raw", "FLANNEL-GUARD", "PREROUTING", "flanneld guard")
+GUARD: Final = Chain("raw", "FLANNEL-GUARD", "PREROUTING", "flanneld guard", "-p udp ")
 CHAINS: Final = (MASQUERADE, FORWARD, GUARD)
 
 

@@ -26,6 +26,7 @@ from pyflannel.datapath.ebpf import attachment, bpf, gropair
 from pyflannel.datapath.ebpf.path import HOP, PREFIX, SETTINGS, ZERO_KEY
 from pyflannel.datapath.ebpf.programs import OBJECT, PROGRAMS
 from pyflannel.lab import Lab, LabSpec, bench
+from pyflannel.lab.nodes import Node
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.guest]
 
@@ -226,6 +227,12 @@ def received(lab: Lab, number: int, device: str = "eth0", *, pod: bool = True) -
     return link["stats64"]["rx"]["packets"], link["stats64"]["rx"]["bytes"]
 
 
+def received_ipv6(node: Node) -> int:
+    """IPv6 packets that a node's own stack has received (RFC 4293, ipIfStatsInReceives)."""
+    rows = dict(line.split() for line in node.exec(["cat", "/proc/net/snmp6"]).stdout.splitlines())
+    return int(rows["Ip6InReceives"])
+
+
 def stream(lab: Lab) -> tuple[int, float]:
     """Sends a TCP stream from pod 1 to pod 2.
 
@@ -251,6 +258,25 @@ class TestSuperPackets:
     def test_they_reach_the_pod_whole(self, lab):
         assert strip(lab, 2) == "on"
         assert is_whole(lab)
+
+    def test_what_is_no_flow_of_them_takes_the_short_way_beside_them(self, lab):
+        """Each packet on the SRv6 way is received as IPv6 first; the test frame is, every 10 s."""
+        node, few = lab.node(2), 20
+        before = received_ipv6(node)
+        stream(lab)
+        while_streaming = received_ipv6(node)
+        assert while_streaming > before + 10 * few
+        with (
+            lab.node(1).pod.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+            node.pod.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver,
+        ):
+            receiver.bind((str(node.pod_address()), 0))
+            receiver.settimeout(5)
+            for number in range(5 * few):
+                sender.sendto(bytes([number]), receiver.getsockname())
+                assert receiver.recv(1) == bytes([number])
+        assert lab.ping_all(count=2 * few, deadline=10).ok
+        assert received_ipv6(node) < while_streaming + few
 
     def test_a_firewall_in_the_way_costs_speed_and_nothing_else(self, lab):
         """Found by the test frame, told in the status, and found again when it is over."""

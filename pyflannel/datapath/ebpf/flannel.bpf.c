@@ -142,13 +142,13 @@ struct prefix {
 };
 
 /* A peer. The daemon writes the address, the number under which the peer is counted (0: it is not),
- * and 0 for the rest. The programs keep the rest: when the last super packet came from it; when the
- * last datagram of its programs came (0 after one of a socket); when the last burst was; the long
- * segments of the current tick. There is no lock: a wrong count only makes joining start or stop a
+ * and 0 for the rest. The programs keep the rest: when the last super packet came from it, of TCP and
+ * of UDP; when the last datagram of its programs came (0 after one of a socket); when the last burst
+ * was; the long segments of the current tick. There is no lock: a wrong count only makes joining start or stop a
  * little early or late. */
 struct hop {
 	__u32 address, number;
-	__u32 super_at, kernel_at, burst_at;
+	__u32 tcp_super_at, udp_super_at, kernel_at, burst_at;
 	__u32 tick, segments;
 };
 
@@ -420,11 +420,21 @@ int overlay_out(struct __sk_buff *skb)
 	return bpf_redirect_neigh(way.ifindex, &next, sizeof(next), 0);
 }
 
-/* Written once a tick, because the other CPUs read it for every packet. */
-static __always_inline void saw_super(struct hop *sender, __u32 now)
+/* Whether the packet is a super packet, or may belong to a flow of some: then it takes their way. So
+ * a peer's stream of TCP sends none of its other packets the longest way. The time is written once a
+ * tick, because the other CPUs read it for every packet. */
+static __always_inline int is_with_supers(struct hop *sender, __u8 protocol, int is_super, __u32 now)
 {
-	if (sender && sender->super_at != now)
-		sender->super_at = now;
+	__u32 *at;
+
+	if (!sender || (protocol != IPPROTO_TCP && protocol != IPPROTO_UDP))
+		return is_super;
+	at = protocol == IPPROTO_TCP ? &sender->tcp_super_at : &sender->udp_super_at;
+	if (!is_super)
+		return is_recent(*at, now, SUPER_TICKS);
+	if (*at != now)
+		*at = now;
+	return 1;
 }
 
 /* Written once a tick, and when the peer changes between programs and socket. */
@@ -638,9 +648,7 @@ static __always_inline int take(struct __sk_buff *skb, const struct settings *co
 		return NOT_OURS;
 	now = now_ticks();
 	saw_datagram(sender, !packet.udp.check, now);
-	if (skb->gso_size)
-		saw_super(sender, now);
-	strips = (skb->gso_size || (sender && is_recent(sender->super_at, now, SUPER_TICKS))) &&
+	strips = is_with_supers(sender, packet.inner.protocol, !!skb->gso_size, now) &&
 		 can_strip(skb, conf);
 	joins = !strips && conf->gro_if && is_joinable(skb, &packet.inner) &&
 		(skb->gso_size || in_burst(sender, now, 2 * bytes > conf->mtu));

@@ -30,7 +30,7 @@ log = get_logger(__name__)
 SETTINGS: Final = struct.Struct("=4s4s4sIIII16s16sHHBB6s6s12sBB")
 """`struct settings` in flannel.bpf.c; addresses and port in network byte order."""
 PREFIX: Final = struct.Struct("=I4s")
-HOP: Final = struct.Struct("=4sI20x")
+HOP: Final = struct.Struct("=4sI24x")
 """`struct hop`: address and number. The programs' own fields start at 0."""
 ZERO_KEY: Final = bytes(4)
 COUNTED: Final = (

@@ -9,7 +9,7 @@ import pytest
 from pyflannel.backend.udp import UdpSettings
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.ip import Family, SubnetKey
-from pyflannel.core.rules import build
+from pyflannel.core.rules import Action, Rule, build
 from pyflannel.traffic.iptables import (
     FORWARD,
     GUARD,
@@ -68,6 +68,20 @@ def test_the_guard_is_about_the_tunnel_port_outside_of_the_network():
         '-m comment --comment "flanneld guard" -j DROP'
     )
     assert RULES.guard == ()
+
+
+def test_the_guard_asks_for_udp_before_all_else():
+    """Each packet of a pod passes that jump, some of them several times."""
+    jump = '-A PREROUTING -p udp -m comment --comment "flanneld guard" -j FLANNEL-GUARD'
+    assert jump == GUARD.jump
+
+
+def test_a_jump_of_an_earlier_release_is_kept():
+    there = '-A PREROUTING -m comment --comment "flanneld guard" -j FLANNEL-GUARD'
+    rule = render(Rule(udp_port=8285, action=Action.DROP), GUARD, fully_random=True)
+    saved = f"*raw\n:PREROUTING ACCEPT [0:0]\n:FLANNEL-GUARD - [0:0]\n{there}\n{rule}\nCOMMIT\n"
+    assert difference(GUARD, (rule,), read_table(saved, GUARD)) == ""
+    assert f"-D {there.removeprefix('-A ')}\n" in difference(GUARD, (), read_table(saved, GUARD))
 
 
 @pytest.mark.parametrize(
