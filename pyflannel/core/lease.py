@@ -93,6 +93,9 @@ class Lease:
     """Id of the etcd lease the key hangs on; 0 means no time limit, a *reservation*."""
     revision: int = field(default=0, compare=False)
     """Store revision of the last write of the key (`mod_revision`)."""
+    ours: bool = field(default=False, compare=False)
+    """Whether the store knows it as this node's, by the node's name or as what it is writing. Then
+    it is no peer's, whatever subnet and attributes it has. Not compared: the lease is the same."""
 
     def subnet(self, family: Family) -> IPNetwork | None:
         """The subnet of one family, or `None`."""
@@ -317,7 +320,7 @@ class LeaseTable:
         return removed + added
 
     def _accept(self, lease: Lease) -> bool:
-        if self._own is not None and lease.key == self._own.key:
+        if lease.ours or (self._own is not None and lease.key == self._own.key):
             self.rejected.pop(lease.key, None)
             return False
         reason = self._why_not(lease)

@@ -194,7 +194,11 @@ class LeaseStore(Protocol):
         ...
 
     def watch_leases(self) -> AsyncIterator[LeaseUpdate]:
-        """All leases, our own among them: a snapshot, then changes. Until cancelled."""
+        """All leases, our own among them: a snapshot, then changes. Until cancelled.
+
+        Our own may come before `keep` yields it. It is marked as ours then, if it has another
+        subnet than the one before.
+        """
         ...
 
     def reconnect(self, why: str) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -204,7 +205,12 @@ class StaticLeaseStore:
         """As in `LeaseStore`: a snapshot of the file each time that it changes."""
         async for network in self._networks():
             self._snapshots += 1
-            yield Snapshot(tuple(node.lease for node in network.nodes), self._file.generation)
+            own = network.find(self._name, self._attrs)
+            leases = (
+                replace(node.lease, ours=True) if node is own else node.lease
+                for node in network.nodes
+            )
+            yield Snapshot(tuple(leases), self._file.generation)
 
     def reconnect(self, why: str) -> None:
         """As in `LeaseStore`: there is no connection."""

@@ -284,11 +284,13 @@ class Consumer:
     async def _leases(self) -> None:
         async for update in self.store.watch_leases():
             self.updates.append(update)
+            self.table.set_own(Identity.of(self.store.lease))
             self.table.apply(update)
 
     async def _keep(self) -> None:
         async for lease in self.store.keep():
             self.moves.append(lease.key)
+            self.table.set_own(Identity.of(lease))
 
     async def _config(self) -> None:
         async for text in self.store.watch_config():
@@ -381,6 +383,7 @@ async def test_another_subnet_is_told_once_and_is_the_lease_from_then_on(node, r
     await rig.clock.advance(SOON_S)
     assert node.moves == [node.store.lease.key]
     assert node.store.lease.key != former
+    assert node.table.new_rejections() == [], "our own lease is never judged as another node's"
     assert node.store.standing().held is True
 
 

@@ -213,7 +213,7 @@ class NodeTable:
             return _Row(node, None, outside)
         if last is not None and (lost := _lost_data(last.attrs, attrs)):
             return _Row(node, last, lost)
-        return _Row(node, Lease(key=key, attrs=attrs), "")
+        return _Row(node, Lease(key=key, attrs=attrs, ours=node.name == self._own), "")
 
     def _outside(self, key: SubnetKey) -> str:
         for family, network in self._networks.items():

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace
 from typing import Final
 
 from pyflannel.aio.backoff import Backoff
@@ -68,6 +69,7 @@ class LeaseFeed:
         own: called for each sighting of a key below the prefix that `is_own` accepts, in order;
             with `None` when it is gone. Called before the update is yielded.
         recovered: called when etcd answers again after it did not.
+        is_coming: whether a lease is being written by us.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class LeaseFeed:
         is_own: Callable[[bytes], bool],
         own: Callable[[KeyValue | None], None],
         recovered: Callable[[], None],
+        is_coming: Callable[[Lease], bool] = lambda _: False,
     ) -> None:
         self._store = store
         self._prefix = prefix
@@ -87,6 +90,7 @@ class LeaseFeed:
         self._is_own = is_own
         self._own = own
         self._say_recovered = recovered
+        self._is_coming = is_coming
         self._primed: Listing | None = None
         self._cluster_id = 0
         self._revision = 0
@@ -247,7 +251,7 @@ class LeaseFeed:
         lease = codec.decode_lease(self._prefix, kv)
         if isinstance(lease, Lease):
             self._bad.forget(kv.key)
-            return lease
+            return replace(lease, ours=True) if self._is_coming(lease) else lease
         self._say_bad(lease)
         return None
 

@@ -109,6 +109,7 @@ class EtcdLeaseStore:
             is_own=self._own.is_key,
             own=self._saw_own,
             recovered=self._etcd_is_back,
+            is_coming=self._own.is_coming,
         )
         self._seeking = Seeking(
             store,

@@ -86,6 +86,8 @@ class OwnLease:
         """The subnet that is asked for first."""
         self.wanted = LeaseAttrs()
         """What the key should say."""
+        self.coming = 0
+        """The etcd lease under which a key is being written that will be ours; else 0."""
 
     def held(self) -> Lease:
         """The lease.
@@ -104,6 +106,10 @@ class OwnLease:
     def is_key(self, key: bytes) -> bool:
         """Whether a key of etcd is ours."""
         return key == self._key
+
+    def is_coming(self, lease: Lease) -> bool:
+        """Whether we are writing this lease. The watch may show it before the answer comes."""
+        return lease.store_lease == self.coming != 0
 
     def saw(self, kv: KeyValue | None) -> None:
         """Takes note of what the feed saw under our key: `judge_sighting` judges it."""
@@ -310,6 +316,7 @@ class OwnLease:
     def adopt(self, lease: Lease) -> None:
         """This is our lease from now on, no matter who wrote it."""
         self.previous = lease.key
+        self.coming = 0
         self._sighting = None
         self._set_lease(lease)
         if lease.attrs != self.wanted:

@@ -17,7 +17,7 @@ from pyflannel.core import freesubnets, ownleases
 from pyflannel.core.config import NetworkConfig
 from pyflannel.core.errors import LeaseError, NetworkConfigChanged, StoreError, SubnetsExhausted
 from pyflannel.core.holding import Holding
-from pyflannel.core.lease import LeaseAttrs
+from pyflannel.core.lease import Lease, LeaseAttrs
 from pyflannel.core.overlap import Obstacles
 from pyflannel.core.renewal import DEFAULT_LEASE_TTL_S, margin_for
 from pyflannel.logs import get_logger
@@ -206,10 +206,14 @@ class Seeking:
             previous=self._own.previous,
             former=remembered.former if remembered is not None else None,
             intended=remembered.intended if remembered is not None else None,
-            intend=self._record.intend,
+            intend=self._intend,
             obstacles=self._obstacles,
             listed=listed,
         )
+
+    def _intend(self, lease: Lease) -> None:
+        self._own.coming = lease.store_lease
+        self._record.intend(lease)
 
     async def _obstacles(self, config: NetworkConfig, attrs: LeaseAttrs) -> Obstacles | None:
         published = (attrs.public_ip, attrs.public_ipv6)

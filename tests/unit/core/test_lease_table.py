@@ -384,6 +384,18 @@ def test_a_lease_that_is_ours_by_what_it_says_is_no_peer(found: Lease, reason: s
     assert peers.apply(Snapshot([found, other], 2)) == [LeaseAdded(other)]
 
 
+@pytest.mark.parametrize("host", [1, 9], ids=["our address", "another address"])
+def test_a_lease_that_the_store_knows_as_ours_is_no_peer_and_no_stranger(host: int) -> None:
+    """It may come before we are told of the subnet that it gives us."""
+    peers = table()
+    peers.set_own(OURS)
+    ours = replace(lease(2, host=host), ours=True)
+    assert peers.apply(Changes([LeasePut(ours)], 1)) == []
+    assert peers.apply(Snapshot([ours, lease(3)], 2)) == [LeaseAdded(lease(3))]
+    assert peers.rejected == {}
+    assert peers.new_rejections() == []
+
+
 def test_an_address_that_we_take_ends_a_peer_and_one_that_we_give_up_makes_one() -> None:
     peers = table()
     peers.set_own(OURS)

@@ -9,7 +9,7 @@ import pytest
 
 from pyflannel.core.ip import Family, SubnetKey
 from pyflannel.core.kube.nodes import KubeNode, NodeTable
-from pyflannel.core.lease import Changes, LeaseDeleted, LeasePut, LeaseTable, Snapshot
+from pyflannel.core.lease import Changes, Identity, LeaseDeleted, LeasePut, LeaseTable, Snapshot
 
 V4, V6 = Family.V4, Family.V6
 NETWORK = IPv4Network("10.244.0.0/16")
@@ -152,6 +152,19 @@ def test_nothing_outside_the_network_is_ever_routed(cidr):
     assert peers.now == {}
     if cidr != str(NETWORK):  # which the lease table refuses
         assert "outside the network" in peers.nodes.trouble("n2")
+
+
+@pytest.mark.parametrize("address", ["192.0.2.1", "198.51.100.7"])
+def test_our_own_node_with_another_podcidr_is_no_peer_before_we_follow(address):
+    peers = Peers(node(1), node(2))
+    peers.leases.set_own(Identity.of(peers.leases._stored[SubnetKey(IPv4Network("10.244.1.0/24"))]))
+    peers.delete("n1")
+    peers.put(node(1, "10.244.9.0/24", uid="another", public_ip=address, backend_data=vtep(9)))
+    assert peers.now == {"10.244.2.0/24": "192.0.2.2"}
+    assert peers.leases.new_rejections() == []
+    peers.list(node(2), node(1, "10.244.9.0/24", uid="another", public_ip=address))
+    assert peers.now == {"10.244.2.0/24": "192.0.2.2"}
+    assert peers.leases.new_rejections() == []
 
 
 class TestOverlaps:

@@ -38,7 +38,7 @@ def put(etcd: FakeEtcd, *thirds: int) -> None:
 class Follower:
     """A consumer of the feed."""
 
-    def __init__(self, etcd: FakeEtcd) -> None:
+    def __init__(self, etcd: FakeEtcd, **options: object) -> None:
         self.store = FakeStore(etcd)
         self.updates: list[LeaseUpdate] = []
         self.peers: set[SubnetKey] = set()
@@ -49,6 +49,7 @@ class Follower:
             is_own=lambda _: False,
             own=lambda _: None,
             recovered=lambda: None,
+            **options,
         )
 
     async def follow(self) -> None:
@@ -178,3 +179,20 @@ async def test_a_second_outage_while_it_looks_does_not_make_it_forget_to(etcd, f
     follower.store.up()
     await etcd.clock.advance(10)
     assert subnet(7) in follower.peers
+
+
+async def test_a_lease_that_we_are_writing_is_told_as_ours(etcd):
+    """The watch may show it before the write is answered."""
+    follower = Follower(etcd, is_coming=lambda lease: lease.key == subnet(2))
+    task = asyncio.create_task(follower.follow())
+    await settle()
+    put(etcd, 2, 3)
+    await settle()
+    ours = {
+        event.lease.key: event.lease.ours
+        for update in follower.updates[1:]
+        for event in update.events
+    }
+    assert ours == {subnet(2): True, subnet(3): False}
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

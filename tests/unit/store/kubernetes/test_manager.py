@@ -390,6 +390,7 @@ class TestOwnNode:
         cluster.assign("n1", "10.244.3.0/24")
         await node.clock.advance(1)
         assert [key.describe() for key in node.moves] == ["10.244.3.0/24"]
+        assert node.table.new_rejections() == [], "it was taken for another node's"
         assert cluster.annotations("n1") == PUBLISHED
         conditions = {c["type"] for c in cluster.nodes["n1"]["status"]["conditions"]}
         assert conditions == {"Ready", "NetworkUnavailable"}
