@@ -5,17 +5,20 @@ This machine's kernel may have no FOU; then `make kernels` runs all but the last
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from pyflannel.datapath.ebpf import cardplan
 from pyflannel.kernel.limits import linux_version
-from pyflannel.lab import Lab, LabSpec, Underlay, bench
+from pyflannel.lab import Lab, LabSpec, Underlay, bench, topology
 from pyflannel.lab.nodes import Node
 from tests.integration.test_ebpf_datapath import (
     QUIET,
@@ -28,6 +31,8 @@ from tests.integration.test_ebpf_datapath import (
     with_bpffs,
 )
 from tests.support.guests import has_fou, need_fou
+from tests.support.unit import Manager, start_command
+from tests.support.upstream import end
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.guest]
 
@@ -35,6 +40,7 @@ CONFIG = {"Network": "10.0.0.0/16", "Backend": {"Type": "udp", "CardGRO": True}}
 PORT = 8285
 JOINED_BYTES = 20_000
 """Mean size of what reaches the pod of a stream; a segment has 1,448 and less."""
+UPSTREAM = os.environ.get("PYFLANNEL_UPSTREAM", "")
 NATIVE = f"pyflanneld --datapath=native {QUIET}"
 PYTHON = f"pyflanneld --datapath=python {QUIET}"
 
@@ -180,10 +186,19 @@ def test_a_port_that_was_left_serves_on_and_is_known_again(lab: Lab) -> None:
     assert state(lab, 2) == "on"
 
 
-def test_a_stop_leaves_the_udp_port_to_the_next(lab: Lab) -> None:
-    """To flanneld, say, or to a release that knows nothing of this."""
-    node = lab.node(2)
-    node.stop_daemon()
+@contextlib.contextmanager
+def another_daemon(lab: Lab, number: int, command: str) -> Iterator[None]:
+    """Meanwhile a node's daemon is started by this command, with its options for the lab's etcd."""
+    spec = lab.spec
+    lab.spec = topology.with_node_commands(spec, {number: command})
+    try:
+        yield
+    finally:
+        lab.spec = spec
+
+
+def hears(lab: Lab, node: Node) -> None:
+    """A plain socket is bound to the port and hears what comes in, as any other program's would."""
 
     def bind() -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as next_one:
@@ -192,11 +207,49 @@ def test_a_stop_leaves_the_udp_port_to_the_next(lab: Lab) -> None:
             lab.switch.call(lambda: send_forged(node, b"for the next one"))
             assert next_one.recv(100) == b"for the next one"
 
+    node.space.call(bind)
+
+
+def test_a_stop_leaves_the_udp_port_to_the_next(lab: Lab) -> None:
+    """To a release that knows nothing of this, say."""
+    node = lab.node(2)
+    node.stop_daemon()
     try:
-        node.space.call(bind)
+        hears(lab, node)
         assert fou_ports(node) == []
         assert policies(node) == ""
     finally:
+        come_back(lab, 2)
+    assert state(lab, 2) == "on"
+
+
+def test_flanneld_starts_right_after_the_unit_is_stopped(lab: Lab, tmp_path: Path) -> None:
+    """Started with the unit's command and rights, and stopped as systemd stops the unit.
+
+    Without upstream's binary (PYFLANNEL_UPSTREAM) a plain socket takes flanneld's place.
+    """
+    node = lab.node(2)
+    node.stop_daemon()
+    try:
+        with Manager(tmp_path / "notify") as manager:
+            with another_daemon(lab, 2, start_command(f"--datapath=ebpf {QUIET}")):
+                node.start_daemon(env=manager.environment)
+                lab.wait(lambda: has_peers(lab, 2, 1), 10, what="the peer")
+            assert state(lab, 2) == "on"
+            assert len(fou_ports(node)) == 1
+            manager.stop(node)
+        if not UPSTREAM:
+            hears(lab, node)
+        else:
+            with another_daemon(lab, 2, UPSTREAM):
+                node.start_daemon()
+                lab.wait(node.is_ready, 30, what="flanneld is ready")
+            assert f"{node.address}:{PORT}" in node.exec(["ss", "-Hlun"]).stdout
+            lab.wait(lambda: lab.ping_all().ok, 10, what="all pods reach each other")
+        assert fou_ports(node) == []
+        assert policies(node) == ""
+    finally:
+        end(node)
         come_back(lab, 2)
     assert state(lab, 2) == "on"
 

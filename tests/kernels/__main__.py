@@ -41,6 +41,9 @@ RESULTS: Final = ROOT / "docs/kernels.json"
 PYTEST: Final = ".venv/bin/python -m pytest -q -p no:cacheprovider -o junit_family=xunit1"
 """The newer family of reports has no properties of single tests, and so no figures."""
 
+UPSTREAM: Final = ".upstream/flanneld"
+"""Where it is in a guest's checkout, if this machine has it (PYFLANNEL_UPSTREAM)."""
+
 MODULE_LIMIT_S: Final = 3600
 """In the guest's time. Each test has a deadline of its own, and the
 report is written when all have ended, so a limit that is too low loses what is done."""
@@ -158,7 +161,9 @@ class Run:
         # Once, so that all guests run the same code even if it is edited meanwhile.
         self._stop = threading.Event()
         self._checkout, self._commit = scratch / "checkout.tar", commit()
-        pack_checkout(self._checkout)
+        upstream = os.environ.get("PYFLANNEL_UPSTREAM", "")
+        pack_checkout(self._checkout, {UPSTREAM: Path(upstream)} if upstream else {})
+        self._environment = {"PYFLANNEL_UPSTREAM": str(ROOT / UPSTREAM)} if upstream else {}
         self._disks = [(images.tree(), "/"), (images.environment(), str(ROOT / ".venv"))]
         self._logs = images.folder / "logs"
         self._known = report.load(RESULTS)
@@ -235,7 +240,11 @@ class Run:
             [step],
             checkout=self._checkout,
             logs=logs,
-            environment={"PYFLANNEL_GUEST": kernel.series, "PYTHONDONTWRITEBYTECODE": "1"},
+            environment={
+                "PYFLANNEL_GUEST": kernel.series,
+                "PYTHONDONTWRITEBYTECODE": "1",
+                **self._environment,
+            },
             stop=self._stop,
         )
         return booted, logs

@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
@@ -114,8 +115,13 @@ def make_disk(source: Path, disk: Path) -> None:
     new.rename(disk)
 
 
-def pack_checkout(target: Path) -> None:
-    """A tar of the checkout as it is, compiled files included (a guest compiles slowly)."""
+def pack_checkout(target: Path, extra: Mapping[str, Path]) -> None:
+    """A tar of the checkout as it is, compiled files included (a guest compiles slowly).
+
+    Args:
+        target: the file.
+        extra: further files, by where in the checkout they are to be.
+    """
 
     def wanted(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
         entry.uid = entry.gid = 0
@@ -124,6 +130,8 @@ def pack_checkout(target: Path) -> None:
 
     with tarfile.open(target, "w") as tar:
         tar.add(ROOT, arcname=".", filter=wanted)
+        for name, file in extra.items():
+            tar.add(file, arcname=name, filter=wanted)
 
 
 def pack_initramfs(directory: Path, target: Path) -> None:
