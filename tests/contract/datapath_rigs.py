@@ -38,7 +38,8 @@ from pyflannel.kernel.udp import IP_PMTUDISC_PROBE, IP_PMTUDISC_WANT, open_udp
 from pyflannel.testing.tunpair import tun_pair
 from tests.contract.datapath_cases import MTU, NETWORK, SUBNETS, TUN_ADDRESS
 
-DEADLINE_S = 5.0
+DEADLINE_S = 30.0
+"""Long, because the machine may be busy; nothing waits that goes well."""
 SO_RCVBUFFORCE = 33
 IP_MTU_DISCOVER = 10
 ETH_P_IP, ETH_P_ALL = 0x0800, 0x0003
@@ -339,12 +340,28 @@ class PairRig(Rig):
         return [data[len(self._header) :] for data in found]
 
 
+def _operational(space: Namespace, device: str) -> dict[str, str]:
+    """A device as `ip` shows it, once it sends what it is given."""
+    deadline = time.monotonic() + DEADLINE_S
+    while True:
+        found: dict[str, str]
+        (found,) = json.loads(space.run("ip", "-j", "link", "show", "dev", device))
+        if found["operstate"] == "UP":
+            return found
+        assert time.monotonic() < deadline, f"{device} stays {found['operstate']}"
+        time.sleep(0.01)
+
+
 class Wire:
     """Two namespaces with a TUN in ours and a veth pair between them.
 
     The TUN has no address and nothing is forwarded, so that the kernel adds no packet of its own.
     Its MTU is larger than the one in the config, or no oversize packet could be put into it.
     Taking devices down takes the kernel a tenth of a second, so one wire serves many rigs in turn.
+
+    It carries from the first packet on: both ends are up, which the kernel sees to up to a second
+    after the command, and each end knows the other's MAC address for good. Else packets would wait
+    for an answer to ARP, and no more than 256 small ones do.
     """
 
     TUN = "flannel0"
@@ -377,6 +394,7 @@ class Wire:
                 *(f"addr add {self.addresses[n]}/24 dev under0" for n in ("a", "b", "stranger")),
                 "link set under0 up",
             )
+            self._connect()
             with self.node.entered():
                 self.tap = undo.enter_context(
                     socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_ALL))
@@ -385,6 +403,12 @@ class Wire:
             self.tap.bind((self.TUN, ETH_P_ALL))
             self.tap.setblocking(False)
             self._undo = undo.pop_all()
+
+    def _connect(self) -> None:
+        ends = (self.node, ("a", "b", "stranger"), self.other), (self.other, ("ours",), self.node)
+        for here, names, there in ends:
+            end = f"lladdr {_operational(there, 'under0')['address']} dev under0 nud permanent"
+            here.ip(*(f"neigh replace {self.addresses[name]} {end}" for name in names))
 
     def drain(self) -> None:
         """Forgets what the last user left in the TUN and at the tap."""
