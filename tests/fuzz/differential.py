@@ -230,6 +230,8 @@ class Programs:
         self._context = ctypes.create_string_buffer(192)  # struct __sk_buff
         struct.pack_into("=II", self._context, 36, ifindex, ifindex)  # ingress_ifindex, ifindex
         self._attr = ctypes.create_string_buffer(bpf.ATTR_BYTES)
+        self.took_ns = 0
+        """Of the last run, the program alone."""
 
     def run(self, name: str, data: bytes) -> tuple[int, bytes]:
         """The program's verdict, and the frame as it has left it."""
@@ -246,6 +248,7 @@ class Programs:
         if done < 0:
             raise OSError(ctypes.get_errno(), f"run {name} on {data.hex()}")
         _, verdict, _, size = struct.unpack_from("=IIII", self._attr)
+        (self.took_ns,) = struct.unpack_from("=I", self._attr, 36)  # duration
         return verdict, self._out.raw[:size]
 
 

@@ -7,8 +7,8 @@ next daemon takes them over: it opens the maps, keeps the peers in them until it
 leases, and replaces the running programs without a gap. Without bpffs all of it ends with the
 process, and forwarding stops.
 
-Pins live below `<bpffs>/pyflannel/<network namespace>/`: `peers`, `config`, `counters`, and with
-tcx a link per program and interface, named after both.
+Pins live below `<bpffs>/pyflannel/<network namespace>/`: `peers`, `lengths`, `config`, `counters`,
+`traffic`, and with tcx a link per program and interface, named after both.
 """
 
 from __future__ import annotations

@@ -141,6 +141,11 @@ struct prefix {
 	__u32 bits, address;
 };
 
+/* Lengths of the prefixes in `peers`, longest first, then zeros. */
+struct lengths {
+	__u8 bits[32];
+};
+
 /* A peer. The daemon writes the address, the number under which the peer is counted (0: it is not),
  * and 0 for the rest. The programs keep the rest: when the last super packet came from it, of TCP and
  * of UDP; when the last datagram of its programs came (0 after one of a socket); when the last burst
@@ -169,7 +174,9 @@ enum counter {
 };
 
 struct map_definition peers SEC("maps") = {
-	BPF_MAP_TYPE_LPM_TRIE, sizeof(struct prefix), sizeof(struct hop), 65536, BPF_F_NO_PREALLOC};
+	BPF_MAP_TYPE_HASH, sizeof(struct prefix), sizeof(struct hop), 65536, BPF_F_NO_PREALLOC};
+struct map_definition lengths SEC("maps") = {
+	BPF_MAP_TYPE_ARRAY, sizeof(__u32), sizeof(struct lengths), 1, 0};
 struct map_definition config SEC("maps") = {
 	BPF_MAP_TYPE_ARRAY, sizeof(__u32), sizeof(struct settings), 1, 0};
 struct map_definition counters SEC("maps") = {
@@ -224,11 +231,32 @@ static __always_inline const struct settings *get_settings(void)
 	return bpf_map_lookup_elem(&config, &zero);
 }
 
-static __always_inline struct hop *find_peer(__u32 address)
+/* The peer with the longest prefix of an address.
+ *
+ * The subnets of a network have one length, so this is one look-up in a hash table; its cost does not
+ * grow with the number of peers. A trie (BPF_MAP_TYPE_LPM_TRIE) visits a node for each bit in which
+ * they differ: with 10,000 peers it took up to 270 ns more of each packet, and up to 740 with
+ * destinations at random (bench/datapath/table_scale.py). */
+static __always_inline struct hop *find_peer(__be32 address)
 {
-	struct prefix key = {.bits = 32, .address = address};
+	const struct lengths *here;
+	struct prefix key;
+	struct hop *peer;
+	__u32 zero = 0;
 
-	return bpf_map_lookup_elem(&peers, &key);
+	here = bpf_map_lookup_elem(&lengths, &zero);
+	if (!here)
+		return NULL;
+	for (__u32 i = 0; i < sizeof(here->bits); i++) {
+		key.bits = here->bits[i];
+		if (!key.bits)
+			return NULL;
+		key.address = address & bpf_htonl(~0u << (-key.bits & 31));
+		peer = bpf_map_lookup_elem(&peers, &key);
+		if (peer)
+			return peer;
+	}
+	return NULL;
 }
 
 /* RFC 1624, with upstream's 0xFFFF normalised to 0: TTL is the high byte of its 16-bit word. */

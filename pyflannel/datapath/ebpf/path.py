@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Final
@@ -32,6 +32,8 @@ SETTINGS: Final = struct.Struct("=4s4s4sIIII16s16sHHBB6s6s12sBB")
 PREFIX: Final = struct.Struct("=I4s")
 HOP: Final = struct.Struct("=4sI24x")
 """`struct hop`: address and number. The programs' own fields start at 0."""
+LENGTHS: Final = struct.Struct("=32s")
+"""`struct lengths`: of the prefixes among the peers, longest first."""
 ZERO_KEY: Final = bytes(4)
 COUNTED: Final = (
     "tun_packets",
@@ -260,7 +262,8 @@ class EbpfDatapath:
         mended = [f"pin {name}" for name in self._loaded.mend_pins()]
         peers = self._loaded.maps["peers"]
         there = self._pinned_peers(peers)
-        if there != self._peers:
+        lengths = self._loaded.maps["lengths"].get(ZERO_KEY, LENGTHS.size)
+        if there != self._peers or lengths != lengths_of(self._peers):
             wanted = {key: address for key, (address, _) in self._peers.items()}
             self._peers = there
             self._write_peers(wanted)
@@ -324,6 +327,8 @@ class EbpfDatapath:
                     peers.set(key, HOP.pack(*hop))
                 except KernelError as error:
                     refused = error
+        # New entries are found from here on, and those that go no longer have to be.
+        self._loaded.maps["lengths"].set(ZERO_KEY, lengths_of(hops))
         for key in self._peers.keys() - hops.keys():
             try:
                 peers.delete(key)
@@ -424,6 +429,12 @@ class EbpfDatapath:
     @staticmethod
     def _read_counters(counters: bpf.Map) -> dict[str, int]:
         return {name: _total(counters, number) for number, name in enumerate(COUNTED)}
+
+
+def lengths_of(prefixes: Iterable[bytes]) -> bytes:
+    """`struct lengths` for these keys of the map of peers."""
+    lengths = {PREFIX.unpack(key)[0] for key in prefixes}
+    return LENGTHS.pack(bytes(sorted(lengths - {0}, reverse=True)))
 
 
 def _total(counters: bpf.Map, number: int) -> int:

@@ -32,7 +32,7 @@ def shape(name: str, definition: bpf.MapDefinition) -> str:
     taken for ours.
     """
     d = definition
-    return "-".join((name, *(str(n) for n in (d.key_bytes, d.value_bytes, d.entries))))
+    return "-".join((name, *(str(n) for n in (d.type, d.key_bytes, d.value_bytes, d.entries))))
 
 
 class Programs:

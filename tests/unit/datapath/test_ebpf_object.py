@@ -17,9 +17,11 @@ from pyflannel.datapath.ebpf import bpf
 from pyflannel.datapath.ebpf.path import (
     COUNTED,
     HOP,
+    LENGTHS,
     PREFIX,
     SETTINGS,
     STRIP_TESTS,
+    lengths_of,
 )
 from pyflannel.datapath.ebpf.programs import AT_CARD, OBJECT, PROGRAMS, SLOW
 from pyflannel.datapath.ebpf.traffic import TRAFFIC
@@ -35,9 +37,10 @@ def shipped() -> bytes:
 def test_the_maps_are_as_the_loader_fills_them():
     """Sizes of keys and values agree between C and Python."""
     maps = bpf.BpfObject(shipped()).maps
-    assert set(maps) == {"peers", "config", "counters", "traffic", SLOW}
+    assert set(maps) == {"peers", "lengths", "config", "counters", "traffic", SLOW}
     assert maps["peers"].key_bytes == PREFIX.size
     assert maps["peers"].value_bytes == HOP.size
+    assert maps["lengths"].value_bytes == LENGTHS.size
     assert maps["config"].value_bytes == SETTINGS.size
     assert maps["traffic"].value_bytes == TRAFFIC.size
     assert maps["traffic"].entries == MOST_COUNTED + 1
@@ -46,7 +49,7 @@ def test_the_maps_are_as_the_loader_fills_them():
 
 def test_no_program_but_the_one_at_the_card_needs_the_map_of_the_socket():
     """Kernels that lack this kind of map run the others, and those do not load it."""
-    maps = {"peers": 1, "config": 2, "counters": 3, "traffic": 4}
+    maps = {"peers": 1, "config": 2, "counters": 3, "traffic": 4, "lengths": 5}
     found = bpf.BpfObject(shipped())
     for name in PROGRAMS:
         found.instructions(f"tcx/{name}", maps)
@@ -57,7 +60,7 @@ def test_no_program_but_the_one_at_the_card_needs_the_map_of_the_socket():
 def test_map_references_become_descriptors():
     """Every 64-bit load that the compiler left open carries the map's descriptor afterwards."""
     found = bpf.BpfObject(shipped())
-    maps = {"peers": 101, "config": 102, "counters": 103, "traffic": 104, SLOW: 105}
+    maps = {"peers": 101, "config": 102, "counters": 103, "traffic": 104, "lengths": 105, SLOW: 106}
     for section in SECTIONS:
         code = found.instructions(section, maps)
         loads = [
@@ -82,7 +85,7 @@ def test_the_object_is_what_its_source_compiles_to(tmp_path):
     assert clang is not None, "clang is missing: tools/bootstrap.sh installs it"
     output = tmp_path / OBJECT
     subprocess.run([str(ROOT / "tools" / "build-ebpf.sh"), str(output)], check=True, cwd=tmp_path)
-    maps = {"peers": 1, "config": 2, "counters": 3, "traffic": 4, SLOW: 5}
+    maps = {"peers": 1, "config": 2, "counters": 3, "traffic": 4, "lengths": 5, SLOW: 6}
     ours, again = bpf.BpfObject(shipped()), bpf.BpfObject(output.read_bytes())
     assert again.maps == ours.maps
     for section in SECTIONS:
@@ -161,3 +164,12 @@ def test_a_program_that_the_verifier_refuses_is_no_matter_of_rights(monkeypatch,
     monkeypatch.setattr(bpf, "_exchange", lambda command, attr: (-1, errno.EPERM, b""))
     with pytest.raises(NotPermitted, match="CAP_BPF"):
         bpf.load_program("it", bytes(8), b"GPL", bpf.TCX_EGRESS)
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "lengths"),
+    [([], []), ([24], [24]), ([24, 24, 24], [24]), ([16, 32, 0, 24], [32, 24, 16])],
+)
+def test_the_lengths_are_told_longest_first(prefixes, lengths):
+    keys = [PREFIX.pack(bits, bytes([10, number, 0, 0])) for number, bits in enumerate(prefixes)]
+    assert lengths_of(keys) == bytes(lengths).ljust(LENGTHS.size, b"\0")
