@@ -51,7 +51,7 @@ static int run(int program, uint32_t ifindex, const uint8_t *data, size_t length
     union bpf_attr attr = {0};
 
     memset(&context, 0, sizeof context);
-    context.ifindex = context.ingress_ifindex = ifindex;
+    context.ifindex = ifindex;
     attr.test.prog_fd = (uint32_t)program;
     attr.test.data_in = (uintptr_t)data;
     attr.test.data_size_in = (uint32_t)length;
