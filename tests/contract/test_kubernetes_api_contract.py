@@ -19,7 +19,7 @@ from pyflannel.store.kubernetes import wire
 from pyflannel.store.kubernetes.access import Access, Material
 from pyflannel.store.kubernetes.base import Request
 from pyflannel.store.kubernetes.client import NodeClient
-from pyflannel.store.kubernetes.failures import NodeMissing, NodeReplaced, failure
+from pyflannel.store.kubernetes.failures import NodeMissing, NodeReplaced, NotReached, failure
 from pyflannel.store.kubernetes.transport import HttpTransport
 from pyflannel.store.kubernetes.wire import Bookmark, Changed, Deleted, Names
 from pyflannel.store.lines import LineSplitter
@@ -272,6 +272,25 @@ async def test_a_watch_from_a_version_has_every_change_once_and_in_order(client,
     first = seen[0]
     assert isinstance(first, Changed)
     assert last.node.uid != first.node.uid
+
+
+async def test_a_version_of_the_future_is_refused_to_a_read_and_passed_over_by_a_watch(
+    client, world, name
+):
+    """What a client meets that knew an etcd before it was restored from a backup."""
+    now = int((await client.node()).version)
+    with pytest.raises(NotReached):
+        await client.version_of(name, at_least=str(now + 1_000_000))
+    assert await client.version_of(name, at_least=str(now)) == str(now)
+    assert await client.version_of("nobody", at_least=str(now)) == ""
+    future = now + 3
+    reader = Reader(client, await client.watch(str(future)))
+    for last in range(1, 9):
+        await asyncio.to_thread(world.annotate, name, public_ip=f"192.0.2.{last}")
+    event = await reader.about(name)
+    reader.close()
+    assert isinstance(event, Changed)
+    assert int(event.node.version) > future
 
 
 async def test_a_podcidr_comes_later_as_a_change(world, name):

@@ -68,6 +68,8 @@ class Watch:
     """One watch, as the server writes it and a client reads it."""
 
     bookmarks: bool
+    after: int = 0
+    """It has changes after this version, even if that lies in the future."""
     queue: asyncio.Queue[bytes | None] = field(default_factory=asyncio.Queue)
     """`None` is the end."""
     closed: bool = False
@@ -222,7 +224,7 @@ class KubeCluster:
 
     def bookmark(self) -> None:
         for watch in self._live():
-            if watch.bookmarks:
+            if watch.bookmarks and self.version >= watch.after:
                 watch.bookmark(self.version)
 
     def cut(self) -> None:
@@ -309,6 +311,7 @@ class KubeCluster:
                 return self._watch(query) if watching else self._list(query)
             case "GET", ["nodes", name]:
                 self._allow(user, "get", "nodes", name)
+                self._reach(query)
                 return _ok(self._node(name))
             case "PATCH", ["nodes", name, *sub] if sub in ([], ["status"]):
                 self._allow(user, "patch", "/".join(["nodes", *sub]), name)
@@ -364,7 +367,15 @@ class KubeCluster:
             raise ApiError(404, "NotFound", f'nodes "{name}" not found')
         return self.nodes[name]
 
+    def _reach(self, query: Mapping[str, str]) -> None:
+        """The real one waits for it for 3 s before it refuses."""
+        wanted = int(query.get("resourceVersion") or 0)
+        if wanted > self.version:
+            text = f"Timeout: Too large resource version: {wanted}, current: {self.version}"
+            raise ApiError(504, "Timeout", text, retry_after=1)
+
     def _list(self, query: Mapping[str, str]) -> Reply:
+        self._reach(query)
         names = sorted(self.nodes)
         selector = query.get("fieldSelector", "")
         if selector:
@@ -413,8 +424,9 @@ class KubeCluster:
             watch.close()
             return watch
         else:
+            watch.after = int(given)
             for version, kind, value in self.history:
-                if version > int(given):
+                if version > watch.after:
                     watch.send(kind, value)
         self.watches.append(watch)
         return watch
@@ -433,7 +445,8 @@ class KubeCluster:
         kept = copy.deepcopy(value)
         self.history.append((self.version, kind, kept))
         for watch in self._live():
-            watch.send(kind, kept)
+            if self.version > watch.after:
+                watch.send(kind, kept)
         return value
 
     def _patch_node(

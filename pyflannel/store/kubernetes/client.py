@@ -63,15 +63,34 @@ class NodeClient:
             NodeMissing: it is not registered.
             StoreError: the server failed or refused.
         """
-        query = {"resourceVersion": "0"} if cached else {}
-        reply = await self._reply("get node", "GET", self._own(), query)
+        return await self._get(self.ours.own, "0" if cached else "")
+
+    async def version_of(self, name: str, *, at_least: str) -> str:
+        """The version of a node; empty if there is no such node.
+
+        Args:
+            name: of any node.
+            at_least: a version that the server must have reached; it waits 3 s for it.
+
+        Raises:
+            NotReached: the server has not reached it.
+            StoreError: the server failed or refused.
+        """
+        try:
+            return (await self._get(name, at_least)).version
+        except NodeMissing:
+            return ""
+
+    async def _get(self, name: str, at_least: str) -> KubeNode:
+        query = {"resourceVersion": at_least} if at_least else {}
+        reply = await self._reply("get node", "GET", f"{NODES}/{quote(name)}", query)
         if reply.status == FORBIDDEN:
             # A role that may only list and watch.
-            selector = {"fieldSelector": f"metadata.name={self.ours.own}", **query}
+            selector = {"fieldSelector": f"metadata.name={name}", **query}
             body = await self._ask("list nodes", "GET", NODES, selector)
             nodes, _, _ = wire.parse_list(body, self.ours)
             if not nodes:
-                raise NodeMissing(f"get node {self.ours.own}: there is none", kind="get node 404")
+                raise NodeMissing(f"get node {name}: there is none", kind="get node 404")
             return nodes[0]
         return wire.parse_node(wire.parse_object(_good(reply, "get node")), self.ours)
 

@@ -22,6 +22,9 @@ GONE: Final = 410
 UNPROCESSABLE: Final = 422
 TOO_MANY: Final = 429
 SERVER_ERROR: Final = 500
+TIMEOUT: Final = 504
+
+_TOO_LARGE: Final = "too large resource version"
 
 _ROLE: Final = (
     "give its cluster role get, list and watch on nodes, patch on nodes/status, and get on pods,"
@@ -69,6 +72,10 @@ class Busy(StoreUnavailable):
         super().__init__(message, kind="busy")
 
 
+class NotReached(Busy):
+    """504: the server has not reached the version that was asked for."""
+
+
 def message_of(body: bytes | str) -> str:
     """The `message` of a `Status`, else the beginning of the text."""
     try:
@@ -108,6 +115,8 @@ def failure(code: int, message: str, operation: str, retry_after_s: float = 0.0)
         return Expired(text, kind=kind)
     if code == UNPROCESSABLE and "uid" in message:
         return NodeReplaced(text, kind=kind)
+    if code == TIMEOUT and _TOO_LARGE in message.lower():
+        return NotReached(text, retry_after_s=retry_after_s)
     if code == TOO_MANY or retry_after_s:
         return Busy(text, retry_after_s=retry_after_s)
     if code >= SERVER_ERROR:

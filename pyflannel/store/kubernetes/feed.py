@@ -11,7 +11,13 @@ The end of a watch decides what comes next:
 | the connection breaks, or a probe has no answer | a watch from the last version |
 | ... and the server does not answer at once | a list: it may have been restored meanwhile |
 | 410, in any form: status, first line, later line | a list |
+| the server does not know what we have seen | a list: its etcd was restored |
 | no byte for `SILENT_S`, bookmarks included | a list: its version may lie in the server's future |
+
+A server whose etcd was restored from a backup accepts a watch from our last version all the same.
+It is silent until it gets there, and then says nothing of what is different before. So where a
+watch goes on from a version, the server is asked for the node that changed last, at that version
+or a later one. It must be there by the very write that we know, or the watch must show its change.
 
 Versions are opaque: they are only compared for equality. A list is a snapshot and is never merged
 with the nodes known before. After every failure it tries again, with back-off, jitter, and the
@@ -33,11 +39,12 @@ from pyflannel.core.errors import StoreConfigError, StoreDenied, StoreError, Sto
 from pyflannel.core.kube.nodes import KubeNode
 from pyflannel.core.trouble import Occasion, TroubleLog
 from pyflannel.logs import get_logger
+from pyflannel.records import dataclass
 from pyflannel.report.model import StoreFault
 from pyflannel.store.kubernetes import wire
 from pyflannel.store.kubernetes.base import Stream
 from pyflannel.store.kubernetes.client import NodeClient
-from pyflannel.store.kubernetes.failures import Busy, Expired, NotOffered, Stale
+from pyflannel.store.kubernetes.failures import Busy, Expired, NotOffered, NotReached, Stale
 from pyflannel.store.kubernetes.trouble import fault_of
 from pyflannel.store.lines import LineSplitter
 
@@ -57,6 +64,11 @@ FIRST_CEILING_S: Final = 1.0
 """Longest pause before the first list: a node must be ready within 2 s of the repair."""
 CEILING_S: Final = 5.0
 MOST_RETRY_AFTER_S: Final = 60.0
+REFUSALS: Final = 2
+"""A server that has not reached our version is believed when it says so again, for one of several
+may lag. It takes 3 s each time."""
+SHOWN_S: Final = 5.0
+"""A change that the server has is in the watch after this time. It takes milliseconds."""
 FRUITLESS_S: Final = 1.0
 """A watch that ends sooner without an event is followed by a pause."""
 GIVE_WAY: Final = 100
@@ -77,6 +89,18 @@ class Taker(Protocol):
     def deleted(self, name: str) -> None:
         """A node is gone."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What was seen last, for a server to confirm."""
+
+    version: str
+    """Up to which all changes are known."""
+    node: str
+    """The node that changed last; empty if none has since the list."""
+    of_node: str
+    """Its version; empty if it was deleted."""
 
 
 class NodeFeed:
@@ -109,6 +133,12 @@ class NodeFeed:
         self._trouble = TroubleLog()
         self._version = ""
         self._offers_streaming = True
+        self._newest = ("", "")
+        """Name and version of the node that changed last."""
+        self._unconfirmed: _Known | None = None
+        """What the server has not confirmed yet, since a watch was opened again."""
+        self._shown: set[str] = set()
+        """The versions of its node that the watch has shown since then."""
         self._heard = 0.0
         self._listing = False
         self.connected: bool | None = None
@@ -144,6 +174,9 @@ class NodeFeed:
     async def _once(self) -> None:
         """One watch, with a list before it if one is needed."""
         begun = self._clock.monotonic()
+        if self._version and self._unconfirmed is None:
+            self._unconfirmed = _Known(self._version, *self._newest)
+            self._shown.clear()
         stream = await self._begin()
         self._heard = self._clock.monotonic()
         guard = asyncio.create_task(self._guard(stream), name="watch of the nodes: guard")
@@ -238,22 +271,40 @@ class NodeFeed:
     def _take(self, event: wire.Event) -> None:
         if isinstance(event, wire.Changed):
             self._version = event.node.version
+            self._saw(event.node.name, event.node.version)
             self._taker.changed(event.node)
         elif isinstance(event, wire.Deleted):
             self._version = event.version
+            self._saw(event.name, "")
             self._taker.deleted(event.name)
         else:
             self._version = event.version
 
+    def _saw(self, name: str, version: str) -> None:
+        self._newest = (name, version)
+        if self._unconfirmed is not None and self._unconfirmed.node == name:
+            self._shown.add(version)
+
     def _listed(self, nodes: Sequence[KubeNode], version: str) -> None:
         self._version = version
+        self._newest, self._unconfirmed = ("", ""), None
         self.snapshots += 1
         self._recovered()
         self._taker.listed(nodes)
 
     async def _guard(self, stream: Stream) -> None:
-        """Aborts a watch that looks dead."""
+        """Aborts a watch that looks dead, or goes on from what the server does not know."""
         begun = self._clock.monotonic()
+        known = self._unconfirmed if not self._listing else None
+        if known is not None and (reason := await self._doubt(stream, known)):
+            log.warning(
+                "the API server does not know what we have seen: its etcd was restored; listing all"
+                " nodes again",
+                server=self._client.transport.describe(),
+                reason=reason,
+            )
+            stream.abort(Stale(reason, kind="restored"))
+            return
         while True:
             await self._clock.sleep(LIST_SILENT_S if self._listing else PROBE_S)
             now = self._clock.monotonic()
@@ -268,6 +319,36 @@ class NodeFeed:
                 return
             elif silent >= PROBE_S:
                 await self._probe(stream)
+
+    async def _doubt(self, stream: Stream, known: _Known) -> str:
+        """Why the server cannot be the one that told us what we know; empty if it can."""
+        refusals = 0
+        name = known.node or self._client.ours.own
+        while True:
+            try:
+                version = await self._client.version_of(name, at_least=known.version)
+            except Busy as error:
+                if isinstance(error, NotReached):
+                    refusals += 1
+                    if refusals == REFUSALS:
+                        return str(error)
+                await self._clock.sleep(max(1.0, min(error.retry_after_s, MOST_RETRY_AFTER_S)))
+            except StoreUnavailable as error:
+                stream.abort(error)
+                return ""
+            except StoreError:
+                self._unconfirmed = None  # it answers, and nothing else can be asked
+                return ""
+            else:
+                break
+        if known.node and version != known.of_node and version not in self._shown:
+            await self._clock.sleep(SHOWN_S)
+        if not known.node or version == known.of_node or version in self._shown:
+            self._unconfirmed = None
+            return ""
+        return (
+            f"node {name} is at version {version or 'none'}, and was at {known.of_node or 'none'}"
+        )
 
     async def _probe(self, stream: Stream) -> None:
         try:

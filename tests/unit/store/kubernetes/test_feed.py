@@ -194,13 +194,84 @@ async def test_an_etcd_put_back_to_an_earlier_state_is_noticed(node, cluster):
     assert "n4" not in node.known
 
 
-async def test_a_watch_from_a_future_version_is_found_out_by_its_silence(node, cluster):
+@pytest.mark.parametrize("passed", [False, True], ids=["behind", "passed"])
+async def test_an_etcd_put_back_without_a_failed_connection_is_noticed(
+    node, cluster, passed, caplog
+):
+    """Behind our version its watch is silent, and beyond it says nothing of what is different."""
     before = copy.deepcopy(cluster.nodes)
     version = cluster.version
+    cluster.delete("n3")
+    cluster.create("n4", "10.244.4.0/24")
+    cluster.heartbeat("n2")
+    await node.clock.advance(1)
+    cluster.restore(before, version)
+    for _ in range(9 if passed else 0):
+        cluster.heartbeat("n1")
+    await node.clock.advance(feeds.SHOWN_S + feeds.CEILING_S)
+    assert node.is_true
+    assert node.told.count("list") == 2
+    assert "its etcd was restored" in caplog.text
+    cluster.heartbeat("n2")
+    cluster.create("n5", "10.244.5.0/24")
+    await node.clock.advance(0)
+    assert node.is_true
 
+
+async def test_what_is_not_confirmed_yet_is_asked_again_after_the_next_break(node, cluster):
+    """Else a server that was restored, and ends its watches, would confirm its own news."""
+    before = copy.deepcopy(cluster.nodes)
+    version = cluster.version
     cluster.create("n4", "10.244.4.0/24")
     await node.clock.advance(1)
-    cluster.restore(before, version)  # so fast that no connection failed
+    cluster.restore(before, version)
+    for _ in range(5):
+        cluster.heartbeat("n1")
+        await node.clock.advance(2)
+        cluster.end()
+    await node.clock.advance(feeds.SHOWN_S + feeds.CEILING_S)
+    assert node.is_true
+
+
+async def test_what_changes_while_a_watch_is_opened_again_leads_to_no_list(node, cluster):
+    for change in (
+        lambda: cluster.heartbeat("n2"),
+        lambda: cluster.delete("n2"),
+        lambda: cluster.create("n2", "10.244.8.0/24"),
+    ):
+        cluster.heartbeat("n3")
+        cluster.heartbeat("n2") if "n2" in cluster.nodes else None
+        await node.clock.advance(1)
+        cluster.end()
+        change()
+        await node.clock.advance(feeds.SHOWN_S + feeds.CEILING_S)
+        assert node.is_true
+    assert node.told.count("list") == 1
+
+
+async def test_one_server_of_several_that_lags_is_asked_again(node, cluster):
+    cluster.inject("get nodes", 504, "Timeout: Too large resource version: 9, current: 8", 1)
+    cluster.inject("get nodes", 429, "slow down", retry_after=2)
+    cluster.end()
+    await node.clock.advance(6)
+    assert cluster.count("get nodes") == 3
+    assert node.told == ["list"]
+
+
+async def test_a_role_without_get_is_served_as_well(node, cluster):
+    before = copy.deepcopy(cluster.nodes)
+    version = cluster.version
+    cluster.role.discard(("get", "nodes"))
+    cluster.create("n4", "10.244.4.0/24")
+    await node.clock.advance(1)
+    cluster.restore(before, version)
+    await node.clock.advance(feeds.SHOWN_S + feeds.CEILING_S)
+    assert node.is_true
+
+
+async def test_a_watch_that_is_silent_for_long_is_replaced_by_a_list(node, cluster):
+    cluster.watches.clear()  # nothing is heard of it
+    cluster.delete("n2")
     await node.clock.advance(feeds.SILENT_S + 2 * feeds.PROBE_S)
     assert node.is_true
 
@@ -276,7 +347,7 @@ async def test_in_the_end_the_truth_is_known_with_any_behaviour_of_the_server(no
     assert node.is_true
 
 
-@pytest.mark.parametrize(("heartbeat_s", "probes"), [(0, 112), (50, 70), (20, 0)])
+@pytest.mark.parametrize(("heartbeat_s", "probes"), [(0, 120), (50, 78), (20, 8)])
 async def test_an_hour_costs_what_the_benchmarks_page_says(node, cluster, heartbeat_s, probes):
     """A server that ends each watch after 450 s, the mean of what is asked for."""
     client, clock = node.feed._client, node.clock

@@ -13,6 +13,7 @@ from pyflannel.store.kubernetes.failures import (
     Expired,
     NodeMissing,
     NodeReplaced,
+    NotReached,
     failure,
     message_of,
 )
@@ -102,7 +103,8 @@ def test_the_patches_are_what_flannel_writes_with_the_uid_beside():
         (422, "sendInitialEvents: Forbidden", StoreError),
         (429, "", Busy),
         (500, "", StoreUnavailable),
-        (504, "Too large resource version", StoreUnavailable),
+        (504, "Timeout: Too large resource version: 9, current: 8", NotReached),
+        (504, "", StoreUnavailable),
     ],
 )
 def test_each_status_has_its_meaning(code, message, kind):
