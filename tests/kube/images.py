@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+import yaml
+
 from tests.support.machine import ROOT, run
 from tools import debs, image, wheels
 
@@ -23,6 +25,9 @@ PLUGINS: Final = ("bridge", "host-local", "loopback", "portmap")
 """Those that are not flannel's."""
 APPLETS: Final = ("cp", "httpd", "ls", "sh", "sleep", "wget")
 DATE: Final = 1_750_000_000
+TOKEN: Final = "/var/run/secrets/kubernetes.io/serviceaccount/token"
+"""Where a pod has what it shows the API server."""
+TOKEN_S: Final = 600
 NEXT: Final = "pyflannel:next"
 """Ours under another name, for an update."""
 
@@ -90,6 +95,21 @@ def _daemons(place: Path) -> None:
 def manifest() -> str:
     """Ours, as it is."""
     return (ROOT / "kubernetes/pyflannel.yaml").read_text()
+
+
+def with_short_tokens(text: str) -> str:
+    """That manifest with tokens that the daemon has for ten minutes, the least that there is."""
+    objects = list(yaml.safe_load_all(text))
+    (pod,) = (made["spec"]["template"]["spec"] for made in objects if made["kind"] == "DaemonSet")
+    # What is mounted otherwise is the same, but for an hour.
+    pod["automountServiceAccountToken"] = False
+    token = {"serviceAccountToken": {"path": "token", "expirationSeconds": TOKEN_S}}
+    authority = {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}
+    sources = [token, {"configMap": authority}]
+    pod["volumes"].append({"name": "token", "projected": {"sources": sources}})
+    mount = {"name": "token", "mountPath": str(Path(TOKEN).parent), "readOnly": True}
+    pod["containers"][0]["volumeMounts"].append(mount)
+    return yaml.safe_dump_all(objects)
 
 
 def upstream_manifest() -> str:

@@ -23,7 +23,8 @@ from typing import Any, Final, Self
 import yaml
 
 from tests.kube.build import node_parts
-from tests.kube.images import PLUGINS, manifest
+from tests.kube.images import PLUGINS, TOKEN, manifest
+from tests.kube.server import SERVICE
 from tests.support.document import Shell
 from tests.support.machine import HUB, ROOT, Node, Site, pings, remove_cgroup, run, until
 
@@ -81,17 +82,19 @@ for image in /var/tmp/images/*.tar; do
     ctr -n k8s.io image import "$image"
     rm "$image"
 done
-kube-proxy --kubeconfig=/etc/kubernetes/kube-proxy.json --hostname-override={name} \\
+# As a service manager would keep them.
+keep() {{
+    while :; do
+        "$@" >>"/var/log/$1.log" 2>&1 &
+        echo $! >"/run/$1.pid"
+        wait $! || true
+    done
+}}
+keep kube-proxy --kubeconfig=/etc/kubernetes/kube-proxy.json --hostname-override={name} \\
     --cluster-cidr=10.244.0.0/16 --conntrack-max-per-core=0 \\
-    --conntrack-tcp-timeout-established=0 --conntrack-tcp-timeout-close-wait=0 \\
-    >/var/log/kube-proxy.log 2>&1 &
-# As a service manager would keep it.
-while :; do
-    kubelet --config=/etc/kubernetes/kubelet.json --kubeconfig=/etc/kubernetes/{name}.json \\
-        --hostname-override={name} --node-ip={address} >>/var/log/kubelet.log 2>&1 &
-    echo $! >/run/kubelet.pid
-    wait $! || true
-done
+    --conntrack-tcp-timeout-established=0 --conntrack-tcp-timeout-close-wait=0 &
+keep kubelet --config=/etc/kubernetes/kubelet.json --kubeconfig=/etc/kubernetes/{name}.json \\
+    --hostname-override={name} --node-ip={address}
 """
 
 
@@ -201,6 +204,30 @@ class PodCluster:
         words = ("exec", pod, "-c", "kube-flannel", "--", *command)
         return self.kubectl(*DAEMONS, *words, check=False)
 
+    @contextlib.contextmanager
+    def standing_still(self, number: int) -> Iterator[None]:
+        """The daemon of a node does nothing meanwhile, and does not end."""
+        node = self.nodes[number - 1]
+        (daemon,) = node.run("pgrep", "-f", "--", "--kube-subnet-mgr").split()
+        node.run("kill", "-STOP", daemon)
+        try:
+            yield
+        finally:
+            node.run("kill", "-CONT", daemon)
+
+    def token(self, number: int) -> str:
+        """What the daemon shows the API server."""
+        found = self.in_daemon(number, "cat", TOKEN).strip()
+        assert found.count(".") == 2, found
+        return found
+
+    def accepts(self, token: str) -> bool:
+        """Whether the API server does."""
+        # Its output is nodes, or why there are none.
+        answer = self.kubectl("get", "nodes", "-o", "name", f"--token={token}", check=False)
+        assert ("node/" in answer) is not ("Unauthorized" in answer), answer
+        return "node/" in answer
+
     def describe(self) -> str:
         """For a test that fails: pods, and the ends of logs."""
         lines = [self.kubectl("get", "nodes,pods", "-A", "-o", "wide", check=False)]
@@ -261,9 +288,15 @@ class PodCluster:
 
         return {"admin": admin, **{node.hostname: on(node) for node in self.nodes}}
 
-    def restart_kubelet(self, number: int) -> None:
-        """As a reboot of the node would, but for all that it runs."""
-        self.nodes[number - 1].shell('kill "$(cat /run/kubelet.pid)"')
+    def restart(self, number: int, *parts: str) -> None:
+        """Starts `kubelet` or `kube-proxy` of a node again; what the node runs stays."""
+        for part in parts:
+            self.nodes[number - 1].shell(f'kill "$(cat /run/{part}.pid)"')
+
+    def reaches_the_server(self, number: int) -> bool:
+        """Whether the API server's service address leads there."""
+        ask = f"import socket; socket.create_connection(('{SERVICE}', 443), 2); print('yes')"
+        return "yes" in self.nodes[number - 1].run("python3", "-c", ask, check=False).split()
 
     # Its parts
 

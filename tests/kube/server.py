@@ -141,6 +141,12 @@ class RealCluster:
         self.end_server()
         self.start_server()
 
+    def replace_account_key(self) -> None:
+        """Tokens of service accounts that were given so far are not accepted any more."""
+        self.end_server()
+        self._account = self._authority.issue("account")
+        self.start_server()
+
     def end_server(self) -> None:
         """It is away, for those who do not come through the relay as well."""
         server, self._server = self._server, None
@@ -283,6 +289,11 @@ class RealCluster:
         ready = {"type": "Ready", "status": "True", "lastHeartbeatTime": stamp}
         body = {"status": {"conditions": [ready]}}
         self._must("PATCH", f"/api/v1/nodes/{name}/status", body, MERGE)
+
+    def grow(self, name: str, count: int) -> None:
+        """So many versions more, by a node."""
+        for _ in range(count):
+            self.heartbeat(name)
 
     def delete(self, name: str) -> None:
         self._must("DELETE", f"/api/v1/nodes/{name}")

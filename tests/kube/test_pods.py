@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import json
 import os
 import re
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from tests.kube.images import NEXT, daemon_of, images, manifest, missing, upstream_manifest
+from tests.kube.images import (
+    NEXT,
+    TOKEN_S,
+    daemon_of,
+    images,
+    manifest,
+    missing,
+    upstream_manifest,
+    with_short_tokens,
+)
 from tests.kube.pods import DAEMONS, PATIENCE_S, SET, PodCluster
 from tests.support.document import follow, steps
 from tests.support.machine import ROOT, until
@@ -60,6 +71,10 @@ spec:
   ports: [{{port: 80}}]
 """
 AWAY_S = 600
+LEEWAY_S = 70
+"""The API server takes a token for a minute more."""
+MANAGED = "flannel.alpha.coreos.com/kube-subnet-manager"
+PEER_SUBNET = "10.244.77.0/24"
 PEER = """
 apiVersion: v1
 kind: Node
@@ -156,7 +171,7 @@ def test_every_command_of_the_document_prints_what_it_shows(cluster, title):
 
 def test_no_block_of_the_document_is_left_out():
     with_blocks = {title for title, text in SECTIONS.items() if list(steps(text))}
-    elsewhere = {"Install", "In flannel's place", "Repair"}
+    elsewhere = {"Install", "In flannel's place", "Repair", "Tokens", "After etcd was restored"}
     assert with_blocks == {"The image", "Annotations for operators", "Watch", *elsewhere}
     # A block that is only shown would be run by nothing.
     assert DOCUMENT.count("```") == 2 * DOCUMENT.count("```console")
@@ -196,7 +211,7 @@ def test_from_flannel_to_pyflannel_and_back_loses_no_packet(cluster, backend):
 def test_a_node_that_is_registered_anew_has_pods_in_its_new_subnet(cluster):
     former = ipaddress.ip_network(subnet_of(cluster, "node2"))
     cluster.kubectl("delete", "node", "node2")
-    cluster.restart_kubelet(2)
+    cluster.restart(2, "kubelet")
     until(
         "another podCIDR",
         lambda: subnet_of(cluster, "node2") not in {"", str(former)},
@@ -234,20 +249,168 @@ def subnet_of(cluster: PodCluster, name: str) -> str:
     )
 
 
+def peers_of(cluster: PodCluster, number: int) -> dict[str, str]:
+    """The subnets that a node has a route to through the overlay, each with the peer's address."""
+
+    def shown(*words: str) -> list[dict[str, str]]:
+        printed = cluster.nodes[number - 1].run(*words, "show", "dev", "flannel.1")
+        found: list[dict[str, str]] = json.loads(printed or "[]")
+        return found
+
+    macs = {near["dst"]: near.get("lladdr") for near in shown("ip", "-j", "neigh")}
+    far = {entry["mac"]: entry["dst"] for entry in shown("bridge", "-j", "fdb") if "dst" in entry}
+    return {
+        route["dst"]: far.get(macs.get(route.get("gateway", "")) or "", "unknown")
+        for route in shown("ip", "-j", "route")
+    }
+
+
+def follows(cluster: PodCluster, subnet: str, address: str) -> float:
+    """Waits until both nodes send that subnet's packets there; how long that took."""
+    begun = time.monotonic()
+    for number in (1, 2):
+        until(
+            f"node{number} sends packets of {subnet} to {address or 'nobody'}",
+            lambda number=number: peers_of(cluster, number).get(subnet, "") == address,
+            PATIENCE_S,
+        )
+    return time.monotonic() - begun
+
+
+def has_no_trouble(cluster: PodCluster) -> None:
+    """Waits until no daemon finds anything wrong, with its API server least of all."""
+
+    def status(number: int) -> dict[str, Any]:
+        told: dict[str, Any] = json.loads(
+            cluster.in_daemon(number, "pyflannel", "status", "--json")
+        )
+        return told
+
+    for number in (1, 2):
+        until(
+            f"node{number} has no problem",
+            lambda number=number: status(number)["problems"] == [],
+            PATIENCE_S,
+        )
+        store = status(number)["store"]
+        assert (store["connected"], store["reason"]) == (True, "")
+
+
+def test_a_token_that_the_api_server_refuses_is_replaced_without_loss(cluster):
+    """Another key for its tokens. By itself the kubelet asks for a new one after 48 minutes."""
+    former = {number: cluster.token(number) for number in (1, 2)}
+    assert all(map(cluster.accepts, former.values()))
+    with cluster.pinging() as result:
+        cluster.control("replace_account_key")
+        assert not any(map(cluster.accepts, former.values()))
+        for number in (1, 2):
+            until(
+                "the daemon is refused",
+                lambda number=number: "does not accept our token" in logs_of(cluster, number),
+                PATIENCE_S,
+            )
+        cluster.apply(PEER)
+        for number in (1, 2):
+            cluster.restart(number, "kubelet")
+        print("followed again after", follows(cluster, PEER_SUBNET, "192.0.2.77"))
+        for number in (1, 2):
+            now = cluster.token(number)
+            assert now != former[number]
+            assert cluster.accepts(now)
+        has_no_trouble(cluster)
+        cluster.kubectl("delete", "node", "balancer")
+        follows(cluster, PEER_SUBNET, "")
+        # The other way, for an operator who does not restart kubelets.
+        follow_section(cluster, "Tokens")
+    ((sent, received),) = result
+    assert sent > 100
+    assert sent == received
+
+
+def expiry(token: str) -> int:
+    """When a token ends, in seconds since the epoch."""
+    claims = token.split(".")[1]
+    ends: int = json.loads(base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))["exp"]
+    return ends
+
+
 def test_ten_minutes_without_api_server_lose_no_packet(cluster):
-    routes = ("ip", "route", "show", "dev", "flannel.1")
+    """In the meantime tokens end that live no longer, and no kubelet can ask for others."""
+    cluster.apply(with_short_tokens(manifest()))
+    cluster.roll_out()
+    former = {number: cluster.token(number) for number in (1, 2)}
+    ends = max(map(expiry, former.values()))
+    assert ends < time.time() + TOKEN_S + 1
     with cluster.pinging() as result:
         cluster.control("end_server")
         # There is no state to wait for: that it lasts is the point.
-        time.sleep(AWAY_S)
+        time.sleep(max(AWAY_S, ends + LEEWAY_S - time.time()))
         cluster.control("start_server")
+        assert not any(map(cluster.accepts, former.values()))
         cluster.apply(PEER)
-        until(
-            "a route to the new peer",
-            lambda: "10.244.77.0/24" in cluster.nodes[0].run(*routes),
-            PATIENCE_S,
-        )
+        print("followed again after", follows(cluster, PEER_SUBNET, "192.0.2.77"))
+        for number in (1, 2):
+            now = cluster.token(number)
+            assert now != former[number]
+            assert cluster.accepts(now)
+        has_no_trouble(cluster)
     ((sent, received),) = result
     assert sent > AWAY_S
     assert sent == received
     cluster.kubectl("delete", "node", "balancer")
+
+
+def test_an_etcd_restored_from_a_backup_is_followed_without_loss(cluster):
+    """The last one: what else is in a cluster has to be started again after that."""
+    moved = "192.0.2.78"
+    later = PEER.replace("77", "79").replace(":4d", ":4f").replace("balancer", "later")
+    cluster.apply(PEER)
+    follows(cluster, PEER_SUBNET, "192.0.2.77")
+    with cluster.pinging() as result:
+        # A backup in which an annotation of node1 is missing.
+        with cluster.standing_still(1):
+            cluster.kubectl("annotate", "node", "node1", f"{MANAGED}-")
+            cluster.control("backup")
+        until("node1 repairs it", lambda: managed(cluster, "node1") == "true", PATIENCE_S)
+
+        move_peer(cluster, moved)
+        cluster.apply(later)
+        follows(cluster, PEER_SUBNET, moved)
+        follows(cluster, "10.244.79.0/24", "192.0.2.79")
+
+        # One daemon sees the API server go and come, the other one only that its version is gone.
+        with cluster.standing_still(2):
+            cluster.control("grow", "balancer", 200)
+            cluster.control("put_back")
+            for number in (1, 2):
+                # Their watches go on from versions that are gone, and are silent.
+                cluster.restart(number, "kubelet", "kube-proxy")
+                until(
+                    "the service address",
+                    lambda number=number: cluster.reaches_the_server(number),
+                    PATIENCE_S,
+                )
+        assert "later" not in cluster.kubectl("get", "nodes", "-o", "name")
+        print("restored, followed after", follows(cluster, PEER_SUBNET, "192.0.2.77"))
+        assert "its etcd was restored" in logs_of(cluster, 2)
+        follows(cluster, "10.244.79.0/24", "")
+        until("node1 repairs it again", lambda: managed(cluster, "node1") == "true", PATIENCE_S)
+
+        move_peer(cluster, moved)
+        print("a change after that, followed after", follows(cluster, PEER_SUBNET, moved))
+        has_no_trouble(cluster)
+        follow_section(cluster, "After etcd was restored")
+    ((sent, received),) = result
+    assert sent > 100
+    assert sent == received
+
+
+def move_peer(cluster: PodCluster, address: str) -> None:
+    name = "flannel.alpha.coreos.com/public-ip"
+    cluster.kubectl("annotate", "node", "balancer", "--overwrite", f"{name}={address}")
+
+
+def managed(cluster: PodCluster, node: str) -> str:
+    """What a node says of itself that makes it a peer."""
+    path = "{.metadata.annotations." + MANAGED.replace(".", r"\.") + "}"
+    return cluster.kubectl("get", "node", node, "-o", f"jsonpath={path}")
