@@ -17,8 +17,11 @@ from pyflannel.gocompat.flags import Mode
 ROOT = Path(__file__).parents[2]
 KUBE_FLAGS = [flag for flag in FLAGS if flag.mode is Mode.KUBE]
 TEXT = (ROOT / "docs/kubernetes.md").read_text()
-OTHERS = {"allocate-node-cidrs", "cluster-cidr", "pod-network-cidr", "kubernetes"}
-"""Of kube-controller-manager, kubeadm and pyflannel's own tool."""
+OTHERS = {
+    *("allocate-node-cidrs", "cluster-cidr", "pod-network-cidr", "kubernetes"),
+    "service-account-key-file",
+}
+"""Of kube-controller-manager, kubeadm, pyflannel's own tool and kube-apiserver."""
 
 
 def test_every_flag_exists_and_every_flag_of_kubernetes_is_there() -> None:
