@@ -14,6 +14,7 @@ import errno
 import socket
 import struct
 from ipaddress import IPv4Address
+from pathlib import Path
 from typing import Final
 
 from pyflannel.core.errors import KernelError
@@ -83,6 +84,16 @@ def _unpack(body: bytes) -> tuple[int, Policy]:
     """Direction and policy."""
     selector, _, priority, index, direction, action, _, _ = _POLICY.unpack_from(body)
     return direction, Policy(index, selector, priority, action == _BLOCK)
+
+
+def is_loaded() -> bool:
+    """Whether the kernel listens to requests for policies; a request loads the module for that.
+
+    It listens with a socket of its own, which is listed with port 0 (net/netlink/af_netlink.c,
+    `netlink_native_seq_show`: socket, protocol, port, …).
+    """
+    lines = Path("/proc/thread-self/net/netlink").read_text("ascii").splitlines()[1:]
+    return any(line.split()[1:3] == [str(NETLINK_XFRM), "0"] for line in lines)
 
 
 def policies() -> list[Policy]:

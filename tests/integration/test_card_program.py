@@ -33,16 +33,16 @@ class StandIn:
     def __init__(self) -> None:
         self.sockets: dict[FouPort, socket.socket] = {}
         self.others: list[FouPort] = []
-        self.refuses = False
+        self.is_loaded = True
 
     def is_there(self) -> bool:
-        return True
+        return self.is_loaded
 
     def ports(self) -> list[FouPort]:
         return [*self.others, *self.sockets]
 
     def add(self, port: FouPort) -> None:
-        if self.refuses:
+        if not self.is_loaded:
             raise DeviceUnavailable("add", "fou port", errno.ENOENT, "try: modprobe fou")
         # The bolt is there before, and the programs know.
         assert (port.local, port.port) in [each.bolted for each in xfrm.policies()]
@@ -193,13 +193,29 @@ def test_port_and_bolt_go_while_something_speaks_against_them(
 
 
 def test_without_fou_the_data_path_works_and_says_why(rig: DeviceRig, fou: StandIn) -> None:
-    fou.refuses = True
+    fou.is_loaded = False
     rig.start(EbpfDatapath, card_gro=True)
     assert "modprobe fou" in state(rig)
     assert xfrm.policies() == []
     rig.deliver("stranger", packet(AT_A, OURS))
     rig.settle()
     assert rig.counters() == {"udp_unknown_sender": 1}
+    fou.is_loaded = True
+    assert rig.path.repair() == [BOLT_ON, PORT_ON]
+    assert state(rig) == "on"
+
+
+def test_a_bolt_goes_also_when_fou_was_unloaded_meanwhile(running: DeviceRig, fou: StandIn) -> None:
+    """Which takes the ports along; left alone it would keep the next program from its own port."""
+    for port in list(fou.sockets):
+        fou.delete(port)
+    fou.is_loaded = False
+    assert cardgro.find() == [
+        f"xfrm policy for {running.config.underlay_address} udp port {running.PORT}"
+    ]
+    running.path.repair()
+    assert "modprobe fou" in state(running)
+    assert xfrm.policies() == []
 
 
 def test_a_port_of_others_stays_and_is_a_reason(rig: DeviceRig, fou: StandIn) -> None:

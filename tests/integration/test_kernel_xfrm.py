@@ -93,6 +93,11 @@ def test_a_bolt_is_known_again_and_the_policies_of_others_are_not_it(
     assert "dport 8285" not in wire.node.run("ip", "xfrm", "policy")
 
 
+def test_policies_can_be_there_where_the_kernel_listens_for_them(ours: IPv4Address) -> None:
+    xfrm.bolt(ours, PORT)
+    assert xfrm.is_loaded()
+
+
 def test_sockets_step_aside_for_each_other(ours: IPv4Address) -> None:
     """One bound to the device stands for the kernel's own, which `open_udp` then is beside."""
     assert can_step_aside()

@@ -57,7 +57,7 @@ def ability() -> str:
     """Whether this kernel can do it: `on`, or `off` and why."""
     if linux_version() < cardplan.FIRST_LINUX:
         return f"off ({cardplan.TOO_OLD})"
-    return "on" if fou.is_there() else "off (no FOU; try: modprobe fou)"
+    return "on" if fou.is_there() else f"off ({cardplan.NO_FOU})"
 
 
 def find() -> list[str]:
@@ -102,11 +102,12 @@ def keep_only(keep: FouPort | None) -> bool:
 def _listed() -> tuple[list[FouPort], list[xfrm.Policy]]:
     """Ports and policies, if any can be ours.
 
-    Without FOU's module there is no port, and the question for policies would load another module.
-    And what we may not list we have not added.
+    The question for policies loads a module; where neither it nor FOU's is loaded there is nothing.
+    Of the two a bolt needs only the former, and stays when FOU's is unloaded. And what we may not
+    list we have not added.
     """
     try:
-        return (fou.ports(), xfrm.policies()) if fou.is_there() else ([], [])
+        return (fou.ports(), xfrm.policies()) if fou.is_there() or xfrm.is_loaded() else ([], [])
     except KernelError as error:
         if error.errno in (errno.EPERM, errno.EACCES):
             return [], []
@@ -230,6 +231,7 @@ class CardGro:
         ]
         return cardplan.Surroundings(
             linux=linux_version(),
+            has_fou=fou.is_there(),
             kind=veth.kind_of(self._config.underlay_name),
             can_step_aside=can_step_aside(),
             unchecked=tuple(name for name in names if read_sysctl(name) != "0"),

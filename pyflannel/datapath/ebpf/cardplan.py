@@ -23,6 +23,7 @@ STACKED: Final = frozenset(
 )
 """Kinds of link whose packets are joined at the devices below, which the port is not bound to."""
 NOT_ASKED: Final = "not asked for"
+NO_FOU: Final = "no FOU; try: modprobe fou"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +31,8 @@ class Surroundings:
     """What there is on this node."""
 
     linux: tuple[int, int]
+    has_fou: bool
+    """Whether the kernel has FOU, and its module is loaded."""
     kind: str
     """Of the external interface; empty for a card."""
     can_step_aside: bool
@@ -71,6 +74,8 @@ def obstacle(wanted: FouPort, found: Surroundings) -> str:
     """Why segments are not joined at the card; empty if they can be."""
     if found.linux < FIRST_LINUX:
         return TOO_OLD
+    if not found.has_fou:
+        return NO_FOU
     if found.kind in STACKED:
         return f"packets are joined at the devices below the external interface, a {found.kind}"
     if not found.can_step_aside:

@@ -17,7 +17,7 @@ HERE = IPv4Address("192.0.2.1")
 OURS = wanted_port(HERE, 8285, 3)
 BOLT = Policy(8, xfrm._selector(HERE, 8285), xfrm._PRIORITY, blocks=True)
 IPSEC = Policy(16, xfrm._selector(HERE, 8285), 200_000, blocks=True)
-FINE = Surroundings(linux=(6, 12), kind="", can_step_aside=True)
+FINE = Surroundings(linux=(6, 12), has_fou=True, kind="", can_step_aside=True)
 
 
 def test_a_port_is_ours_by_its_bolt_and_by_nothing_else() -> None:
@@ -63,6 +63,7 @@ def test_nothing_is_in_the_way_on_a_card_or_beside_our_own_port() -> None:
     ("changes", "says"),
     [
         ({"linux": (6, 11)}, "needs Linux 6.12"),
+        ({"has_fou": False}, "modprobe fou"),
         ({"kind": "vlan"}, "below the external interface, a vlan"),
         ({"kind": "bond"}, "below the external interface, a bond"),
         ({"can_step_aside": False}, "CAP_NET_RAW"),
