@@ -5,7 +5,6 @@ This machine's kernel may have no FOU; then `make kernels` runs all but the last
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -18,7 +17,7 @@ import pytest
 
 from pyflannel.datapath.ebpf import cardplan
 from pyflannel.kernel.limits import linux_version
-from pyflannel.lab import Lab, LabSpec, Underlay, bench, topology
+from pyflannel.lab import Lab, LabSpec, Underlay, bench
 from pyflannel.lab.nodes import Node
 from tests.integration.test_ebpf_datapath import (
     QUIET,
@@ -32,7 +31,7 @@ from tests.integration.test_ebpf_datapath import (
 )
 from tests.support.guests import has_fou, need_fou
 from tests.support.unit import Manager, start_command
-from tests.support.upstream import end
+from tests.support.upstream import another_daemon, end
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.guest]
 
@@ -184,17 +183,6 @@ def test_a_port_that_was_left_serves_on_and_is_known_again(lab: Lab) -> None:
     come_back(lab, 2)
     assert fou_ports(node) == left
     assert state(lab, 2) == "on"
-
-
-@contextlib.contextmanager
-def another_daemon(lab: Lab, number: int, command: str) -> Iterator[None]:
-    """Meanwhile a node's daemon is started by this command, with its options for the lab's etcd."""
-    spec = lab.spec
-    lab.spec = topology.with_node_commands(spec, {number: command})
-    try:
-        yield
-    finally:
-        lab.spec = spec
 
 
 def hears(lab: Lab, node: Node) -> None:

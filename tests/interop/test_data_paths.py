@@ -12,6 +12,7 @@ import os
 import pytest
 
 from pyflannel.lab import Lab, LabSpec, Underlay, bench
+from tests.support.upstream import another_daemon, end
 
 UPSTREAM = os.environ.get("PYFLANNEL_UPSTREAM", "")
 DATA_PATHS = {1: "python", 2: "native", 3: "ebpf"}
@@ -54,12 +55,44 @@ def test_every_data_path_talks_to_every_other(underlay):
         talk(lab)
 
 
-@pytest.mark.skipif(
+with_upstream = pytest.mark.skipif(
     not UPSTREAM, reason="PYFLANNEL_UPSTREAM (path of upstream's flanneld) is not set"
 )
+
+
+@with_upstream
 @pytest.mark.parametrize("underlay", Underlay)
 def test_every_data_path_talks_to_upstreams_daemon(underlay):
     with Lab(spec("paths-upstream", 4, underlay, node_commands={4: UPSTREAM})) as lab:
         start_ours(lab)
         lab.node(4).start_daemon()
         talk(lab)
+
+
+@with_upstream
+@pytest.mark.parametrize("way", ["cleanup", "native"])
+def test_back_to_upstreams_daemon_from_programs_that_outlive_ours(way):
+    """As docs/migrating-from-flannel.md has it; nodes that come later are reached as well."""
+    with Lab(LabSpec(nodes=2, backend="udp", name="paths-back", start_daemons=False)) as lab:
+        for node in lab.nodes:
+            node.exec(["mount", "-t", "bpf", "bpf", "/sys/fs/bpf"])
+            node.start_daemon(["--datapath=ebpf"])
+        talk(lab)
+        node = lab.node(2)
+        node.stop_daemon()
+        if way == "cleanup":
+            node.exec(["pyflannel", "cleanup"])
+        else:
+            node.start_daemon(["--datapath=native"])
+            lab.wait(node.is_ready, 15, what="native is ready")
+            node.stop_daemon()
+        with another_daemon(lab, 2, UPSTREAM):
+            node.start_daemon()
+            lab.wait(node.is_ready, 30, what="flanneld is ready")
+            node.attach_pod()
+        lab.add_node(command=UPSTREAM)
+        try:
+            lab.wait(lambda: lab.ping_all().ok, 10, what="all pods reach each other")
+        finally:
+            end(node)
+            end(lab.node(3))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 
-from pyflannel.lab import LabError, Node
+from pyflannel.lab import Lab, LabError, Node, topology
 
 
 def end(node: Node) -> None:
@@ -15,3 +16,14 @@ def end(node: Node) -> None:
     """
     with contextlib.suppress(LabError):
         node.stop_daemon()
+
+
+@contextlib.contextmanager
+def another_daemon(lab: Lab, number: int, command: str) -> Iterator[None]:
+    """Meanwhile a node's daemon is started by this command, with its options for the lab's etcd."""
+    spec = lab.spec
+    lab.spec = topology.with_node_commands(spec, {number: command})
+    try:
+        yield
+    finally:
+        lab.spec = spec
