@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import random
 import statistics
 import struct
@@ -28,14 +27,13 @@ from pathlib import Path
 from typing import Final
 
 from pyflannel.core.lpm import Peer, PeerTable
-from pyflannel.core.packet import ipv4_packet
+from pyflannel.core.packet import Protocol, ipv4_packet
 from pyflannel.datapath.base import DatapathConfig
 from pyflannel.datapath.native import NativeDatapath
 from pyflannel.datapath.python import PythonDatapath
 from pyflannel.datapath.select import IMPLEMENTATIONS
 from pyflannel.kernel.udp import open_udp
 from pyflannel.testing.tunpair import TunPair, tun_pair
-from tests.contract.datapath_cases import sum16
 from tests.contract.datapath_rigs import DeviceRig, Wire
 from tests.fuzz.differential import TC_ACT_REDIRECT, Programs
 
@@ -127,9 +125,7 @@ def native_ns(peers: int, spread: int, part: float) -> float:
         try:
             before, sent = threads_cpu_ns(), 0
             while sent < wanted:
-                for number in range(sent, sent + BATCH):
-                    pair.inject(made[number % SAMPLES])
-                sent += BATCH
+                sent += _inject(pair, made, sent)
                 while _moved(path.counters()) < sent:
                     time.sleep(0.0001)
             return (threads_cpu_ns() - before) / sent
@@ -150,9 +146,7 @@ async def _python_ns(peers: int, spread: int, wanted: int) -> float:
         path.start()
         try:
             while sent < wanted:
-                for number in range(sent, sent + BATCH):
-                    pair.inject(made[number % SAMPLES])
-                sent += BATCH
+                sent += _inject(pair, made, sent)
                 before = time.thread_time_ns()
                 while _moved(path.counters()) < sent:  # noqa: ASYNC110  it has no event to give
                     await asyncio.sleep(0)
@@ -160,6 +154,13 @@ async def _python_ns(peers: int, spread: int, wanted: int) -> float:
         finally:
             path.stop()
     return spent / sent
+
+
+def _inject(pair: TunPair, made: list[bytes], sent: int) -> int:
+    """Puts the next batch into the TUN; how many that are."""
+    for number in range(sent, sent + BATCH):
+        pair.inject(made[number % SAMPLES])
+    return BATCH
 
 
 def _moved(counters: dict[str, int]) -> int:
@@ -190,11 +191,9 @@ class Ebpf:
                 network=NETWORK,
                 tun_address=TUN_ADDRESS,
             )
-            (link,) = json.loads(self._wire.node.run("ip", "-j", "link", "show", "dev", "under0"))
-            loaded = rig.path._loaded  # type: ignore[attr-defined]  # noqa: SLF001
-            programs = Programs(loaded.programs, link["ifindex"])
+            programs = Programs.of(rig)
             if name == "underlay_in":
-                station = bytes.fromhex(link["address"].replace(":", ""))
+                station = bytes.fromhex(self._wire.ours()["address"].replace(":", ""))
                 made = [_frame(each, station, address, rig) for each in made]
             took = []
             for number in range(int(PROGRAM_RUNS * part)):
@@ -207,14 +206,15 @@ class Ebpf:
 
 def _frame(inner: bytes, station: bytes, sender: IPv4Address, rig: DeviceRig) -> bytes:
     """A peer's datagram as its programs send it: without a UDP checksum."""
-    ours = rig.addresses["ours"]
     udp = struct.pack("!HHHH", rig.PORT, rig.PORT, 8 + len(inner), 0)
-    head = struct.pack(
-        "!BBHHHBBH4s4s",
-        *(0x45, 0, 28 + len(inner), 0, 0x4000, 64, 17, 0, sender.packed, ours.packed),
+    outer = ipv4_packet(
+        source=sender,
+        destination=rig.addresses["ours"],
+        protocol=Protocol.UDP,
+        payload=udp + inner,
+        dont_fragment=True,
     )
-    head = head[:10] + struct.pack("!H", sum16(head)) + head[12:]
-    return ETHERNET.pack(station, bytes.fromhex("02000000000a"), 0x0800) + head + udp + inner
+    return ETHERNET.pack(station, bytes.fromhex("02000000000a"), 0x0800) + outer
 
 
 def show(name: str, samples: dict[int, list[float]]) -> None:

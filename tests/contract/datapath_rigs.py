@@ -23,7 +23,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Dot1Q, Ether
@@ -340,12 +340,18 @@ class PairRig(Rig):
         return [data[len(self._header) :] for data in found]
 
 
-def _operational(space: Namespace, device: str) -> dict[str, str]:
-    """A device as `ip` shows it, once it sends what it is given."""
+def _shown(space: Namespace, device: str) -> dict[str, Any]:
+    """A device as `ip` shows it."""
+    found: dict[str, Any]
+    (found,) = json.loads(space.run("ip", "-j", "link", "show", "dev", device))
+    return found
+
+
+def _operational(space: Namespace, device: str) -> dict[str, Any]:
+    """The same, once it sends what it is given."""
     deadline = time.monotonic() + DEADLINE_S
     while True:
-        found: dict[str, str]
-        (found,) = json.loads(space.run("ip", "-j", "link", "show", "dev", device))
+        found = _shown(space, device)
         if found["operstate"] == "UP":
             return found
         assert time.monotonic() < deadline, f"{device} stays {found['operstate']}"
@@ -409,6 +415,10 @@ class Wire:
         for here, names, there in ends:
             end = f"lladdr {_operational(there, 'under0')['address']} dev under0 nud permanent"
             here.ip(*(f"neigh replace {self.addresses[name]} {end}" for name in names))
+
+    def ours(self) -> dict[str, Any]:
+        """Our end as `ip` shows it."""
+        return _shown(self.node, "under0")
 
     def drain(self) -> None:
         """Forgets what the last user left in the TUN and at the tap."""
@@ -480,7 +490,7 @@ class DeviceRig(Rig):
             header_checksum: of the outer IP header, likewise.
             cut_bytes: so many bytes less than the datagram has, the outer IP header says.
         """
-        (ours,) = json.loads(self.wire.node.run("ip", "-j", "link", "show", "dev", "under0"))
+        ours = self.wire.ours()
         ether = Ether(dst=station or ours["address"], src="02:00:00:00:00:0a")
         tag = Dot1Q(vlan=5) if tagged else b""
         ip = IP(

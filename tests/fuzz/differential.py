@@ -33,7 +33,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from pyflannel.core.lpm import Peer, PeerTable
 from pyflannel.datapath.base import COUNTERS, DatapathConfig
@@ -234,6 +234,11 @@ class Programs:
         self.took_ns = 0
         """Of the last run, the program alone."""
 
+    @classmethod
+    def of(cls, rig: DeviceRig) -> Self:
+        """Those of the `ebpf` data path that a rig has started."""
+        return cls(rig.path._loaded.programs, rig.wire.ours()["ifindex"])  # type: ignore[attr-defined]
+
     def run(self, name: str, data: bytes) -> tuple[int, bytes]:
         """The program's verdict, and the frame as it has left it."""
         ctypes.memmove(self._in, data, len(data))
@@ -317,12 +322,11 @@ class Fuzz:
         if self._wire is not None:
             wired = self._now.enter_context(DeviceRig(self._wire))
             wired.start(IMPLEMENTATIONS["ebpf"].make, self._table(wired), **options)
-            (link,) = json.loads(self._wire.node.run("ip", "-j", "link", "show", "dev", "under0"))
+            link = self._wire.ours()
             self._place = Place(
                 wired.addresses, bytes.fromhex(link["address"].replace(":", "")), wired.PORT
             )
-            loaded = wired.path._loaded  # type: ignore[attr-defined]
-            self._programs = Programs(loaded.programs, link["ifindex"])
+            self._programs = Programs.of(wired)
         self._config = DatapathConfig(
             tun_fd=-1, udp_fd=-1, tun_name="", mtu=MTU, port=self._place.port, **options
         )

@@ -122,7 +122,7 @@ def programs(wire: Wire, options: int) -> Iterator[tuple[tuple[object, ...], dic
             accept_any=bool(options & 1),
             any_port=bool(options & 2),
         )
-        (link,) = json.loads(wire.node.run("ip", "-j", "link", "show", "dev", "under0"))
+        link = wire.ours()
         fds = rig.path._loaded.programs  # type: ignore[attr-defined]
         base, mac = f"{int(BASE):x}", link["address"].replace(":", "")
         chosen = fds["overlay_out"], fds["underlay_in"]

@@ -5,7 +5,6 @@ A packet whose peer they do not find is carried by user space, so nothing else w
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network
 
@@ -69,8 +68,7 @@ def outside_of(length: int) -> IPv4Address:
     "lengths", [[24], [32], [9], list(LENGTHS), [32, 9], [28, 24, 16]], ids=str
 )
 def test_the_longest_prefix_is_found_without_user_space(rig: DeviceRig, lengths: list[int]) -> None:
-    (link,) = json.loads(rig.wire.node.run("ip", "-j", "link", "show", "dev", "under0"))
-    programs = Programs(rig.path._loaded.programs, link["ifindex"])  # type: ignore[attr-defined]
+    programs = Programs.of(rig)
 
     def way(destination: IPv4Address) -> str:
         data = ipv4_packet(source=POD, destination=destination, protocol=253, payload=bytes(44))

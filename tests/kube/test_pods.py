@@ -312,12 +312,7 @@ def test_a_token_that_the_api_server_refuses_is_replaced_without_loss(cluster):
         cluster.apply(PEER)
         for number in (1, 2):
             cluster.restart(number, "kubelet")
-        print("followed again after", follows(cluster, PEER_SUBNET, "192.0.2.77"))
-        for number in (1, 2):
-            now = cluster.token(number)
-            assert now != former[number]
-            assert cluster.accepts(now)
-        has_no_trouble(cluster)
+        goes_on_with_new_tokens(cluster, former)
         cluster.kubectl("delete", "node", "balancer")
         follows(cluster, PEER_SUBNET, "")
         # The other way, for an operator who does not restart kubelets.
@@ -325,6 +320,16 @@ def test_a_token_that_the_api_server_refuses_is_replaced_without_loss(cluster):
     ((sent, received),) = result
     assert sent > 100
     assert sent == received
+
+
+def goes_on_with_new_tokens(cluster: PodCluster, former: dict[int, str]) -> None:
+    """Waits until a peer that has come meanwhile is followed, by daemons with other tokens."""
+    print("followed again after", follows(cluster, PEER_SUBNET, "192.0.2.77"))
+    for number in (1, 2):
+        now = cluster.token(number)
+        assert now != former[number]
+        assert cluster.accepts(now)
+    has_no_trouble(cluster)
 
 
 def expiry(token: str) -> int:
@@ -348,12 +353,7 @@ def test_ten_minutes_without_api_server_lose_no_packet(cluster):
         cluster.control("start_server")
         assert not any(map(cluster.accepts, former.values()))
         cluster.apply(PEER)
-        print("followed again after", follows(cluster, PEER_SUBNET, "192.0.2.77"))
-        for number in (1, 2):
-            now = cluster.token(number)
-            assert now != former[number]
-            assert cluster.accepts(now)
-        has_no_trouble(cluster)
+        goes_on_with_new_tokens(cluster, former)
     ((sent, received),) = result
     assert sent > AWAY_S
     assert sent == received
