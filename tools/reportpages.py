@@ -113,10 +113,12 @@ without the rights to look. With `--json`, `can` has these names.
     yield """
 `auto` takes the first that can be used, in this order, but passes `ebpf` over where it would be
 no faster than `native`: where the external interface's packets have no Ethernet header (TUN,
-WireGuard, IP in IP), for then what comes in takes its slow path; and on kernels where it was
-measured to be slower, or was not measured (`pyflannel/datapath/advice.py` has the figures). The
-reason is in `pyflannel status`, and in the log when it is chosen. `--datapath ebpf` takes it in
-any case.
+WireGuard, IP in IP), for then what comes in takes its slow path; where it carries packets longer
+than the programs handle (15,346 bytes); and on kernels where it was measured to be slower, or was
+not measured (`pyflannel/datapath/advice.py` has the figures). The reason is in `pyflannel
+status`, and in the log when it is chosen. `--datapath ebpf` takes it in any case. While the
+daemon runs `auto` goes on to the next one if the chosen one cannot start, or if policies of IPsec
+are for most of the peers (docs/ebpf.md).
 """
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from pyflannel.datapath.base import Capabilities
+from pyflannel.datapath.base import LONGEST_IN_KERNEL, Capabilities, Link
 
 MEASURED: Final[dict[tuple[int, int], tuple[float, float]]] = {
     (5, 10): (4.8, 1.4),
@@ -26,18 +26,23 @@ AS_FAST: Final = 0.95
 """Rounds of one data path on one kernel differ by up to 3 %."""
 
 
-def objection(found: Capabilities, *, linux: tuple[int, int], ethernet: bool) -> str:
+def objection(found: Capabilities, *, linux: tuple[int, int], link: Link) -> str:
     """Why `auto` takes the next data path instead; empty if it takes this one.
 
     Args:
         found: by its probe, which succeeded.
         linux: major and minor version of the running kernel.
-        ethernet: whether the external interface's packets have an Ethernet header.
+        link: the external interface.
     """
-    if found.wants_ethernet and not ethernet:
+    if found.wants_ethernet and not link.ethernet:
         return (
             "the external interface's packets have no Ethernet header, and those that come in "
             "would take its slow path"
+        )
+    if found.wants_short and link.long:
+        return (
+            "the external interface carries longer packets than BPF programs handle, "
+            f"{LONGEST_IN_KERNEL} bytes, and those would take its slow path"
         )
     if found.attached_by:
         return _by_figures(linux)

@@ -52,7 +52,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 from ipaddress import IPv4Address, IPv4Network
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from pyflannel.core.lpm import PeerTable
 from pyflannel.records import dataclass
@@ -115,6 +115,18 @@ If links between the nodes do, the nodes' interfaces need that MTU."""
 PATH_MTU_AGE_S: Final = 1.0
 """How long the kernel's answer about a path is used. Asking costs two system calls, and a TCP
 sender retransmits after about that time."""
+LONGEST_IN_KERNEL: Final = 15 * 1024 - 14
+"""Bytes of the longest IP packet on the underlay that BPF programs handle (LONGEST_BYTES of
+flannel.bpf.c, where the Ethernet header counts)."""
+
+
+class Link(NamedTuple):
+    """What of the external interface decides between data paths."""
+
+    ethernet: bool = True
+    """Whether its packets have an Ethernet header."""
+    long: bool = False
+    """Whether it carries packets longer than `LONGEST_IN_KERNEL`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,6 +186,10 @@ class Capabilities:
     wants_ethernet: bool = False
     """Whether it is slow where the external interface's packets have no Ethernet header (TUN, IP in
     IP, WireGuard)."""
+    wants_short: bool = False
+    """Whether it is slow with packets longer than `LONGEST_IN_KERNEL`."""
+    aside: int = 0
+    """Peers that it leaves to its slow path."""
     devices: tuple[str, ...] = ()
     """Names of its own devices beside the TUN. After a change of one of them `repair` is called
     soon."""

@@ -14,7 +14,7 @@ from pyflannel.aio.threads import in_thread
 from pyflannel.core.errors import DatapathError
 from pyflannel.core.lpm import PeerTable
 from pyflannel.datapath import select
-from pyflannel.datapath.base import Capabilities, Datapath, DatapathConfig
+from pyflannel.datapath.base import Capabilities, Datapath, DatapathConfig, Link
 from pyflannel.logs import get_logger
 
 log = get_logger(__name__)
@@ -35,8 +35,8 @@ class Runner:
         self._starting = False
         self._complete = False
         self._starts = 0
-        self.ethernet = True
-        """Whether the underlay's packets have an Ethernet header, as the last choice was told."""
+        self.link = select.ANY_LINK
+        """The external interface, as the last choice was told."""
 
     @property
     def running(self) -> bool:
@@ -48,14 +48,14 @@ class Runner:
         """What the probe of the chosen one found; `None` before the first choice."""
         return self._choice.factory.capabilities if self._choice is not None else None
 
-    def choose(self, *, ethernet: bool) -> Capabilities:
+    def choose(self, link: Link) -> Capabilities:
         """Chooses the fastest one that works here and has not failed.
 
         Raises:
             DatapathError: there is none.
         """
-        self.ethernet = ethernet
-        choice = select.create(self._wanted, failed=self._failed, ethernet=ethernet)
+        self.link = link
+        choice = select.create(self._wanted, failed=self._failed, link=link)
         if self._choice is None or choice.reason != self._choice.reason:
             log.info(
                 "data path chosen", datapath=choice.factory.capabilities.name, why=choice.reason
@@ -63,12 +63,17 @@ class Runner:
         self._choice = choice
         return choice.factory.capabilities
 
+    @property
+    def aside(self) -> int:
+        """Peers that the one that runs leaves to its slow path."""
+        return self._path.capabilities.aside if self._path is not None else 0
+
     def pass_over(self, error: DatapathError) -> bool:
-        """Whether another one is left to choose, after the chosen one could not start."""
+        """Whether another one is left to choose, after the chosen one could not start, or serve."""
         name = self.chosen.name if self.chosen is not None else ""
         if self._wanted != select.AUTO or name == "python":
             return False
-        log.warning("data path cannot start, taking another", datapath=name, error=error)
+        log.warning("taking another data path", datapath=name, error=error)
         self._failed[name] = str(error)
         return True
 

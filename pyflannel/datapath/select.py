@@ -18,11 +18,13 @@ from typing import Final, NamedTuple, Protocol
 
 from pyflannel.core.errors import DatapathError
 from pyflannel.datapath.advice import objection
-from pyflannel.datapath.base import Capabilities, Datapath, DatapathConfig
+from pyflannel.datapath.base import Capabilities, Datapath, DatapathConfig, Link
 from pyflannel.kernel.limits import linux_version
 from pyflannel.records import dataclass
 
 AUTO: Final = "auto"
+ANY_LINK: Final = Link()
+"""An ordinary network card."""
 
 
 class Factory(Protocol):
@@ -47,7 +49,7 @@ class Choice(NamedTuple):
 
     factory: Factory
     reason: str
-    """For the log and `status`: `asked for`, or why nothing faster."""
+    """For the log and `status`: `asked for`, and what is slow with it; or why nothing faster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,7 @@ def create(
     implementations: Mapping[str, Implementation] = IMPLEMENTATIONS,
     *,
     failed: Mapping[str, str] = MappingProxyType({}),
-    ethernet: bool = True,
+    link: Link = ANY_LINK,
 ) -> Choice:
     """The data path of the kind asked for, or the fastest that can be used.
 
@@ -128,7 +130,7 @@ def create(
         implementations: fastest first; tests give their own.
         failed: kinds that `auto` passes over although their probe succeeds, each with the reason:
             their `start` has just raised.
-        ethernet: whether the external interface's packets have an Ethernet header.
+        link: the external interface.
 
     Returns:
         Factory and reason. `auto` stops at the first that works, and asks no slower one.
@@ -142,7 +144,7 @@ def create(
         for name, implementation in implementations.items():
             found = failed.get(name) or implementation.probe()
             if not isinstance(found, str):
-                against = objection(found, linux=linux_version(), ethernet=ethernet)
+                against = objection(found, linux=linux_version(), link=link)
                 if not against:
                     reason = "; ".join(passed_over) or "the fastest there is"
                     return Choice(_Factory(implementation, found), reason)
@@ -159,4 +161,6 @@ def create(
         raise DatapathError(
             f"data path {kind} cannot be used here: {found} ({hint} use --datapath {AUTO})"
         )
-    return Choice(_Factory(asked, found), "asked for")
+    against = objection(found, linux=linux_version(), link=link)
+    reason = f"asked for, though {against}" if against else "asked for"
+    return Choice(_Factory(asked, found), reason)

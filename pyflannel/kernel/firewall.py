@@ -19,11 +19,10 @@ from typing import Final
 
 from pyflannel.core.errors import KernelError, NotPermitted
 from pyflannel.core.ip import Family
-from pyflannel.kernel.sockopts import SOL_NETLINK
+from pyflannel.kernel.sockopts import NETLINK_ADD_MEMBERSHIP, SOL_NETLINK
 
 NETLINK_NETFILTER: Final = 12
 NFNLGRP_NFTABLES: Final = 7
-NETLINK_ADD_MEMBERSHIP: Final = 1
 NFNL_SUBSYS_NFTABLES: Final = 10
 NFT_MSG_NEWGEN: Final = 15
 _NLMSGHDR: Final = struct.Struct("=IHHII")

@@ -13,6 +13,7 @@ from typing import Final
 
 SOL_RAW: Final = 255
 SOL_NETLINK: Final = 270
+NETLINK_ADD_MEMBERSHIP: Final = 1
 SO_ATTACH_FILTER: Final = 26
 SO_DETACH_FILTER: Final = 27
 SO_SNDBUFFORCE: Final = 32

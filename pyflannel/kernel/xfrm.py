@@ -1,7 +1,10 @@
-"""Policies of IPsec's database (xfrm), used as a bolt: what comes for a UDP port is dropped.
+"""Policies of IPsec's database (xfrm): those of others, and one used as a bolt.
 
-The kernel asks this database before a socket gets a datagram, a socket of the kernel's own included
-(net/ipv4/udp.c, `udp_queue_rcv_one_skb`). A policy that blocks needs no IPsec, no firewall and no
+The kernel asks this database before it sends what a socket has written, and before a socket gets a
+datagram, a socket of the kernel's own included (net/ipv4/udp.c, `udp_queue_rcv_one_skb`). What BPF
+programs send and take passes it by.
+
+The *bolt* drops what comes for a UDP port: a policy that blocks needs no IPsec, no firewall and no
 process. For a socket that has a policy of its own that one counts instead.
 
 Source: linux/xfrm.h; net/xfrm/xfrm_policy.c, `__xfrm_policy_check`; net/xfrm/xfrm_user.c,
@@ -13,13 +16,21 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Final
 
 from pyflannel.core.errors import KernelError
 from pyflannel.kernel.request import query, transact
-from pyflannel.kernel.rtnl import AF_INET, CREATE_FLAGS, DELETE_FLAGS, DUMP_FLAGS, Request
+from pyflannel.kernel.rtnl import (
+    AF_INET,
+    CREATE_FLAGS,
+    DELETE_FLAGS,
+    DUMP_FLAGS,
+    Request,
+    attributes_from,
+)
+from pyflannel.kernel.sockopts import NETLINK_ADD_MEMBERSHIP, SOL_NETLINK
 from pyflannel.records import dataclass
 
 NETLINK_XFRM: Final = 6
@@ -30,6 +41,15 @@ _DELETE_POLICY: Final = 0x14
 _GET_POLICY: Final = 0x15
 _IN: Final = 0
 """`XFRM_POLICY_IN`; a socket's own policy is listed with another direction."""
+_OUT: Final = 1
+_TEMPLATES: Final = 5
+_MARK: Final = 21
+_INTERFACE: Final = 31
+"""`enum xfrm_attr_type_t`: what a policy asks for; the marks of packets, and the interface (of kind
+xfrm), that it is for."""
+_GROUP_OF_POLICIES: Final = 4
+"""`XFRMNLGRP_POLICY`."""
+_RECEIVE_BYTES: Final = 1 << 16
 _ALLOW: Final = 0
 _BLOCK: Final = 1
 _SELECTOR: Final = struct.Struct("=16s16s2s2s2s2sHBBB3xiI")
@@ -102,14 +122,97 @@ def policies() -> list[Policy]:
     Raises:
         KernelError: what the kernel answers.
     """
+    return [policy for direction, policy in map(_unpack, _listed()) if direction == _IN]
+
+
+def _listed() -> list[bytes]:
     asking = Request(_GET_POLICY, DUMP_FLAGS, bytes(_POLICY_ID.size))
     try:
-        listed = query(asking, "list", "xfrm policies", protocol=NETLINK_XFRM)
+        return query(asking, "list", "xfrm policies", protocol=NETLINK_XFRM)
     except OSError as error:
         if error.errno == errno.EPROTONOSUPPORT:
             return []
         raise KernelError("list", "xfrm policies", error.errno or 0) from error
-    return [policy for direction, policy in map(_unpack, listed) if direction == _IN]
+
+
+def protected(address: IPv4Address, port: int) -> list[IPv4Network]:
+    """The networks to and from which policies protect, or block, a UDP port's datagrams.
+
+    Those of bolts are not among them. Where nothing has loaded xfrm there are none.
+
+    Raises:
+        KernelError: what the kernel answers.
+    """
+    if not is_loaded():
+        return []
+    return [found for body in _listed() if (found := far_side(body, address, port)) is not None]
+
+
+def far_side(body: bytes, address: IPv4Address, port: int) -> IPv4Network | None:
+    """The other side of a listed policy, if datagrams of an address and port are what it is for.
+
+    A policy of IPv4 that asks for nothing lets everything pass. One for packets with a mark, or of
+    an interface of IPsec's own, is for none of a UDP socket's.
+    """
+    selector, _, _, _, direction, action, _, _ = _POLICY.unpack_from(body)
+    to, source, *ports, family, to_bits, source_bits, protocol, _, _ = _SELECTOR.unpack(selector)
+    if family != AF_INET or protocol not in (0, socket.IPPROTO_UDP):
+        return None
+    networks = [
+        IPv4Network((packed[:4], bits), strict=False)
+        for packed, bits in ((to, to_bits), (source, source_bits))
+    ]
+    to_port, source_port = _fits(port, *ports[:2]), _fits(port, *ports[2:])
+    if direction == _IN:  # a peer's port may be another, behind a NAT
+        near, far, fits = networks[0], networks[1], to_port
+    elif direction == _OUT:
+        near, far, fits = networks[1], networks[0], to_port and source_port
+    else:
+        return None
+    attributes = attributes_from(body, _POLICY.size)
+    harmless = action == _ALLOW and _TEMPLATES not in attributes
+    elsewhere = any(attributes.get(_INTERFACE, b"")) or any(attributes.get(_MARK, b"")[:4])
+    if address not in near or not fits or harmless or elsewhere or _unpack(body)[1].bolted:
+        return None
+    return far
+
+
+def _fits(port: int, wanted: bytes, mask: bytes) -> bool:
+    """Whether a port is one of a selector's."""
+    bits = int.from_bytes(mask, "big")
+    return port & bits == int.from_bytes(wanted, "big") & bits
+
+
+def open_events() -> socket.socket:
+    """A non-blocking socket that becomes readable when policies change in this namespace.
+
+    Raises:
+        KernelError: there is no xfrm, or CAP_NET_ADMIN is missing.
+    """
+    kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+    try:
+        events = socket.socket(socket.AF_NETLINK, kind, NETLINK_XFRM)
+    except OSError as error:
+        raise KernelError("listen for", "xfrm policies", error.errno or 0) from error
+    try:
+        events.bind((0, 0))
+        events.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, _GROUP_OF_POLICIES)
+    except OSError as error:
+        events.close()
+        raise KernelError("listen for", "xfrm policies", error.errno or 0) from error
+    return events
+
+
+def drain(events: socket.socket) -> None:
+    """Reads all that `open_events` has to say; what is lost was a change as well."""
+    while True:
+        try:
+            events.recv(_RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                return
 
 
 def bolt(address: IPv4Address, port: int) -> None:

@@ -27,6 +27,7 @@ from pyflannel.datapath.ebpf.path import HOP, PREFIX, SETTINGS, ZERO_KEY
 from pyflannel.datapath.ebpf.programs import OBJECT, PROGRAMS
 from pyflannel.lab import Lab, LabSpec, bench
 from pyflannel.lab.nodes import Node
+from tests.support.programs import verified_steps
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.guest]
 
@@ -374,6 +375,72 @@ def nested(request):
         return "198.18.0.2"
 
     return make
+
+
+def test_a_routing_rule_for_the_tunnels_port_is_followed(lab):
+    """As by a socket. Its route can be told from the other by what passes it."""
+    node, other = lab.node(1), lab.node(2)
+    ping = ["ping", "-c", "1", "-W", "2", "-M", "do", "-s", "1400", other.pod_address()]
+    route = [f"{other.address}/32", "dev", "eth0", "mtu", "lock", "1400", "table", "77"]
+    node.exec(["ip", "route", "add", *route])
+    rule = ["ipproto", "udp", "dport", "8285", "lookup", "77"]
+    assert node.exec(ping, pod=True, check=False).returncode == 0
+    before = counters(lab, 1)["icmp_frag_needed"]
+    node.exec(["ip", "rule", "add", *rule])
+    try:
+        assert node.exec(ping, pod=True, check=False).returncode == 1
+        assert counters(lab, 1)["icmp_frag_needed"] > before
+    finally:
+        node.exec(["ip", "rule", "del", *rule])
+        node.exec(["ip", "route", "del", *route])
+
+
+class TestMarks:
+    """A packet's mark, which routing rules and firewalls go by, is not the datagram's."""
+
+    def test_a_rule_for_what_pods_send_does_not_route_the_tunnel(self, mixed):
+        """The datagrams of user space have no mark. The programs look the route up for some."""
+        node = mixed.node(2)
+        rule = [
+            "-t",
+            "mangle",
+            "{}",
+            "PREROUTING",
+            "-i",
+            "docker0",
+            "-j",
+            "MARK",
+            "--set-mark",
+            "7",
+        ]
+        node.exec(["iptables", *(word.format("-A") for word in rule)])
+        node.exec(["ip", "route", "add", "10.0.0.0/16", "dev", "flannel0", "table", "77"])
+        nowhere = ["via", "192.0.2.77", "dev", "eth0"]
+        node.exec(["ip", "route", "add", "192.0.2.0/24", *nowhere, "table", "77"])
+        node.exec(["ip", "rule", "add", "fwmark", "7", "lookup", "77"])
+        try:
+            assert mixed.ping_all(deadline=10).ok
+        finally:
+            node.exec(["ip", "rule", "del", "fwmark", "7"])
+            node.exec(["ip", "route", "flush", "table", "77"])
+            node.exec(["iptables", *(word.format("-D") for word in rule)])
+
+    def test_a_firewalls_mark_for_ipv6_is_on_no_packet_of_pods(self, lab):
+        node = lab.node(2)
+        mark = ["-t", "mangle", "{}", "PREROUTING", "-j", "MARK", "--set-mark", "9"]
+        count = ["-t", "mangle", "{}", "PREROUTING", "-i", "flannel0", "-m", "mark", "--mark", "9"]
+        node.exec(["ip6tables", *(word.format("-A") for word in mark)])
+        node.exec(["iptables", *(word.format("-A") for word in count)])
+        try:
+            before = received_ipv6(node)
+            stream(lab)
+            assert received_ipv6(node) > before + 200, "the SRv6 way was taken"
+            shown = node.exec(["iptables", "-t", "mangle", "-nvxL", "PREROUTING"]).stdout
+            (line,) = (each for each in shown.splitlines() if "mark match" in each)
+            assert line.split()[0] == "0"
+        finally:
+            node.exec(["iptables", *(word.format("-D") for word in count)])
+            node.exec(["ip6tables", *(word.format("-D") for word in mark)])
 
 
 class TestTunnelsOfPods:
@@ -801,10 +868,7 @@ def test_the_verifier_is_soon_through(name):
             fds[each] = bpf.Map.create(each, definition).fd
             stack.callback(os.close, fds[each])
         code = shipped.instructions(f"tcx/{name}", fds)
-        program = bpf.load_program(name, code, shipped.license, PROGRAMS[name])
-        stack.callback(os.close, program)
-        told = Path(f"/proc/self/fdinfo/{program}").read_text().split()
-        assert int(told[told.index("verified_insns:") + 1]) < 10_000
+        assert 10 < verified_steps(code, shipped.license) < 10_000
 
 
 def test_cleanup_finds_what_a_killed_daemon_left_without_bpffs():

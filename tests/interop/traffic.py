@@ -28,10 +28,15 @@ from tests.interop.nodes import DEADLINE_S, IP_MTU_DISCOVER, IP_PMTUDISC_DONT, T
 from tests.support.guests import has_device
 
 TCP_BYTES: Final = 300_000
+HEADERS: Final = 28
+"""Bytes of the headers of IPv4 and of UDP or ICMP."""
+LONGEST_DATAGRAM: Final = 65535 - HEADERS
+AT_LIMITS: Final = (15_290, 15_291, 15_950, 15_994, 15_995, 16_030, 16_050, 16_400)
+"""Bytes of datagrams at the limits of our programs, of the helpers that they call, and of pages."""
 TTL_LEFT: Final = 60
 """64 less two routers and two ends of the tunnel."""
 IP_TOS, IP_OPTIONS, IP_RECVOPTS, IP_RECVTOS = 1, 4, 6, 13
-SO_NO_CHECK, UDP_SEGMENT = 11, 103
+SO_NO_CHECK, SO_RCVBUFFORCE, UDP_SEGMENT = 11, 33, 103
 SOL_PACKET, PACKET_AUXDATA, PACKET_OUTGOING = 263, 8, 4
 TP_STATUS_CSUMNOTREADY: Final = 1 << 3
 """linux/if_packet.h: the checksum is left to a device, so a capture cannot show it."""
@@ -45,6 +50,7 @@ class Pod:
     space: Namespace
     address: str
     tap: socket.socket
+    mtu: int
     finishes: bool = False
     """Whether its device finishes checksums (`tx off`)."""
     unfinished: int = 0
@@ -130,11 +136,11 @@ def attach(
         tap = undo.enter_context(
             socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
         )
-    tap.setsockopt(socket.SOL_SOCKET, 33, 64 << 20)  # SO_RCVBUFFORCE
+    tap.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 64 << 20)
     tap.setsockopt(SOL_PACKET, PACKET_AUXDATA, 1)
     tap.bind(("eth0", ETH_P_ALL))
     tap.setblocking(False)
-    return Pod(pod, address, tap, finishes)
+    return Pod(pod, address, tap, mtu, finishes)
 
 
 def _receive(source: socket.socket, count: int, ancillary: int = 0) -> list[Any]:
@@ -154,22 +160,29 @@ def _require(arrived: object, sent: object, what: str) -> None:
         raise Trouble(f"{what}: arrived {str(arrived)[:300]} instead of {str(sent)[:300]}")
 
 
-def ping(size: int) -> Callable[[Pod, Pod], None]:
+def ping(size: int, *options: str) -> Callable[[Pod, Pod], None]:
     """Echo there and back; what is longer than the MTU goes in fragments."""
+    ping = ["ping", "-n", "-c", "2", "-i", "0.1", "-W", "10", "-s", str(size), *options]
 
     def go(source: Pod, target: Pod) -> None:
         with source.space.entered():
             done = subprocess.run(
-                ["ping", "-n", "-c", "2", "-i", "0.1", "-W", "10", "-s", str(size), target.address],
-                capture_output=True,
-                text=True,
-                check=False,
+                [*ping, target.address], capture_output=True, text=True, check=False
             )
         good = done.returncode == 0 and " 0% packet loss" in done.stdout
         if not good or "wrong data" in done.stdout or f"ttl={TTL_LEFT}" not in done.stdout:
             raise Trouble(done.stdout + done.stderr)
 
     return go
+
+
+def ping_of_the_mtu(source: Pod, target: Pod) -> None:
+    """In one packet."""
+    ping(source.mtu - HEADERS, "-M", "do")(source, target)
+
+
+def ping_fragmented(source: Pod, target: Pod) -> None:
+    ping(min(4 * source.mtu, LONGEST_DATAGRAM))(source, target)
 
 
 def _stream(source: Pod, target: Pod, address: str) -> None:
@@ -210,9 +223,12 @@ def udp(*, checksum: bool) -> Callable[[Pod, Pod], None]:
     """Datagrams of many lengths, with a checksum or without."""
 
     def go(source: Pod, target: Pod) -> None:
-        sent = [bytes([n & 255]) * n for n in (0, 1, 2, 17, 63, 64, 500, 1001, 1200, 3000)]
+        lengths = (0, 1, 2, 17, 63, 64, 500, 1001, 1200, 3000, source.mtu - HEADERS)
+        limits = [n for n in AT_LIMITS if n < source.mtu]
+        sent = [bytes([n & 255]) * n for n in (*lengths, *limits)]
         with target.socket(socket.SOCK_DGRAM) as sink, source.socket(socket.SOCK_DGRAM) as out:
             sink.bind((target.address, 0))
+            sink.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 20)
             out.setsockopt(socket.SOL_SOCKET, SO_NO_CHECK, not checksum)
             # Fragments of an IP packet are carried like any other.
             out.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DONT)
@@ -382,7 +398,8 @@ def multicast(source: Pod, target: Pod) -> None:
 TRAFFIC: Final[dict[str, Callable[[Pod, Pod], None]]] = {
     "ping small": ping(56),
     "ping large": ping(1200),
-    "ping fragmented": ping(6000),
+    "ping of the MTU": ping_of_the_mtu,
+    "ping fragmented": ping_fragmented,
     "TCP": tcp,
     "UDP": udp(checksum=True),
     "UDP without checksum": udp(checksum=False),

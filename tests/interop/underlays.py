@@ -35,6 +35,7 @@ UNDERLAYS: Final = (
     Underlay("veth, all off", off=FEATURES),
     Underlay("veth, MTU 1280", mtu=1280),
     Underlay("veth, MTU 9000", mtu=9000),
+    Underlay("veth, MTU 65520", mtu=65520),  # the longest of IP over InfiniBand
     Underlay("bridge", "bridge"),
     Underlay("macvlan", "macvlan"),
     Underlay("tun", "tun"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import socket
 import struct
 import sys
@@ -24,6 +25,29 @@ MOST: Final = 16
 SIDES: Final = {"ingress": bpf.TCX_INGRESS, "egress": bpf.TCX_EGRESS}
 PASS_ON: Final = struct.pack("<BxxxiB7x", 0xB7, -1, 0x95)
 """r0 = TC_ACT_UNSPEC; exit."""
+LOG_STATS: Final = 4
+"""linux/bpf_verifier.h, BPF_LOG_STATS."""
+
+
+def verified_steps(code: bytes, license_text: bytes) -> int:
+    """How many instructions the verifier looks at in a program."""
+    log = ctypes.create_string_buffer(1 << 12)
+    program = ctypes.create_string_buffer(code, len(code))
+    licence = ctypes.create_string_buffer(license_text, len(license_text))
+    attr = struct.pack(
+        "<IIQQIIQ32x",
+        bpf.PROG_TYPE_SCHED_CLS,
+        len(code) // 8,
+        ctypes.addressof(program),
+        ctypes.addressof(licence),
+        LOG_STATS,
+        len(log),
+        ctypes.addressof(log),
+    )
+    os.close(bpf._load(attr, "that is measured"))
+    found = re.search(rb"processed (\d+) insns", log.value)
+    assert found is not None, log.value
+    return int(found[1])
 
 
 def _names(ifindex: int, side: int) -> Iterator[str]:

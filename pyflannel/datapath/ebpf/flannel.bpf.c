@@ -102,6 +102,11 @@
  * of Linux 5.10 takes such a number, read from the stack, as 16 bits wide. Added to a pointer that
  * exceeds the greatest packet length (MAX_PACKET_OFF), and no bounds check helps. */
 #define SUM_BITS 0x3fff
+/* The helpers refuse to make a single packet longer than four pages less the kernel's own data at their
+ * end (net/core/filter.c, BPF_SKB_MAX_LEN): 16064 bytes with pages of 4 KB, 15616 where the kernel is built
+ * for the most fragments (CONFIG_MAX_SKB_FRAGS). This is 15 KB. Packets that would become longer are left to user
+ * space. In Python: LONGEST_IN_KERNEL of datapath/base.py. */
+#define LONGEST_BYTES 15360
 /* A tick is the kernel's timer interrupt (CONFIG_HZ), 1 to 10 ms. A TCP sender with data pauses for
  * a round trip at most, or starts slowly again. So this is 1 to 10 s. */
 #define SUPER_TICKS 1000
@@ -337,6 +342,41 @@ static __always_inline int is_unfinished(struct __sk_buff *skb, const struct iph
 	return 0;
 }
 
+/* Looks up the route of a datagram to a peer, as a socket's is: by address, protocol and ports. */
+static __always_inline long find_way(struct __sk_buff *skb, const struct settings *conf,
+				     __be32 address, struct bpf_fib_lookup *way)
+{
+	way->family = AF_INET;
+	way->l4_protocol = IPPROTO_UDP;
+	way->sport = conf->port;
+	way->dport = conf->port;
+	way->ipv4_src = conf->local;
+	way->ipv4_dst = address;
+	way->ifindex = conf->underlay_if;
+	return bpf_fib_lookup(skb, way, sizeof(*way), BPF_FIB_LOOKUP_OUTPUT);
+}
+
+/* Sends a datagram where `find_way` has found.
+ *
+ * A packet that waits for its neighbour entry is sent by its route once that is resolved. So it
+ * needs the outer packet's route, not the one that led here: without a next hop the helper looks
+ * up the route and attaches it. */
+static __always_inline int send_out(const struct settings *conf, long found,
+				    const struct bpf_fib_lookup *way)
+{
+	struct bpf_redir_neigh next = {.nh_family = AF_INET, .ipv4_nh = way->ipv4_dst};
+
+	if (found != BPF_FIB_LKUP_RET_SUCCESS)
+		return bpf_redirect_neigh(conf->underlay_if, NULL, 0, 0);
+	return bpf_redirect_neigh(way->ifindex, &next, sizeof(next), 0);
+}
+
+/* Whether a packet is so long that a helper may refuse to add so many bytes. Super packets have no such limit. */
+static __always_inline int is_too_long(const struct __sk_buff *skb, __u32 added)
+{
+	return !skb->gso_size && skb->len + added > LONGEST_BYTES;
+}
+
 /* Has the kernel cut a super packet that cannot be wrapped whole; its pieces come back here one by
  * one. */
 static __always_inline int cut_first(struct __sk_buff *skb, const struct settings *conf)
@@ -357,7 +397,6 @@ int overlay_out(struct __sk_buff *skb)
 {
 	const struct settings *conf = get_settings();
 	struct bpf_fib_lookup way = {};
-	struct bpf_redir_neigh next = {};
 	const struct hop *peer;
 	struct iphdr inner;
 	__u32 bytes = skb->len, longest;
@@ -368,7 +407,7 @@ int overlay_out(struct __sk_buff *skb)
 	    bpf_skb_load_bytes(skb, 0, &inner, sizeof(inner)))
 		return NOT_OURS;
 	if (inner.version != 4 || inner.ihl != 5 || bpf_ntohs(inner.tot_len) != bytes ||
-	    inner.ttl <= 1)
+	    inner.ttl <= 1 || is_too_long(skb, ETH_HLEN + OUTER_BYTES))
 		return NOT_OURS;
 	peer = find_peer(inner.daddr);
 	if (!peer)
@@ -381,13 +420,8 @@ int overlay_out(struct __sk_buff *skb)
 		return NOT_OURS;
 	/* One look-up gives interface and next hop, and checks the path MTU. A packet that does not fit
 	 * goes to user space, which sends the ICMP error. */
-	way.family = AF_INET;
-	way.l4_protocol = IPPROTO_UDP;
 	way.tot_len = longest > BELIEVED_BYTES ? longest : 0;
-	way.ipv4_src = conf->local;
-	way.ipv4_dst = peer->address;
-	way.ifindex = conf->underlay_if;
-	found = bpf_fib_lookup(skb, &way, sizeof(way), BPF_FIB_LOOKUP_OUTPUT);
+	found = find_way(skb, conf, peer->address, &way);
 	if (found != BPF_FIB_LKUP_RET_SUCCESS && found != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return NOT_OURS;
 	finish = !is_recent(peer->kernel_at, now_ticks(), KERNEL_TICKS);
@@ -405,6 +439,9 @@ int overlay_out(struct __sk_buff *skb)
 			return NOT_OURS;
 		finish = 1;
 	}
+	/* What is sent is a packet of user space: the pod's has nothing to say about its route or queue. */
+	skb->mark = 0;
+	skb->priority = 0;
 	decrement_ttl(&inner);
 	if (bpf_skb_store_bytes(skb, OUTER_BYTES, &inner, sizeof(inner), 0) ||
 	    bpf_skb_change_head(skb, ETH_HLEN, 0)) {
@@ -438,14 +475,7 @@ int overlay_out(struct __sk_buff *skb)
 	count(TUN_PACKETS, peer, bytes, skb->gso_size, longest);
 	if (finish)
 		return bpf_redirect(conf->finish_if, 0);
-	/* A packet that waits for its neighbour entry is sent by its route once that is resolved. So it
-	 * needs the outer packet's route, not the one that led here: without a next hop the helper looks
-	 * up the route and attaches it. */
-	if (found == BPF_FIB_LKUP_RET_NO_NEIGH)
-		return bpf_redirect_neigh(way.ifindex, NULL, 0, 0);
-	next.nh_family = AF_INET;
-	next.ipv4_nh = way.ipv4_dst;
-	return bpf_redirect_neigh(way.ifindex, &next, sizeof(next), 0);
+	return send_out(conf, found, &way);
 }
 
 /* Whether the packet is a super packet, or may belong to a flow of some: then it takes their way. So
@@ -506,18 +536,22 @@ static __always_inline int can_strip(struct __sk_buff *skb, const struct setting
 	return bpf_fib_lookup(skb, &way, sizeof(way), 0) == BPF_FIB_LKUP_RET_UNSUPP_LWT;
 }
 
+/* What is put before a packet on the SRv6 way. */
+struct dress {
+	struct ethhdr ethernet;
+	struct ipv6hdr ip;
+	__u8 token[12];
+	__be16 tag[2];
+	__be16 protocol;
+} __attribute__((packed));
+#define STRIP_BYTES (sizeof(struct dress) - ETH_HLEN)
+
 /* Sends a packet of so many bytes, in its Ethernet frame, the SRv6 way. */
 static __always_inline int strip(struct __sk_buff *skb, const struct settings *conf, __u32 bytes)
 {
-	struct {
-		struct ethhdr ethernet;
-		struct ipv6hdr ip;
-		__u8 token[12];
-		__be16 tag[2];
-		__be16 protocol;
-	} __attribute__((packed)) dress = {};
+	struct dress dress = {};
 
-	if (bpf_skb_adjust_room(skb, sizeof(dress) - ETH_HLEN, BPF_ADJ_ROOM_MAC,
+	if (bpf_skb_adjust_room(skb, STRIP_BYTES, BPF_ADJ_ROOM_MAC,
 				BPF_F_ADJ_ROOM_FIXED_GSO)) {
 		add(UDP_ERRORS, 1);
 		return TC_ACT_SHOT;
@@ -664,7 +698,7 @@ static __always_inline int take(struct __sk_buff *skb, const struct settings *co
 	/* A socket's datagram: see above for BEYOND_BYTES. Of those that GRO has joined it has verified
 	 * the checksum, and what is unfinished since is the inner one (tcp_gro_complete). */
 	beyond = packet.udp.check && !(at_card && skb->gso_size) ? BEYOND_BYTES : 0;
-	if (beyond && skb->gso_size)
+	if (beyond && (skb->gso_size || is_too_long(skb, 0)))
 		return NOT_OURS;
 	sender = find_peer(packet.inner.saddr);
 	if (!conf->accept_any &&
@@ -677,7 +711,7 @@ static __always_inline int take(struct __sk_buff *skb, const struct settings *co
 	now = now_ticks();
 	saw_datagram(sender, !packet.udp.check, now);
 	strips = is_with_supers(sender, packet.inner.protocol, !!skb->gso_size, now) &&
-		 can_strip(skb, conf);
+		 !is_too_long(skb, STRIP_BYTES) && can_strip(skb, conf);
 	joins = !strips && conf->gro_if && is_joinable(skb, &packet.inner) &&
 		(skb->gso_size || in_burst(sender, now, 2 * bytes > conf->mtu));
 	/* A very short one gets extra bytes at the end, so that enough of it is left. */
@@ -689,6 +723,7 @@ static __always_inline int take(struct __sk_buff *skb, const struct settings *co
 	if (bpf_skb_adjust_room(skb, -(__s32)(OUTER_BYTES + beyond), BPF_ADJ_ROOM_MAC,
 				BPF_F_ADJ_ROOM_FIXED_GSO))
 		return NOT_OURS;
+	skb->mark = 0; /* the datagram's, not the packet's */
 	decrement_ttl(&packet.inner);
 	if ((beyond && bpf_skb_adjust_room(skb, beyond, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO)) ||
 	    bpf_skb_store_bytes(skb, ETH_HLEN, &packet.inner, sizeof(packet.inner),
@@ -777,14 +812,20 @@ SEC("tcx/pair_in")
 int pair_in(struct __sk_buff *skb)
 {
 	const struct settings *conf = get_settings();
+	struct bpf_fib_lookup way = {};
 	struct ipv6hdr ip;
+	__be32 to;
 
 	/* Without a pair in the settings there is no token. */
 	if (!conf || !conf->gro_if)
 		return TC_ACT_SHOT;
 	if (skb->protocol == bpf_htons(ETH_P_IP)) {
-		if (has_token(skb, conf, 0, 0))
-			return bpf_redirect_neigh(conf->underlay_if, NULL, 0, 0);
+		if (has_token(skb, conf, 0, 0)) {
+			if (bpf_skb_load_bytes(skb, ETH_HLEN + offsetof(struct iphdr, daddr), &to,
+					       sizeof(to)))
+				return TC_ACT_SHOT;
+			return send_out(conf, find_way(skb, conf, to, &way), &way);
+		}
 		return has_token(skb, conf, 0, BARE) ? bpf_redirect(conf->overlay_if, 0) : TC_ACT_SHOT;
 	}
 	if (skb->protocol == bpf_htons(ETH_P_IPV6) &&
@@ -820,6 +861,7 @@ int strip_out(struct __sk_buff *skb)
 		add(STRIP_TESTS, 1);
 		return TC_ACT_SHOT;
 	}
+	skb->mark = 0; /* a rule of IPv6 may have set it */
 	if (bpf_skb_vlan_pop(skb)) {
 		add(UDP_ERRORS, 1);
 		return TC_ACT_SHOT;

@@ -20,6 +20,7 @@ from pyflannel.datapath.base import (
 from pyflannel.datapath.ebpf import attachment, bpf, gropair, pins
 from pyflannel.datapath.ebpf.attachment import Attachment
 from pyflannel.datapath.ebpf.cardgro import CardGro
+from pyflannel.datapath.ebpf.ipsec import Guards
 from pyflannel.datapath.ebpf.programs import PROGRAMS, Programs
 from pyflannel.datapath.ebpf.traffic import PeerTraffic
 from pyflannel.datapath.python import PythonDatapath
@@ -66,7 +67,10 @@ class EbpfDatapath:
         self._srv6_refusal = "not started"
         self._no_pair = self._refused = ""
         self._overlay = self._underlay = 0
+        self._guards = Guards(config.underlay_address, config.port)
+        self._aside = 0
         self._given: dict[bytes, bytes] | None = None
+        """Address by prefix: the peers, as they were last told."""
         self._peers: dict[bytes, tuple[bytes, int]] = {}
         """Address and number by prefix: the content of the map."""
         self._traffic: PeerTraffic | None = None
@@ -88,9 +92,15 @@ class EbpfDatapath:
                 ),
                 "strip": f"off ({self._srv6_refusal})" if self._srv6_refusal else "on",
                 "card_gro": self._card.state,
+                "all_peers": (
+                    f"off (policies of IPsec are for {self._aside} of {len(self._given or ())})"
+                    if self._aside
+                    else "on"
+                ),
                 "pinned": str(self._pins) if self._pins is not None else "off (no bpffs)",
             },
             devices=(gropair.SENDER, gropair.RECEIVER),
+            aside=self._aside,
         )
 
     def prepare(self) -> None:
@@ -108,6 +118,7 @@ class EbpfDatapath:
             if self._loaded is None:
                 self._attach()
             self._slow.start()
+            self._guards.watch(self._heed_guards)
             self._card.ensure(self._write_settings)
 
     @contextlib.contextmanager
@@ -137,6 +148,7 @@ class EbpfDatapath:
         self._attachment = attachment.attach(loaded.programs, PROGRAMS, self._pins)
         self._way = self._attachment.name
         self._overlay, self._underlay = overlay, underlay
+        self._guards.look()
         adopted = self._adopt(loaded)
         if not adopted:
             # Before a program of ours runs in a link of another release.
@@ -176,8 +188,8 @@ class EbpfDatapath:
         self._peers = self._pinned_peers(loaded.maps["peers"])
         numbers = {address: number for address, number in self._peers.values() if number}
         self._traffic = PeerTraffic(loaded.maps["traffic"], bpf.possible_cpus(), numbers)
-        if self._given is not None:
-            self._write_peers(self._given)
+        if self._given is not None or self._guards.any:
+            self._write_peers(self._wanted())
         self._before = self._read_counters(loaded.maps["counters"])
         found = loaded.maps["config"].get(ZERO_KEY, SETTINGS.size) or bytes(SETTINGS.size)
         *_, strips, _gro, _strip, token, _any_port, _at_card = SETTINGS.unpack(found)
@@ -225,6 +237,8 @@ class EbpfDatapath:
         """Compares all our objects in the kernel with what they should be, and repairs them."""
         if self._loaded is None or self._attachment is None:
             return []
+        self._guards.watch(self._heed_guards)
+        self._heed_guards()
         mended: list[str] = []
         trouble = ""
         pair = (self._mend_pair,) if self._completed else ()
@@ -264,7 +278,7 @@ class EbpfDatapath:
         there = self._pinned_peers(peers)
         lengths = self._loaded.maps["lengths"].get(ZERO_KEY, LENGTHS.size)
         if there != self._peers or lengths != lengths_of(self._peers):
-            wanted = {key: address for key, (address, _) in self._peers.items()}
+            wanted = self._wanted()
             self._peers = there
             self._write_peers(wanted)
             mended.append("peers")
@@ -308,10 +322,21 @@ class EbpfDatapath:
             )
             for peer in table.peers
         }
-        if self._loaded is None:
-            self._given = wanted
-        else:
+        self._given = wanted
+        if self._loaded is not None:
             self._write_peers(wanted)
+
+    def _heed_guards(self) -> None:
+        """Looks which peers policies of IPsec are for, and writes the others."""
+        if self._guards.look() and self._loaded is not None:
+            self._write_peers(self._wanted())
+            self._write_settings()
+
+    def _wanted(self) -> dict[bytes, bytes]:
+        """All peers, address by prefix; before the first table those of an earlier run."""
+        if self._given is not None:
+            return self._given
+        return {key: address for key, (address, _) in self._peers.items()}
 
     def _write_peers(self, wanted: Mapping[bytes, bytes]) -> None:
         """Makes the map hold these addresses by prefix. The rest takes the slow path."""
@@ -320,7 +345,11 @@ class EbpfDatapath:
         peers = self._loaded.maps["peers"]
         refused: KernelError | None = None
         self._traffic.give_numbers(wanted.values())
-        hops = {key: (each, self._traffic.number(each)) for key, each in wanted.items()}
+        hops = {
+            key: (each, self._traffic.number(each))
+            for key, each in wanted.items()
+            if not (self._guards.any and self._guards.cover(IPv4Address(each)))
+        }
         for key, hop in hops.items():
             if self._peers.get(key) != hop:
                 try:
@@ -335,10 +364,16 @@ class EbpfDatapath:
             except KernelError as error:
                 refused = error
         self._peers = hops
+        self._note_aside(len(wanted) - len(hops))
         reason = str(refused or "")
         if reason and reason != self._refused:
             log.warning("peers take the slow path", reason=reason)
         self._refused = reason
+
+    def _note_aside(self, aside: int) -> None:
+        if aside != self._aside:
+            log.info("user space carries the peers that policies of IPsec are for", peers=aside)
+        self._aside = aside
 
     def peer_counters(self, peer: IPv4Address) -> Mapping[str, int] | None:
         """The user-space path's and the programs', added up."""
@@ -365,6 +400,7 @@ class EbpfDatapath:
         """Stops the user-space path; the programs stay if they are pinned."""
         if self._loaded is not None:
             self._card.stop(self._write_settings)
+        self._guards.stop()
         self._slow.stop()
         if self._attachment is not None:
             self._attachment.close()
@@ -408,7 +444,8 @@ class EbpfDatapath:
             gropair.STRIP_TO.packed,
             socket.htons(config.port),
             config.mtu,
-            config.accept_any,
+            # From strangers user space takes what is allowed, of those with a policy as well.
+            config.accept_any and not self._guards.any,
             not self._srv6_refusal and gro is not None,
             gro.receiver_mac if gro is not None else bytes(6),
             gro.sender_mac if gro is not None else bytes(6),

@@ -29,6 +29,7 @@ def probe() -> Capabilities | str:
         meanwhile=lasting and _is_other_release(peers),
         attached_by=way,
         wants_ethernet=True,
+        wants_short=True,
     )
 
 

@@ -19,7 +19,7 @@ from pyflannel.core.ip import Family
 from pyflannel.core.lease import LeaseAdded, LeaseRemoved
 from pyflannel.core.lpm import PeerTable
 from pyflannel.datapath import select
-from pyflannel.datapath.base import Capabilities
+from pyflannel.datapath.base import Capabilities, Link
 from pyflannel.kernel.base import Route, Set
 from tests.support.overlay import ME, Machine, config, lease
 
@@ -102,9 +102,9 @@ def machine(monkeypatch):
         made.netlink.add_link(name, kind="tun", up=False)
         return FakeTun(made)
 
-    def create(kind: str, *, failed, ethernet) -> select.Choice:
+    def create(kind: str, *, failed, link) -> select.Choice:
         del kind
-        made.chosen_for.append(ethernet)
+        made.chosen_for.append(link)
         if "refusing" in failed or not made_of_refusing:
             return select.Choice(FakePath, f"after {dict(failed)}" if failed else "asked for")
         return select.Choice(Refusing, "the fastest")
@@ -271,14 +271,35 @@ async def test_a_data_path_that_died_is_started_again_with_the_same_peers(machin
 async def test_another_kind_of_interface_has_the_data_path_chosen_anew(machine, tmp_path):
     """A node that moves to a tunnel without Ethernet headers."""
     network = await attached(machine, tmp_path)
-    assert machine.chosen_for == [True]
+    assert machine.chosen_for == [Link()]
     machine.ethernet = False
     await network.rebase(replace(machine.external(), mtu=1420))
     await network.apply(full=True)
-    assert machine.chosen_for == [True, False]
+    assert machine.chosen_for == [Link(), Link(ethernet=False)]
     await network.rebase(replace(machine.external(), mtu=1400))
     await network.apply(full=True)
-    assert machine.chosen_for == [True, False]
+    assert machine.chosen_for == [Link(), Link(ethernet=False)]
+    machine.ethernet = True
+    await network.rebase(replace(machine.external(), mtu=65520))
+    await network.apply(full=True)
+    assert machine.chosen_for[2:] == [Link(long=True)]
+    await network.detach()
+
+
+async def test_where_most_peers_take_the_slow_path_another_one_is_taken(
+    machine, tmp_path, monkeypatch
+):
+    network = await attached(machine, tmp_path)
+    network.update([LeaseAdded(lease(number, "udp")) for number in (2, 3)])
+    network.synced()
+    await network.apply(full=True)
+    monkeypatch.setattr(FakePath, "capabilities", Capabilities(name="fake", aside=1))
+    await network.apply(full=False)
+    assert len(MADE) == 1, "half of them"
+    monkeypatch.setattr(FakePath, "capabilities", Capabilities(name="fake", aside=2))
+    await network.apply(full=False)
+    assert len(MADE) == 2
+    assert "policies of IPsec are for 2 of 2 peers" in network.report().datapath.why
     await network.detach()
 
 

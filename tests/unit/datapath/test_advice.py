@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from pyflannel.datapath import advice
-from pyflannel.datapath.base import Capabilities
+from pyflannel.datapath.base import Capabilities, Link
 
-EBPF = Capabilities(name="ebpf", attached_by="clsact", wants_ethernet=True)
+EBPF = Capabilities(name="ebpf", attached_by="clsact", wants_ethernet=True, wants_short=True)
 USER_SPACE = Capabilities(name="native")
 
 
@@ -31,11 +31,16 @@ def figures(monkeypatch):
     ],
 )
 def test_the_worse_of_the_underlays_decides_and_a_kernel_counts_as_the_one_before(linux, says):
-    found = advice.objection(EBPF, linux=linux, ethernet=True)
+    found = advice.objection(EBPF, linux=linux, link=Link())
     assert says in found
     assert bool(found) is bool(says)
 
 
 def test_without_ethernet_headers_what_comes_in_would_be_slow():
-    assert "no Ethernet header" in advice.objection(EBPF, linux=(6, 12), ethernet=False)
-    assert advice.objection(USER_SPACE, linux=(5, 4), ethernet=False) == ""
+    assert "no Ethernet header" in advice.objection(EBPF, linux=(6, 12), link=Link(ethernet=False))
+    assert advice.objection(USER_SPACE, linux=(5, 4), link=Link(ethernet=False)) == ""
+
+
+def test_packets_too_long_for_the_programs_would_be_slow():
+    assert "15346 bytes" in advice.objection(EBPF, linux=(6, 12), link=Link(long=True))
+    assert advice.objection(USER_SPACE, linux=(5, 4), link=Link(long=True)) == ""

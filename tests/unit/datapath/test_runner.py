@@ -12,7 +12,7 @@ import pytest
 from pyflannel.core.errors import DatapathError
 from pyflannel.core.lpm import Peer, PeerTable
 from pyflannel.datapath import runner, select
-from pyflannel.datapath.base import Capabilities, DatapathConfig
+from pyflannel.datapath.base import Capabilities, DatapathConfig, Link
 from pyflannel.datapath.runner import Runner
 from tests.support.datapaths import CONFIG
 
@@ -72,8 +72,8 @@ def done(monkeypatch):
     """What was asked of the data paths: `ebpf` refuses to start, `python` starts."""
     asked: list[str] = []
 
-    def create(kind, *, failed, ethernet):
-        del kind, ethernet
+    def create(kind, *, failed, link):
+        del kind, link
         if "ebpf" in failed:
             return select.Choice(Factory(asked, "python"), f"not ebpf: {failed['ebpf']}")
         return select.Choice(Factory(asked, "ebpf", refuses="the verifier says no"), "fastest")
@@ -84,13 +84,13 @@ def done(monkeypatch):
 
 async def test_one_that_cannot_start_is_passed_over_with_its_reason(done):
     path = Runner(select.AUTO)
-    assert path.choose(ethernet=True).name == "ebpf"
+    assert path.choose(Link()).name == "ebpf"
     with pytest.raises(DatapathError, match="verifier") as refused:
         await path.start(CONFIG, None)
     assert done == ["prepare", "stop"]
     assert not path.running
     assert path.pass_over(refused.value)
-    assert path.choose(ethernet=True).name == "python"
+    assert path.choose(Link()).name == "python"
     assert "the verifier says no" in path.why
     await path.start(CONFIG, TABLE)
     assert done[2:] == ["table of 1", "prepare", "start", "table of 1"]
@@ -101,7 +101,7 @@ async def test_one_that_cannot_start_is_passed_over_with_its_reason(done):
 @pytest.mark.parametrize("wanted", ["ebpf", "python"])
 async def test_one_that_was_asked_for_is_not_passed_over(done, wanted):
     path = Runner(wanted)
-    path.choose(ethernet=True)
+    path.choose(Link())
     assert not path.pass_over(DatapathError("no"))
 
 
@@ -109,9 +109,9 @@ async def test_each_start_is_completed_once(done):
     path = Runner(select.AUTO)
     await path.complete()
     assert done == []
-    path.choose(ethernet=True)
+    path.choose(Link())
     path.pass_over(DatapathError("no"))
-    path.choose(ethernet=True)
+    path.choose(Link())
     for starts in (1, 2):
         await path.start(CONFIG, TABLE)
         for _ in range(2):
@@ -129,9 +129,9 @@ async def test_what_does_not_run_is_asked_nothing(done):
     assert (path.repair(), path.offloads(), path.counters()) == ((), {}, {})
     assert path.peer_counters(IPv4Address("192.0.2.2")) is None
     assert not path.minds("flannelgro0")
-    path.choose(ethernet=True)
+    path.choose(Link())
     path.pass_over(DatapathError("no"))
-    path.choose(ethernet=True)
+    path.choose(Link())
     await path.start(CONFIG, None)
     assert [path.minds(name) for name in ("flannelgro0", "", "eth0")] == [True, True, False]
     path.stop()
@@ -145,7 +145,7 @@ async def test_one_that_is_being_started_is_named(monkeypatch):
     slow.may_go_on.clear()
     monkeypatch.setattr(runner.select, "create", lambda *_, **__: select.Choice(factory, "fastest"))
     path = Runner(select.AUTO)
-    path.choose(ethernet=True)
+    path.choose(Link())
     assert path.name is None
     start = asyncio.create_task(path.start(CONFIG, None))
     while not slow.begun.is_set():

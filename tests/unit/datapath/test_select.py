@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 
 from pyflannel.core.errors import DatapathError
-from pyflannel.datapath.base import Capabilities
+from pyflannel.datapath.base import Capabilities, Link
 from pyflannel.datapath.python import PythonDatapath
 from pyflannel.datapath.select import IMPLEMENTATIONS, Implementation, create, probe_all
 from tests.support.datapaths import CONFIG
@@ -88,10 +88,12 @@ def test_auto_passes_over_what_would_not_be_faster_here(module):
         "fast": module("fast", fast),
         "slow": module("slow", Capabilities(name="slow")),
     }
-    choice = create("auto", implementations, ethernet=False)
+    choice = create("auto", implementations, link=Link(ethernet=False))
     assert choice.factory.capabilities.name == "slow"
     assert choice.reason.startswith("not fast: the external interface's packets have no Ethernet")
-    assert create("fast", implementations, ethernet=False).factory.capabilities.name == "fast"
+    asked = create("fast", implementations, link=Link(ethernet=False))
+    assert asked.factory.capabilities.name == "fast"
+    assert asked.reason.startswith("asked for, though the external interface's packets have no")
 
 
 def test_auto_with_nothing_that_works_is_an_error(module):
