@@ -252,6 +252,18 @@ def exempt(sock: socket.socket, address: IPv4Address, port: int) -> None:
         raise KernelError("set", "xfrm policy of a socket", error.errno or 0) from error
 
 
+def submit(sock: socket.socket) -> None:
+    """Takes an exemption back, in both directions; nothing is left of it if there is none.
+
+    Raises:
+        KernelError: EPERM without CAP_NET_ADMIN, ENOPROTOOPT without xfrm.
+    """
+    try:
+        sock.setsockopt(socket.IPPROTO_IP, IP_XFRM_POLICY, None, 0)
+    except OSError as error:
+        raise KernelError("take back", "xfrm policy of a socket", error.errno or 0) from error
+
+
 def _change(request: Request, operation: str, subject: str) -> None:
     try:
         transact(request, operation, subject, protocol=NETLINK_XFRM)

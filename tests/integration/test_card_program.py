@@ -192,6 +192,21 @@ def test_port_and_bolt_go_while_something_speaks_against_them(
     assert state(running) == "on"
 
 
+def test_a_policy_for_a_peer_counts_for_the_socket_that_was_exempt(running: DeviceRig) -> None:
+    a = str(running.wire.addresses["a"])
+    running.wire.node.run(*f"ip xfrm policy add dir in src {a} action block".split())
+    running.path.repair()
+    assert "IPsec" in state(running)
+    running.deliver("a", packet(AT_A, OURS))
+    running.deliver("stranger", packet(AT_A, OURS))
+    running.step(lambda: running.counters() != {}, "what came later is counted")
+    assert running.counters() == {"udp_unknown_sender": 1}
+    running.wire.node.run("ip", "xfrm", "policy", "flush")
+    assert running.path.repair() == [BOLT_ON, PORT_ON]
+    running.deliver("a", packet(AT_A, OURS))
+    running.step(lambda: running.counters().get("udp_packets") == 1, "the peer is heard again")
+
+
 def test_without_fou_the_data_path_works_and_says_why(rig: DeviceRig, fou: StandIn) -> None:
     fou.is_loaded = False
     rig.start(EbpfDatapath, card_gro=True)

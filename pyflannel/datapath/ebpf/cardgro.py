@@ -264,6 +264,10 @@ class CardGro:
     def _withdraw(self, write_settings: Callable[[], None]) -> None:
         try:
             remove()
+            if self._is_exempt:
+                with self._socket() as sock:
+                    xfrm.submit(sock)
+                self._is_exempt = False
         except (FlannelError, OSError) as error:
             log.warning("a FOU port stays: pyflannel cleanup removes it", reason=error)
             return

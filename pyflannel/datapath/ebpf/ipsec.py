@@ -56,7 +56,7 @@ class Guards:
         self._networks = found
         return changed
 
-    def watch(self, changed: Callable[[], None]) -> None:
+    def watch(self, changed: Callable[[], object]) -> None:
         """Has a function called when policies may have changed. Call it from the event loop.
 
         Where nothing has used IPsec since the boot, nothing is loaded for this: call it later.

@@ -238,8 +238,7 @@ class EbpfDatapath:
         if self._loaded is None or self._attachment is None:
             return []
         self._guards.watch(self._heed_guards)
-        self._heed_guards()
-        mended: list[str] = []
+        mended = self._heed_guards()
         trouble = ""
         pair = (self._mend_pair,) if self._completed else ()
         for mend in (*pair, self._mend_attachment, self._mend_maps):
@@ -326,11 +325,17 @@ class EbpfDatapath:
         if self._loaded is not None:
             self._write_peers(wanted)
 
-    def _heed_guards(self) -> None:
-        """Looks which peers policies of IPsec are for, and writes the others."""
-        if self._guards.look() and self._loaded is not None:
-            self._write_peers(self._wanted())
-            self._write_settings()
+    def _heed_guards(self) -> list[str]:
+        """Looks which peers policies of IPsec are for, and writes the others.
+
+        Returns:
+            What can be added again, now that there are none.
+        """
+        if self._loaded is None or not self._guards.look():
+            return []
+        self._write_peers(self._wanted())
+        self._write_settings()
+        return self._card.ensure(self._write_settings, attached=not self._trouble)
 
     def _wanted(self) -> dict[bytes, bytes]:
         """All peers, address by prefix; before the first table those of an earlier run."""
