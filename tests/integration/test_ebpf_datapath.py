@@ -395,6 +395,23 @@ def test_a_routing_rule_for_the_tunnels_port_is_followed(lab):
         node.exec(["ip", "route", "del", *route])
 
 
+def test_a_next_hop_of_ipv6_is_taken(lab):
+    """As BGP makes them between unnumbered interfaces (RFC 8950)."""
+    node, other = lab.node(1), lab.node(2)
+    shown = other.exec(["ip", "-j", "-6", "addr", "show", "dev", "eth0", "scope", "link"]).stdout
+    (gateway,) = (each["local"] for each in json.loads(shown)[-1]["addr_info"] if "local" in each)
+    route = [f"{other.address}/32", "via", "inet6", gateway, "dev", "eth0"]
+    node.exec(["ip", "route", "add", *route])
+    try:
+        node.exec(["ip", "neigh", "flush", "dev", "eth0"])
+        before = counters(lab, 1)["tun_packets"]
+        assert lab.ping_all(count=3, deadline=5).ok
+        assert counters(lab, 1)["tun_packets"] - before >= 6
+        assert is_whole(lab)
+    finally:
+        node.exec(["ip", "route", "del", *route])
+
+
 class TestMarks:
     """A packet's mark, which routing rules and firewalls go by, is not the datagram's."""
 

@@ -364,10 +364,11 @@ static __always_inline long find_way(struct __sk_buff *skb, const struct setting
 static __always_inline int send_out(const struct settings *conf, long found,
 				    const struct bpf_fib_lookup *way)
 {
-	struct bpf_redir_neigh next = {.nh_family = AF_INET, .ipv4_nh = way->ipv4_dst};
+	struct bpf_redir_neigh next = {.nh_family = way->family}; /* IPv6, for a route `via inet6` */
 
 	if (found != BPF_FIB_LKUP_RET_SUCCESS)
 		return bpf_redirect_neigh(conf->underlay_if, NULL, 0, 0);
+	__builtin_memcpy(next.ipv6_nh, way->ipv6_dst, sizeof(next.ipv6_nh));
 	return bpf_redirect_neigh(way->ifindex, &next, sizeof(next), 0);
 }
 
