@@ -10,16 +10,18 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from pyflannel.lab import Lab, LabSpec
 from pyflannel.lab.nodes import Node
-from tests.integration.test_ebpf_datapath import network_status
+from tests.integration.test_ebpf_datapath import network_status, nudge
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.guest]
 
 KEYS = ["auth", "hmac(sha256)", "0x" + 32 * "11", "enc", "cbc(aes)", "0x" + 16 * "22"]
+ETH_P_ALL = 3
 ETH_P_IP = 0x0800
 
 
@@ -28,7 +30,19 @@ def lab() -> Iterator[Lab]:
     spec = LabSpec(nodes=2, backend="udp", name="ipsec", datapath="ebpf")
     with Lab(spec) as made:
         made.wait(lambda: made.ping_all().ok, 10, what="all pods reach each other")
+        xfrm(made.node(1), "policy")  # loads it, of which the daemons hear when they look
+        for number in (1, 2):
+            nudge(made, number)
+        made.wait(lambda: all(listens(made, each) for each in (1, 2)), 15, what="they listen")
         yield made
+
+
+def listens(lab: Lab, number: int) -> bool:
+    """Whether the daemon hears of changes of policies."""
+    process = lab.node(number).daemon.pid
+    rows = Path(f"/proc/{process}/net/netlink").read_text().splitlines()[1:]
+    # Columns: socket, protocol, port, groups, …
+    return any(row.split()[1] == "6" and row.split()[3] == "00000008" for row in rows)
 
 
 def all_peers(lab: Lab, number: int) -> str:
@@ -120,7 +134,7 @@ def test_what_ipsec_encrypts_is_never_on_the_wire_in_plain(lab: Lab) -> None:
             if xfrm(node, *state, *KEYS, check=False).returncode:
                 pytest.skip("this kernel has no ESP")
     template = ["tmpl", "proto", "esp", "mode", "transport"]
-    with lab.switch.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_IP)) as ear:
+    with lab.switch.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL)) as ear:
         try:
             for node, other in (nodes, nodes[::-1]):
                 for direction in ("out", "in"):
@@ -149,4 +163,5 @@ def _drain(ear: socket.socket) -> list[bytes]:
     end = time.monotonic() + 0.5
     while time.monotonic() < end and select.select([ear], [], [], 0.1)[0]:
         found.append(ear.recv(2048))
-    return [frame for frame in found if frame[23] != socket.IPPROTO_TCP]
+    datagrams = (frame for frame in found if frame[12:14] == ETH_P_IP.to_bytes(2))
+    return [frame for frame in datagrams if frame[23] != socket.IPPROTO_TCP]
