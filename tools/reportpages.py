@@ -117,8 +117,9 @@ WireGuard, IP in IP), for then what comes in takes its slow path; where it carri
 than the programs handle (15,346 bytes); and on kernels where it was measured to be slower, or was
 not measured (`pyflannel/datapath/advice.py` has the figures). The reason is in `pyflannel
 status`, and in the log when it is chosen. `--datapath ebpf` takes it in any case. While the
-daemon runs `auto` goes on to the next one if the chosen one cannot start, or if policies of IPsec
-are for most of the peers (docs/ebpf.md).
+daemon runs `auto` goes on to the next one if the chosen one cannot start, or turns out to be
+slow: policies of IPsec are for most of the peers, or most packets take its slow path
+(docs/ebpf.md).
 """
 
 

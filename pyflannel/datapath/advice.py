@@ -7,7 +7,7 @@ as fast. So `auto` takes `ebpf` only where measurements show that it is not slow
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 from pyflannel.datapath.base import LONGEST_IN_KERNEL, Capabilities, Link
 
@@ -24,6 +24,29 @@ on 6.1 alone (441 of the 571 Mbit/s that it has as it comes); for the others its
 is taken, which flatters it. A kernel counts as the one before it in this list."""
 AS_FAST: Final = 0.95
 """Rounds of one data path on one kernel differ by up to 3 %."""
+
+SLOW_S: Final = 30.0
+"""For this long most packets must take the slow path before it is said. Several full passes: a
+burst of what the programs do not carry is no reason to open the device anew."""
+SLOW_PER_S: Final = 1000.0
+"""Packets a second that the slow path carries at a fraction of a CPU."""
+
+
+class Carried(NamedTuple):
+    """Packets up to a time, both directions."""
+
+    at: float
+    """Seconds, of a clock that does not jump."""
+    slow: int
+    total: int
+
+
+def slow_share(before: Carried, now: Carried) -> str:
+    """That most packets took the slow path, in words; empty if not, or if they were few."""
+    seconds, slow, total = (b - a for a, b in zip(before, now, strict=True))
+    if slow < SLOW_PER_S * seconds or 2 * slow <= total:
+        return ""
+    return f"{slow:.0f} of {total:.0f} packets took its slow path in {seconds:.0f} s"
 
 
 def objection(found: Capabilities, *, linux: tuple[int, int], link: Link) -> str:

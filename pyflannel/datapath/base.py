@@ -188,8 +188,6 @@ class Capabilities:
     IP, WireGuard)."""
     wants_short: bool = False
     """Whether it is slow with packets longer than `LONGEST_IN_KERNEL`."""
-    aside: int = 0
-    """Peers that it leaves to its slow path."""
     devices: tuple[str, ...] = ()
     """Names of its own devices beside the TUN. After a change of one of them `repair` is called
     soon."""
@@ -266,6 +264,13 @@ class Datapath(Protocol):
 
         Returns:
             What was put right, by name.
+        """
+        ...
+
+    def slowed(self) -> str:
+        """Why another data path would be faster on this node; empty if none is known to be.
+
+        Called on every full pass. It may judge by what was carried since an earlier call.
         """
         ...
 

@@ -229,6 +229,10 @@ class PythonDatapath:
         """Nothing: the descriptors are all there is."""
         return ()
 
+    def slowed(self) -> str:
+        """Never: its reader does all of it."""
+        return ""
+
     def stop(self) -> None:
         """Stops at once. May be called twice."""
         if self._epoll is not None and self._loop is not None:

@@ -63,10 +63,18 @@ class Runner:
         self._choice = choice
         return choice.factory.capabilities
 
-    @property
-    def aside(self) -> int:
-        """Peers that the one that runs leaves to its slow path."""
-        return self._path.capabilities.aside if self._path is not None else 0
+    def leave_slow(self) -> bool:
+        """Whether to choose again, since the one that runs is slow on this node.
+
+        Not for `python`, which is what the slow path of others is.
+        """
+        reason = self._path.slowed() if self._path is not None else ""
+        if not reason or self._wanted != select.AUTO or self.chosen is None:
+            return False
+        failed = {**self._failed, self.chosen.name: reason}
+        following = select.create(select.AUTO, failed=failed, link=self.link)
+        name = following.factory.capabilities.name
+        return name != "python" and self.pass_over(DatapathError(reason))
 
     def pass_over(self, error: DatapathError) -> bool:
         """Whether another one is left to choose, after the chosen one could not start, or serve."""

@@ -143,8 +143,10 @@ class UdpNetwork:
             self._runner.stop()
             await self._give_up_tun()
             full = True
-        elif self._synced and 2 * self._runner.aside > len(self._table):
-            full |= await self._take_another()
+        elif (full or changed) and self._synced and self._runner.leave_slow():
+            self._runner.stop()
+            await self._give_up_tun()
+            full = True
         partly: PartlyApplied | None = None
         try:
             applied = await self._engine.apply(full=full)
@@ -276,15 +278,6 @@ class UdpNetwork:
             store.forget(DEVICE)
         else:
             store.keep(DEVICE, self._tun.fd)
-
-    async def _take_another(self) -> bool:
-        """Where IPsec is below the overlay, the best of user space is faster than a slow path."""
-        count = f"{self._runner.aside} of {len(self._table)}"
-        if not self._runner.pass_over(DatapathError(f"policies of IPsec are for {count} peers")):
-            return False
-        self._runner.stop()
-        await self._give_up_tun()
-        return True
 
     def _link(self) -> Link:
         return Link(

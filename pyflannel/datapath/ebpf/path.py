@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -12,11 +13,8 @@ from typing import Final
 
 from pyflannel.core.errors import DatapathError, FlannelError, KernelError
 from pyflannel.core.lpm import PeerTable
-from pyflannel.datapath.base import (
-    Capabilities,
-    Datapath,
-    DatapathConfig,
-)
+from pyflannel.datapath.advice import SLOW_S, Carried, slow_share
+from pyflannel.datapath.base import Capabilities, Datapath, DatapathConfig
 from pyflannel.datapath.ebpf import attachment, bpf, gropair, pins
 from pyflannel.datapath.ebpf.attachment import Attachment
 from pyflannel.datapath.ebpf.cardgro import CardGro
@@ -75,6 +73,8 @@ class EbpfDatapath:
         """Address and number by prefix: the content of the map."""
         self._traffic: PeerTraffic | None = None
         self._before = dict.fromkeys(COUNTED, 0)
+        self._carried: Carried | None = None
+        """When `slowed` last judged."""
 
     @property
     def capabilities(self) -> Capabilities:
@@ -100,7 +100,6 @@ class EbpfDatapath:
                 "pinned": str(self._pins) if self._pins is not None else "off (no bpffs)",
             },
             devices=(gropair.SENDER, gropair.RECEIVER),
-            aside=self._aside,
         )
 
     def prepare(self) -> None:
@@ -396,6 +395,22 @@ class EbpfDatapath:
             for name in COUNTED:
                 total[name] += now[name] - self._before[name]
         return total
+
+    def slowed(self) -> str:
+        """Where its slow path has most peers, or most packets."""
+        peers = len(self._given or ())
+        if 2 * self._aside > peers:
+            return f"policies of IPsec are for {self._aside} of {peers} peers"
+        slow, total = (
+            count["tun_packets"] + count["udp_packets"]
+            for count in (self._slow.counters(), self.counters())
+        )
+        now = Carried(time.monotonic(), slow, total)
+        before = self._carried or now
+        if self._carried is not None and now.at - before.at < SLOW_S:
+            return ""
+        self._carried = now
+        return slow_share(before, now)
 
     def failure(self) -> str | None:
         """The failure of the user-space path, which notices first when the device is gone."""

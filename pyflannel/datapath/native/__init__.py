@@ -273,6 +273,10 @@ class NativeDatapath:
         """Nothing: the descriptors are all there is."""
         return ()
 
+    def slowed(self) -> str:
+        """Never: there is no slow path."""
+        return ""
+
     def stop(self) -> None:
         """Ends the threads and waits for them, a few milliseconds at most. May be called twice."""
         if self._engine is not None:

@@ -41,6 +41,23 @@ def test_without_ethernet_headers_what_comes_in_would_be_slow():
     assert advice.objection(USER_SPACE, linux=(5, 4), link=Link(ethernet=False)) == ""
 
 
+@pytest.mark.parametrize(
+    ("slow", "total", "says"),
+    [
+        (40_000, 60_000, "40000 of 60000 packets took its slow path in 30 s"),
+        (40_000, 40_000, "40000 of 40000 packets took its slow path in 30 s"),
+        (40_000, 80_000, ""),
+        (29_000, 29_000, ""),
+        (0, 0, ""),
+    ],
+    ids=["most", "all", "half", "few", "none"],
+)
+def test_a_slow_path_that_carries_most_packets_is_told(slow, total, says):
+    before = advice.Carried(100.0, 5, 1000)
+    now = advice.Carried(130.0, 5 + slow, 1000 + total)
+    assert advice.slow_share(before, now) == says
+
+
 def test_packets_too_long_for_the_programs_would_be_slow():
     assert "15346 bytes" in advice.objection(EBPF, linux=(6, 12), link=Link(long=True))
     assert advice.objection(USER_SPACE, linux=(5, 4), link=Link(long=True)) == ""

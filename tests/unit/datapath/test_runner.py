@@ -49,6 +49,9 @@ class Path:
     def repair(self) -> Sequence[str]:
         return ["pin peers"]
 
+    def slowed(self) -> str:
+        return "its slow path has most"
+
     def failure(self) -> str | None:
         return None
 
@@ -96,6 +99,33 @@ async def test_one_that_cannot_start_is_passed_over_with_its_reason(done):
     assert done[2:] == ["table of 1", "prepare", "start", "table of 1"]
     assert path.restarts == 0
     path.stop()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "following", "leaves"),
+    [
+        (select.AUTO, "native", True),
+        pytest.param(select.AUTO, "python", False, id="python is its slow path"),
+        pytest.param("ebpf", "native", False, id="asked for"),
+    ],
+)
+async def test_one_that_is_slow_here_is_left_for_a_better_one(
+    monkeypatch, wanted, following, leaves
+):
+    def create(kind, *, failed, link):
+        del kind, link
+        name = following if "ebpf" in failed else "ebpf"
+        return select.Choice(Factory([], name), str(dict(failed)))
+
+    monkeypatch.setattr(runner.select, "create", create)
+    path = Runner(wanted)
+    assert not path.leave_slow(), "none runs"
+    path.choose(Link())
+    await path.start(CONFIG, TABLE)
+    assert path.leave_slow() is leaves
+    path.stop()
+    assert path.choose(Link()).name == (following if leaves else "ebpf")
+    assert ("its slow path has most" in path.why) is leaves
 
 
 @pytest.mark.parametrize("wanted", ["ebpf", "python"])
