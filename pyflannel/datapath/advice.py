@@ -33,7 +33,7 @@ SLOW_PER_S: Final = 1000.0
 
 
 class Carried(NamedTuple):
-    """Packets up to a time, both directions."""
+    """Packets up to a time."""
 
     at: float
     """Seconds, of a clock that does not jump."""

@@ -395,7 +395,7 @@ class Wire:
                 "link set under0 up",
             )
             # As on every node; bpf_fib_lookup() answers only where packets may be forwarded.
-            self.node.run("sysctl", "-qw", "net.ipv4.conf.under0.forwarding=1")
+            self.node.run("sysctl", "-qw", "net.ipv4.conf.lo.forwarding=1")
             self.other.ip(
                 *(f"addr add {self.addresses[n]}/24 dev under0" for n in ("a", "b", "stranger")),
                 "link set under0 up",

@@ -395,6 +395,21 @@ def test_a_routing_rule_for_the_tunnels_port_is_followed(lab):
         node.exec(["ip", "route", "del", *route])
 
 
+def test_a_route_by_another_interface_is_followed(lab):
+    """As by a socket: into a VPN, say. A less specific one by the external interface is no way."""
+    node, other = lab.node(1), lab.node(2)
+    node.exec(["ip", "link", "add", "vpn", "type", "veth", "peer", "name", "end"])
+    try:
+        for end in ("vpn", "end"):
+            node.exec(["ip", "link", "set", end, "up"])
+        node.exec(["ip", "route", "add", f"{other.address}/32", "dev", "vpn"])
+        assert not lab.ping_all(count=2, deadline=2).ok
+        assert received(lab, 1, "end", pod=False)[0] > 0
+    finally:
+        node.exec(["ip", "link", "del", "vpn"])
+    lab.wait(lambda: lab.ping_all().ok, 10, what="all pods reach each other")
+
+
 def test_a_next_hop_of_ipv6_is_taken(lab):
     """As BGP makes them between unnumbered interfaces (RFC 8950)."""
     node, other = lab.node(1), lab.node(2)

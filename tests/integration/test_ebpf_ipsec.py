@@ -124,32 +124,6 @@ def test_auto_takes_user_space_where_most_peers_have_policies() -> None:
         lab.wait(lambda: reaches(lab), 10, what="all pods reach each other")
 
 
-def test_auto_takes_user_space_where_the_slow_path_has_most_packets() -> None:
-    """Whatever the reason: here one peer of two, which has all the traffic."""
-    with Lab(LabSpec(nodes=3, backend="udp", name="ipsec-share")) as lab:
-        node, other = lab.node(1), lab.node(2)
-        if network_status(lab, 1)["datapath"]["name"] != "ebpf":
-            pytest.skip("`auto` takes another data path on this kernel")
-        for direction in ("out", "in"):
-            selector = between(node, other, direction)
-            template = ["tmpl", "proto", "esp", "mode", "transport", "level", "use"]
-            xfrm(node, "policy", "add", *selector, *template)
-        lab.wait(lambda: all_peers(lab, 1).startswith("off"), 15, what="the policies are heeded")
-        assert reaches(lab), "what may be encrypted passes in plain"
-        flood = ["ping", "-q", "-f", "-i", "0.0005", other.pod_address()]
-        with node.pod.popen(flood, stdout=subprocess.DEVNULL) as pinging:
-            try:
-                lab.wait(
-                    lambda: network_status(lab, 1)["datapath"]["name"] == "native",
-                    90,
-                    what="another data path",
-                )
-            finally:
-                pinging.terminate()
-        assert "took its slow path" in network_status(lab, 1)["datapath"]["why"]
-        lab.wait(lambda: reaches(lab), 10, what="all pods reach each other")
-
-
 def test_what_ipsec_encrypts_is_never_on_the_wire_in_plain(lab: Lab) -> None:
     """Real ESP between the nodes, which a socket's datagrams go through."""
     nodes = (lab.node(1), lab.node(2))

@@ -176,7 +176,7 @@ class Node:
                 f"addr add 10.240.{me}.0/32 dev flannel0",
                 f"route add {NETWORK} dev flannel0",
             )
-            for each in ("flannel0", "eth0"):
+            for each in ("flannel0", "eth0", "lo"):
                 self.space.run("sysctl", "-qw", f"net.ipv4.conf.{each}.forwarding=1")
             config = DatapathConfig(
                 tun_fd=tun.fd,

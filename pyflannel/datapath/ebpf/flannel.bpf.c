@@ -82,6 +82,7 @@
 #define NOT_OURS TC_ACT_UNSPEC
 #define AF_INET 2
 #define AF_INET6 10
+#define LOOPBACK_IFINDEX 1 /* in every network namespace (include/net/flow.h) */
 #define OUTER_BYTES 28   /* IPv4 and UDP header */
 #define OUTER_TTL 64     /* a socket's default (net.ipv4.ip_default_ttl) */
 #define DF 0x4000        /* upstream's datagrams carry it */
@@ -175,6 +176,7 @@ enum counter {
 	TUN_ERRORS,
 	UDP_ERRORS,
 	STRIP_TESTS,
+	NO_WAY, /* left to user space: the peer's route does not leave by the external interface */
 	COUNTERS
 };
 
@@ -342,7 +344,10 @@ static __always_inline int is_unfinished(struct __sk_buff *skb, const struct iph
 	return 0;
 }
 
-/* Looks up the route of a datagram to a peer, as a socket's is: by address, protocol and ports. */
+/* Looks up the route of a datagram to a peer, as a socket's is: by address, protocol and ports, from `lo`
+ * and out of any device. (BPF_FIB_LOOKUP_OUTPUT looks for one out of the given device: it passes by the
+ * route into a VPN that a peer has, and finds the default route.) `lo` must forward, as all devices do
+ * with net.ipv4.ip_forward. */
 static __always_inline long find_way(struct __sk_buff *skb, const struct settings *conf,
 				     __be32 address, struct bpf_fib_lookup *way)
 {
@@ -352,8 +357,8 @@ static __always_inline long find_way(struct __sk_buff *skb, const struct setting
 	way->dport = conf->port;
 	way->ipv4_src = conf->local;
 	way->ipv4_dst = address;
-	way->ifindex = conf->underlay_if;
-	return bpf_fib_lookup(skb, way, sizeof(*way), BPF_FIB_LOOKUP_OUTPUT);
+	way->ifindex = LOOPBACK_IFINDEX;
+	return bpf_fib_lookup(skb, way, sizeof(*way), 0);
 }
 
 /* Sends a datagram where `find_way` has found.
@@ -423,8 +428,13 @@ int overlay_out(struct __sk_buff *skb)
 	 * goes to user space, which sends the ICMP error. */
 	way.tot_len = longest > BELIEVED_BYTES ? longest : 0;
 	found = find_way(skb, conf, peer->address, &way);
-	if (found != BPF_FIB_LKUP_RET_SUCCESS && found != BPF_FIB_LKUP_RET_NO_NEIGH)
+	if (found == BPF_FIB_LKUP_RET_FRAG_NEEDED)
 		return NOT_OURS;
+	if ((found != BPF_FIB_LKUP_RET_SUCCESS && found != BPF_FIB_LKUP_RET_NO_NEIGH) ||
+	    way.ifindex != conf->underlay_if) {
+		add(NO_WAY, 1);
+		return NOT_OURS;
+	}
 	finish = !is_recent(peer->kernel_at, now_ticks(), KERNEL_TICKS);
 	if (finish && !conf->finish_if && is_unfinished(skb, &inner, 0))
 		return NOT_OURS;

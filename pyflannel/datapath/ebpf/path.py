@@ -44,7 +44,9 @@ COUNTED: Final = (
 )
 """The first of `enum counter` in flannel.bpf.c, by the names of `datapath.base.COUNTERS`."""
 STRIP_TESTS: Final = len(COUNTED)
-"""The last one: test frames that came through (`gropair.py`)."""
+"""The next one: test frames that came through (`gropair.py`)."""
+NO_WAY: Final = STRIP_TESTS + 1
+"""The last one: packets whose route is not by the external interface."""
 
 
 class EbpfDatapath:
@@ -397,15 +399,17 @@ class EbpfDatapath:
         return total
 
     def slowed(self) -> str:
-        """Where its slow path has most peers, or most packets."""
+        """Where its slow path has most peers, or most packets that go out.
+
+        Pods cannot make it so: packets that are left to user space for what they are do not count.
+        """
         peers = len(self._given or ())
         if 2 * self._aside > peers:
             return f"policies of IPsec are for {self._aside} of {peers} peers"
-        slow, total = (
-            count["tun_packets"] + count["udp_packets"]
-            for count in (self._slow.counters(), self.counters())
-        )
-        now = Carried(time.monotonic(), slow, total)
+        if self._loaded is None:
+            return ""
+        slow = _total(self._loaded.maps["counters"], NO_WAY)
+        now = Carried(time.monotonic(), slow, self.counters()["tun_packets"])
         before = self._carried or now
         if self._carried is not None and now.at - before.at < SLOW_S:
             return ""
