@@ -16,7 +16,7 @@ ABILITIES: Final[Mapping[str, Mapping[str, str]]] = {
         "finish": "packets to peers in user space are finished in the kernel, not in the daemon",
         "strip": "super packets that come in stay whole",
         "card_gro": "TCP segments are joined at the card already (`CardGRO` of the network config)",
-        "all_peers": "no peer is left to user space; those are that policies of IPsec are for",
+        "all_peers": "none is left to user space, for IPsec or a qdisc or filter of `flannel0`",
         "pinned": "programs and peers stay over a restart of the daemon",
     },
     "native": {

@@ -16,7 +16,7 @@ import errno
 import socket
 import struct
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from pyflannel.core.errors import KernelError
@@ -42,6 +42,8 @@ RTM_DELTFILTER: Final = 45
 RTM_GETTFILTER: Final = 46
 TC_H_CLSACT: Final = 0xFFFFFFF1
 _CLSACT_HANDLE: Final = 0xFFFF0000
+_ROOT: Final = 0xFFFFFFFF
+"""`TC_H_ROOT`."""
 TCA_KIND: Final = 1
 TCA_OPTIONS: Final = 2
 TCA_BPF_FD: Final = 6
@@ -99,20 +101,36 @@ def hooks() -> dict[int, str]:
     Raises:
         KernelError: the kernel does not say.
     """
+    return {ifindex: kind for ifindex, handle, _, kind in _qdiscs() if handle == _CLSACT_HANDLE}
+
+
+def root_qdisc(ifindex: int) -> str:
+    """Kind of the root qdisc that somebody has given a device; empty if it has its own.
+
+    A device's own has no handle (net/sched/sch_generic.c, `attach_one_default_qdisc`).
+
+    Raises:
+        KernelError: the kernel does not say.
+    """
+    for at, handle, parent, kind in _qdiscs():
+        if (at, parent) == (ifindex, _ROOT) and handle:
+            return kind
+    return ""
+
+
+def _qdiscs() -> Iterator[tuple[int, int, int, str]]:
+    """Ifindex, handle, parent and kind of each."""
     body = _TCMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
     request = Request(RTM_GETQDISC, NLM_F_REQUEST | NLM_F_DUMP, body)
     try:
         answers = query(request, "qdisc list", "all interfaces")
     except KernelError as error:
         if error.errno == errno.EOPNOTSUPP:
-            return {}
+            return
         raise
-    found: dict[int, str] = {}
     for answer in answers:
-        _, ifindex, handle, _, _ = _TCMSG.unpack_from(answer)
-        if handle == _CLSACT_HANDLE:
-            found[ifindex] = _text(nested_attributes(answer[_TCMSG.size :]), TCA_KIND)
-    return found
+        _, ifindex, handle, parent, _ = _TCMSG.unpack_from(answer)
+        yield ifindex, handle, parent, _text(nested_attributes(answer[_TCMSG.size :]), TCA_KIND)
 
 
 def delete_clsact(ifindex: int) -> None:

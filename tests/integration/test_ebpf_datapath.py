@@ -427,6 +427,42 @@ def test_a_next_hop_of_ipv6_is_taken(lab):
         node.exec(["ip", "route", "del", *route])
 
 
+@pytest.mark.parametrize("what", ["qdisc", "filter"])
+def test_what_others_have_at_the_device_sees_what_goes_out(lab, what):
+    """The programs would take packets before it: before a limit that an operator has set, say."""
+    node = lab.node(1)
+
+    def all_peers() -> str:
+        return network_status(lab, 1)["datapath"]["offloads"]["all_peers"]
+
+    def tc(*words: str) -> str:
+        return node.exec(["tc", *words]).stdout
+
+    if what == "qdisc":
+        tc("qdisc", "add", "dev", "flannel0", "root", "pfifo", "limit", "100")
+    else:
+        if WAY == "tcx":
+            tc("qdisc", "add", "dev", "flannel0", "clsact")
+        at = ["dev", "flannel0", "egress", "pref", "50"]
+        tc("filter", "add", *at, "bpf", "da", "bytecode", "1,6 0 0 4294967295")
+    nudge(lab, 1)
+    lab.wait(lambda: f"flannel0's {what}" in all_peers(), 5, what="it is noticed")
+    before = counters(lab, 1)
+    assert lab.ping_all(count=5, deadline=5).ok
+    assert counters(lab, 1)["tun_packets"] >= before["tun_packets"] + 10
+    if what == "qdisc":
+        (shown,) = json.loads(tc("-s", "-j", "qdisc", "show", "dev", "flannel0", "root"))
+        assert shown["packets"] >= 10
+        tc("qdisc", "del", "dev", "flannel0", "root")
+    else:
+        tc("filter", "del", *at)
+    nudge(lab, 1)
+    lab.wait(lambda: all_peers() == "on", 5, what="the programs send again")
+    before = counters(lab, 1)
+    assert lab.ping_all(count=5, deadline=5).ok
+    assert counters(lab, 1)["tun_packets"] >= before["tun_packets"] + 10
+
+
 class TestMarks:
     """A packet's mark, which routing rules and firewalls go by, is not the datagram's."""
 

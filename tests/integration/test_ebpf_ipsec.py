@@ -70,7 +70,7 @@ def test_what_a_policy_blocks_the_programs_do_not_carry(lab: Lab, direction: str
     xfrm(node, "policy", "add", *selector, "action", "block")
     try:
         lab.wait(lambda: not reaches(lab), 3, what="the policy is heeded")
-        assert all_peers(lab, 1) == "off (policies of IPsec are for 1 of 1)"
+        assert all_peers(lab, 1) == "off (policies of IPsec are for 1 of 1 peers)"
         assert all_peers(lab, 2) == "on"
     finally:
         xfrm(node, "policy", "del", *selector)

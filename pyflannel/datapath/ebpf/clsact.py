@@ -214,6 +214,19 @@ def _is_ours(found: tc.Filter) -> bool:
     return found.kind == "bpf" and found.handle == HANDLE and found.name.startswith(NAME)
 
 
+def behind(ifindex: int) -> str:
+    """What others have put at a device's egress, behind our program there; empty if nothing.
+
+    Raises:
+        KernelError: the kernel does not say.
+    """
+    kind = tc.root_qdisc(ifindex)
+    if kind:
+        return f"qdisc, {kind}"
+    others = (found for found in tc.filters(ifindex, tc.Side.EGRESS) if not _is_ours(found))
+    return next((f"filter, {found.kind}" for found in others), "")
+
+
 def _ours(ifindex: int, side: tc.Side) -> list[tc.Filter]:
     return [found for found in tc.filters(ifindex, side) if _is_ours(found)]
 

@@ -15,7 +15,7 @@ from pyflannel.core.errors import DatapathError, FlannelError, KernelError
 from pyflannel.core.lpm import PeerTable
 from pyflannel.datapath.advice import SLOW_S, Carried, slow_share
 from pyflannel.datapath.base import Capabilities, Datapath, DatapathConfig
-from pyflannel.datapath.ebpf import attachment, bpf, gropair, pins
+from pyflannel.datapath.ebpf import attachment, bpf, clsact, gropair, pins
 from pyflannel.datapath.ebpf.attachment import Attachment
 from pyflannel.datapath.ebpf.cardgro import CardGro
 from pyflannel.datapath.ebpf.ipsec import Guards
@@ -69,6 +69,8 @@ class EbpfDatapath:
         self._overlay = self._underlay = 0
         self._guards = Guards(config.underlay_address, config.port)
         self._aside = 0
+        self._behind = ""
+        """What others have put at the egress of the TUN."""
         self._given: dict[bytes, bytes] | None = None
         """Address by prefix: the peers, as they were last told."""
         self._peers: dict[bytes, tuple[bytes, int]] = {}
@@ -94,11 +96,7 @@ class EbpfDatapath:
                 ),
                 "strip": f"off ({self._srv6_refusal})" if self._srv6_refusal else "on",
                 "card_gro": self._card.state,
-                "all_peers": (
-                    f"off (policies of IPsec are for {self._aside} of {len(self._given or ())})"
-                    if self._aside
-                    else "on"
-                ),
+                "all_peers": f"off ({self._left})" if self._left else "on",
                 "pinned": str(self._pins) if self._pins is not None else "off (no bpffs)",
             },
             devices=(gropair.SENDER, gropair.RECEIVER),
@@ -150,6 +148,7 @@ class EbpfDatapath:
         self._way = self._attachment.name
         self._overlay, self._underlay = overlay, underlay
         self._guards.look()
+        self._behind = clsact.behind(overlay)
         adopted = self._adopt(loaded)
         if not adopted:
             # Before a program of ours runs in a link of another release.
@@ -225,7 +224,9 @@ class EbpfDatapath:
 
     def _places(self) -> dict[str, int]:
         """Where each program belongs."""
-        places = {"overlay_out": self._overlay, "underlay_in": self._underlay}
+        places = {"underlay_in": self._underlay}
+        if not self._behind:
+            places["overlay_out"] = self._overlay
         if self._gro is not None:
             places |= {
                 "pair_in": self._gro.sender,
@@ -268,6 +269,10 @@ class EbpfDatapath:
 
     def _mend_attachment(self) -> list[str]:
         assert self._attachment is not None  # noqa: S101
+        former, self._behind = self._behind, clsact.behind(self._overlay)
+        if self._behind != former:
+            self._attachment.place(self._places())
+            log.info("the device has something for what goes out", what=self._behind or "nothing")
         return self._attachment.mend()
 
     def _mend_maps(self) -> list[str]:
@@ -376,6 +381,15 @@ class EbpfDatapath:
             log.warning("peers take the slow path", reason=reason)
         self._refused = reason
 
+    @property
+    def _left(self) -> str:
+        """Why all packets that go out, or those of some peers, are left to user space."""
+        if self._behind:
+            return f"what goes out passes {self._config.tun_name}'s {self._behind}"
+        if self._aside:
+            return f"policies of IPsec are for {self._aside} of {len(self._given or ())} peers"
+        return ""
+
     def _note_aside(self, aside: int) -> None:
         if aside != self._aside:
             log.info("user space carries the peers that policies of IPsec are for", peers=aside)
@@ -403,9 +417,8 @@ class EbpfDatapath:
 
         Pods cannot make it so: packets that are left to user space for what they are do not count.
         """
-        peers = len(self._given or ())
-        if 2 * self._aside > peers:
-            return f"policies of IPsec are for {self._aside} of {peers} peers"
+        if self._behind or 2 * self._aside > len(self._given or ()):
+            return self._left
         if self._loaded is None:
             return ""
         slow = _total(self._loaded.maps["counters"], NO_WAY)
