@@ -55,8 +55,8 @@
  * the peer whose address the datagram came from; the inner destination lies in the network; TTL;
  * the lengths agree. A datagram that fails one is passed on, and user space counts and drops it.
  *
- * What is bypassed: netfilter's OUTPUT, INPUT and conntrack for the *outer* packet. The inner one
- * passes FORWARD and POSTROUTING as ever. The outer UDP checksum is 0 (RFC 768); one that a received
+ * What is bypassed: netfilter's OUTPUT, INPUT and conntrack for the *outer* packet, and IPsec: peers that
+ * a policy is for are not in the table. The inner packet passes FORWARD and POSTROUTING as ever. The outer UDP checksum is 0 (RFC 768); one that a received
  * datagram has is verified. The inner checksums are verified by their receivers.
  *
  * License: only programs under the GPL may call bpf_fib_lookup(), so this file (and no other) may
@@ -377,7 +377,8 @@ static __always_inline int send_out(const struct settings *conf, long found,
 	return bpf_redirect_neigh(way->ifindex, &next, sizeof(next), 0);
 }
 
-/* Whether a packet is so long that a helper may refuse to add so many bytes. Super packets have no such limit. */
+/* Whether a packet is so long that a helper may refuse to add so many bytes. Super packets have no
+ * such limit. */
 static __always_inline int is_too_long(const struct __sk_buff *skb, __u32 added)
 {
 	return !skb->gso_size && skb->len + added > LONGEST_BYTES;
