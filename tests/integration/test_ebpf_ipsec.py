@@ -170,7 +170,7 @@ def test_what_ipsec_encrypts_is_never_on_the_wire_in_plain(lab: Lab) -> None:
 
 
 def test_the_native_data_path_goes_through_ipsec_as_well() -> None:
-    """A kernel with IPsec on the way refuses to send many datagrams as one (net/ipv4/udp.c, EIO)."""
+    """With IPsec on the way the kernel refuses many datagrams at once (net/ipv4/udp.c, EIO)."""
     spec = LabSpec(nodes=2, backend="udp", name="ipsec-native", datapath="native")
     with Lab(spec) as lab, encrypted(lab):
         lab.wait(lambda: reaches(lab), 5, what="all pods reach each other")
