@@ -476,7 +476,7 @@ class DeviceRig(Rig):
         data: bytes,
         *,
         station: str = "",
-        tagged: bool = False,
+        vlan: int | None = None,
         checksum: int | None = None,
         header_checksum: int | None = None,
         cut_bytes: int = 0,
@@ -485,14 +485,14 @@ class DeviceRig(Rig):
 
         Args:
             station: MAC address that it is for, ours by default.
-            tagged: for a VLAN that does not exist.
+            vlan: of a tag, with a priority.
             checksum: of UDP, instead of the right one.
             header_checksum: of the outer IP header, likewise.
             cut_bytes: so many bytes less than the datagram has, the outer IP header says.
         """
         ours = self.wire.ours()
         ether = Ether(dst=station or ours["address"], src="02:00:00:00:00:0a")
-        tag = Dot1Q(vlan=5) if tagged else b""
+        tag = Dot1Q(vlan=vlan, prio=5) if vlan is not None else b""
         ip = IP(
             src=str(self.addresses[sender]),
             dst=str(self.config.underlay_address),
@@ -501,7 +501,7 @@ class DeviceRig(Rig):
             len=28 + len(data) - cut_bytes,
         )
         udp = UDP(sport=self.PORT, dport=self.PORT, chksum=checksum)
-        frame = bytes(ether / tag / ip / udp / data if tagged else ether / ip / udp / data)
+        frame = bytes(ether / tag / ip / udp / data if tag else ether / ip / udp / data)
         with (
             self.in_peers_namespace(),
             socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire,

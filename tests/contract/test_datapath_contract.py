@@ -33,6 +33,7 @@ from pyflannel.datapath.base import (
     Datapath,
     DatapathConfig,
 )
+from pyflannel.datapath.ebpf import EbpfDatapath
 from pyflannel.datapath.ebpf.cardplan import FIRST_LINUX
 from pyflannel.datapath.select import IMPLEMENTATIONS
 from pyflannel.kernel.limits import linux_version
@@ -983,9 +984,22 @@ def test_a_datagram_whose_checksum_was_finished_arrives(running: DeviceRig) -> N
     assert running.to_tun == [one_hop_later(data) for data in sent]
 
 
+@on_a_real_wire
+def test_a_tag_that_has_a_priority_alone_is_no_vlans(running: DeviceRig) -> None:
+    """VLAN 0, as some switches and adapters send it (IEEE 802.1Q, priority-tagged frames)."""
+    sent = [packet(AT_A, OURS, payload=bytes(range(256)) * 5 + bytes(n)) for n in range(4)]
+    for data in sent:
+        running.deliver_frame("a", data, vlan=0)
+        running.deliver_frame("a", data, vlan=0, checksum=0)
+    running.step(lambda: len(running.collected().to_tun) == 2 * len(sent), "all arrive")
+    assert running.to_tun == [one_hop_later(data) for data in sent for _ in range(2)]
+    if isinstance(running.path, EbpfDatapath):
+        assert running.path._slow.counters()["udp_packets"] == 0
+
+
 NOT_FOR_US = {
     "another station's": {"station": "02:00:00:00:00:77"},
-    "a VLAN's": {"tagged": True},
+    "a VLAN's": {"vlan": 5},
     "a wrong checksum": {"checksum": 0x1234},
     "a wrong header checksum": {"header_checksum": 0x1234},
     "one that ends before its datagram": {"cut_bytes": 1},

@@ -90,6 +90,7 @@
 #define OFFSET_ONLY 0x1fff
 #define BELIEVED_BYTES 1280 /* see datapath/base.py: smaller path MTUs are not believed */
 #define TAG_BYTES 4      /* IEEE 802.1Q */
+#define VLAN_ID_BITS 0xfff
 #define BARE 0xff        /* XORed into a token's last byte before a packet is wrapped */
 /* The least that reaches beyond the eight bytes of a UDP header, by whole words. */
 #define BEYOND_BYTES 8
@@ -670,6 +671,12 @@ static __always_inline int is_no_source(__be32 address, const struct settings *c
 	return first == 0 || first == 127 || first >= 224 || address == conf->local;
 }
 
+/* Whether a frame is for a VLAN. One with a priority alone, in a tag of VLAN 0, is not (IEEE 802.1Q). */
+static __always_inline int is_of_vlan(const struct __sk_buff *skb)
+{
+	return skb->vlan_present && skb->vlan_tci & VLAN_ID_BITS;
+}
+
 /* The body of underlay_in; `at_card`: of underlay_at_card. */
 static __always_inline int take(struct __sk_buff *skb, const struct settings *conf, int at_card)
 {
@@ -685,7 +692,7 @@ static __always_inline int take(struct __sk_buff *skb, const struct settings *co
 	/* Not ours: frames for another station, frames with a tag for a device above this one, and frames
 	 * that the stack would drop. */
 	if (!conf || skb->protocol != bpf_htons(ETH_P_IP) || skb->pkt_type != PACKET_HOST ||
-	    skb->vlan_present || bpf_skb_load_bytes(skb, ETH_HLEN, &packet, sizeof(packet)))
+	    is_of_vlan(skb) || bpf_skb_load_bytes(skb, ETH_HLEN, &packet, sizeof(packet)))
 		return NOT_OURS;
 	if (packet.ip.protocol != IPPROTO_UDP || packet.ip.version != 4 || packet.ip.ihl != 5 ||
 	    packet.udp.dest != conf->port || packet.ip.daddr != conf->local ||
@@ -735,7 +742,9 @@ static __always_inline int take(struct __sk_buff *skb, const struct settings *co
 	if (bpf_skb_adjust_room(skb, -(__s32)(OUTER_BYTES + beyond), BPF_ADJ_ROOM_MAC,
 				BPF_F_ADJ_ROOM_FIXED_GSO))
 		return NOT_OURS;
-	skb->mark = 0; /* the datagram's, not the packet's */
+	skb->mark = 0; /* the datagram's, not the packet's; as the priority in a tag */
+	if (skb->vlan_present)
+		bpf_skb_vlan_pop(skb);
 	decrement_ttl(&packet.inner);
 	if ((beyond && bpf_skb_adjust_room(skb, beyond, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO)) ||
 	    bpf_skb_store_bytes(skb, ETH_HLEN, &packet.inner, sizeof(packet.inner),
@@ -770,7 +779,7 @@ static __always_inline int to_user(struct __sk_buff *skb, const struct settings 
 	__be16 ports[2];
 	long failed;
 
-	if (skb->protocol != bpf_htons(ETH_P_IP) || skb->vlan_present ||
+	if (skb->protocol != bpf_htons(ETH_P_IP) || is_of_vlan(skb) ||
 	    bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)) || ip.version != 4 ||
 	    ip.protocol != IPPROTO_UDP || ip.daddr != conf->local ||
 	    ip.frag_off & bpf_htons(OFFSET_ONLY) ||
