@@ -25,6 +25,7 @@ from scapy.layers.l2 import Ether
 from pyflannel.datapath.ebpf import attachment, bpf, gropair
 from pyflannel.datapath.ebpf.path import HOP, PREFIX, SETTINGS, ZERO_KEY
 from pyflannel.datapath.ebpf.programs import OBJECT, PROGRAMS
+from pyflannel.kernel.limits import linux_version
 from pyflannel.lab import Lab, LabSpec, bench
 from pyflannel.lab.nodes import Node
 from tests.support.programs import verified_steps
@@ -926,7 +927,10 @@ class TestBesideUserSpace:
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_the_verifier_is_soon_through(name):
-    """It runs twice at each start, and nothing else does meanwhile: 10,000 steps take 5 ms."""
+    """It runs twice at each start, and nothing else does meanwhile: 10,000 steps take 5 ms.
+
+    The verifiers of older kernels tell fewer states apart from others, and take more.
+    """
     shipped = bpf.BpfObject(
         resources.files("pyflannel.datapath.ebpf").joinpath(OBJECT).read_bytes()
     )
@@ -936,7 +940,8 @@ def test_the_verifier_is_soon_through(name):
             fds[each] = bpf.Map.create(each, definition).fd
             stack.callback(os.close, fds[each])
         code = shipped.instructions(f"tcx/{name}", fds)
-        assert 10 < verified_steps(code, shipped.license) < 10_000
+        most = 10_000 if linux_version() >= (6, 12) else 25_000
+        assert 10 < verified_steps(code, shipped.license) < most
 
 
 def test_cleanup_finds_what_a_killed_daemon_left_without_bpffs():
