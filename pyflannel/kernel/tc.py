@@ -104,18 +104,22 @@ def hooks() -> dict[int, str]:
     return {ifindex: kind for ifindex, handle, _, kind in _qdiscs() if handle == _CLSACT_HANDLE}
 
 
-def root_qdisc(ifindex: int) -> str:
-    """Kind of the root qdisc that somebody has given a device; empty if it has its own.
+def qdiscs_of(ifindex: int) -> tuple[str, str]:
+    """Kinds of the root qdisc that somebody has given a device, and of the one for filters.
 
-    A device's own has no handle (net/sched/sch_generic.c, `attach_one_default_qdisc`).
+    Empty if it has none. The root qdisc that a device has of itself has no handle, and is none
+    (net/sched/sch_generic.c, `attach_one_default_qdisc`).
 
     Raises:
         KernelError: the kernel does not say.
     """
+    root = hook = ""
     for at, handle, parent, kind in _qdiscs():
-        if (at, parent) == (ifindex, _ROOT) and handle:
-            return kind
-    return ""
+        if at == ifindex and handle == _CLSACT_HANDLE:
+            hook = kind
+        elif (at, parent) == (ifindex, _ROOT) and handle:
+            root = kind
+    return root, hook
 
 
 def _qdiscs() -> Iterator[tuple[int, int, int, str]]:

@@ -220,9 +220,11 @@ def behind(ifindex: int) -> str:
     Raises:
         KernelError: the kernel does not say.
     """
-    kind = tc.root_qdisc(ifindex)
-    if kind:
-        return f"qdisc, {kind}"
+    root, hook = tc.qdiscs_of(ifindex)
+    if root:
+        return f"qdisc, {root}"
+    if hook != "clsact":  # `ingress` shows its filters for either side
+        return ""
     others = (found for found in tc.filters(ifindex, tc.Side.EGRESS) if not _is_ours(found))
     return next((f"filter, {found.kind}" for found in others), "")
 
