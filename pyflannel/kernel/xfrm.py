@@ -158,23 +158,23 @@ def far_side(body: bytes, address: IPv4Address, port: int) -> IPv4Network | None
     to, source, *ports, family, to_bits, source_bits, protocol, _, _ = _SELECTOR.unpack(selector)
     if family != AF_INET or protocol not in (0, socket.IPPROTO_UDP):
         return None
-    networks = [
-        IPv4Network((packed[:4], bits), strict=False)
-        for packed, bits in ((to, to_bits), (source, source_bits))
-    ]
-    to_port, source_port = _fits(port, *ports[:2]), _fits(port, *ports[2:])
+    fits = _fits(port, *ports[:2])
     if direction == _IN:  # a peer's port may be another, behind a NAT
-        near, far, fits = networks[0], networks[1], to_port
+        near, near_bits, far, far_bits = to, to_bits, source, source_bits
     elif direction == _OUT:
-        near, far, fits = networks[1], networks[0], to_port and source_port
+        near, near_bits, far, far_bits = source, source_bits, to, to_bits
+        fits = fits and _fits(port, *ports[2:])
     else:
+        return None
+    other = int(address) ^ int.from_bytes(near[:4], "big")
+    if not fits or other >> (_ADDRESS_BITS - near_bits):
         return None
     attributes = attributes_from(body, _POLICY.size)
     harmless = action == _ALLOW and _TEMPLATES not in attributes
     elsewhere = any(attributes.get(_INTERFACE, b"")) or any(attributes.get(_MARK, b"")[:4])
-    if address not in near or not fits or harmless or elsewhere or _unpack(body)[1].bolted:
+    if harmless or elsewhere or _unpack(body)[1].bolted:
         return None
-    return far
+    return IPv4Network((far[:4], far_bits), strict=False)
 
 
 def _fits(port: int, wanted: bytes, mask: bytes) -> bool:

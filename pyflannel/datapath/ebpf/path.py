@@ -239,8 +239,9 @@ class EbpfDatapath:
         """Compares all our objects in the kernel with what they should be, and repairs them."""
         if self._loaded is None or self._attachment is None:
             return []
-        self._guards.watch(self._heed_guards)
-        mended = self._heed_guards()
+        watched = self._guards.watch(self._heed_guards)
+        # Events tell of all changes; to look all the same is no more than a full pass may take.
+        mended = self._heed_guards() if not watched or self._guards.is_quick else []
         trouble = ""
         pair = (self._mend_pair,) if self._completed else ()
         for mend in (*pair, self._mend_attachment, self._mend_maps):
@@ -359,7 +360,7 @@ class EbpfDatapath:
         hops = {
             key: (each, self._traffic.number(each))
             for key, each in wanted.items()
-            if not (self._guards.any and self._guards.cover(IPv4Address(each)))
+            if not self._guards.cover(each)
         }
         for key, hop in hops.items():
             if self._peers.get(key) != hop:
