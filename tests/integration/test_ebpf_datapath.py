@@ -456,7 +456,7 @@ def test_what_others_have_at_the_device_sees_what_goes_out(lab, what):
         assert shown["packets"] >= 10
         tc("qdisc", "del", "dev", "flannel0", "root")
     else:
-        tc("filter", "del", *at)
+        tc("qdisc", "del", "dev", "flannel0", "clsact")
     nudge(lab, 1)
     lab.wait(lambda: all_peers() == "on", 5, what="the programs send again")
     before = counters(lab, 1)
