@@ -102,13 +102,17 @@ class Guards:
             self._soon = None
             changed()
 
-        def heard() -> None:
-            xfrm.drain(events)
+        def look_soon() -> None:
             if self._soon is None:
                 self._soon = loop.call_later(max(PAUSE_S, SHARE * self._took_s), look_now)
 
+        def heard() -> None:
+            xfrm.drain(events)
+            look_soon()
+
         loop.add_reader(events.fileno(), heard)
         self._watching = loop, events
+        look_soon()  # what has changed since the last look was told to nobody
         return False
 
     def stop(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
@@ -58,3 +60,24 @@ def test_what_cannot_be_asked_stays_as_it_was(kernel, caplog):
     assert not guards.look()
     assert covered(guards) == ["192.0.2.2"]
     assert caplog.text.count("not known whether") == 1
+
+
+async def test_what_changed_before_the_watch_began_is_looked_at(kernel, monkeypatch):
+    """However long a look takes: a full pass leaves it to the events then."""
+    heard, teller = socket.socketpair()
+    heard.setblocking(False)
+    monkeypatch.setattr(ipsec.xfrm, "is_loaded", lambda: True)
+    monkeypatch.setattr(ipsec.xfrm, "open_events", lambda: heard)
+    changed = asyncio.Event()
+    guards = ipsec.Guards(HERE, 8285)
+    with teller:
+        try:
+            assert not guards.watch(changed.set)
+            assert guards.watch(changed.set)
+            for _ in range(2):
+                await asyncio.wait_for(changed.wait(), 5)
+                changed.clear()
+                teller.send(b"a policy")
+        finally:
+            guards.stop()
+    assert heard.fileno() == -1
