@@ -129,7 +129,7 @@ def create(
         kind: `auto`, or a key of `IMPLEMENTATIONS`.
         implementations: fastest first; tests give their own.
         failed: kinds that `auto` passes over although their probe succeeds, each with the reason:
-            their `start` has just raised.
+            their `start` has just raised, or they turned out to be slow.
         link: the external interface.
 
     Returns:

@@ -17,9 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from pyflannel.core.errors import KernelError, NotPermitted
 from pyflannel.core.ip import Family
-from pyflannel.kernel.sockopts import NETLINK_ADD_MEMBERSHIP, SOL_NETLINK
+from pyflannel.kernel.request import listen
 
 NETLINK_NETFILTER: Final = 12
 NFNLGRP_NFTABLES: Final = 7
@@ -43,22 +42,7 @@ def open_nftables_events() -> socket.socket:
     Raises:
         KernelError: the kernel has no nf_tables, or does not let us listen.
     """
-    try:
-        events = socket.socket(
-            socket.AF_NETLINK,
-            socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK,
-            NETLINK_NETFILTER,
-        )
-    except OSError as error:
-        raise KernelError("listen for", "nf_tables changes", error.errno or 0) from error
-    try:
-        events.bind((0, 0))
-        events.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTABLES)
-    except OSError as error:
-        events.close()
-        kind = NotPermitted if isinstance(error, PermissionError) else KernelError
-        raise kind("listen for", "nf_tables changes", error.errno or 0) from error
-    return events
+    return listen(NETLINK_NETFILTER, NFNLGRP_NFTABLES, "nf_tables changes")
 
 
 def changed_tables(events: socket.socket) -> set[str] | None:

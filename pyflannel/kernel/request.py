@@ -1,4 +1,4 @@
-"""One netlink request, sent and acknowledged synchronously.
+"""One netlink request, sent and acknowledged synchronously; and a socket that hears of changes.
 
 For the few who need one or two of them as part of something else (the eBPF data path, at its
 start); everything that is reconciled goes through `kernel.netlink`.
@@ -12,6 +12,7 @@ from typing import Final
 
 from pyflannel.core.errors import KernelError, NotPermitted
 from pyflannel.kernel import rtnl
+from pyflannel.kernel.sockopts import NETLINK_ADD_MEMBERSHIP, SOL_NETLINK
 
 _TIMEOUT_S: Final = 5.0
 """The answer is there at once, or the kernel is in deep trouble."""
@@ -49,6 +50,33 @@ def transact(
         raise NotPermitted(operation, subject, code)
     if code:
         raise KernelError(operation, subject, code)
+
+
+def listen(protocol: int, group: int, subject: str) -> socket.socket:
+    """A non-blocking socket that gets what the kernel tells a multicast group in this namespace.
+
+    Args:
+        protocol: of netlink.
+        group: its number.
+        subject: for the error: what is told.
+
+    Raises:
+        KernelError: there is no such protocol or group.
+        NotPermitted: a capability is missing.
+    """
+    kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+    try:
+        events = socket.socket(socket.AF_NETLINK, kind, protocol)
+    except OSError as error:
+        raise KernelError("listen for", subject, error.errno or 0) from error
+    try:
+        events.bind((0, 0))
+        events.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
+    except OSError as error:
+        events.close()
+        refused = NotPermitted if isinstance(error, PermissionError) else KernelError
+        raise refused("listen for", subject, error.errno or 0) from error
+    return events
 
 
 def query(

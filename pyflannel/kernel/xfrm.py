@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from pyflannel.core.errors import KernelError
-from pyflannel.kernel.request import query, transact
+from pyflannel.kernel.request import listen, query, transact
 from pyflannel.kernel.rtnl import (
     AF_INET,
     CREATE_FLAGS,
@@ -30,7 +30,6 @@ from pyflannel.kernel.rtnl import (
     Request,
     attributes_from,
 )
-from pyflannel.kernel.sockopts import NETLINK_ADD_MEMBERSHIP, SOL_NETLINK
 from pyflannel.records import dataclass
 
 NETLINK_XFRM: Final = 6
@@ -189,18 +188,7 @@ def open_events() -> socket.socket:
     Raises:
         KernelError: there is no xfrm, or CAP_NET_ADMIN is missing.
     """
-    kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-    try:
-        events = socket.socket(socket.AF_NETLINK, kind, NETLINK_XFRM)
-    except OSError as error:
-        raise KernelError("listen for", "xfrm policies", error.errno or 0) from error
-    try:
-        events.bind((0, 0))
-        events.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, _GROUP_OF_POLICIES)
-    except OSError as error:
-        events.close()
-        raise KernelError("listen for", "xfrm policies", error.errno or 0) from error
-    return events
+    return listen(NETLINK_XFRM, _GROUP_OF_POLICIES, "xfrm policies")
 
 
 def drain(events: socket.socket) -> None:

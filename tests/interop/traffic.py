@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from pyflannel.kernel.sockopts import SO_RCVBUFFORCE
 from tests.contract.datapath_rigs import Namespace
 from tests.interop.nodes import DEADLINE_S, IP_MTU_DISCOVER, IP_PMTUDISC_DONT, Trouble
 from tests.support.guests import has_device
@@ -36,7 +37,7 @@ AT_LIMITS: Final = (15_290, 15_291, 15_950, 15_994, 15_995, 16_030, 16_050, 16_4
 TTL_LEFT: Final = 60
 """64 less two routers and two ends of the tunnel."""
 IP_TOS, IP_OPTIONS, IP_RECVOPTS, IP_RECVTOS = 1, 4, 6, 13
-SO_NO_CHECK, SO_RCVBUFFORCE, UDP_SEGMENT = 11, 33, 103
+SO_NO_CHECK, UDP_SEGMENT = 11, 103
 SOL_PACKET, PACKET_AUXDATA, PACKET_OUTGOING = 263, 8, 4
 TP_STATUS_CSUMNOTREADY: Final = 1 << 3
 """linux/if_packet.h: the checksum is left to a device, so a capture cannot show it."""

@@ -140,10 +140,8 @@ class UdpNetwork:
         failure = self._runner.failure()
         if failure is not None:
             log.warning("data path stopped, starting it again", reason=failure)
-            self._runner.stop()
-            await self._give_up_tun()
-            full = True
-        elif (full or changed) and self._synced and self._runner.leave_slow():
+        look = (full or changed) and self._synced
+        if failure is not None or (look and self._runner.leave_slow()):
             self._runner.stop()
             await self._give_up_tun()
             full = True

@@ -55,9 +55,10 @@
  * the peer whose address the datagram came from; the inner destination lies in the network; TTL;
  * the lengths agree. A datagram that fails one is passed on, and user space counts and drops it.
  *
- * What is bypassed: netfilter's OUTPUT, INPUT and conntrack for the *outer* packet, and IPsec: peers that
- * a policy is for are not in the table. The inner packet passes FORWARD and POSTROUTING as ever. The outer UDP checksum is 0 (RFC 768); one that a received
- * datagram has is verified. The inner checksums are verified by their receivers.
+ * What is bypassed: netfilter's OUTPUT, INPUT and conntrack for the *outer* packet, and IPsec: peers
+ * that a policy is for are not in the table. The inner packet passes FORWARD and POSTROUTING as ever.
+ * The outer UDP checksum is 0 (RFC 768); one that a received datagram has is verified. The inner
+ * checksums are verified by their receivers.
  *
  * License: only programs under the GPL may call bpf_fib_lookup(), so this file (and no other) may
  * be used under the GPL as well.

@@ -420,15 +420,12 @@ class EbpfDatapath:
         """
         if self._behind or 2 * self._aside > len(self._given or ()):
             return self._left
-        if self._loaded is None:
+        before, at = self._carried, time.monotonic()
+        if self._loaded is None or (before is not None and at - before.at < SLOW_S):
             return ""
         slow = _total(self._loaded.maps["counters"], NO_WAY)
-        now = Carried(time.monotonic(), slow, self.counters()["tun_packets"])
-        before = self._carried or now
-        if self._carried is not None and now.at - before.at < SLOW_S:
-            return ""
-        self._carried = now
-        return slow_share(before, now)
+        self._carried = now = Carried(at, slow, self.counters()["tun_packets"])
+        return slow_share(before, now) if before is not None else ""
 
     def failure(self) -> str | None:
         """The failure of the user-space path, which notices first when the device is gone."""
